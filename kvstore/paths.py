@@ -1,0 +1,103 @@
+"""Raw request target ↔ path ↔ Redis keys. Every Redis key is built here.
+
+A path is split at literal slashes and each segment is percent-decoded once, so `%2F` is a character inside a segment. The
+canonical text of a path encodes every segment in exactly one way; keys are made of that text, therefore two paths share a
+key only when they are the same path. Source: RFC 3986 sections 2.1, 3.3; CLUSTER hash tags:
+https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/#hash-tags
+"""
+
+import re
+from functools import lru_cache
+from typing import NamedTuple
+from urllib.parse import quote, unquote_to_bytes
+
+from kvstore.errors import InvalidPath, PathTooLong
+
+MAX_SEGMENTS = 32
+MAX_BYTES = 1024  # decoded, slashes counted
+
+# pchar of RFC 3986 without "%": what may stand in a segment as it is.
+_LITERAL = "-._~!$&'()*+,;=:@"
+_BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_AUTHORITY = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*")
+
+
+class Keys(NamedTuple):
+    """The Redis keys that a command on one document touches, all in one slot of a cluster."""
+
+    document: str  # hash: the members, and one field of ours
+    log: str  # stream: the namespace's change log
+    names: str  # sorted set: the paths that exist, by name
+    expiry: str  # sorted set: the same paths, by the ms at which they expire
+
+
+class Path(NamedTuple):
+    """A path in canonical spelling.
+
+    `text` is the whole of it (`/a/b%20c`, a container ends in a slash); `rest` is the part below the namespace, as index
+    and change log know it.
+    """
+
+    text: str
+    rest: str
+    is_container: bool
+    keys: Keys
+
+
+def split_target(target: bytes) -> tuple[bytes, bytes]:
+    """A raw request target as (path, query); the absolute form loses its scheme and authority (RFC 9112 section 3.2.2)."""
+    if not target.startswith(b"/") and (authority := _AUTHORITY.match(target)):
+        target = target[authority.end() :] or b"/"
+        if not target.startswith(b"/"):
+            target = b"/" + target
+    path, _, query = target.partition(b"?")
+    return path, query
+
+
+@lru_cache(maxsize=1024)  # a hostile path is 15 KB of keys, so at most 15 MB
+def parse_path(raw: bytes) -> Path:
+    """The path that a raw request path means; raises InvalidPath or PathTooLong."""
+    if not raw.startswith(b"/"):
+        raise InvalidPath("a path starts with a slash")
+    if _BAD_ESCAPE.search(raw):
+        raise InvalidPath("a percent sign is followed by two hexadecimal digits; write %25 for a percent sign")
+    if len(unquote_to_bytes(raw)) > MAX_BYTES:
+        raise PathTooLong(f"a path has at most {MAX_BYTES} bytes when decoded, slashes counted")
+    parts = raw[1:].split(b"/")
+    is_container = parts[-1] == b""
+    if is_container:
+        parts.pop()
+    if len(parts) > MAX_SEGMENTS:
+        raise InvalidPath(f"a path has at most {MAX_SEGMENTS} segments")
+    segments = [_encode_segment(part) for part in parts]
+    path = "/" + "/".join(segments)
+    # A document of one segment, and the root document, live in the root namespace, which no segment can be named like.
+    if len(segments) >= 2 or (segments and is_container):
+        namespace, rest = segments[0], "/".join(segments[1:])
+    else:
+        namespace, rest = "/", "/".join(segments)
+    return Path(
+        text=path + "/" if is_container and segments else path,
+        rest=rest,
+        is_container=is_container and bool(segments),
+        keys=_keys(namespace, rest),
+    )
+
+
+def _encode_segment(raw: bytes) -> str:
+    try:
+        segment = unquote_to_bytes(raw).decode("utf-8")
+    except UnicodeDecodeError:
+        raise InvalidPath("a path is UTF-8, percent-encoded") from None
+    if segment in ("", ".", ".."):
+        raise InvalidPath("a segment of a path is not empty, not '.' and not '..'")
+    if _CONTROL.search(segment):
+        raise InvalidPath("a path has no control characters")
+    return quote(segment, safe=_LITERAL)
+
+
+def _keys(namespace: str, rest: str) -> Keys:
+    # Canonical segments hold no braces, so the hash tag is the namespace and nothing else.
+    name = "kv:{" + namespace + "}"
+    return Keys(document=name + "/" + rest, log=name + "!log", names=name + "!index", expiry=name + "!expiry")

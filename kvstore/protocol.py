@@ -1,0 +1,220 @@
+"""HTTP's rules, once: `parse` makes a command of a request, `render` makes a reply of what the store answered.
+
+Functions of values: no Flask, no Redis, no clock, no I/O. An adapter carries bytes to and from here; what an adapter must
+see to by itself is written at Request and Reply. Sources: RFC 9110 (HTTP), RFC 9457 (problems), RFC 8594 (Sunset).
+"""
+
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from time import gmtime
+from typing import NamedTuple
+from urllib.parse import parse_qsl
+
+from kvstore import codec
+from kvstore.commands import Command, Delete, Deleted, Failed, Found, Get, Missing, Put, Stored
+from kvstore.conditions import parse_conditions, read_status, tag_time_ms
+from kvstore.errors import (
+    InternalError,
+    InvalidParameter,
+    InvalidTTL,
+    MethodNotAllowed,
+    NotFound,
+    NotImplementedHere,
+    PreconditionFailed,
+    Problem,
+    UnsupportedMediaType,
+)
+from kvstore.paths import Path, parse_path, split_target
+from kvstore.settings import Settings
+
+MAX_BODY_BYTES = codec.MAX_BYTES
+
+Headers = tuple[tuple[str, str], ...]
+
+
+class Request(NamedTuple):
+    """An HTTP request.
+
+    `target` is the raw request target as it came, below the place where the service is mounted; `base` is that place
+    (`""` or `/prefix`). `headers` are by lower-case name, several lines of one name joined by ", ". `body` is complete:
+    an adapter refuses one that is larger than MAX_BODY_BYTES, or cut off, before it comes here.
+    """
+
+    method: str
+    target: bytes
+    headers: Mapping[str, str]
+    body: bytes = b""
+    base: str = ""
+
+
+class Reply(NamedTuple):
+    """An HTTP reply. An adapter adds Content-Length, and sends no body where the method is HEAD or the status 204 or 304."""
+
+    status: int
+    headers: Headers
+    body: bytes = b""
+
+
+# On every reply: nothing that is stored may run in a browser.
+SAFE: Headers = (
+    ("X-Content-Type-Options", "nosniff"),
+    ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'; sandbox"),
+)
+DOCUMENT: Headers = (("Content-Type", "application/json"), ("Cache-Control", "no-cache"), *SAFE)
+UNCHANGED: Headers = (("Cache-Control", "no-cache"), *SAFE)
+PROBLEM: Headers = (("Content-Type", "application/problem+json"), ("Cache-Control", "no-store"), *SAFE)
+
+ALLOW_DOCUMENT = "GET, HEAD, PUT, DELETE, OPTIONS"
+ALLOW_CONTAINER = "OPTIONS"
+
+# Besides */*+json: what curl -d sends by itself, and what clients send that know nothing of the body.
+JSON_TYPES = ("application/json", "application/x-www-form-urlencoded", "text/plain", "application/octet-stream")
+_JSON_SUFFIX = re.compile(r"[a-z0-9!#$&^_.+-]+/[a-z0-9!#$&^_.-]+\+json")
+
+_TTL = re.compile(r"([0-9]{1,12})([smhd]?)")
+_TTL_UNITS_S = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
+
+
+def parse(request: Request, settings: Settings) -> Command | Reply:
+    """What a request asks of the store, or the reply where the store is not needed; raises Problem."""
+    raw_path, raw_query = split_target(request.target)
+    if raw_path == b"*" and request.method == "OPTIONS":
+        return Reply(204, (("Allow", ALLOW_DOCUMENT), *SAFE))
+    path = parse_path(raw_path)
+    if path.text.startswith("/_/") or path.text == "/_":
+        raise NotFound("thing doesn't exist: paths under /_/ belong to the service, and there is nothing at this one")
+    allow = ALLOW_CONTAINER if path.is_container else ALLOW_DOCUMENT
+    method = request.method
+    if method == "OPTIONS":
+        return Reply(204, (("Allow", allow), *SAFE))
+    if path.is_container:
+        raise NotImplementedHere("containers cannot be read or written yet; leave out the slash at the end for a document")
+    if method in ("GET", "HEAD"):
+        return Get(path)
+    if method == "PUT":
+        return _put(request, path, raw_query, settings)
+    if method == "DELETE":
+        return Delete(path, parse_conditions(request.headers), settings.log_length)
+    raise MethodNotAllowed(f"{path.text} takes {allow}", headers={"Allow": allow})
+
+
+def render(request: Request, outcome: object) -> Reply:
+    """The reply to a request whose command had this outcome; raises Problem."""
+    match outcome:
+        case Found():
+            return _found(request, outcome)
+        case Stored(document, created):
+            location = (("Location", request.base + _canonical(request)),) if created else ()
+            return _document(201 if created else 200, document, location)
+        case Deleted():
+            return Reply(204, SAFE)
+        case Missing():
+            raise NotFound("thing doesn't exist: nothing is stored at this path, or it has expired")
+        case Failed(current):
+            raise _failed(current)
+    raise InternalError(f"no reply is written for the outcome {type(outcome).__name__}")
+
+
+def refuse(problem: Problem) -> Reply:
+    """The reply that a problem is."""
+    return Reply(problem.status, PROBLEM + tuple(problem.headers.items()), problem.body())
+
+
+def _put(request: Request, path: Path, raw_query: bytes, settings: Settings) -> Put:
+    _check_media_type(request.headers)
+    encoded = codec.encode(request.body)
+    asked_s = _ttl_parameter(raw_query) if raw_query else None
+    for ttl_s in (asked_s, encoded.ttl_s):
+        if ttl_s is not None and not 1 <= ttl_s <= settings.max_ttl_s:
+            raise InvalidTTL(f"a TTL is from 1 to {settings.max_ttl_s} seconds, not {ttl_s:.6g}")
+    ttl_s = asked_s or encoded.ttl_s or settings.default_ttl_s
+    return Put(path, encoded, ttl_s * 1000, parse_conditions(request.headers), settings.log_length)
+
+
+def _check_media_type(headers: Mapping[str, str]) -> None:
+    if headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
+        raise UnsupportedMediaType(
+            "a body is read as it is, without a Content-Encoding", headers={"Accept-Encoding": "identity"}
+        )
+    media_type = headers.get("content-type")
+    if media_type is None:
+        return
+    essence = media_type.partition(";")[0].strip().lower()
+    if essence not in JSON_TYPES and essence != "" and not _JSON_SUFFIX.fullmatch(essence):
+        raise UnsupportedMediaType(
+            "the body must be JSON: send Content-Type: application/json, or none", headers={"Accept": "application/json"}
+        )
+
+
+def _parameter(raw_query: bytes, name: str) -> str | None:
+    values = [value for key, value in parse_qsl(raw_query.decode("latin-1"), keep_blank_values=True) if key == name]
+    if len(values) > 1:
+        raise InvalidParameter(f"the query parameter {name} comes {len(values)} times; send it once")
+    return values[0] if values else None
+
+
+def _ttl_parameter(raw_query: bytes) -> int | None:
+    text = _parameter(raw_query, "ttl")
+    if text is None:
+        return None
+    if not (found := _TTL.fullmatch(text)):
+        raise InvalidTTL("?ttl= is a number of seconds, or a number with a unit: 90, 90s, 5m, 2h, 7d")
+    return int(found[1]) * _TTL_UNITS_S[found[2]]
+
+
+def _canonical(request: Request) -> str:
+    return parse_path(split_target(request.target)[0]).text
+
+
+def _found(request: Request, found: Found) -> Reply:
+    status = read_status(parse_conditions(request.headers), found.tag)
+    if status == 412:
+        raise _failed(found)
+    return _document(200, found, ()) if status == 200 else Reply(304, (*_tag(found.tag), *UNCHANGED))
+
+
+def _failed(current: Found | None) -> PreconditionFailed:
+    if current is None:
+        return PreconditionFailed(
+            "nothing is stored at this path, and a precondition asked for something", etag=None, current=None
+        )
+    return PreconditionFailed(
+        "what is stored is not what a precondition asked for; read it again, decide, and send its entity-tag",
+        etag=f'"{current.tag}"' if current.tag else None,
+        current=_body(current).rstrip(),
+    )
+
+
+def _document(status: int, found: Found, headers: Headers) -> Reply:
+    if found.tag is not None:
+        headers += (*_tag(found.tag), ("Last-Modified", http_date(tag_time_ms(found.tag) // 1000)))
+    if found.expires_at_ms is not None:
+        headers += (("Sunset", http_date(found.expires_at_ms // 1000)),)
+    return Reply(status, DOCUMENT + headers, _body(found))
+
+
+def _tag(tag: str | None) -> Headers:
+    return (("ETag", f'"{tag}"'),) if tag else ()
+
+
+def _body(found: Found) -> bytes:
+    """The document with its remaining TTL as the last member, in whole seconds, rounded up so that it is never 0."""
+    text, ttl_ms = found.text, found.ttl_ms
+    if ttl_ms is None or not found.is_object:
+        return text + b"\n"
+    return b'%b%b"ttl":%d}\n' % (text[:-1], b"," if len(text) > 2 else b"", -(-ttl_ms // 1000))
+
+
+_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
+
+@lru_cache(maxsize=1024)
+def http_date(time_s: int) -> str:
+    """A time in seconds since the epoch as an HTTP-date (RFC 9110 section 5.6.7); past the year 9999, that year's end."""
+    t = gmtime(min(time_s, 253_402_300_799))
+    return (
+        f"{_DAYS[t.tm_wday]}, {t.tm_mday:02} {_MONTHS[t.tm_mon - 1]} {t.tm_year:04} "
+        f"{t.tm_hour:02}:{t.tm_min:02}:{t.tm_sec:02} GMT"
+    )

@@ -1,0 +1,93 @@
+"""How gunicorn serves us: its settings and hooks, as the module that `gunicorn -c python:kvstore.serve` reads.
+
+The embedded server is started by gunicorn's master, before the workers and for all of them, and is stopped after the last
+of them. Source: https://docs.gunicorn.org/en/stable/settings.html
+"""
+
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from kvstore import __version__, embedded
+from kvstore.app import NOTHING_IS_KEPT
+from kvstore.settings import InvalidSetting, Settings, read_settings
+
+
+def _settings() -> Settings:
+    try:
+        return read_settings(os.environ)
+    except InvalidSetting as error:
+        sys.exit(f"kvstore: {error}")
+
+
+_read = _settings()
+_server: embedded.Server | None = None
+
+wsgi_app = "kvstore.app:create_app()"
+bind = f"{_read.host}:{_read.port}"
+worker_class = "gthread"
+threads = 8
+workers = _read.workers or min(os.cpu_count() or 1, 4)
+keepalive = 95  # Heroku's router keeps an idle connection for 90 s
+graceful_timeout = 20  # Heroku kills 30 s after SIGTERM
+timeout = 30
+limit_request_line = 8190  # a path of 1,024 bytes, each escaped, and a query
+loglevel = "warning"
+control_socket_disable = True  # gunicorn would put a socket into the home directory
+
+
+def on_starting(server: Any) -> None:
+    """Start the embedded server where no REDIS_URL is set; the workers find it by theirs."""
+    global _server
+    if _read.redis_url:
+        return
+    try:
+        _server = embedded.start(Path(_read.data))
+    except embedded.NoBinary as reason:
+        print(NOTHING_IS_KEPT.format(why=reason), file=sys.stderr, flush=True)
+        os.environ["REDIS_URL"] = "fake://"
+        server.cfg.set("workers", 1)
+        server.num_workers = 1
+    except embedded.StartFailed as error:
+        sys.exit(f"kvstore: {error}")
+    else:
+        os.environ["REDIS_URL"] = _server.url
+
+
+def when_ready(server: Any) -> None:
+    """Say where we listen, which store is used, how durable that is, and a line to paste."""
+    host, port = server.LISTENERS[0].sock.getsockname()[:2]
+    at = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
+    print(
+        f"kvstore {__version__} listens on {at}\n"
+        f"store: {_store(replace(_read, redis_url=os.environ.get('REDIS_URL', '')))}\n"
+        f"try:   curl -X PUT -d '{{\"value\":123}}' {at}/any/path",
+        flush=True,
+    )
+    if _server and _read.disk_is_lost:
+        print(
+            "WARNING: this machine's disk does not last, and there is no REDIS_URL: everything stored is lost at its next"
+            " restart. Add a Redis: heroku addons:create heroku-redis:mini",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def on_exit(server: Any) -> None:
+    """Stop the embedded server, after the workers."""
+    if _server:
+        _server.stop()
+
+
+def _store(settings: Settings) -> str:
+    if _server:
+        return (
+            f"embedded Valkey, data in {Path(settings.data).resolve()}; a stopped or killed process loses nothing"
+            " older than 1 s"
+        )
+    if settings.redis_url == "fake://":
+        return "the memory of this process; nothing is kept"
+    shown = settings.redis_url.partition("?")[0].rpartition("@")  # without the password
+    return f"Redis at {shown[2] if shown[1] else settings.redis_url.partition('?')[0]}; as durable as that is set up to be"

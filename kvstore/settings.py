@@ -1,0 +1,101 @@
+"""The settings: one table of name, type, default and meaning, read from an environment mapping.
+
+Nothing here reads `os.environ` by itself, so that whoever embeds the service decides where settings come from.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+YEAR_S = 31_536_000
+REDIS_SCHEMES = ("redis", "rediss", "unix")
+
+
+class InvalidSetting(ValueError):
+    """A setting has a value that cannot be used; the message is one line that names it."""
+
+
+def _number(low: int, high: int) -> Callable[[str], int]:
+    def convert(text: str) -> int:
+        if not (text.isascii() and text.isdigit() and low <= int(text) <= high):
+            raise ValueError(f"a whole number from {low} to {high}")
+        return int(text)
+
+    return convert
+
+
+def _redis_url(text: str) -> str:
+    parts = urlsplit(text)
+    try:
+        usable = parts.scheme in REDIS_SCHEMES and (parts.port is None or parts.port > 0)
+    except ValueError:
+        usable = False
+    if not usable:
+        raise ValueError("a URL that starts with " + ", ".join(f"{scheme}://" for scheme in REDIS_SCHEMES))
+    return text
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A row of the table: the environment variable, its default as text, what converts it, and what it means."""
+
+    name: str
+    default: str
+    convert: Callable[[str], Any]
+    meaning: str
+
+
+SETTINGS = (
+    Setting("HOST", "127.0.0.1", str, "address to listen on; `0.0.0.0` for all"),
+    Setting("PORT", "8000", _number(0, 65535), "port to listen on"),
+    Setting("WEB_CONCURRENCY", "", _number(1, 64), "worker processes; empty: one per core, at most 4"),
+    Setting("REDIS_URL", "", _redis_url, "the Redis to store in; empty: the embedded server"),
+    Setting("KVSTORE_DATA", "data", str, "directory in which the embedded server keeps its data"),
+    Setting("KVSTORE_MAX_TTL", str(YEAR_S), _number(1, 100 * YEAR_S), "largest TTL that may be asked for, in seconds"),
+    Setting("KVSTORE_LOG_LENGTH", "1000", _number(1, 10_000_000), "changes kept in each namespace's change log"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The settings, converted. An empty `redis_url` means the embedded server, `workers` 0 means by cores."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    workers: int = 0
+    redis_url: str = ""
+    data: str = "data"
+    max_ttl_s: int = YEAR_S
+    log_length: int = 1000
+    disk_is_lost: bool = False  # a Heroku dyno's disk ends with the dyno
+    verify_tls: bool = True  # Heroku's Redis has a self-signed certificate
+
+    @property
+    def default_ttl_s(self) -> int:
+        """The TTL of a document that asks for none: one year, or the largest where that is less."""
+        return min(YEAR_S, self.max_ttl_s)
+
+
+def read_settings(environ: Mapping[str, str]) -> Settings:
+    """The settings that `environ` asks for; raises InvalidSetting with one line that names the setting."""
+    values: dict[str, Any] = {}
+    for setting in SETTINGS:
+        text = environ.get(setting.name, "").strip() or setting.default
+        try:
+            values[setting.name] = setting.convert(text) if text else ""
+        except ValueError as rule:
+            shown = "what is there" if setting.name == "REDIS_URL" else repr(text)  # a URL may hold a password
+            raise InvalidSetting(f"{setting.name} must be {rule}, not {shown}") from None
+    heroku = bool(environ.get("DYNO"))
+    return Settings(
+        host=values["HOST"],
+        port=values["PORT"],
+        workers=values["WEB_CONCURRENCY"] or 0,
+        redis_url=values["REDIS_URL"],
+        data=values["KVSTORE_DATA"],
+        max_ttl_s=values["KVSTORE_MAX_TTL"],
+        log_length=values["KVSTORE_LOG_LENGTH"],
+        disk_is_lost=heroku,
+        verify_tls=not heroku,
+    )

@@ -1,0 +1,123 @@
+"""The Flask adapter: a blueprint with one wildcard route, to develop with and to mount in somebody's own Flask app.
+
+It carries bytes between WSGI and `protocol`, and decides nothing. The path is taken from the raw request target, since
+WSGI's PATH_INFO is percent-decoded already. Source: PEP 3333; Werkzeug's routing.
+"""
+
+import logging
+from typing import Any
+from urllib.parse import quote, unquote_to_bytes
+
+import flask
+from flask.blueprints import BlueprintSetupState
+from werkzeug.exceptions import BadRequest, ClientDisconnected, RequestEntityTooLarge
+from werkzeug.routing import BaseConverter
+from werkzeug.wsgi import get_input_stream
+
+from kvstore.errors import ContentTooLarge, InvalidRequest, Problem, bug
+from kvstore.paths import split_target
+from kvstore.protocol import MAX_BODY_BYTES, Reply, Request, parse, refuse, render
+from kvstore.settings import Settings
+from kvstore.store import Store
+
+log = logging.getLogger("kvstore")
+
+Environ = dict[str, Any]
+
+
+class _Anything(BaseConverter):
+    """The rest of a path, slashes, empty segments and nothing at all included."""
+
+    regex = r"[\s\S]*"
+    part_isolating = False
+    weight = 1000  # behind every other converter
+
+
+def make_blueprint(store: Store, settings: Settings) -> flask.Blueprint:
+    """A blueprint that answers every request below the prefix it is registered at.
+
+    Any other route of the app comes before the wildcard route.
+    """
+    blueprint = flask.Blueprint("kvstore", __name__)
+
+    def add_route(state: BlueprintSetupState) -> None:
+        prefix = (state.url_prefix or "").rstrip("/")
+
+        def answer(rest: str, **_: str) -> flask.Response:
+            return as_response(_answer(store, settings, flask.request.environ, prefix.count("/")))
+
+        app = state.app
+        app.url_map.converters.setdefault("kvstore_anything", _Anything)
+        endpoint = f"{state.name_prefix}.{state.name}.answer".lstrip(".")
+        # By the map, not by add_url_rule: a rule without methods takes every method, and 405 is ours to say.
+        rule = app.url_rule_class(
+            f"{prefix}/<kvstore_anything:rest>", endpoint=endpoint, strict_slashes=False, merge_slashes=False
+        )
+        app.url_map.add(rule)
+        app.view_functions[endpoint] = answer
+
+    blueprint.record(add_route)
+    return blueprint
+
+
+def _answer(store: Store, settings: Settings, environ: Environ, prefix_segments: int) -> Reply:
+    try:
+        request = _request(environ, prefix_segments)
+        command = parse(request, settings)
+        return command if isinstance(command, Reply) else render(request, store.execute(command))
+    except Problem as problem:
+        return refuse(problem)
+    except Exception:
+        log.exception("a request failed by a bug of ours")
+        return refuse(bug())
+
+
+def _request(environ: Environ, prefix_segments: int) -> Request:
+    target, base = _below_mount(environ, prefix_segments)
+    headers = {name[5:].replace("_", "-").lower(): str(value) for name, value in environ.items() if name.startswith("HTTP_")}
+    if environ.get("CONTENT_TYPE"):
+        headers["content-type"] = str(environ["CONTENT_TYPE"])
+    return Request(str(environ["REQUEST_METHOD"]), target, headers, _body(environ), base)
+
+
+def _below_mount(environ: Environ, prefix_segments: int) -> tuple[bytes, str]:
+    """The raw request target below the place where the blueprint is mounted, and that place as a path."""
+    mount = environ.get("SCRIPT_NAME", "").rstrip("/").encode("latin-1")
+    raw = environ.get("RAW_URI") or environ.get("REQUEST_URI")
+    if raw is None:  # a server that keeps no raw target: there %2F cannot be told from a slash
+        raw = quote(mount + environ["PATH_INFO"].encode("latin-1"), safe="/%:@!$&'()*+,;=~")
+        raw += "?" + environ.get("QUERY_STRING", "")
+    path, query = split_target(raw.encode("latin-1"))
+    base, depth = b"", prefix_segments
+    if mount and unquote_to_bytes(path).startswith(mount + b"/"):
+        depth += mount.count(b"/")
+    else:  # a proxy in front has taken the mount point off the path
+        base = quote(mount).encode()
+    parts = path.split(b"/")
+    base += b"/".join(parts[: depth + 1])
+    return b"/" + b"/".join(parts[depth + 1 :]) + b"?" + query, base.decode("latin-1")
+
+
+def _body(environ: Environ) -> bytes:
+    """The whole body; raises ContentTooLarge, or InvalidRequest where the client sent less than it declared."""
+    try:
+        # One byte more than we store: a limit that cuts silently would take half a body for a whole one.
+        stream = get_input_stream(environ, max_content_length=None)
+        body = stream.read(MAX_BODY_BYTES + 1)
+    except RequestEntityTooLarge:
+        body = bytes(MAX_BODY_BYTES + 1)
+    except (ClientDisconnected, BadRequest, OSError, ValueError):
+        raise InvalidRequest("the body ended before it was complete; nothing was changed") from None
+    if len(body) > MAX_BODY_BYTES:
+        raise ContentTooLarge(f"a body has at most {MAX_BODY_BYTES:,} bytes; split the document into several")
+    return body
+
+
+def as_response(reply: Reply) -> flask.Response:
+    """A reply as Flask's."""
+    response = flask.Response(reply.body, reply.status)
+    response.headers.clear()
+    response.headers.extend(reply.headers)
+    if reply.status not in (204, 304):
+        response.headers["Content-Length"] = str(len(reply.body))
+    return response
