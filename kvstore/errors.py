@@ -5,9 +5,12 @@ an instance carries is a sentence that says what to do. Nothing here knows HTTP 
 """
 
 import json
+import logging
 import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
+
+log = logging.getLogger("kvstore")
 
 
 class Problem(Exception):
@@ -157,6 +160,12 @@ class NotImplementedHere(Problem):
     status = 501
 
 
+class VersionNotSupported(Problem):
+    """We do not speak that version of HTTP."""
+
+    status = 505
+
+
 class StoreUnavailable(Problem):
     """Redis does not answer."""
 
@@ -204,6 +213,8 @@ def problem_of_reply(text: str) -> Problem:
     """The problem that an error reply of Redis is, by its first word (https://redis.io/docs/latest/develop/reference/protocol-spec/)."""
     word = text.split(" ", 1)[0]
     if word not in _REPLIES:
+        # Behind a quote Redis may repeat arguments, and what is stored stays out of the log.
+        log.error("Redis refused a command: %s", re.split(r"[`'\"]", text)[0][:200])
         return unavailable(f"Redis answered with the error {word!r}; look at the log of this server")
     problem, detail = _REPLIES[word]
     return unavailable(detail) if problem is StoreUnavailable else problem(detail)

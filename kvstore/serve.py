@@ -25,12 +25,10 @@ def _settings() -> Settings:
 _read = _settings()
 _server: embedded.Server | None = None
 
-wsgi_app = "kvstore.app:create_app()"
+wsgi_app = "kvstore.asgi:app"
 bind = f"{_read.host}:{_read.port}"
-worker_class = "gthread"
-threads = 8
+worker_class = "kvstore.worker.Worker"
 workers = _read.workers or min(os.cpu_count() or 1, 4)
-keepalive = 95  # Heroku's router keeps an idle connection for 90 s
 graceful_timeout = 20  # Heroku kills 30 s after SIGTERM
 timeout = 30
 limit_request_line = 8190  # a path of 1,024 bytes, each escaped, and a query

@@ -1,0 +1,110 @@
+"""The ASGI adapter: `kvstore.asgi:app` for any ASGI server. Ours, `worker.py`, takes the store and settings from it instead.
+
+It carries bytes between ASGI and `protocol`, and decides nothing. Source: https://asgi.readthedocs.io/en/stable/specs/www.html
+"""
+
+import logging
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from kvstore.app import locate
+from kvstore.errors import ContentTooLarge, Problem, bug
+from kvstore.pipeline import Pipeline
+from kvstore.protocol import MAX_BODY_BYTES, Reply, Request, parse, refuse, render
+from kvstore.settings import Settings, read_settings
+
+log = logging.getLogger("kvstore")
+
+Message = dict[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+
+class Application:
+    """The service as an ASGI application, by the settings in `environ`; opened by the event loop that serves it first."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = environ
+        self._opened: tuple[Pipeline, Settings] | None = None
+
+    def open(self) -> tuple[Pipeline, Settings]:
+        """The store and the settings; raises settings.InvalidSetting or embedded.StartFailed."""
+        if self._opened is None:
+            settings, _ = locate(read_settings(self._environ))
+            self._opened = Pipeline(settings.redis_url, verify_tls=settings.verify_tls), settings
+        return self._opened
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await self._http(scope, receive, send)
+        elif scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+        else:
+            raise NotImplementedError(f"kvstore speaks HTTP, not {scope['type']}")
+
+    async def _http(self, scope: Message, receive: Receive, send: Send) -> None:
+        method = scope["method"]
+        try:
+            store, settings = self.open()
+            request = await _request(scope, receive)
+            if request is None:
+                return
+            command = parse(request, settings)
+            reply = command if isinstance(command, Reply) else render(request, await store.execute(command))
+        except Problem as problem:
+            reply = refuse(problem)
+        except Exception:
+            log.exception("a request failed by a bug of ours")
+            reply = refuse(bug())
+        headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in reply.headers]
+        if reply.status not in (204, 304):
+            headers.append((b"content-length", b"%d" % len(reply.body)))
+        await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+        await send({"type": "http.response.body", "body": b"" if method == "HEAD" else reply.body})
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        while (message := await receive())["type"] == "lifespan.startup":
+            try:
+                self.open()
+            except Exception as error:
+                await send({"type": "lifespan.startup.failed", "message": str(error)})
+                return
+            await send({"type": "lifespan.startup.complete"})
+        assert message["type"] == "lifespan.shutdown"
+        if self._opened:
+            await self._opened[0].close()
+        await send({"type": "lifespan.shutdown.complete"})
+
+
+async def _request(scope: Message, receive: Receive) -> Request | None:
+    """The request with its whole body; None where the client has gone before it was complete."""
+    headers: dict[str, str] = {}
+    for raw_name, raw_value in scope["headers"]:
+        name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    body = b""
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        body += message.get("body", b"")
+        if len(body) > MAX_BODY_BYTES:
+            raise ContentTooLarge(f"a body has at most {MAX_BODY_BYTES:,} bytes; split the document into several")
+        more = message.get("more_body", False)
+    target, base = _below_mount(scope)
+    return Request(scope["method"], target, headers, body, base)
+
+
+def _below_mount(scope: Message) -> tuple[bytes, str]:
+    """The raw request target below root_path, and root_path."""
+    path, query = scope["raw_path"].partition(b"?")[0], scope["query_string"]
+    base = scope.get("root_path", "").rstrip("/")
+    mount = base.encode()
+    if mount and path.startswith(mount + b"/"):
+        path = path[len(mount) :]
+    return path + b"?" + query, base
+
+
+app = Application(os.environ)

@@ -1,0 +1,312 @@
+"""The pipelined store: one connection to one Redis, and every command of one turn of the event loop in one write.
+
+A command is sent at most once. One that was sent and whose answer did not come, because of a time-out or a lost connection,
+fails as unknown; one that was never sent fails as not applied. Replies come in the order of the commands, so matching them
+is taking the oldest. Source: https://redis.io/docs/latest/develop/reference/protocol-spec/, EVALSHA, EVAL, AUTH, SELECT.
+"""
+
+import asyncio
+import logging
+import ssl
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import hiredis
+
+from kvstore.commands import Command
+from kvstore.errors import Problem, problem_of_reply, unavailable
+
+log = logging.getLogger("kvstore")
+
+ANSWER_S = 4.0  # from sending a command to its reply; with UNSENT_S under the 6 s in which a client is told
+UNSENT_S = 1.5  # that a command may wait for a connection
+CONNECT_S = 3.0  # from opening a connection to the end of its handshake
+BACKOFF_S = (0.02, 0.05, 0.1, 0.2, 0.4)  # between attempts to connect, then the last one again and again
+CHECK_S = 0.25  # between looks at what is overdue
+MAX_WAITING = 20_000  # commands without a reply
+MAX_WAITING_BYTES = 64 * 1024 * 1024  # of commands without a reply
+
+UNKNOWN = "whether the request was applied is unknown; it is safe to send again with the same If-Match"
+
+Done = Callable[[Any, Any], None]
+
+
+class _Waiting:
+    """A command without a reply: what to call with its outcome, and when that is overdue."""
+
+    __slots__ = ("command", "context", "done", "due", "size")
+
+    def __init__(self, command: Command, done: Done, context: Any, due: float) -> None:
+        self.command = command
+        self.done = done
+        self.context = context
+        self.due = due
+        self.size = 0
+
+
+class Pipeline:
+    """A store for one event loop: `submit` for callbacks, `execute` for coroutines.
+
+    It connects when it is first used, and again whenever the connection is lost.
+    """
+
+    def __init__(self, redis_url: str, *, verify_tls: bool = True) -> None:
+        self._address = _Address(redis_url, verify_tls)
+        self._loop: asyncio.AbstractEventLoop = None  # type: ignore[assignment]  # known from the first submit on
+        self._connection: _Connection | None = None
+        self._connecting: asyncio.Task[None] | None = None
+        self._unsent: deque[_Waiting] = deque()
+        self._check: asyncio.TimerHandle | None = None
+        self._closed = False
+
+    def submit(self, command: Command, done: Done, context: Any) -> None:
+        """Send a command; `done(context, outcome)` is called once, with the outcome or the Problem, never before this
+        returns."""
+        loop = self._loop
+        if loop is None:
+            loop = self._start()
+        connection = self._connection
+        if connection is not None and connection.has_room:
+            connection.send(_Waiting(command, done, context, loop.time() + ANSWER_S))
+        elif connection is not None or len(self._unsent) >= MAX_WAITING or self._closed:
+            problem = unavailable("more requests wait for Redis than this server holds; send it again. Nothing was changed")
+            loop.call_soon(done, context, problem)
+        else:
+            self._unsent.append(_Waiting(command, done, context, loop.time() + UNSENT_S))
+            self._connect()
+
+    async def execute(self, command: Command) -> Any:
+        """The outcome of a command; raises Problem."""
+        answer = asyncio.get_running_loop().create_future()
+        self.submit(command, _settle, answer)
+        outcome = await answer
+        if isinstance(outcome, Problem):
+            raise outcome
+        return outcome
+
+    async def close(self) -> None:
+        """Fail what waits and close the connection; nothing can be submitted any more."""
+        self._closed = True
+        if self._connecting:
+            self._connecting.cancel()
+            await asyncio.gather(self._connecting, return_exceptions=True)
+        if self._check:
+            self._check.cancel()
+        if self._connection:
+            self._connection.abort()
+        self._fail_unsent(float("inf"))
+
+    def _start(self) -> asyncio.AbstractEventLoop:
+        self._loop = asyncio.get_running_loop()
+        self._look_for_overdue()
+        return self._loop
+
+    def _connect(self) -> None:
+        if self._connecting is None and not self._closed:
+            self._connecting = self._loop.create_task(self._keep_connecting())
+
+    async def _keep_connecting(self) -> None:
+        """Connect, again and again, until a connection stands or nobody waits for one."""
+        attempt = 0
+        try:
+            while self._unsent:
+                try:
+                    async with asyncio.timeout(CONNECT_S):
+                        connection = await self._address.connect(self)
+                except (OSError, TimeoutError, hiredis.HiredisError, hiredis.ReplyError, ssl.SSLError) as error:
+                    if attempt == 0:
+                        log.warning("cannot connect to Redis: %s", str(error) or type(error).__name__)
+                    refused = isinstance(error, hiredis.ReplyError) and not str(error).startswith("LOADING")
+                    if refused:
+                        self._fail_unsent(float("inf"), problem_of_reply(str(error)))
+                    await asyncio.sleep(BACKOFF_S[min(attempt, len(BACKOFF_S) - 1)])
+                    attempt += 1
+                else:
+                    self._connection = connection
+                    while self._unsent:
+                        waiting = self._unsent.popleft()
+                        waiting.due = self._loop.time() + ANSWER_S
+                        connection.send(waiting)
+        finally:
+            self._connecting = None
+
+    def lost(self, connection: "_Connection") -> None:
+        """The connection has ended; the next command opens another."""
+        if self._connection is connection:
+            self._connection = None
+
+    def _look_for_overdue(self) -> None:
+        now = self._loop.time()
+        if self._connection and self._connection.is_overdue(now):
+            self._connection.abort()
+        self._fail_unsent(now)
+        self._check = self._loop.call_later(CHECK_S, self._look_for_overdue)
+
+    def _fail_unsent(self, until: float, why: Problem | None = None) -> None:
+        while self._unsent and self._unsent[0].due <= until:
+            waiting = self._unsent.popleft()
+            waiting.done(waiting.context, why or unavailable("Redis cannot be reached; send it again. Nothing was changed"))
+
+
+class _Connection(asyncio.Protocol):
+    """A connection to Redis whose handshake is being made, or is done."""
+
+    def __init__(self, owner: Pipeline, loop: asyncio.AbstractEventLoop) -> None:
+        self.has_room = True
+        self._owner = owner
+        self._loop = loop
+        self._reader = hiredis.Reader()
+        self._sent: deque[_Waiting] = deque()
+        self._bytes = 0  # of the commands in _sent
+        self._buffer: list[bytes] = []
+        self._transport: asyncio.Transport = None  # type: ignore[assignment]  # set by connection_made
+        self._greeting: asyncio.Future[Any] | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport  # type: ignore[assignment]  # uvloop's is none of asyncio's classes
+
+    async def greet(self, command: tuple[Any, ...]) -> None:
+        """Send one command of the handshake and wait for its reply; raises hiredis.ReplyError or ConnectionError."""
+        self._greeting = self._loop.create_future()
+        self._transport.write(hiredis.pack_command(command))
+        try:
+            reply = await self._greeting
+        finally:
+            self._greeting = None
+        if isinstance(reply, hiredis.ReplyError):
+            raise reply
+
+    def send(self, waiting: _Waiting) -> None:
+        command = waiting.command
+        keys = command.keys
+        self._write(waiting, ("EVALSHA", command.script.sha, len(keys), *keys, *command.arguments))
+
+    def _write(self, waiting: _Waiting, words: tuple[Any, ...]) -> None:
+        packed = hiredis.pack_command(words)
+        waiting.size = size = len(packed)
+        self._bytes += size
+        self._sent.append(waiting)
+        if self._bytes > MAX_WAITING_BYTES or len(self._sent) >= MAX_WAITING:
+            self.has_room = False
+        if not self._buffer:
+            self._loop.call_soon(self._flush)
+        self._buffer.append(packed)
+
+    def _flush(self) -> None:
+        buffer, self._buffer = self._buffer, []
+        if buffer and not self._transport.is_closing():
+            self._transport.write(b"".join(buffer) if len(buffer) > 1 else buffer[0])
+
+    def data_received(self, data: bytes) -> None:
+        reader, sent = self._reader, self._sent
+        reader.feed(data)
+        try:
+            while (reply := reader.gets()) is not False:
+                if not sent:
+                    self._greeted(reply)
+                    continue
+                waiting = sent.popleft()
+                self._bytes -= waiting.size
+                self.has_room = True
+                if isinstance(reply, hiredis.ReplyError):
+                    self._refused(waiting, reply)
+                    continue
+                try:
+                    outcome = waiting.command.outcome(reply)
+                except Exception as error:  # a bug of ours must not take the other requests along
+                    outcome = error
+                waiting.done(waiting.context, outcome)
+        except hiredis.ProtocolError:
+            log.warning("what Redis sent is not its protocol; closing the connection")
+            self.abort()
+
+    def _greeted(self, reply: Any) -> None:
+        if self._greeting is None or self._greeting.done():
+            self.abort()  # a reply that nobody asked for
+        else:
+            self._greeting.set_result(reply)
+
+    def _refused(self, waiting: _Waiting, reply: Any) -> None:
+        command = waiting.command
+        text = str(reply)
+        if text.startswith("NOSCRIPT"):  # nothing was run, so this is not a second sending
+            keys = command.keys
+            self._write(waiting, ("EVAL", command.script.text, len(keys), *keys, *command.arguments))
+        else:
+            waiting.done(waiting.context, problem_of_reply(text))
+
+    def is_overdue(self, now: float) -> bool:
+        return bool(self._sent) and self._sent[0].due <= now
+
+    def abort(self) -> None:
+        """Give the connection up: everything that was sent and not answered fails as unknown, now."""
+        self._owner.lost(self)
+        if self._transport:
+            self._transport.abort()
+        if self._greeting and not self._greeting.done():
+            self._greeting.set_exception(ConnectionError("Redis closed the connection"))
+        sent, self._sent = self._sent, deque()
+        self._buffer, self._bytes = [], 0
+        for waiting in sent:
+            waiting.done(waiting.context, unavailable(f"Redis did not answer; {UNKNOWN}"))
+
+    def connection_lost(self, _: Exception | None) -> None:
+        self.abort()
+
+
+class _Address:
+    """Where and as whom to connect, from a `redis://`, `rediss://` or `unix://` URL."""
+
+    def __init__(self, redis_url: str, verify_tls: bool) -> None:
+        parts = urlsplit(redis_url)
+        query = {name: values[-1] for name, values in parse_qs(parts.query).items()}
+        self._path = unquote(parts.path) if parts.scheme == "unix" else None
+        self._host, self._port = parts.hostname or "localhost", parts.port or 6379
+        database = query.get("db", "") or ("" if self._path else parts.path.strip("/"))
+        self._tls = _tls(query, verify_tls) if parts.scheme == "rediss" else None
+        user = unquote(parts.username or query.get("username", ""))
+        password = unquote(parts.password or query.get("password", ""))
+        self._greetings: list[tuple[str, ...]] = []
+        if password:
+            self._greetings.append(("AUTH", user, password) if user else ("AUTH", password))
+        if database not in ("", "0"):
+            self._greetings.append(("SELECT", database))
+        self._greetings.append(("PING",))  # LOADING, NOAUTH and a Redis that is stopped show here, before any command is sent
+
+    async def connect(self, owner: Pipeline) -> _Connection:
+        """A connection that is ready for commands."""
+        loop = asyncio.get_running_loop()
+
+        def make() -> _Connection:
+            return _Connection(owner, loop)
+
+        if self._path is not None:
+            _, connection = await loop.create_unix_connection(make, self._path)
+        else:
+            _, connection = await loop.create_connection(make, self._host, self._port, ssl=self._tls)
+        try:
+            for greeting in self._greetings:
+                await connection.greet(greeting)
+        except BaseException:
+            connection.abort()
+            raise
+        return connection
+
+
+def _tls(query: dict[str, str], verify_tls: bool) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=query.get("ssl_ca_certs"))
+    if query.get("ssl_cert_reqs", "required" if verify_tls else "none") == "none":
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _settle(answer: "asyncio.Future[Any]", outcome: Any) -> None:
+    if answer.done():  # whoever asked has gone
+        return
+    if isinstance(outcome, Exception) and not isinstance(outcome, Problem):
+        answer.set_exception(outcome)
+    else:
+        answer.set_result(outcome)

@@ -1,0 +1,461 @@
+"""HTTP/1.1 on a socket, for one event loop: the fast lane from bytes to `protocol` and back.
+
+A connection handles one request at a time, so pipelined requests are answered in order. What is not well-formed is refused
+and the connection closed. Nothing waits forever: a head has HEAD_S to arrive, a body BODY_S, a reply WRITE_S to be taken,
+counted from their first byte, however steadily they trickle. Sources: RFC 9112 (HTTP/1.1), RFC 9110 (Expect, Date).
+"""
+
+import asyncio
+import logging
+import re
+from http import HTTPStatus
+from time import time
+from typing import Any, NamedTuple
+
+from kvstore.errors import (
+    ContentTooLarge,
+    HeadersTooLarge,
+    InvalidRequest,
+    NotImplementedHere,
+    PathTooLong,
+    Problem,
+    RequestTimeout,
+    VersionNotSupported,
+    bug,
+)
+from kvstore.pipeline import Pipeline
+from kvstore.protocol import MAX_BODY_BYTES, Reply, Request, http_date, parse, refuse, render
+from kvstore.settings import Settings
+
+log = logging.getLogger("kvstore")
+
+HEAD_S = 10.0
+BODY_S = 30.0
+WRITE_S = 30.0
+IDLE_S = 95.0  # Heroku's router keeps an idle connection for 90 s
+CHECK_S = 0.5  # between looks at what is overdue
+
+MAX_LINE_BYTES = 8190  # a path of 1,024 bytes, each escaped, and a query
+MAX_HEAD_BYTES = 32 * 1024
+MAX_CACHED_BLOCK_BYTES = 2048
+MAX_CACHED_BLOCKS = 1024
+MAX_READ_AHEAD_BYTES = 64 * 1024  # of requests that wait for the one before them
+
+_LINE = re.compile(rb"([A-Za-z0-9!#$%&'*+.^_`|~-]{1,32}) ([!-~\x80-\xff]+) HTTP/1\.([01])").fullmatch
+_OTHER_VERSION = re.compile(rb"[^ ]+ [^ ]+ HTTP/[0-9](?:\.[0-9])?").fullmatch
+_FIELD = re.compile(rb"([A-Za-z0-9!#$%&'*+.^_`|~-]+):[ \t]*([\t -~\x80-\xff]*)").fullmatch
+_CHUNK = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;[\t -~\x80-\xff]*)?").fullmatch
+
+# Fields of which a second one would make the request ambiguous (RFC 9110 section 5.3, RFC 9112 section 3.2).
+_SINGLE = ("host", "content-length", "transfer-encoding", "content-type")
+
+
+class Fields(NamedTuple):
+    """A block of header fields, read: by lower-case name, and what it says about the body and the connection."""
+
+    headers: dict[str, str]
+    length: int  # of the body in bytes; -1 where it is chunked
+    close: bool
+    keep_alive: bool
+    expects_continue: bool
+
+
+def parse_fields(block: bytes) -> Fields:
+    """A block of header fields without its last CRLF CRLF; raises a Problem where it is not HTTP or not ours.
+
+    Source: RFC 9112 sections 5 and 6.
+    """
+    headers: dict[str, str] = {}
+    for line in block.split(b"\r\n") if block else ():
+        field = _FIELD(line)
+        if not field:
+            raise InvalidRequest("a header field is a name, a colon and a value on one line")
+        name = field[1].decode("ascii").lower()
+        value = field[2].rstrip(b" \t").decode("latin-1")
+        if name in headers:
+            if name in _SINGLE:
+                raise InvalidRequest(f"the header field {name} comes twice")
+            value = f"{headers[name]}, {value}"
+        headers[name] = value
+    connection = {token.strip() for token in headers.get("connection", "").lower().split(",")}
+    return Fields(
+        headers,
+        _length(headers),
+        "close" in connection,
+        "keep-alive" in connection,
+        headers.get("expect", "").lower() == "100-continue",
+    )
+
+
+def _length(headers: dict[str, str]) -> int:
+    length = headers.get("content-length")
+    coding = headers.get("transfer-encoding")
+    if coding is not None:
+        if length is not None:
+            raise InvalidRequest("a request has a Content-Length or a Transfer-Encoding, not both")
+        if coding.strip().lower() != "chunked":
+            raise NotImplementedHere("the only Transfer-Encoding read here is chunked")
+        return -1
+    if length is None:
+        return 0
+    if not (length.isascii() and length.isdigit()):
+        raise InvalidRequest("Content-Length is a number of bytes")
+    # Compared as text: int() refuses thousands of digits.
+    return MAX_BODY_BYTES + 1 if len(length.lstrip("0")) > 9 else int(length)
+
+
+class Server:
+    """What the connections of one event loop share: the store, the settings, what is open and what is overdue."""
+
+    def __init__(self, store: Pipeline, settings: Settings) -> None:
+        self.store = store
+        self.settings = settings
+        self.loop = asyncio.get_running_loop()
+        self.connections: set[Connection] = set()
+        self.stopping = False
+        self.blocks: dict[bytes, Fields] = {}
+        self.date = b""
+        self._tick()
+
+    def connection(self) -> "Connection":
+        """A protocol for asyncio's create_server."""
+        return Connection(self)
+
+    def fields(self, block: bytes) -> Fields:
+        """A block of header fields, read. A client sends the same block again and again, so the bytes are the key."""
+        fields = self.blocks.get(block)
+        if fields is None:
+            fields = parse_fields(block)
+            if len(block) <= MAX_CACHED_BLOCK_BYTES:
+                if len(self.blocks) >= MAX_CACHED_BLOCKS:
+                    self.blocks.clear()
+                self.blocks[block] = fields
+        return fields
+
+    def stop(self) -> None:
+        """Close the connections that are idle now, and the others after the request they are in."""
+        self.stopping = True
+        for connection in tuple(self.connections):
+            connection.stop()
+
+    def _tick(self) -> None:
+        self.date = b"\r\nDate: " + http_date(int(time())).encode()
+        now = self.loop.time()
+        for connection in tuple(self.connections):
+            if connection.due <= now:
+                connection.overdue()
+        self.loop.call_later(CHECK_S, self._tick)
+
+
+_STATUS = {status.value: f"HTTP/1.1 {status.value} {status.phrase}".encode() for status in HTTPStatus}
+_NEVER = float("inf")
+
+
+class Connection(asyncio.Protocol):
+    """One client's connection, as a loop over its requests."""
+
+    __slots__ = (
+        "_buffer",
+        "_busy",
+        "_chunks",
+        "_fields",
+        "_keep",
+        "_paused",
+        "_request",
+        "_scanned",
+        "_server",
+        "_transport",
+        "due",
+    )
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._transport: asyncio.Transport = None  # type: ignore[assignment]  # set by connection_made
+        self._buffer: bytes | bytearray = b""
+        self._scanned = 0  # bytes of the buffer that hold no end of a head
+        self._fields: Fields | None = None  # of the request whose body is being read
+        self._request: tuple[str, bytes] = ("", b"")  # its method and target
+        self._chunks: _Chunks | None = None
+        self._keep = True  # the connection after this request
+        self._busy = False  # a command is with the store
+        self._paused = False
+        self.due = server.loop.time() + HEAD_S
+
+    # What asyncio calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport  # type: ignore[assignment]
+        self._server.connections.add(self)
+
+    def connection_lost(self, _: Exception | None) -> None:
+        self._server.connections.discard(self)
+        self._keep = False
+
+    def data_received(self, data: bytes) -> None:
+        buffer = self._buffer
+        if not buffer:
+            self._buffer = data
+        elif isinstance(buffer, bytearray):
+            buffer += data
+        else:
+            self._buffer = bytearray(buffer + data)
+        if self._busy:
+            if len(self._buffer) > MAX_READ_AHEAD_BYTES and not self._paused:
+                self._paused = True
+                self._transport.pause_reading()
+            return
+        self._advance()
+
+    def eof_received(self) -> bool:
+        # Half-closed: what has come whole is answered, then the connection ends.
+        self._keep = False
+        return self._busy
+
+    def pause_writing(self) -> None:
+        self.due = self._server.loop.time() + WRITE_S
+
+    def resume_writing(self) -> None:
+        self.due = _NEVER if self._busy else self._server.loop.time() + IDLE_S
+
+    # What the server calls
+
+    def overdue(self) -> None:
+        """The client has taken too long with a head, a body, or with reading a reply."""
+        if self._transport.get_write_buffer_size():
+            self._transport.abort()
+        elif self._buffer or self._fields:
+            self._fail(RequestTimeout(f"a head has {HEAD_S:.0f} s to arrive and a body {BODY_S:.0f} s; nothing was changed"))
+        else:
+            self._transport.close()
+
+    def stop(self) -> None:
+        """Close now if idle, after the reply if not."""
+        self._keep = False
+        if not self._busy and not self._buffer and not self._fields:
+            self._transport.close()
+
+    # From bytes to a request
+
+    def _advance(self) -> None:
+        """Take the requests that are complete from the buffer, one after the other, until one is with the store."""
+        try:
+            while not self._busy and (self._fields is not None or self._buffer):
+                if self._fields is None and not self._read_head():
+                    return
+                if not self._read_body():
+                    return
+        except Problem as problem:
+            self._fail(problem)
+
+    def _read_head(self) -> bool:
+        """Read a head, if it is there whole."""
+        buffer = self._buffer
+        if buffer[:2] == b"\r\n":  # RFC 9112 section 2.2: an empty line before the request line is ignored
+            self._buffer = buffer = buffer[2:]
+        end = buffer.find(b"\r\n\r\n", self._scanned)
+        if end < 0:
+            self._await_head()
+            return False
+        line_end = buffer.find(b"\r\n")
+        line = _LINE(buffer, 0, line_end)
+        if not line:
+            raise _bad_line(bytes(buffer[:line_end]))
+        if line_end > MAX_LINE_BYTES:
+            raise _line_too_long()
+        if end > MAX_HEAD_BYTES:
+            raise _head_too_large()
+        fields = self._server.fields(bytes(buffer[line_end + 2 : end]))
+        is_1_1 = line[3] == b"1"
+        if is_1_1 and "host" not in fields.headers:
+            raise InvalidRequest("a request of HTTP/1.1 has a Host header field")
+        self._request = (line[1].decode("ascii"), bytes(line[2]))
+        self._keep = not fields.close and (is_1_1 or fields.keep_alive) and not self._server.stopping
+        if fields.length > MAX_BODY_BYTES:
+            raise _body_too_large()
+        if fields.length < 0:
+            if not is_1_1:
+                raise InvalidRequest("HTTP/1.0 has no Transfer-Encoding")
+            self._chunks = _Chunks()
+        self._fields = fields
+        self._buffer = buffer[end + 4 :]
+        self._scanned = 0
+        return True
+
+    def _await_head(self) -> None:
+        buffer = self._buffer
+        if not self._scanned:
+            self.due = self._server.loop.time() + HEAD_S
+        self._scanned = max(len(buffer) - 3, 1)
+        if len(buffer) > MAX_LINE_BYTES and buffer.find(b"\r\n", 0, MAX_LINE_BYTES + 2) < 0:
+            raise _line_too_long()
+        if len(buffer) > MAX_HEAD_BYTES:
+            raise _head_too_large()
+
+    def _read_body(self) -> bool:
+        """Read the body of the request whose head was read, if it is there whole, and hand the request on."""
+        fields = self._fields
+        assert fields is not None
+        buffer = self._buffer
+        if self._chunks:
+            consumed, complete = self._chunks.feed(buffer)
+            self._buffer = buffer[consumed:]
+            if not complete:
+                self._await_body(fields)
+                return False
+            body = self._chunks.body()
+            self._chunks = None
+        elif fields.length:
+            if len(buffer) < fields.length:
+                self._await_body(fields)
+                return False
+            body = bytes(buffer[: fields.length])
+            self._buffer = buffer[fields.length :]
+        else:
+            body = b""
+        self._scanned = 0
+        self._fields = None
+        self._answer(Request(self._request[0], self._request[1], fields.headers, body))
+        return True
+
+    def _await_body(self, fields: Fields) -> None:
+        if not self._scanned:  # the first look at this body
+            self._scanned = 1
+            self.due = self._server.loop.time() + BODY_S
+            if fields.expects_continue and not self._buffer:
+                self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    # From a request to bytes
+
+    def _answer(self, request: Request) -> None:
+        server = self._server
+        try:
+            command = parse(request, server.settings)
+        except Problem as problem:
+            self._send(request.method, refuse(problem))
+            return
+        except Exception:
+            log.exception("a request failed by a bug of ours")
+            self._send(request.method, refuse(bug()))
+            return
+        if isinstance(command, Reply):
+            self._send(request.method, command)
+            return
+        self._busy = True
+        self.due = _NEVER
+        server.store.submit(command, self._answered, request)
+
+    def _answered(self, request: Request, outcome: Any) -> None:
+        try:
+            if isinstance(outcome, Exception):
+                raise outcome
+            reply = render(request, outcome)
+        except Problem as problem:
+            reply = refuse(problem)
+        except Exception:
+            log.exception("a request failed by a bug of ours")
+            reply = refuse(bug())
+        self._busy = False
+        self._send(request.method, reply)
+        if self._paused:
+            self._paused = False
+            self._transport.resume_reading()
+        if self._buffer and self._keep:
+            self._advance()
+
+    def _send(self, method: str, reply: Reply) -> None:
+        server = self._server
+        status, headers, body = reply
+        parts = [_STATUS[status], server.date]
+        parts += [f"\r\n{name}: {value}".encode("latin-1") for name, value in headers]
+        if status not in (204, 304):
+            parts.append(b"\r\nContent-Length: %d" % len(body))
+        if not self._keep:
+            parts.append(b"\r\nConnection: close")
+        parts.append(b"\r\n\r\n")
+        if method != "HEAD":
+            parts.append(body)
+        self.due = server.loop.time() + IDLE_S
+        self._transport.write(b"".join(parts))
+        if not self._keep:
+            self._transport.close()
+
+    def _fail(self, problem: Problem) -> None:
+        """Refuse what cannot be read any further, and close."""
+        self._keep = False
+        self._buffer, self._fields, self._chunks = b"", None, None
+        self._send("", refuse(problem))
+
+
+class _Chunks:
+    """The chunked transfer coding, decoded as it comes (RFC 9112 section 7.1); raises a Problem."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._left = 0  # bytes of the present chunk that have not come, its CRLF included
+        self._in_trailers = False
+
+    def body(self) -> bytes:
+        return b"".join(self._parts)
+
+    def feed(self, buffer: bytes | bytearray) -> tuple[int, bool]:
+        """Take what is complete from the buffer: how many bytes that was, and whether the body has ended."""
+        at = 0
+        while True:
+            if self._left:
+                end = at + self._left
+                if len(buffer) < end:
+                    return at, False
+                if buffer[end - 2 : end] != b"\r\n":
+                    raise InvalidRequest("a chunk is as long as it says, and ends in CRLF")
+                self._parts.append(bytes(buffer[at : end - 2]))
+                self._left, at = 0, end
+                continue
+            end = buffer.find(b"\r\n", at)
+            if end < 0:
+                if len(buffer) - at > MAX_LINE_BYTES:
+                    raise InvalidRequest("a chunk's size, or a trailer, is too long")
+                return at, False
+            line = bytes(buffer[at:end])
+            at = end + 2
+            if self._in_trailers:
+                if not line:
+                    return at, True
+                self._count_trailer(line)
+                continue
+            chunk = _CHUNK(line)
+            if not chunk:
+                raise InvalidRequest("a chunk starts with its size in hexadecimal digits")
+            size = int(chunk[1], 16)
+            self._size += size
+            if self._size > MAX_BODY_BYTES:
+                raise _body_too_large()
+            if size:
+                self._left = size + 2
+            else:
+                self._in_trailers = True
+
+    def _count_trailer(self, line: bytes) -> None:
+        self._size += len(line)
+        if not _FIELD(line) or self._size > MAX_BODY_BYTES + MAX_HEAD_BYTES:
+            raise InvalidRequest("a trailer field is a name, a colon and a value on one line")
+
+
+def _bad_line(line: bytes) -> Problem:
+    if len(line) > MAX_LINE_BYTES:
+        return _line_too_long()
+    if _OTHER_VERSION(line):
+        return VersionNotSupported("this server speaks HTTP/1.1 and HTTP/1.0")
+    return InvalidRequest("a request line is a method, a target and a version; escape spaces and controls in the target")
+
+
+def _line_too_long() -> Problem:
+    return PathTooLong(f"a request line has at most {MAX_LINE_BYTES:,} bytes")
+
+
+def _head_too_large() -> Problem:
+    return HeadersTooLarge(f"the header fields have at most {MAX_HEAD_BYTES:,} bytes together")
+
+
+def _body_too_large() -> Problem:
+    return ContentTooLarge(f"a body has at most {MAX_BODY_BYTES:,} bytes; split the document into several")
