@@ -40,17 +40,24 @@ _NOT_BRACKET = re.compile(r"[^\[\]]+")
 _MAYBE_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|.)")
 # JSON texts that need no closer look: most values are one of these.
-_PLAIN = re.compile(rb'"[^"\\\x00-\x1f\x80-\xff]*"|-?(?:0|[1-9][0-9]{0,17})|true|false|null').fullmatch
+_is_plain = re.compile(rb'"[^"\\\x00-\x1f\x80-\xff]*"|-?(?:0|[1-9][0-9]{0,17})|true|false|null').fullmatch
+# A member like that and what follows it, whitespace included, in one step of the regex engine.
+_plain_member = re.compile(
+    r'"([^"\\\x00-\x1f]*)"[ \t\n\r]*:[ \t\n\r]*'
+    r'("[^"\\\x00-\x1f]*"|-?(?:0|[1-9][0-9]{0,17})(?:\.[0-9]{1,17})?|true|false|null)[ \t\n\r]*([,}])[ \t\n\r]*'
+).match
 
 
 class Encoded(NamedTuple):
     """A document as a hash: what follows the entity-tag in our own field, then field, value, field, value…
 
-    `ttl_s` is what the reserved member `ttl` asked for, if it was there; it is not among the fields.
+    `text` is its JSON text, as decode() will give it. `ttl_s` is what the reserved member `ttl` asked for, if it was there;
+    it is not among the fields.
     """
 
     shape: bytes
     fields: list[bytes]
+    text: bytes
     ttl_s: int | None
 
     @property
@@ -84,14 +91,6 @@ def encode(body: bytes) -> Encoded:
         raise InvalidDocument("an integer has at most 4,300 digits; send a longer one as a string") from None
 
 
-def text(encoded: Encoded) -> bytes:
-    """The JSON text of an encoded document, as decode() would give it."""
-    fields = encoded.fields
-    if not encoded.is_object:
-        return fields[1]
-    return b"{" + b",".join(map(bytes.__add__, map(_name, fields[::2]), fields[1::2])) + b"}"
-
-
 def decode(flat: list[bytes]) -> Decoded:
     """The document that a hash holds, from the reply to HGETALL: field, value, field, value…
 
@@ -112,7 +111,10 @@ def decode(flat: list[bytes]) -> Decoded:
     else:
         first = [name for name in _names(order) if name in hash_]
         names = first + sorted(hash_.keys() - set(first)) if len(first) < len(hash_) else first
-    members = [_name(name) + _json_text(hash_[name]) for name in names]
+    members = []
+    for name in names:
+        value = hash_[name]
+        members.append(_name(name) + (value if _is_plain(value) else _json_text(value)))
     return Decoded(b"{" + b",".join(members) + b"}", True, tag)
 
 
@@ -135,19 +137,20 @@ def _encode(text: str) -> Encoded:
     if text[start : start + 1] != "{":
         start, end = _value(text)
         _check_limits(text)
-        return Encoded(SCALAR, [VALUE, _compact(text[start:end])], None)
+        value = _compact(text[start:end])
+        return Encoded(SCALAR, [VALUE, value], value, None)
     members, end = _members(text, start)
     _check_end(text, end)
     _check_limits(text)
     ttl_s = _ttl_member(members.pop("ttl")) if "ttl" in members else None
-    fields: list[bytes] = []
     names = [_field(name) for name in members]
-    for name, value in zip(names, members.values(), strict=True):
-        fields += (name, _compact(value))
-    if len(names) < 2 or names == sorted(names):
-        return Encoded(OBJECT, fields, ttl_s)
-    order = json.dumps(list(members), ensure_ascii=False, separators=(",", ":"))
-    return Encoded(OBJECT + b" " + order.encode(), fields, ttl_s)
+    values = [_compact(value) for value in members.values()]
+    quoted = [_name(name) for name in names]
+    shape = OBJECT
+    if len(names) > 1 and names != sorted(names):
+        shape += b" [" + b",".join([name[:-1] for name in quoted]) + b"]"
+    whole = b"{" + b",".join(map(bytes.__add__, quoted, values)) + b"}"
+    return Encoded(shape, [part for pair in zip(names, values, strict=True) for part in pair], whole, ttl_s)
 
 
 def _skip(text: str, at: int) -> int:
@@ -177,38 +180,42 @@ def _check_limits(text: str) -> None:
 
 
 def _members(text: str, start: int) -> tuple[dict[str, str], int]:
-    """The top-level members as name → JSON text, and where the object ends."""
+    """The top-level members as name → JSON text, and where what follows the object starts, whitespace passed over."""
     members: dict[str, str] = {}
     at = _skip(text, start + 1)
     if text[at : at + 1] == "}":
-        return members, at + 1
+        return members, _skip(text, at + 1)
     while True:
-        if text[at : at + 1] != '"':
-            raise _malformed(text, at, "a member starts with its name in double quotes")
-        name, at = scanstring(text, at + 1, True)
-        if text[at : at + 1] != ":":
-            at = _skip(text, at)
-            if text[at : at + 1] != ":":
-                raise _malformed(text, at, "a colon follows a member's name")
-        at += 1
-        if text[at : at + 1] in " \t\n\r":
-            at = _skip(text, at)
-        end = _scan(text, at)[1]
+        if plain := _plain_member(text, at):
+            name, value, following = plain.groups()
+            at = plain.end()
+        else:
+            name, value, at = _member(text, at)
+            following = text[at : at + 1]
+            if following not in (",", "}"):
+                raise _malformed(text, at, "a comma or a closing brace follows a member")
+            at = _skip(text, at + 1)
         if name in members:
             raise _duplicate(name)
-        members[name] = text[at:end]
-        at = end
-        if text[at : at + 1] in " \t\n\r":
-            at = _skip(text, at)
-        following = text[at : at + 1]
+        members[name] = value
         if following == "}":
             break
-        if following != ",":
-            raise _malformed(text, at, "a comma or a closing brace follows a member")
-        at = _skip(text, at + 1)
     if len(members) > MAX_MEMBERS:
         raise _too_many_members()
-    return members, at + 1
+    return members, at
+
+
+def _member(text: str, at: int) -> tuple[str, str, int]:
+    """One member's name and JSON text, and where what follows it starts."""
+    if text[at : at + 1] != '"':
+        raise _malformed(text, at, "a member starts with its name in double quotes")
+    name, at = scanstring(text, at + 1, True)
+    at = _skip(text, at)
+    if text[at : at + 1] != ":":
+        raise _malformed(text, at, "a colon follows a member's name")
+    at = _skip(text, at + 1)
+    end = _scan(text, at)[1]
+    return name, text[at:end], _skip(text, end)
 
 
 def _check_object(pairs: list[tuple[str, Any]]) -> None:
@@ -300,8 +307,6 @@ _cached_name = lru_cache(maxsize=4096)(_quote)  # names repeat from document to 
 
 def _json_text(value: bytes) -> bytes:
     """A field's value as JSON text: itself when it is that, else the string it spells."""
-    if _PLAIN(value):
-        return value
     try:
         text = value.decode("utf-8")
         start, end = _value(text)

@@ -8,8 +8,8 @@ import hashlib
 from importlib.resources import files
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
-from kvstore.codec import Encoded, decode, text
-from kvstore.conditions import NONE, Conditions
+from kvstore.codec import Encoded, decode
+from kvstore.conditions import NONE, Conditions, tag_time_ms
 from kvstore.paths import Path
 
 
@@ -21,15 +21,15 @@ class Script(NamedTuple):
     sha: str
 
 
-def _load(name: str) -> Script:
-    lua = files("kvstore") / "lua"
-    text = (lua / "prelude.lua").read_text("utf-8") + (lua / f"{name}.lua").read_text("utf-8")
+def _load(*names: str) -> Script:
+    name = names[-1]
+    text = "".join((files("kvstore") / "lua" / f"{part}.lua").read_text("utf-8") for part in names)
     return Script(name, text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 
 READ = _load("read")
-PUT = _load("put")
-DELETE = _load("delete")
+PUT = _load("prelude", "put")
+DELETE = _load("prelude", "delete")
 SCRIPTS = (READ, PUT, DELETE)
 
 
@@ -126,10 +126,9 @@ class Put(NamedTuple):
     def outcome(self, reply: Reply) -> Stored | Failed:
         if reply[0] == b"failed":
             return _failed(reply)
-        word, tag, at = reply
-        encoded = self.encoded
-        found = Found(text(encoded), encoded.is_object, tag.decode(), int(at), self.ttl_ms)
-        return Stored(found, created=word == b"created")
+        tag, encoded = reply[1].decode(), self.encoded
+        found = Found(encoded.text, encoded.is_object, tag, tag_time_ms(tag) + self.ttl_ms, self.ttl_ms)
+        return Stored(found, created=reply[0] == b"created")
 
 
 class Delete(NamedTuple):

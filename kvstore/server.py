@@ -365,8 +365,8 @@ class Connection(asyncio.Protocol):
     def _send(self, method: str, reply: Reply) -> None:
         server = self._server
         status, headers, body = reply
-        parts = [_STATUS[status], server.date]
-        parts += [f"\r\n{name}: {value}".encode("latin-1") for name, value in headers]
+        fields = "".join([f"\r\n{name}: {value}" for name, value in headers])
+        parts = [_STATUS[status], server.date, fields.encode("latin-1")]
         if status not in (204, 304):
             parts.append(b"\r\nContent-Length: %d" % len(body))
         if not self._keep:

@@ -1,6 +1,6 @@
 -- Delete a document.
--- KEYS   1 document  2 log  3 index  4 expiry
--- ARGV   1 the document's name in index and log  2 If-Match  3 If-None-Match  4 If-Unmodified-Since (s)
+-- KEYS   1 document  2 log  3 names  4 expiry
+-- ARGV   1 the document's name in names and log  2 If-Match  3 If-None-Match  4 If-Unmodified-Since (s)
 --        5 length of the log
 -- reply  {'deleted', the change's id}, {'missing'}, or {'failed', what is there (as read.lua)}
 
@@ -9,7 +9,7 @@ if not exists then
   return {'missing'}
 end
 if fails(exists, tag, ARGV[2], ARGV[3], ARGV[4]) then
-  return {'failed', read(KEYS[1])}
+  return failed(KEYS[1])
 end
 
 -- Types first, then DEL as the first write: a full Redis lets it through, and with it the rest of the script.
