@@ -9,8 +9,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from kvstore.app import locate
+from kvstore.clients import open_async_store
 from kvstore.errors import ContentTooLarge, Problem, bug
-from kvstore.pipeline import Pipeline
+from kvstore.pipeline import AsyncStore
 from kvstore.protocol import MAX_BODY_BYTES, Reply, Request, parse, refuse, render
 from kvstore.settings import Settings, read_settings
 
@@ -26,13 +27,13 @@ class Application:
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._environ = environ
-        self._opened: tuple[Pipeline, Settings] | None = None
+        self._opened: tuple[AsyncStore, Settings] | None = None
 
-    def open(self) -> tuple[Pipeline, Settings]:
+    def open(self) -> tuple[AsyncStore, Settings]:
         """The store and the settings; raises settings.InvalidSetting or embedded.StartFailed."""
         if self._opened is None:
             settings, _ = locate(read_settings(self._environ))
-            self._opened = Pipeline(settings.redis_url, verify_tls=settings.verify_tls), settings
+            self._opened = open_async_store(settings.redis_url, verify_tls=settings.verify_tls), settings
         return self._opened
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:

@@ -10,11 +10,11 @@ import logging
 import ssl
 from collections import deque
 from collections.abc import Callable
-from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from typing import Any, Protocol
 
 import hiredis
 
+from kvstore.address import Address
 from kvstore.commands import Command
 from kvstore.errors import Problem, problem_of_reply, unavailable
 
@@ -46,14 +46,22 @@ class _Waiting:
         self.size = 0
 
 
+class AsyncStore(Protocol):
+    """A store for one event loop."""
+
+    def submit(self, command: Command, done: Done, context: Any) -> None: ...
+    async def execute(self, command: Command) -> Any: ...
+    async def close(self) -> None: ...
+
+
 class Pipeline:
     """A store for one event loop: `submit` for callbacks, `execute` for coroutines.
 
     It connects when it is first used, and again whenever the connection is lost.
     """
 
-    def __init__(self, redis_url: str, *, verify_tls: bool = True) -> None:
-        self._address = _Address(redis_url, verify_tls)
+    def __init__(self, address: Address) -> None:
+        self._address = address
         self._loop: asyncio.AbstractEventLoop = None  # type: ignore[assignment]  # known from the first submit on
         self._connection: _Connection | None = None
         self._connecting: asyncio.Task[None] | None = None
@@ -114,7 +122,7 @@ class Pipeline:
             while self._unsent:
                 try:
                     async with asyncio.timeout(CONNECT_S):
-                        connection = await self._address.connect(self)
+                        connection = await _connect(self._address, self)
                 except (OSError, TimeoutError, hiredis.HiredisError, hiredis.ReplyError, ssl.SSLError) as error:
                     if attempt == 0:
                         log.warning("cannot connect to Redis: %s", str(error) or type(error).__name__)
@@ -256,48 +264,33 @@ class _Connection(asyncio.Protocol):
         self.abort()
 
 
-class _Address:
-    """Where and as whom to connect, from a `redis://`, `rediss://` or `unix://` URL."""
+async def _connect(address: Address, owner: Pipeline) -> _Connection:
+    """A connection that is ready for commands; raises OSError or hiredis.ReplyError."""
+    loop = asyncio.get_running_loop()
 
-    def __init__(self, redis_url: str, verify_tls: bool) -> None:
-        parts = urlsplit(redis_url)
-        query = {name: values[-1] for name, values in parse_qs(parts.query).items()}
-        self._path = unquote(parts.path) if parts.scheme == "unix" else None
-        self._host, self._port = parts.hostname or "localhost", parts.port or 6379
-        database = query.get("db", "") or ("" if self._path else parts.path.strip("/"))
-        self._tls = _tls(query, verify_tls) if parts.scheme == "rediss" else None
-        user = unquote(parts.username or query.get("username", ""))
-        password = unquote(parts.password or query.get("password", ""))
-        self._greetings: list[tuple[str, ...]] = []
-        if password:
-            self._greetings.append(("AUTH", user, password) if user else ("AUTH", password))
-        if database not in ("", "0"):
-            self._greetings.append(("SELECT", database))
-        self._greetings.append(("PING",))  # LOADING, NOAUTH and a Redis that is stopped show here, before any command is sent
+    def make() -> _Connection:
+        return _Connection(owner, loop)
 
-    async def connect(self, owner: Pipeline) -> _Connection:
-        """A connection that is ready for commands."""
-        loop = asyncio.get_running_loop()
-
-        def make() -> _Connection:
-            return _Connection(owner, loop)
-
-        if self._path is not None:
-            _, connection = await loop.create_unix_connection(make, self._path)
-        else:
-            _, connection = await loop.create_connection(make, self._host, self._port, ssl=self._tls)
-        try:
-            for greeting in self._greetings:
-                await connection.greet(greeting)
-        except BaseException:
-            connection.abort()
-            raise
-        return connection
+    if address.path:
+        _, connection = await loop.create_unix_connection(make, address.path)
+    else:
+        host, port = address.nodes[0]
+        _, connection = await loop.create_connection(make, host, port, ssl=_tls(address) if address.tls else None)
+    try:
+        if address.password:
+            await connection.greet(("AUTH", *filter(None, (address.user, address.password))))
+        if address.database:
+            await connection.greet(("SELECT", address.database))
+        await connection.greet(("PING",))  # LOADING, NOAUTH and a Redis that hangs show here, before a command is sent
+    except BaseException:
+        connection.abort()
+        raise
+    return connection
 
 
-def _tls(query: dict[str, str], verify_tls: bool) -> ssl.SSLContext:
-    context = ssl.create_default_context(cafile=query.get("ssl_ca_certs"))
-    if query.get("ssl_cert_reqs", "required" if verify_tls else "none") == "none":
+def _tls(address: Address) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=address.ca_file)
+    if not address.verify_tls:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context

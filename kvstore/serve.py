@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kvstore import __version__, embedded
+from kvstore.address import parse_address
 from kvstore.app import NOTHING_IS_KEPT
 from kvstore.settings import InvalidSetting, Settings, read_settings
 
@@ -87,5 +88,4 @@ def _store(settings: Settings) -> str:
         )
     if settings.redis_url == "fake://":
         return "the memory of this process; nothing is kept"
-    shown = settings.redis_url.partition("?")[0].rpartition("@")  # without the password
-    return f"Redis at {shown[2] if shown[1] else settings.redis_url.partition('?')[0]}; as durable as that is set up to be"
+    return f"{parse_address(settings.redis_url)}; as durable as that is set up to be"

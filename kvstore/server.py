@@ -23,7 +23,7 @@ from kvstore.errors import (
     VersionNotSupported,
     bug,
 )
-from kvstore.pipeline import Pipeline
+from kvstore.pipeline import AsyncStore
 from kvstore.protocol import MAX_BODY_BYTES, Reply, Request, http_date, parse, refuse, render
 from kvstore.settings import Settings
 
@@ -107,7 +107,7 @@ def _length(headers: dict[str, str]) -> int:
 class Server:
     """What the connections of one event loop share: the store, the settings, what is open and what is overdue."""
 
-    def __init__(self, store: Pipeline, settings: Settings) -> None:
+    def __init__(self, store: AsyncStore, settings: Settings) -> None:
         self.store = store
         self.settings = settings
         self.loop = asyncio.get_running_loop()

@@ -6,10 +6,10 @@ Nothing here reads `os.environ` by itself, so that whoever embeds the service de
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
+
+from kvstore.address import parse_address
 
 YEAR_S = 31_536_000
-REDIS_SCHEMES = ("redis", "rediss", "unix")
 
 
 class InvalidSetting(ValueError):
@@ -26,13 +26,7 @@ def _number(low: int, high: int) -> Callable[[str], int]:
 
 
 def _redis_url(text: str) -> str:
-    parts = urlsplit(text)
-    try:
-        usable = parts.scheme in REDIS_SCHEMES and (parts.port is None or parts.port > 0)
-    except ValueError:
-        usable = False
-    if not usable:
-        raise ValueError("a URL that starts with " + ", ".join(f"{scheme}://" for scheme in REDIS_SCHEMES))
+    parse_address(text)
     return text
 
 

@@ -6,14 +6,15 @@ running anything.
 """
 
 import ssl
+import threading
 from collections.abc import Callable
 from typing import Any
-from urllib.parse import urlsplit
 
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from kvstore.address import Address, parse_address
 from kvstore.commands import Command
 from kvstore.errors import Problem, problem_of_reply, unavailable
 
@@ -41,7 +42,11 @@ _WORDS: dict[type[redis.RedisError], str] = {
 }
 
 
-def problem_of(error: redis.RedisError) -> Problem:
+# Everything redis-py raises: its cluster client's errors are no RedisError.
+ERRORS = (redis.RedisError, redis.exceptions.RedisClusterException)
+
+
+def problem_of(error: Exception) -> Problem:
     """The problem that an exception of redis-py is: 409, 503 or 507."""
     for kind, word in _WORDS.items():
         if isinstance(error, kind):
@@ -50,57 +55,88 @@ def problem_of(error: redis.RedisError) -> Problem:
         return unavailable("all connections to Redis are busy; send the request again. Nothing was changed")
     if isinstance(error, redis.TimeoutError):
         return unavailable(f"Redis did not answer in time; {UNKNOWN}")
-    if isinstance(error, redis.ConnectionError):
+    if isinstance(error, redis.ConnectionError | redis.exceptions.RedisClusterException):
         return unavailable(f"Redis cannot be reached, or closed the connection; {UNKNOWN}")
     return problem_of_reply(str(error))
 
 
 class Store:
-    """Executes commands on one Redis client; safe to share between threads."""
+    """Executes commands through a client of redis-py, which `connect` makes at the first; safe to share between threads."""
 
-    def __init__(self, client: redis.Redis) -> None:
-        self._client = client
-        self._call: Callable[..., Any] = client.execute_command
+    def __init__(self, connect: Callable[[], Any]) -> None:
+        self._connect = connect
+        self._client: Any = None
+        self._lock = threading.Lock()
 
     def execute(self, command: Command) -> Any:
         """The outcome of a command; raises Problem. Source: EVALSHA, EVAL."""
         keys, arguments = command.keys, command.arguments
         try:
+            call = (self._client or self._open()).execute_command
             try:
-                reply = self._call("EVALSHA", command.script.sha, len(keys), *keys, *arguments)
+                reply = call("EVALSHA", command.script.sha, len(keys), *keys, *arguments)
             except redis.exceptions.NoScriptError:
-                reply = self._call("EVAL", command.script.text, len(keys), *keys, *arguments)
-        except redis.RedisError as error:
+                reply = call("EVAL", command.script.text, len(keys), *keys, *arguments)
+        except ERRORS as error:
             raise problem_of(error) from error
         return command.outcome(reply)
 
     def close(self) -> None:
         """Close the connections."""
-        self._client.close()
+        if self._client:
+            self._client.close()
+
+    def _open(self) -> Any:
+        with self._lock:
+            if self._client is None:
+                self._client = self._connect()
+            return self._client
 
 
 def open_store(redis_url: str, *, verify_tls: bool = True) -> Store:
-    """A store on the Redis at `redis_url`; nothing is connected yet, and a Redis that is away is no error here.
-
-    `fake://` is a Redis of fakeredis inside this process, which forgets everything at its end.
-    """
-    if redis_url.startswith("fake://"):
+    """A store on the Redis at `redis_url` (see address.py); a Redis that is away is no error here."""
+    address = parse_address(redis_url, verify_tls=verify_tls)
+    if address.kind == "fake":
         import fakeredis
 
-        return Store(fakeredis.FakeRedis(server=fakeredis.FakeServer()))
-    options: dict[str, Any] = {}
-    if urlsplit(redis_url).scheme == "rediss" and not verify_tls:
-        options = {"ssl_cert_reqs": ssl.CERT_NONE, "ssl_check_hostname": False}
-    pool = redis.BlockingConnectionPool.from_url(
-        redis_url,
-        max_connections=MAX_CONNECTIONS,
-        timeout=POOL_WAIT_S,
-        socket_connect_timeout=CONNECT_S,
-        socket_timeout=ANSWER_S,
-        retry=Retry(NoBackoff(), 0),
-        protocol=2,
-        lib_name=None,
-        lib_version=None,
-        **options,
-    )
-    return Store(redis.Redis(connection_pool=pool))
+        return Store(lambda: fakeredis.FakeRedis(server=fakeredis.FakeServer()))
+    return Store(lambda: _client(address))
+
+
+def client_options(address: Address) -> dict[str, Any]:
+    """What redis-py's clients take, blocking and asyncio, single, Sentinel and cluster alike."""
+    options: dict[str, Any] = {
+        "username": address.user or None,
+        "password": address.password or None,
+        "socket_connect_timeout": CONNECT_S,
+        "socket_timeout": ANSWER_S,
+        "protocol": 2,
+        "lib_name": None,
+        "lib_version": None,
+    }
+    if address.kind != "cluster":
+        options["db"] = address.database
+    if address.tls:
+        reqs = ssl.CERT_REQUIRED if address.verify_tls else ssl.CERT_NONE
+        options |= {"ssl_cert_reqs": reqs, "ssl_check_hostname": address.verify_tls, "ssl_ca_certs": address.ca_file}
+    return options
+
+
+def _client(address: Address) -> Any:
+    options = client_options(address) | {"retry": Retry(NoBackoff(), 0)}
+    if address.kind == "cluster":
+        nodes = [redis.cluster.ClusterNode(host, port) for host, port in address.nodes]
+        return redis.RedisCluster(startup_nodes=nodes, ssl=address.tls, max_connections=MAX_CONNECTIONS, **options)
+    if address.kind == "sentinel":
+        of_sentinels = {"socket_connect_timeout": CONNECT_S, "socket_timeout": CONNECT_S}
+        sentinel = redis.Sentinel(address.nodes, sentinel_kwargs=of_sentinels)
+        return sentinel.master_for(address.primary, ssl=address.tls, max_connections=MAX_CONNECTIONS, **options)
+    if address.path:
+        kind: Any = redis.UnixDomainSocketConnection
+        options["path"] = address.path
+        del options["socket_connect_timeout"]
+    else:
+        kind = redis.SSLConnection if address.tls else redis.Connection
+        options["host"], options["port"] = address.nodes[0]
+    pool = redis.BlockingConnectionPool(connection_class=kind, max_connections=MAX_CONNECTIONS, timeout=POOL_WAIT_S, **options)
+    return redis.Redis(connection_pool=pool)
