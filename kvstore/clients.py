@@ -14,7 +14,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from kvstore.address import Address, parse_address
-from kvstore.commands import Command
+from kvstore.commands import Again, Command
 from kvstore.errors import unavailable
 from kvstore.pipeline import AsyncStore, Done, Pipeline
 from kvstore.store import CONNECT_S, ERRORS, UNKNOWN, client_options, problem_of
@@ -47,6 +47,13 @@ class ClientStore:
 
     async def execute(self, command: Command) -> Any:
         """The outcome of a command; raises Problem. Source: EVALSHA, EVAL."""
+        while True:
+            outcome = command.outcome(await self._reply(command))
+            if not isinstance(outcome, Again):
+                return outcome
+            command = outcome.command
+
+    async def _reply(self, command: Command) -> Any:
         keys, arguments = command.keys, command.arguments
         try:
             async with asyncio.timeout(ANSWER_S), self._turns:
@@ -54,14 +61,13 @@ class ClientStore:
                     self._client = self._connect()
                 call: Callable[..., Awaitable[Any]] = self._client.execute_command
                 try:
-                    reply = await call("EVALSHA", command.script.sha, len(keys), *keys, *arguments)
+                    return await call("EVALSHA", command.script.sha, len(keys), *keys, *arguments)
                 except redis.exceptions.NoScriptError:
-                    reply = await call("EVAL", command.script.text, len(keys), *keys, *arguments)
+                    return await call("EVAL", command.script.text, len(keys), *keys, *arguments)
         except TimeoutError:
             raise unavailable(f"Redis did not answer in time; {UNKNOWN}") from None
         except ERRORS as error:
             raise problem_of(error) from error
-        return command.outcome(reply)
 
     async def close(self) -> None:
         """Wait for what runs and close the connections."""

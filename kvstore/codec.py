@@ -14,10 +14,11 @@ Sources: RFC 8259 (JSON), RFC 3629 (UTF-8), HGETALL.
 
 import json
 import re
+from collections.abc import Callable
 from functools import lru_cache
 from json.decoder import scanstring  # type: ignore[attr-defined]  # typeshed leaves it out
 from json.encoder import encode_basestring
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from kvstore.errors import ContentTooLarge, InvalidDocument, InvalidTTL
 
@@ -29,6 +30,7 @@ META = b"$kv"
 VALUE = b"$value"
 OBJECT = b" object"  # what follows the entity-tag in META
 SCALAR = b" value"
+SERVER_VALUE = ".sv"  # Firebase's spelling
 
 _META = re.compile(rb"(\d+-\d+) (object|value)(?: (\[.*\]))?", re.DOTALL)
 _OUR_NAME = re.compile(rb"\$kv\$*")
@@ -38,6 +40,7 @@ _STRINGS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"')
 _BRACKETS = str.maketrans("{}", "[]")
 _NOT_BRACKET = re.compile(r"[^\[\]]+")
 _MAYBE_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_MAYBE_SERVER_VALUE = re.compile(r"\.sv\"|\\u00")
 _ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|.)")
 # JSON texts that need no closer look: most values are one of these.
 _is_plain = re.compile(rb'"[^"\\\x00-\x1f\x80-\xff]*"|-?(?:0|[1-9][0-9]{0,17})|true|false|null').fullmatch
@@ -48,17 +51,22 @@ _plain_member = re.compile(
 ).match
 
 
+Parsed = TypeVar("Parsed")
+
+
 class Encoded(NamedTuple):
     """A document as a hash: what follows the entity-tag in our own field, then field, value, field, value…
 
     `text` is its JSON text, as decode() will give it. `ttl_s` is what the reserved member `ttl` asked for, if it was there;
-    it is not among the fields.
+    it is not among the fields. Where `has_server_values`, some values are not JSON texts but `@` for the time in ms, or `+n`
+    for n more than what is stored there, and `text` means nothing before Redis has put values in their place.
     """
 
     shape: bytes
     fields: list[bytes]
     text: bytes
     ttl_s: int | None
+    has_server_values: bool = False
 
     @property
     def is_object(self) -> bool:
@@ -73,22 +81,15 @@ class Decoded(NamedTuple):
     tag: str | None
 
 
+def check(body: bytes) -> None:
+    """Refuse a body that is not one JSON text within our limits; raises InvalidDocument or ContentTooLarge."""
+    _parsed(body, _check_value)
+
+
 def encode(body: bytes) -> Encoded:
     """The hash that the JSON text `body` is stored as; raises InvalidDocument, InvalidTTL
     or ContentTooLarge."""
-    text = _text(body)
-    try:
-        return _encode(text)
-    except StopIteration as stop:
-        raise _malformed(text, stop.value) from None
-    except json.JSONDecodeError as error:
-        raise _malformed(text, error.pos, error.msg) from None
-    except RecursionError:
-        raise _too_deep() from None
-    except InvalidDocument:
-        raise
-    except ValueError:
-        raise InvalidDocument("an integer has at most 4,300 digits; send a longer one as a string") from None
+    return _parsed(body, _encode)
 
 
 def decode(flat: list[bytes]) -> Decoded:
@@ -118,6 +119,22 @@ def decode(flat: list[bytes]) -> Decoded:
     return Decoded(b"{" + b",".join(members) + b"}", True, tag)
 
 
+def _parsed(body: bytes, parse: Callable[[str], Parsed]) -> Parsed:
+    text = _text(body)
+    try:
+        return parse(text)
+    except StopIteration as stop:
+        raise _malformed(text, stop.value) from None
+    except json.JSONDecodeError as error:
+        raise _malformed(text, error.pos, error.msg) from None
+    except RecursionError:
+        raise _too_deep() from None
+    except InvalidDocument:
+        raise
+    except ValueError:
+        raise InvalidDocument("an integer has at most 4,300 digits; send a longer one as a string") from None
+
+
 def _text(body: bytes) -> str:
     if not body:
         raise InvalidDocument("the body is empty; send a JSON text, such as {} or null")
@@ -135,8 +152,9 @@ def _text(body: bytes) -> str:
 def _encode(text: str) -> Encoded:
     start = _skip(text, 0)
     if text[start : start + 1] != "{":
-        start, end = _value(text)
-        _check_limits(text)
+        start, end = _check_value(text)
+        if _MAYBE_SERVER_VALUE.search(text):
+            _check_no_server_value(json.loads(text))
         value = _compact(text[start:end])
         return Encoded(SCALAR, [VALUE, value], value, None)
     members, end = _members(text, start)
@@ -145,12 +163,53 @@ def _encode(text: str) -> Encoded:
     ttl_s = _ttl_member(members.pop("ttl")) if "ttl" in members else None
     names = [_field(name) for name in members]
     values = [_compact(value) for value in members.values()]
+    has_server_values = bool(_MAYBE_SERVER_VALUE.search(text)) and _server_values(members, values)
     quoted = [_name(name) for name in names]
     shape = OBJECT
     if len(names) > 1 and names != sorted(names):
         shape += b" [" + b",".join([name[:-1] for name in quoted]) + b"]"
     whole = b"{" + b",".join(map(bytes.__add__, quoted, values)) + b"}"
-    return Encoded(shape, [part for pair in zip(names, values, strict=True) for part in pair], whole, ttl_s)
+    return Encoded(shape, [part for pair in zip(names, values, strict=True) for part in pair], whole, ttl_s, has_server_values)
+
+
+def _server_values(members: dict[str, str], values: list[bytes]) -> bool:
+    """Put `@` and `+n` in place of the values that are server values; whether there was one. Raises InvalidDocument."""
+    found = False
+    for index, (name, text) in enumerate(members.items()):
+        value = json.loads(text)
+        if name == SERVER_VALUE or not isinstance(value, dict) or SERVER_VALUE not in value:
+            _check_no_server_value({name: value})
+            continue
+        asked = value[SERVER_VALUE]
+        if len(value) == 1 and asked == "timestamp":
+            values[index] = b"@"
+        elif len(value) == 1 and isinstance(asked, dict) and list(asked) == ["increment"] and _is_int64(asked["increment"]):
+            values[index] = b"+%d" % asked["increment"]
+        else:
+            raise _bad_server_value()
+        found = True
+    return found
+
+
+def _is_int64(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
+
+
+def _check_no_server_value(value: Any) -> None:
+    if isinstance(value, dict):
+        if SERVER_VALUE in value:
+            raise _bad_server_value()
+        value = list(value.values())
+    if isinstance(value, list):
+        for part in value:
+            _check_no_server_value(part)
+
+
+def _bad_server_value() -> InvalidDocument:
+    return InvalidDocument(
+        'a server value is {".sv":"timestamp"} or {".sv":{"increment":n}}, n an integer of 64 bits, as the value of a member of'
+        " the outermost object"
+    )
 
 
 def _skip(text: str, at: int) -> int:
@@ -163,6 +222,13 @@ def _value(text: str) -> tuple[int, int]:
     start = _skip(text, 0)
     end = _scan(text, start)[1]
     _check_end(text, end)
+    return start, end
+
+
+def _check_value(text: str) -> tuple[int, int]:
+    """The same, within our limits."""
+    start, end = _value(text)
+    _check_limits(text)
     return start, end
 
 
@@ -309,8 +375,7 @@ def _json_text(value: bytes) -> bytes:
     """A field's value as JSON text: itself when it is that, else the string it spells."""
     try:
         text = value.decode("utf-8")
-        start, end = _value(text)
-        _check_limits(text)
+        start, end = _check_value(text)
         return _compact(text[start:end])
     except (StopIteration, ValueError, RecursionError, InvalidDocument):
         return encode_basestring(value.decode("utf-8", "backslashreplace")).encode()

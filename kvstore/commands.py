@@ -5,12 +5,16 @@ I/O. The scripts are `lua/*.lua`.
 """
 
 import hashlib
+from collections.abc import Callable
 from importlib.resources import files
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
-from kvstore.codec import Encoded, decode
+from kvstore.codec import MAX_BYTES, MAX_MEMBERS, Encoded, decode
 from kvstore.conditions import NONE, Conditions, tag_time_ms
+from kvstore.errors import PROBLEMS, ContentTooLarge, InternalError, KeyReused, NotAnInteger, Problem, unavailable
 from kvstore.paths import Path
+
+MAX_ATTEMPTS = 1000  # to write back a document that others write at the same time
 
 
 class Script(NamedTuple):
@@ -21,16 +25,32 @@ class Script(NamedTuple):
     sha: str
 
 
-def _load(*names: str) -> Script:
-    name = names[-1]
-    text = "".join((files("kvstore") / "lua" / f"{part}.lua").read_text("utf-8") for part in names)
+def _script(name: str, *parts: str, main: str) -> Script:
+    texts = [(files("kvstore") / "lua" / f"{part}.lua").read_text("utf-8") for part in parts]
+    text = "\n".join((*texts, main))
     return Script(name, text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 
-READ = _load("read")
-PUT = _load("prelude", "put")
-DELETE = _load("prelude", "delete")
-SCRIPTS = (READ, PUT, DELETE)
+def _act(name: str) -> Script:
+    """A script that carries out one request on a document."""
+    return _script(name, "prelude", name, main=f"return {name}(KEYS[5], 1, #ARGV)")
+
+
+def _once(name: str) -> Script:
+    """The same for a request with an Idempotency-Key."""
+    return _script(f"{name} once", "prelude", name, "once", main=f"return once({name}, KEYS[5])")
+
+
+READ = _script("read", "read", main="")
+PUT = _act("put")
+PATCH = _act("patch")
+TOUCH = _act("touch")
+DELETE = _act("delete")
+POST = _act("post")
+BEGIN = _act("begin")
+CONCLUDE = _act("conclude")
+ONCE = {script.name: _once(script.name) for script in (PUT, PATCH, TOUCH, DELETE, POST, BEGIN, CONCLUDE)}
+SCRIPTS = (READ, PUT, PATCH, TOUCH, DELETE, POST, BEGIN, CONCLUDE, *ONCE.values())
 
 
 class Found(NamedTuple):
@@ -41,6 +61,10 @@ class Found(NamedTuple):
     tag: str | None
     expires_at_ms: int | None
     ttl_ms: int | None
+
+
+# What is stored (None: nothing) → what shall be, and its TTL in ms, None for the one it has; or raises a Problem.
+Change = Callable[[Found | None], tuple[Encoded, int | None]]
 
 
 class Missing(NamedTuple):
@@ -54,6 +78,13 @@ class Stored(NamedTuple):
     created: bool
 
 
+class Appended(NamedTuple):
+    """A document was appended to a container, at `path`."""
+
+    path: str
+    document: Found
+
+
 class Deleted(NamedTuple):
     """A document was deleted."""
 
@@ -62,6 +93,18 @@ class Failed(NamedTuple):
     """A precondition failed; `current` is what is stored, None for nothing. Nothing was changed."""
 
     current: Found | None
+
+
+class Again(NamedTuple):
+    """The answer is not final: the store executes this command next."""
+
+    command: "Command"
+
+
+class Replayed(NamedTuple):
+    """The answer that an earlier request with the same Idempotency-Key had."""
+
+    outcome: Any
 
 
 Reply: TypeAlias = Any  # what Redis answers: bytes, int, None, or a list of these
@@ -98,13 +141,19 @@ class Get(NamedTuple):
 
 
 class Put(NamedTuple):
-    """Replace a document, or create it: Stored or Failed."""
+    """Replace a document, or create it: Stored or Failed.
+
+    `ttl_ms` None keeps the expiry of a document that `edit` has read as `base`; a document that is no longer that is edited
+    again.
+    """
 
     path: Path
     encoded: Encoded
-    ttl_ms: int
+    ttl_ms: int | None
     conditions: Conditions
     log_length: int
+    edit: "Edit | None" = None
+    base: str = ""
     script: Script = PUT
 
     @property
@@ -113,22 +162,216 @@ class Put(NamedTuple):
 
     @property
     def arguments(self) -> tuple[bytes | str | int, ...]:
-        conditions, encoded = self.conditions, self.encoded
+        encoded, ttl_ms = self.encoded, self.ttl_ms
         return (
             self.path.rest,
-            self.ttl_ms,
-            *_judged(conditions),
+            "" if ttl_ms is None else ttl_ms,
+            *_judged(self.conditions),
             self.log_length,
+            "patch" if self.edit else "put",
+            self.base,
             encoded.shape,
+            "sv" if encoded.has_server_values else "",
             *encoded.fields,
         )
 
+    def outcome(self, reply: Reply) -> Stored | Failed | Again:
+        if reply[0] in (b"created", b"replaced"):
+            return _stored(reply, self.encoded)
+        if self.edit and reply[0] == b"lost":
+            return self.edit.next(reply)
+        return _refused(reply)
+
+
+class Patch(NamedTuple):
+    """Change members of a document, none of them to an object, or create it: Stored or Failed.
+
+    A member that is null in `encoded` is taken away. `ttl_ms` None keeps the expiry.
+    """
+
+    path: Path
+    encoded: Encoded
+    ttl_ms: int | None
+    default_ttl_ms: int
+    conditions: Conditions
+    log_length: int
+    script: Script = PATCH
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return self.path.keys
+
+    @property
+    def arguments(self) -> tuple[bytes | str | int, ...]:
+        return (
+            self.path.rest,
+            "" if self.ttl_ms is None else self.ttl_ms,
+            *_judged(self.conditions),
+            self.log_length,
+            self.default_ttl_ms,
+            MAX_MEMBERS,
+            MAX_BYTES,
+            "sv" if self.encoded.has_server_values else "",
+            *(b"" if part == b"null" and index % 2 else part for index, part in enumerate(self.encoded.fields)),
+        )
+
     def outcome(self, reply: Reply) -> Stored | Failed:
-        if reply[0] == b"failed":
-            return _failed(reply)
-        tag, encoded = reply[1].decode(), self.encoded
-        found = Found(encoded.text, encoded.is_object, tag, tag_time_ms(tag) + self.ttl_ms, self.ttl_ms)
-        return Stored(found, created=reply[0] == b"created")
+        if reply[0] in (b"created", b"replaced"):
+            return Stored(_found(reply[1]), created=reply[0] == b"created")
+        return _refused(reply)
+
+
+class Touch(NamedTuple):
+    """Change when a document expires: Stored, Missing or Failed."""
+
+    path: Path
+    ttl_ms: int
+    conditions: Conditions
+    script: Script = TOUCH
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return self.path.keys
+
+    @property
+    def arguments(self) -> tuple[bytes | str | int, ...]:
+        return (self.path.rest, self.ttl_ms, *_judged(self.conditions))
+
+    def outcome(self, reply: Reply) -> Stored | Missing | Failed:
+        if reply[0] == b"touched":
+            return Stored(_found(reply[1]), created=False)
+        return Missing() if reply[0] == b"missing" else _refused(reply)
+
+
+class Post(NamedTuple):
+    """Append a document to a container: Appended."""
+
+    container: Path
+    encoded: Encoded
+    ttl_ms: int
+    log_length: int
+    script: Script = POST
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return self.container.keys
+
+    @property
+    def arguments(self) -> tuple[bytes | str | int, ...]:
+        container, encoded = self.container, self.encoded
+        return (
+            container.keys.document.removesuffix(container.rest),
+            container.rest + "/" if container.rest else "",
+            self.ttl_ms,
+            self.log_length,
+            encoded.shape,
+            "sv" if encoded.has_server_values else "",
+            *encoded.fields,
+        )
+
+    def outcome(self, reply: Reply) -> Appended:
+        if reply[0] != b"created":
+            raise _problem(reply)
+        _, tag, rest, fields = reply
+        tag = tag.decode()
+        found = Found(*decode(fields), tag_time_ms(tag) + self.ttl_ms, self.ttl_ms)
+        return Appended(self.container.text + rest.decode().rpartition("/")[2], found)
+
+
+class Edit(NamedTuple):
+    """Read a document, change it with `change`, and write it back where nobody has written meanwhile, else again."""
+
+    path: Path
+    change: Change
+    conditions: Conditions
+    log_length: int
+    once: bool = False
+    attempts: int = 0
+    script: Script = BEGIN
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return self.path.keys
+
+    @property
+    def arguments(self) -> tuple[bytes | str | int, ...]:
+        return _judged(self.conditions)
+
+    def outcome(self, reply: Reply) -> Again | Stored | Failed:
+        if reply[0] == b"read":
+            return self.next(reply)
+        if reply[0] in (b"created", b"replaced"):  # only where it is replayed
+            return _stored(reply, None)
+        return _refused(reply)
+
+    def next(self, reply: Reply) -> Again:
+        """The next attempt, from a reply that says what is there."""
+        if self.attempts >= MAX_ATTEMPTS:
+            raise unavailable("too many others write this document at once; send the request again. Nothing was changed")
+        current = _found(reply[1]) if reply[1] else None
+        try:
+            encoded, ttl_ms = self.change(current)
+        except Problem as problem:
+            if not self.once:
+                raise
+            return Again(Conclude(self.path, problem))
+        base = "!" if current is None else current.tag or "-"
+        edit = self._replace(attempts=self.attempts + 1)
+        return Again(Put(self.path, encoded, ttl_ms, self.conditions, self.log_length, edit, base))
+
+
+class Conclude(NamedTuple):
+    """Keep a refusal that was decided outside of Redis under the request's Idempotency-Key, and raise it."""
+
+    path: Path
+    problem: Problem
+    script: Script = CONCLUDE
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return self.path.keys
+
+    @property
+    def arguments(self) -> tuple[bytes | str | int, ...]:
+        return (type(self.problem).__name__, self.problem.detail)
+
+    def outcome(self, reply: Reply) -> Any:
+        return _refused(reply)
+
+
+class Once(NamedTuple):
+    """A command with an Idempotency-Key: carried out once, and answered as then ever after: Replayed.
+
+    `key` is where the answer is kept, `request` tells this request from another with the same key.
+    """
+
+    command: Command
+    key: str
+    request: str
+
+    @property
+    def script(self) -> Script:
+        return ONCE[self.command.script.name]
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return (*self.command.keys, self.key)
+
+    @property
+    def arguments(self) -> tuple[bytes | str | int, ...]:
+        return (*self.command.arguments, self.request)
+
+    def outcome(self, reply: Reply) -> Any:
+        if reply[0] == b"reused":
+            raise KeyReused("this Idempotency-Key came with another request before; use a new one for each request")
+        if reply[0] == b"replayed":
+            try:
+                return Replayed(self.command.outcome(reply[1]))
+            except Problem as problem:
+                problem.headers["Idempotency-Replayed"] = "true"
+                raise
+        outcome = self.command.outcome(reply)
+        return Again(self._replace(command=outcome.command)) if isinstance(outcome, Again) else outcome
 
 
 class Delete(NamedTuple):
@@ -149,7 +392,7 @@ class Delete(NamedTuple):
 
     def outcome(self, reply: Reply) -> Deleted | Missing | Failed:
         if reply[0] == b"failed":
-            return _failed(reply)
+            return _refused(reply)
         return Deleted() if reply[0] == b"deleted" else Missing()
 
 
@@ -167,6 +410,32 @@ def _found(reply: Reply) -> Found:
     return Found(*decode(fields), expires_at_ms if expires else None, ttl_ms if expires else None)
 
 
-def _failed(reply: Reply) -> Failed:
-    current = reply[1] if len(reply) > 1 else None
-    return Failed(_found(current) if current else None)
+def _stored(reply: Reply, encoded: Encoded | None) -> Stored:
+    """What put.lua wrote: `encoded`, or what the reply says."""
+    word, tag, expires_at_ms, ttl_ms, fields = reply
+    if fields or encoded is None:
+        text, is_object, _ = decode(fields)
+    else:
+        text, is_object = encoded.text, encoded.is_object
+    expires = expires_at_ms >= 0
+    found = Found(text, is_object, tag.decode(), expires_at_ms if expires else None, int(ttl_ms) if expires else None)
+    return Stored(found, created=word == b"created")
+
+
+def _refused(reply: Reply) -> Failed:
+    """The outcome of a reply that says no: a precondition that failed, or a Problem that is raised."""
+    if reply[0] == b"failed":
+        return Failed(_found(reply[1]) if len(reply) > 1 and reply[1] else None)
+    raise _problem(reply)
+
+
+def _problem(reply: Reply) -> Problem:
+    word = reply[0]
+    if word == b"no sum":
+        name = reply[1].decode("utf-8", "backslashreplace")[:100]
+        return NotAnInteger(f"the member {name!r} is not an integer of 64 bits, or the sum would be none; nothing was changed")
+    if word == b"too large":
+        return ContentTooLarge(f"the document would have more than {MAX_MEMBERS:,} members or {MAX_BYTES:,} bytes")
+    if word == b"problem":
+        return PROBLEMS[reply[1].decode()](reply[2].decode())
+    return InternalError(f"the script answered {word!r}")

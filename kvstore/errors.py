@@ -88,6 +88,12 @@ class InvalidDocument(Problem):
     status = 400
 
 
+class InvalidPatch(Problem):
+    """The patch is not one that can be applied to anything."""
+
+    status = 400
+
+
 class InvalidTTL(Problem):
     """The TTL is not one we accept."""
 
@@ -118,6 +124,12 @@ class WrongType(Problem):
     status = 409
 
 
+class PatchFailed(Problem):
+    """A test of the patch failed."""
+
+    status = 409
+
+
 class PreconditionFailed(Problem):
     """A precondition failed."""
 
@@ -140,6 +152,24 @@ class UnsupportedMediaType(Problem):
     """The body is in a format we do not read."""
 
     status = 415
+
+
+class PathNotThere(Problem):
+    """The patch names something that is not in the document."""
+
+    status = 422
+
+
+class NotAnInteger(Problem):
+    """What should be incremented is not an integer of 64 bits, or would be none."""
+
+    status = 422
+
+
+class KeyReused(Problem):
+    """The Idempotency-Key belongs to another request."""
+
+    status = 422
 
 
 class HeadersTooLarge(Problem):
@@ -177,6 +207,9 @@ class StoreFull(Problem):
 
     status = 507
 
+
+# Every problem by its name.
+PROBLEMS: dict[str, type[Problem]] = {problem.__name__: problem for problem in Problem.__subclasses__()}
 
 # How the first word of an error reply of Redis reads, as the rule that was broken. What is not here is a bug of ours, or a
 # Redis that we cannot work with, and becomes StoreUnavailable with Redis's own first word, never its text.

@@ -24,12 +24,13 @@ _AUTHORITY = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*")
 
 
 class Keys(NamedTuple):
-    """The Redis keys that a command on one document touches, all in one slot of a cluster."""
+    """The Redis keys that a command may touch, all in one slot of a cluster."""
 
-    document: str  # hash: the members, and one field of ours
     log: str  # stream: the namespace's change log
     names: str  # sorted set: the paths that exist, by name
-    expiry: str  # sorted set: the same paths, by the ms at which they expire
+    expiry: str  # sorted set: the same paths, by the ms at which they expire, or earlier
+    scratch: str  # string: a sum, while a script runs
+    document: str  # hash: the members, and one field of ours
 
 
 class Path(NamedTuple):
@@ -43,6 +44,11 @@ class Path(NamedTuple):
     rest: str
     is_container: bool
     keys: Keys
+
+    @property
+    def container(self) -> "Path":
+        """The container of this spelling: itself, or with a slash added."""
+        return self if self.is_container or self.text == "/" else parse_path(self.text.encode() + b"/")
 
 
 def split_target(target: bytes) -> tuple[bytes, bytes]:
@@ -100,4 +106,15 @@ def _encode_segment(raw: bytes) -> str:
 def _keys(namespace: str, rest: str) -> Keys:
     # Canonical segments hold no braces, so the hash tag is the namespace and nothing else.
     name = "kv:{" + namespace + "}"
-    return Keys(document=name + "/" + rest, log=name + "!log", names=name + "!index", expiry=name + "!expiry")
+    return Keys(
+        log=name + "!log",
+        names=name + "!names",
+        expiry=name + "!expiry",
+        scratch=name + "!scratch",
+        document=name + "/" + rest,
+    )
+
+
+def once_key(path: Path, digest: str) -> str:
+    """The key of the answer kept for an Idempotency-Key, by a digest of that (hash, for a day)."""
+    return path.keys.log.removesuffix("log") + "once:" + digest

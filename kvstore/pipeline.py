@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import hiredis
 
 from kvstore.address import Address
-from kvstore.commands import Command
+from kvstore.commands import Again, Command
 from kvstore.errors import Problem, problem_of_reply, unavailable
 
 log = logging.getLogger("kvstore")
@@ -225,6 +225,10 @@ class _Connection(asyncio.Protocol):
                     outcome = waiting.command.outcome(reply)
                 except Exception as error:  # a bug of ours must not take the other requests along
                     outcome = error
+                if type(outcome) is Again:
+                    waiting.command = outcome.command
+                    self.send(waiting)
+                    continue
                 waiting.done(waiting.context, outcome)
         except hiredis.ProtocolError:
             log.warning("what Redis sent is not its protocol; closing the connection")

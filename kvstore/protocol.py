@@ -4,19 +4,43 @@ Functions of values: no Flask, no Redis, no clock, no I/O. An adapter carries by
 see to by itself is written at Request and Reply. Sources: RFC 9110 (HTTP), RFC 9457 (problems), RFC 8594 (Sunset).
 """
 
+import hashlib
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from time import gmtime
 from typing import NamedTuple
 from urllib.parse import parse_qsl
 
 from kvstore import codec
-from kvstore.commands import Command, Delete, Deleted, Failed, Found, Get, Missing, Put, Stored
+from kvstore.commands import (
+    Appended,
+    Command,
+    Delete,
+    Deleted,
+    Edit,
+    Failed,
+    Found,
+    Get,
+    Missing,
+    Once,
+    Patch,
+    Post,
+    Put,
+    Replayed,
+    Stored,
+    Touch,
+)
+from kvstore.conditions import NONE as NO_CONDITIONS
 from kvstore.conditions import parse_conditions, read_status, tag_time_ms
+from kvstore.edits import json_patch_change, merge_change
 from kvstore.errors import (
     InternalError,
     InvalidParameter,
+    InvalidPatch,
+    InvalidPrecondition,
+    InvalidRequest,
     InvalidTTL,
     MethodNotAllowed,
     NotFound,
@@ -25,10 +49,12 @@ from kvstore.errors import (
     Problem,
     UnsupportedMediaType,
 )
-from kvstore.paths import Path, parse_path, split_target
+from kvstore.paths import Path, once_key, parse_path, split_target
 from kvstore.settings import Settings
 
 MAX_BODY_BYTES = codec.MAX_BYTES
+
+ID_BYTES = 20  # of a name that POST makes: 13 digits of ms, a letter, a count
 
 Headers = tuple[tuple[str, str], ...]
 
@@ -65,13 +91,18 @@ DOCUMENT: Headers = (("Content-Type", "application/json"), ("Cache-Control", "no
 UNCHANGED: Headers = (("Cache-Control", "no-cache"), *SAFE)
 PROBLEM: Headers = (("Content-Type", "application/problem+json"), ("Cache-Control", "no-store"), *SAFE)
 
-ALLOW_DOCUMENT = "GET, HEAD, PUT, DELETE, OPTIONS"
-ALLOW_CONTAINER = "OPTIONS"
+ALLOW_DOCUMENT = "GET, HEAD, PUT, PATCH, POST, DELETE, OPTIONS"
+ALLOW_CONTAINER = "GET, HEAD, POST, DELETE, OPTIONS"
+
+MERGE_PATCH = "application/merge-patch+json"
+JSON_PATCH = "application/json-patch+json"
+ACCEPT_PATCH = f"{MERGE_PATCH}, {JSON_PATCH}, application/json"
 
 # Besides */*+json: what curl -d sends by itself, and what clients send that know nothing of the body.
 JSON_TYPES = ("application/json", "application/x-www-form-urlencoded", "text/plain", "application/octet-stream")
 _JSON_SUFFIX = re.compile(r"[a-z0-9!#$&^_.+-]+/[a-z0-9!#$&^_.-]+\+json")
 
+_RETURN = re.compile(r"(?:^|[,;])\s*return\s*=\s*\"?(minimal|representation)\b", re.IGNORECASE)
 _TTL = re.compile(r"([0-9]{1,12})([smhd]?)")
 _TTL_UNITS_S = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 
@@ -79,24 +110,26 @@ _TTL_UNITS_S = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 def parse(request: Request, settings: Settings) -> Command | Reply:
     """What a request asks of the store, or the reply where the store is not needed; raises Problem."""
     raw_path, raw_query = split_target(request.target)
-    if raw_path == b"*" and request.method == "OPTIONS":
-        return Reply(204, (("Allow", ALLOW_DOCUMENT), *SAFE))
+    method = request.method
+    if raw_path == b"*" and method == "OPTIONS":
+        return _options(ALLOW_DOCUMENT)
     path = parse_path(raw_path)
     if path.text.startswith("/_/") or path.text == "/_":
         raise NotFound("thing doesn't exist: paths under /_/ belong to the service, and there is nothing at this one")
-    allow = ALLOW_CONTAINER if path.is_container else ALLOW_DOCUMENT
-    method = request.method
-    if method == "OPTIONS":
-        return Reply(204, (("Allow", allow), *SAFE))
-    if path.is_container:
-        raise NotImplementedHere("containers cannot be read or written yet; leave out the slash at the end for a document")
-    if method in ("GET", "HEAD"):
+    if method == "GET" and not path.is_container:
         return Get(path)
-    if method == "PUT":
-        return _put(request, path, raw_query, settings)
-    if method == "DELETE":
-        return Delete(path, parse_conditions(request.headers), settings.log_length)
-    raise MethodNotAllowed(f"{path.text} takes {allow}", headers={"Allow": allow})
+    allow = ALLOW_CONTAINER if path.is_container else ALLOW_DOCUMENT
+    if method == "OPTIONS":
+        return _options(allow)
+    if method not in allow.split(", "):
+        raise MethodNotAllowed(f"{path.text} takes {allow}", headers={"Allow": allow})
+    if path.is_container and method != "POST":
+        raise NotImplementedHere("containers cannot be read or deleted yet; leave out the slash at the end for a document")
+    if method == "HEAD":
+        return Get(path)
+    command = _WRITES[method](request, path, raw_query, settings)
+    key = request.headers.get("idempotency-key")
+    return command if key is None else _once(request, path, key, command)
 
 
 def render(request: Request, outcome: object) -> Reply:
@@ -106,13 +139,17 @@ def render(request: Request, outcome: object) -> Reply:
             return _found(request, outcome)
         case Stored(document, created):
             location = (("Location", request.base + _canonical(request)),) if created else ()
-            return _document(201 if created else 200, document, location)
+            return _written(request, 201 if created else 200, document, location)
+        case Appended(path, document):
+            return _appended(request, path, document)
         case Deleted():
             return Reply(204, SAFE)
         case Missing():
             raise NotFound("thing doesn't exist: nothing is stored at this path, or it has expired")
         case Failed(current):
             raise _failed(current)
+        case Replayed(first):
+            return _replayed(request, first)
     raise InternalError(f"no reply is written for the outcome {type(outcome).__name__}")
 
 
@@ -121,30 +158,100 @@ def refuse(problem: Problem) -> Reply:
     return Reply(problem.status, PROBLEM + tuple(problem.headers.items()), problem.body())
 
 
+def _options(allow: str) -> Reply:
+    return Reply(204, (("Allow", allow), ("Accept-Patch", ACCEPT_PATCH), *SAFE))
+
+
 def _put(request: Request, path: Path, raw_query: bytes, settings: Settings) -> Put:
-    _check_media_type(request.headers)
+    _check_json(request.headers)
     encoded = codec.encode(request.body)
-    asked_s = _ttl_parameter(raw_query) if raw_query else None
-    for ttl_s in (asked_s, encoded.ttl_s):
-        if ttl_s is not None and not 1 <= ttl_s <= settings.max_ttl_s:
-            raise InvalidTTL(f"a TTL is from 1 to {settings.max_ttl_s} seconds, not {ttl_s:.6g}")
-    ttl_s = asked_s or encoded.ttl_s or settings.default_ttl_s
-    return Put(path, encoded, ttl_s * 1000, parse_conditions(request.headers), settings.log_length)
+    ttl_ms = _asked_ttl_ms(raw_query, encoded.ttl_s, settings) or settings.default_ttl_s * 1000
+    return Put(path, encoded, ttl_ms, parse_conditions(request.headers), settings.log_length)
 
 
-def _check_media_type(headers: Mapping[str, str]) -> None:
+def _post(request: Request, path: Path, raw_query: bytes, settings: Settings) -> Post:
+    _check_json(request.headers)
+    conditions = parse_conditions(request.headers)
+    if conditions is not NO_CONDITIONS:
+        raise InvalidPrecondition("POST appends, whatever is there already, and takes no precondition")
+    encoded = codec.encode(request.body)
+    ttl_ms = _asked_ttl_ms(raw_query, encoded.ttl_s, settings) or settings.default_ttl_s * 1000
+    container = path.container
+    parse_path(container.text.encode() + b"0" * ID_BYTES)  # that what is appended has a path
+    return Post(container, encoded, ttl_ms, settings.log_length)
+
+
+def _delete(request: Request, path: Path, _: bytes, settings: Settings) -> Delete:
+    return Delete(path, parse_conditions(request.headers), settings.log_length)
+
+
+def _patch(request: Request, path: Path, raw_query: bytes, settings: Settings) -> Command:
+    conditions = parse_conditions(request.headers)
+    asked_ms = _asked_ttl_ms(raw_query, None, settings)
+    default_ms = settings.default_ttl_s * 1000
+    if not request.body:
+        if asked_ms is None:
+            raise InvalidPatch("the body is empty; send a patch, or ask for another TTL with ?ttl=")
+        return Touch(path, asked_ms, conditions)
+    if _media_type(request.headers) == JSON_PATCH:
+        change = json_patch_change(request.body, asked_ms=asked_ms)
+    else:
+        _check_json(request.headers)
+        encoded = codec.encode(request.body)
+        asked_ms = _asked_ttl_ms(raw_query, encoded.ttl_s, settings)
+        # By field where no member of the patch is an object, so that writers of different members do not meet.
+        if encoded.is_object and not any(value.startswith(b"{") for value in encoded.fields[1::2]):
+            return Patch(path, encoded, asked_ms, default_ms, conditions, settings.log_length)
+        change = merge_change(request.body, asked_ms=asked_ms, default_ms=default_ms)
+    return Edit(path, change, conditions, settings.log_length, once="idempotency-key" in request.headers)
+
+
+_WRITES: dict[str, Callable[[Request, Path, bytes, Settings], Command]] = {
+    "PUT": _put,
+    "PATCH": _patch,
+    "POST": _post,
+    "DELETE": _delete,
+}
+
+
+def _once(request: Request, path: Path, key: str, command: Command) -> Once:
+    """The command, once for its Idempotency-Key (draft-ietf-httpapi-idempotency-key-header)."""
+    if not 1 <= len(key) <= 255:
+        raise InvalidRequest("an Idempotency-Key has 1 to 255 characters")
+    asked = (request.method, request.target, request.body, *(request.headers.get(name) for name in _ASKED_BY))
+    fingerprint = hashlib.sha256(repr(asked).encode()).hexdigest()
+    return Once(command, once_key(path, hashlib.sha256(key.encode()).hexdigest()), fingerprint)
+
+
+# The header fields that make a request another one for its Idempotency-Key.
+_ASKED_BY = ("content-type", "if-match", "if-none-match", "if-unmodified-since")
+
+
+def _media_type(headers: Mapping[str, str]) -> str:
+    return headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def _check_json(headers: Mapping[str, str]) -> None:
     if headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
         raise UnsupportedMediaType(
             "a body is read as it is, without a Content-Encoding", headers={"Accept-Encoding": "identity"}
         )
-    media_type = headers.get("content-type")
-    if media_type is None:
-        return
-    essence = media_type.partition(";")[0].strip().lower()
-    if essence not in JSON_TYPES and essence != "" and not _JSON_SUFFIX.fullmatch(essence):
+    media_type = _media_type(headers)
+    if media_type and media_type not in JSON_TYPES and not _JSON_SUFFIX.fullmatch(media_type):
         raise UnsupportedMediaType(
-            "the body must be JSON: send Content-Type: application/json, or none", headers={"Accept": "application/json"}
+            "the body must be JSON: send Content-Type: application/json, or none",
+            headers={"Accept": "application/json", "Accept-Patch": ACCEPT_PATCH},
         )
+
+
+def _asked_ttl_ms(raw_query: bytes, member_s: int | None, settings: Settings) -> int | None:
+    """The TTL that the query, else the member of the body, asks for; both must be ones we accept."""
+    query_s = _ttl_parameter(raw_query) if raw_query else None
+    for ttl_s in (query_s, member_s):
+        if ttl_s is not None and not 1 <= ttl_s <= settings.max_ttl_s:
+            raise InvalidTTL(f"a TTL is from 1 to {settings.max_ttl_s} seconds")
+    asked_s = query_s or member_s
+    return None if asked_s is None else asked_s * 1000
 
 
 def _parameter(raw_query: bytes, name: str) -> str | None:
@@ -172,6 +279,44 @@ def _found(request: Request, found: Found) -> Reply:
     if status == 412:
         raise _failed(found)
     return _document(200, found, ()) if status == 200 else Reply(304, (*_tag(found.tag), *UNCHANGED))
+
+
+def _written(request: Request, status: int, document: Found, headers: Headers) -> Reply:
+    """The reply to a write, as far as the request wants it (RFC 7240)."""
+    preference = _preference(request.headers)
+    if preference is None:
+        return _document(status, document, headers)
+    headers += (("Preference-Applied", f"return={preference}"),)
+    reply = _document(status, document, headers)
+    if preference == "representation":
+        return reply
+    kept = tuple((name, value) for name, value in reply.headers if name != "Content-Type")
+    return Reply(204 if status == 200 else status, kept)
+
+
+def _preference(headers: Mapping[str, str]) -> str | None:
+    prefer = headers.get("prefer")
+    found = _RETURN.search(prefer) if prefer else None
+    return found[1].lower() if found else None
+
+
+def _appended(request: Request, path: str, document: Found) -> Reply:
+    location = (("Location", request.base + path),)
+    reply = _written(request, 201, document, location)
+    if _preference(request.headers):
+        return reply
+    receipt = {"path": path, "etag": f'"{document.tag}"', "ttl": -(-(document.ttl_ms or 0) // 1000)}
+    return reply._replace(body=json.dumps(receipt, separators=(",", ":")).encode() + b"\n")
+
+
+def _replayed(request: Request, first: object) -> Reply:
+    replayed = ("Idempotency-Replayed", "true")
+    try:
+        reply = render(request, first)
+    except Problem as problem:
+        problem.headers.update([replayed])
+        raise
+    return reply._replace(headers=(*reply.headers, replayed))
 
 
 def _failed(current: Found | None) -> PreconditionFailed:

@@ -15,7 +15,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from kvstore.address import Address, parse_address
-from kvstore.commands import Command
+from kvstore.commands import Again, Command
 from kvstore.errors import Problem, problem_of_reply, unavailable
 
 # A request waits for a connection of the pool, then for the connection to open, then for the answer: under 6 s together.
@@ -70,16 +70,22 @@ class Store:
 
     def execute(self, command: Command) -> Any:
         """The outcome of a command; raises Problem. Source: EVALSHA, EVAL."""
+        while True:
+            outcome = command.outcome(self._reply(command))
+            if not isinstance(outcome, Again):
+                return outcome
+            command = outcome.command
+
+    def _reply(self, command: Command) -> Any:
         keys, arguments = command.keys, command.arguments
         try:
             call = (self._client or self._open()).execute_command
             try:
-                reply = call("EVALSHA", command.script.sha, len(keys), *keys, *arguments)
+                return call("EVALSHA", command.script.sha, len(keys), *keys, *arguments)
             except redis.exceptions.NoScriptError:
-                reply = call("EVAL", command.script.text, len(keys), *keys, *arguments)
+                return call("EVAL", command.script.text, len(keys), *keys, *arguments)
         except ERRORS as error:
             raise problem_of(error) from error
-        return command.outcome(reply)
 
     def close(self) -> None:
         """Close the connections."""

@@ -1,26 +1,30 @@
--- What the writing scripts share; it stands before each of them. Keys and arguments of a script are written at its own head.
--- No JSON value ever passes through Lua's cjson: it would turn 1.0 into 1 and [] into {}.
+-- What the writing scripts share; it stands before each of them, and their own functions behind it. A function that carries
+-- out a request takes the document's key and where its arguments stand in ARGV, so that a batch can call it as well.
+-- No JSON value is ever decoded in Lua: cjson would turn 1.0 into 1 and [] into {}.
+
+-- KEYS   1 log  2 names  3 expiry  4 scratch, each of the namespace; what follows is at each script's head
+local LOG, NAMES, EXPIRY, SCRATCH = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 
 local MOST_ARGUMENTS = 7000 -- of one call: unpack of 8,000 overflows Lua's stack. Even, so that pairs stay together
 local LOG_BYTES = 4194304 -- of a change log, about: the larger a change, the fewer stay
 local DAY_MS = 86400000
 
--- Whether a document is there, and its entity-tag (nil: another client's hash). Raises WRONGTYPE.
+-- Whether a document is there, its entity-tag (nil: another client's hash), and our own field. Raises WRONGTYPE.
 local function look(key)
   local meta = redis.call('HGET', key, '$kv')
   if meta then
-    return true, string.match(meta, '^(%d+%-%d+) ')
+    return true, string.match(meta, '^(%d+%-%d+) '), meta
   end
-  return redis.call('EXISTS', key) == 1, nil
+  return redis.call('EXISTS', key) == 1, nil, nil
 end
 
--- The answer where a precondition fails: what is there, as read.lua answers.
-local function failed(key)
+-- What is there: {fields, expires_at_ms, ttl_ms}, both times -1 where it does not expire; false where nothing is.
+local function read(key)
   local fields = redis.call('HGETALL', key)
   if #fields == 0 then
-    return {'failed', false}
+    return false
   end
-  return {'failed', {fields, redis.call('PEXPIRETIME', key), redis.call('PTTL', key)}}
+  return {fields, redis.call('PEXPIRETIME', key), redis.call('PTTL', key)}
 end
 
 -- Whether a precondition fails (RFC 9110 section 13.2.2). `match` and `none_match` are '', '*' or ' tag tag '.
@@ -43,64 +47,118 @@ local function fails(exists, tag, match, none_match, unmodified_since_s)
   return none_match ~= '' and tag and string.find(none_match, ' ' .. tag .. ' ', 1, true) and true or false
 end
 
+-- Look at the types of the namespace's keys before anything is written, and at the ms at which the expiry index has `rest`
+-- expire (nil: it does not know it).
+local function check_types(rest)
+  redis.call('ZCARD', NAMES)
+  redis.call('XLEN', LOG)
+  return redis.call('ZSCORE', EXPIRY, rest) or nil
+end
+
 -- Append a document's change to the log and return its id, which is the document's entity-tag, and its time in ms. An entry
 -- is three pairs of ours, then the members: {op, rest, 'ttl', ttl_ms, '$kv', shape, field, value, ...}. A document with too
 -- many members for one call has '$packed' for '$kv', then '' and all of it as netstrings (3:abc,).
-local function append(log, length, op, rest, ttl_ms, shape, fields, first)
+local function append(length, op, rest, ttl_ms, shape, fields, first, last)
   local bytes = 1
-  for i = first, #fields do
+  for i = first, last do
     bytes = bytes + #fields[i]
   end
-  local id
   local keep = bytes * length > LOG_BYTES and math.max(1, math.floor(LOG_BYTES / bytes)) or length
-  if #fields - first < MOST_ARGUMENTS then
-    id = redis.call('XADD', log, 'MAXLEN', '~', keep, '*', op, rest, 'ttl', ttl_ms, '$kv', shape, unpack(fields, first))
+  local id
+  if last - first < MOST_ARGUMENTS then
+    id = redis.call('XADD', LOG, 'MAXLEN', '~', keep, '*', op, rest, 'ttl', ttl_ms, '$kv', shape, unpack(fields, first, last))
   else
     local packed = {}
-    for i = first, #fields do
+    for i = first, last do
       packed[#packed + 1] = #fields[i] .. ':' .. fields[i] .. ','
     end
     packed = table.concat(packed)
-    id = redis.call('XADD', log, 'MAXLEN', '~', keep, '*', op, rest, 'ttl', ttl_ms, '$packed', shape, '', packed)
+    id = redis.call('XADD', LOG, 'MAXLEN', '~', keep, '*', op, rest, 'ttl', ttl_ms, '$packed', shape, '', packed)
   end
   return id, tonumber(string.match(id, '^%d+'))
 end
 
--- Note in the namespace's indexes that `rest` is there and expires at `at`; `due` is what they say so far (nil: nothing).
--- Their expiry may be early, never late, so that it need not be written with every change: sweep() finds out. They and the
--- log live at least a day longer than the last document, so that a namespace nobody uses leaves nothing.
-local function note(log, names, expiry, rest, due, at)
-  local day = math.floor(at / DAY_MS)
-  if due and at >= tonumber(due) and day == math.floor(due / DAY_MS) then
-    return
+local function slice(list, first, last)
+  local part = {}
+  for i = first, last do
+    part[#part + 1] = list[i]
   end
-  if not due then
-    redis.call('ZADD', names, 0, rest)
-  end
-  redis.call('ZADD', expiry, string.format('%.0f', at), rest)
-  local last = (day + 2) * DAY_MS
-  if redis.call('PEXPIRETIME', names) < last then
-    last = string.format('%.0f', last)
-    redis.call('PEXPIREAT', log, last)
-    redis.call('PEXPIREAT', names, last)
-    redis.call('PEXPIREAT', expiry, last)
+  return part
+end
+
+-- HSET of fields[first..last], in as many calls as it takes.
+local function set(key, fields, first, last)
+  for from = first, last, MOST_ARGUMENTS do
+    redis.call('HSET', key, unpack(fields, from, math.min(from + MOST_ARGUMENTS - 1, last)))
   end
 end
 
--- Move up to `most` expired documents of the namespace from the indexes into the change log. A document that another client
--- kept alive, or made immortal, is still there.
-local function sweep(prefix, log, names, expiry, now, most)
-  local due = redis.call('ZRANGEBYSCORE', expiry, '-inf', string.format('(%.0f', now), 'LIMIT', 0, most)
+-- Note in the namespace's indexes that `rest` is there and expires at `at` (nil: never); `due` is what they say so far (nil:
+-- nothing). Their expiry may be early, never late, so that it need not be written with every change: sweep() finds out.
+-- They and the log live at least a day longer than the last document, so that a namespace nobody uses leaves nothing.
+local function note(rest, due, at)
+  if at then
+    local day = math.floor(at / DAY_MS)
+    if due and at >= tonumber(due) and day == math.floor(due / DAY_MS) then
+      return
+    end
+    redis.call('ZADD', EXPIRY, string.format('%.0f', at), rest)
+  end
+  if not due then
+    redis.call('ZADD', NAMES, 0, rest)
+  end
+  local last = at and (math.floor(at / DAY_MS) + 2) * DAY_MS or 4102444800000 -- the year 2100
+  if redis.call('PEXPIRETIME', NAMES) < last then
+    last = string.format('%.0f', last)
+    redis.call('PEXPIREAT', LOG, last)
+    redis.call('PEXPIREAT', NAMES, last)
+    redis.call('PEXPIREAT', EXPIRY, last)
+  end
+end
+
+-- Take a document that is no longer there out of the indexes, and say so in the log. Its first write is one that a full
+-- Redis lets through.
+local function vanish(rest)
+  redis.call('ZREM', EXPIRY, rest)
+  redis.pcall('ZREM', NAMES, rest) -- of another type by another client's hand: not this request's concern
+  redis.call('XADD', LOG, '*', 'expire', rest)
+end
+
+-- Move up to `most` expired documents of the namespace from the indexes into the log. A document that another client kept
+-- alive, or made immortal, is still there. Returns how many were due.
+local function sweep(prefix, now, most)
+  local due = redis.call('ZRANGEBYSCORE', EXPIRY, '-inf', string.format('(%.0f', now), 'LIMIT', 0, most)
   for _, rest in ipairs(due) do
     local at = redis.call('PEXPIRETIME', prefix .. rest)
     if at == -2 then
-      redis.call('XADD', log, '*', 'expire', rest)
-      redis.pcall('ZREM', names, rest) -- of another type by another client's hand: not this write's concern
-      redis.call('ZREM', expiry, rest)
+      vanish(rest)
     elseif at == -1 then
-      redis.call('ZREM', expiry, rest)
+      redis.call('ZREM', EXPIRY, rest)
     else
-      redis.call('ZADD', expiry, at, rest)
+      redis.call('ZADD', EXPIRY, at, rest)
+    end
+  end
+  return #due
+end
+
+-- Server values (Firebase's): where a value in ARGV[first..last] is '@' it becomes the time in ms, where it is '+n' the sum of
+-- n and the integer that is stored there (0 where nothing is); JSON texts start with neither. Returns the name of a field whose sum there is none.
+-- Numbers of Lua have 53 bits, so Redis adds.
+local function resolve(key, first, last)
+  local time = redis.call('TIME')
+  for i = first, last, 2 do
+    local value = ARGV[i]
+    local kind = string.sub(value, 1, 1)
+    if kind == '@' then
+      ARGV[i] = string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000))
+    elseif kind == '+' then
+      redis.call('SET', SCRATCH, key and redis.call('HGET', key, ARGV[i - 1]) or '0', 'PX', 1000)
+      local sum = redis.pcall('INCRBY', SCRATCH, string.sub(value, 2))
+      ARGV[i] = redis.call('GET', SCRATCH)
+      redis.call('DEL', SCRATCH)
+      if type(sum) == 'table' then
+        return ARGV[i - 1]
+      end
     end
   end
 end

@@ -1,36 +1,73 @@
 -- Replace a document as a whole, or create it.
--- KEYS   1 document  2 log  3 names  4 expiry
+-- KEYS   1…4 as in prelude.lua  5 document
 -- ARGV   1 the document's name in names and log  2 ttl_ms  3 If-Match  4 If-None-Match  5 If-Unmodified-Since (s)
---        6 length of the log  7 what follows the entity-tag in our own field  8… field, value, field, value…
--- reply  {'created' or 'replaced', entity-tag}, or {'failed', what is there (as read.lua)}
+--        6 length of the log  7 'put', or 'patch' for a document that was read, changed, and is written back: the expiry stays
+--        where ttl_ms is ''  8 what it was read as: '' for anything, '-' for a hash without a tag, '!' for
+--        nothing, else its tag
+--        9 what follows the entity-tag in our own field  10 'sv' where values are server values  11… field, value, …
+-- reply  {'created' or 'replaced', entity-tag, expires_at_ms (-1: never), ttl_ms, nil or all fields where they are not those
+--        that were sent}
+--        {'failed', what is there}, {'lost', what is there} where it is no longer as it was read, {'no sum', field}
 
-local exists, tag = look(KEYS[1])
-if fails(exists, tag, ARGV[3], ARGV[4], ARGV[5]) then
-  return failed(KEYS[1])
-end
-
--- A key of another type is found before anything is written: these calls and the first XADD, which is the first write,
--- touch every key. XADD is also where a full Redis refuses, with nothing changed.
-local due = redis.call('ZSCORE', KEYS[4], ARGV[1])
-if not (due and exists) then
-  redis.call('ZCARD', KEYS[3])
-  if due then
-    redis.call('XADD', KEYS[2], '*', 'expire', ARGV[1])
-    due = nil
+local function put(key, at, last)
+  local rest, ttl_ms, base = ARGV[at], ARGV[at + 1], ARGV[at + 7]
+  local exists, tag = look(key)
+  if fails(exists, tag, ARGV[at + 2], ARGV[at + 3], ARGV[at + 4]) then
+    return {'failed', read(key)}
   end
-end
-local id, now = append(KEYS[2], ARGV[6], 'put', ARGV[1], ARGV[2], ARGV[7], ARGV, 8)
+  if base ~= '' and base ~= (exists and (tag or '-') or '!') then
+    return {'lost', read(key)}
+  end
 
-if exists then
-  redis.call('DEL', KEYS[1])
+  -- A key of another type is found before anything is written: what is known to be in the index was written there by us, and
+  -- XADD is the first write. It is also where a full Redis refuses, with nothing changed.
+  local due = redis.call('ZSCORE', EXPIRY, rest)
+  if not (due and exists) then
+    check_types(rest)
+  end
+  local server_values = ARGV[at + 9] ~= ''
+  if server_values then
+    check_types(rest)
+    local field = resolve(key, at + 11, last)
+    if field then
+      return {'no sum', field}
+    end
+  end
+  if due and not exists then
+    redis.call('XADD', LOG, '*', 'expire', rest)
+  end
+  local keeps_expiry = ttl_ms == ''
+  local expires_at = -1
+  if keeps_expiry then
+    expires_at = redis.call('PEXPIRETIME', key)
+    ttl_ms = redis.call('PTTL', key)
+  end
+  local shape = ARGV[at + 8]
+  local id, now = append(ARGV[at + 5], ARGV[at + 6], rest, ttl_ms, shape, ARGV, at + 10, last)
+
+  if exists then
+    redis.call('DEL', key)
+  end
+  if last - at < MOST_ARGUMENTS then
+    redis.call('HSET', key, '$kv', id .. shape, unpack(ARGV, at + 10, last))
+  else
+    redis.call('HSET', key, '$kv', id .. shape)
+    set(key, ARGV, at + 10, last)
+  end
+  if not keeps_expiry then
+    redis.call('PEXPIRE', key, ttl_ms)
+    expires_at = now + ttl_ms
+  elseif expires_at >= 0 then
+    redis.call('PEXPIREAT', key, expires_at)
+  end
+  note(rest, exists and due, expires_at >= 0 and expires_at)
+  if now % 16 == 0 then -- often enough that the indexes hold little that has expired, seldom enough to cost nothing
+    sweep(string.sub(key, 1, #key - #rest), now, 100)
+  end
+  local fields = false
+  if server_values or base ~= '' then
+    fields = slice(ARGV, at + 10, last)
+    fields[#fields + 1], fields[#fields + 2] = '$kv', id .. shape
+  end
+  return {exists and 'replaced' or 'created', id, expires_at, ttl_ms, fields}
 end
-redis.call('HSET', KEYS[1], '$kv', id .. ARGV[7], unpack(ARGV, 8, math.min(#ARGV, 7 + MOST_ARGUMENTS)))
-for first = 8 + MOST_ARGUMENTS, #ARGV, MOST_ARGUMENTS do
-  redis.call('HSET', KEYS[1], unpack(ARGV, first, math.min(first + MOST_ARGUMENTS - 1, #ARGV)))
-end
-redis.call('PEXPIRE', KEYS[1], ARGV[2])
-note(KEYS[2], KEYS[3], KEYS[4], ARGV[1], due, now + ARGV[2])
-if now % 16 == 0 then -- often enough that the indexes hold little that has expired, seldom enough to cost nothing
-  sweep(string.sub(KEYS[1], 1, #KEYS[1] - #ARGV[1]), KEYS[2], KEYS[3], KEYS[4], now, 100)
-end
-return {exists and 'replaced' or 'created', id}

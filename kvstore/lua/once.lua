@@ -1,0 +1,21 @@
+-- Carry out a request with an Idempotency-Key once, and answer every later one as the first.
+-- KEYS   the last one: where the answer is kept, for a day
+-- ARGV   the last one: what tells this request from another with the same key
+-- reply  what the request answers; {'replayed', what the first answered}; {'reused'} where the first was another request
+
+local function once(act, key)
+  local kept, request = KEYS[#KEYS], table.remove(ARGV)
+  local first = redis.call('HMGET', kept, 'request', 'reply')
+  if first[1] then
+    if first[1] ~= request then
+      return {'reused'}
+    end
+    return {'replayed', cjson.decode(first[2])} -- lists of strings, nothing else, so cjson loses nothing
+  end
+  local reply = act(key, 1, #ARGV)
+  if reply[1] ~= 'lost' and reply[1] ~= 'read' then
+    redis.call('HSET', kept, 'request', request, 'reply', cjson.encode(reply))
+    redis.call('PEXPIRE', kept, DAY_MS)
+  end
+  return reply
+end

@@ -1,0 +1,88 @@
+-- Change members of a document and leave the others alone (RFC 7396, where no member of the patch is an object).
+-- KEYS   1…4 as in prelude.lua  5 document
+-- ARGV   1 the document's name in names and log  2 ttl_ms, '' to keep the expiry  3 If-Match  4 If-None-Match
+--        5 If-Unmodified-Since (s)  6 length of the log  7 ttl_ms of a document that this creates  8 most members
+--        9 most bytes  10 'sv' where values are server values  11… field, value, …; the value '' takes the member away
+-- reply  {'created' or 'replaced', what is there now}, {'failed', what is there}, {'no sum', field}, {'too large'} where the
+--        document would have too many members or bytes
+
+local function patch(key, at, last)
+  local rest, ttl_ms = ARGV[at], ARGV[at + 1]
+  local exists, tag, meta = look(key)
+  if fails(exists, tag, ARGV[at + 2], ARGV[at + 3], ARGV[at + 4]) then
+    return {'failed', read(key)}
+  end
+  local due = check_types(rest)
+  if ARGV[at + 9] ~= '' then
+    local field = resolve(key, at + 11, last)
+    if field then
+      return {'no sum', field}
+    end
+  end
+
+  -- The document as it will be. One that is not an object is replaced by one.
+  local is_object = exists and not (tag and string.find(meta, '^%S+ value'))
+  local shape = is_object and tag and string.sub(meta, #tag + 1) or ' object'
+  local fields, place = {}, {} -- a value false: the member is taken away
+  if is_object then
+    local stored = redis.call('HGETALL', key)
+    for i = 1, #stored, 2 do
+      if not (tag and stored[i] == '$kv') then
+        fields[#fields + 1], fields[#fields + 2] = stored[i], stored[i + 1]
+        place[stored[i]] = #fields
+      end
+    end
+  end
+  local changed, gone = {}, {}
+  for i = at + 10, last, 2 do
+    local field, value = ARGV[i], ARGV[i + 1]
+    if value ~= '' then
+      if not place[field] then
+        fields[#fields + 1] = field
+        place[field] = #fields + 1
+      end
+      fields[place[field]] = value
+      changed[#changed + 1], changed[#changed + 2] = field, value
+    elseif place[field] then
+      fields[place[field]] = false
+      gone[#gone + 1] = field
+    end
+  end
+  local flat, bytes = {}, 2
+  for i = 1, #fields, 2 do
+    if fields[i + 1] then
+      flat[#flat + 1], flat[#flat + 2] = fields[i], fields[i + 1]
+      bytes = bytes + #fields[i] + #fields[i + 1] + 4 -- two quotes, a colon, a comma
+    end
+  end
+  if #flat > 2 * ARGV[at + 7] or bytes > tonumber(ARGV[at + 8]) then
+    return {'too large'}
+  end
+
+  if due and not exists then
+    redis.call('XADD', LOG, '*', 'expire', rest)
+  end
+  if not exists and ttl_ms == '' then
+    ttl_ms = ARGV[at + 6]
+  end
+  local logged_ttl_ms = ttl_ms == '' and redis.call('PTTL', key) or ttl_ms
+  local id, now = append(ARGV[at + 5], 'patch', rest, logged_ttl_ms, shape, flat, 1, #flat)
+  if is_object then
+    for from = 1, #gone, MOST_ARGUMENTS do
+      redis.call('HDEL', key, unpack(gone, from, math.min(from + MOST_ARGUMENTS - 1, #gone)))
+    end
+  elseif exists then
+    redis.call('HDEL', key, '$value')
+  end
+  redis.call('HSET', key, '$kv', id .. shape)
+  set(key, changed, 1, #changed)
+  if ttl_ms ~= '' then
+    redis.call('PEXPIRE', key, ttl_ms)
+  end
+  local expires_at = redis.call('PEXPIRETIME', key)
+  note(rest, exists and due, expires_at >= 0 and expires_at)
+  if now % 16 == 0 then
+    sweep(string.sub(key, 1, #key - #rest), now, 100)
+  end
+  return {exists and 'replaced' or 'created', read(key)}
+end

@@ -1,0 +1,19 @@
+-- Change when a document expires, and nothing else: no entity-tag, no event.
+-- KEYS   1…4 as in prelude.lua  5 document
+-- ARGV   1 the document's name in names and log  2 ttl_ms  3 If-Match  4 If-None-Match  5 If-Unmodified-Since (s)
+-- reply  {'touched', what is there}, {'missing'}, {'failed', what is there}
+
+local function touch(key, at)
+  local rest = ARGV[at]
+  local exists, tag = look(key)
+  if fails(exists, tag, ARGV[at + 2], ARGV[at + 3], ARGV[at + 4]) then
+    return {'failed', read(key)}
+  end
+  if not exists then
+    return {'missing'}
+  end
+  local due = check_types(rest)
+  redis.call('PEXPIRE', key, ARGV[at + 1])
+  note(rest, due, redis.call('PEXPIRETIME', key))
+  return {'touched', read(key)}
+end
