@@ -7,14 +7,17 @@ I/O. The scripts are `lua/*.lua`.
 import hashlib
 from collections.abc import Callable
 from importlib.resources import files
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from kvstore.codec import MAX_BYTES, MAX_MEMBERS, Encoded, decode
 from kvstore.conditions import NONE, Conditions, tag_time_ms
 from kvstore.errors import PROBLEMS, ContentTooLarge, InternalError, KeyReused, NotAnInteger, Problem, unavailable
-from kvstore.paths import Path
+from kvstore.paths import Path, parse_path
 
 MAX_ATTEMPTS = 1000  # to write back a document that others write at the same time
+
+MAX_PAGE_BYTES = 4 * 1024 * 1024  # of values in a page of a listing, or one document
+MAX_DELETED_AT_ONCE = 1000  # some 10 ms of Redis's time
 
 
 class Script(NamedTuple):
@@ -49,8 +52,12 @@ DELETE = _act("delete")
 POST = _act("post")
 BEGIN = _act("begin")
 CONCLUDE = _act("conclude")
-ONCE = {script.name: _once(script.name) for script in (PUT, PATCH, TOUCH, DELETE, POST, BEGIN, CONCLUDE)}
-SCRIPTS = (READ, PUT, PATCH, TOUCH, DELETE, POST, BEGIN, CONCLUDE, *ONCE.values())
+DELETE_BELOW = _act("delete_below")
+ONCE = {script.name: _once(script.name) for script in (PUT, PATCH, TOUCH, DELETE, POST, BEGIN, CONCLUDE, DELETE_BELOW)}
+LIST = _act("list")
+REGISTER = _act("register")
+CENSUS = _act("census")
+SCRIPTS = (READ, PUT, PATCH, TOUCH, DELETE, POST, BEGIN, CONCLUDE, DELETE_BELOW, LIST, REGISTER, CENSUS, *ONCE.values())
 
 
 class Found(NamedTuple):
@@ -106,6 +113,8 @@ class Replayed(NamedTuple):
 
     outcome: Any
 
+
+Written = TypeVar("Written", Stored, Appended)
 
 Reply: TypeAlias = Any  # what Redis answers: bytes, int, None, or a list of these
 
@@ -177,7 +186,7 @@ class Put(NamedTuple):
 
     def outcome(self, reply: Reply) -> Stored | Failed | Again:
         if reply[0] in (b"created", b"replaced"):
-            return _stored(reply, self.encoded)
+            return _registered(self.path, reply[5], _stored(reply, self.encoded))
         if self.edit and reply[0] == b"lost":
             return self.edit.next(reply)
         return _refused(reply)
@@ -215,9 +224,9 @@ class Patch(NamedTuple):
             *(b"" if part == b"null" and index % 2 else part for index, part in enumerate(self.encoded.fields)),
         )
 
-    def outcome(self, reply: Reply) -> Stored | Failed:
+    def outcome(self, reply: Reply) -> Stored | Failed | Again:
         if reply[0] in (b"created", b"replaced"):
-            return Stored(_found(reply[1]), created=reply[0] == b"created")
+            return _registered(self.path, reply[2], Stored(_found(reply[1]), created=reply[0] == b"created"))
         return _refused(reply)
 
 
@@ -237,9 +246,9 @@ class Touch(NamedTuple):
     def arguments(self) -> tuple[bytes | str | int, ...]:
         return (self.path.rest, self.ttl_ms, *_judged(self.conditions))
 
-    def outcome(self, reply: Reply) -> Stored | Missing | Failed:
+    def outcome(self, reply: Reply) -> Stored | Missing | Failed | Again:
         if reply[0] == b"touched":
-            return Stored(_found(reply[1]), created=False)
+            return _registered(self.path, reply[2], Stored(_found(reply[1]), created=False))
         return Missing() if reply[0] == b"missing" else _refused(reply)
 
 
@@ -260,8 +269,7 @@ class Post(NamedTuple):
     def arguments(self) -> tuple[bytes | str | int, ...]:
         container, encoded = self.container, self.encoded
         return (
-            container.keys.document.removesuffix(container.rest),
-            container.rest + "/" if container.rest else "",
+            *_below(container),
             self.ttl_ms,
             self.log_length,
             encoded.shape,
@@ -269,13 +277,13 @@ class Post(NamedTuple):
             *encoded.fields,
         )
 
-    def outcome(self, reply: Reply) -> Appended:
+    def outcome(self, reply: Reply) -> Appended | Again:
         if reply[0] != b"created":
             raise _problem(reply)
-        _, tag, rest, fields = reply
-        tag = tag.decode()
+        tag, rest, fields = reply[1].decode(), reply[2], reply[3]
         found = Found(*decode(fields), tag_time_ms(tag) + self.ttl_ms, self.ttl_ms)
-        return Appended(self.container.text + rest.decode().rpartition("/")[2], found)
+        appended = Appended(self.container.text + rest.decode().rpartition("/")[2], found)
+        return _registered(self.container, reply[4], appended)
 
 
 class Edit(NamedTuple):
@@ -314,17 +322,167 @@ class Edit(NamedTuple):
         except Problem as problem:
             if not self.once:
                 raise
-            return Again(Conclude(self.path, problem))
+            return Again(Conclude(self.path, type(problem).__name__, problem.detail))
         base = "!" if current is None else current.tag or "-"
         edit = self._replace(attempts=self.attempts + 1)
         return Again(Put(self.path, encoded, ttl_ms, self.conditions, self.log_length, edit, base))
 
 
+class Item(NamedTuple):
+    """What a listing says of a document, or with `document` None of a container; `text` is empty where no values were asked."""
+
+    name: str
+    document: Found | None
+
+
+class Listing(NamedTuple):
+    """A page of what lies below a container. `tag` None: the root has none; `more` is the command for the next page."""
+
+    items: list[Item]
+    tag: str | None
+    more: "List | None"
+
+
+class Unchanged(NamedTuple):
+    """A container's entity-tag is one that If-None-Match names."""
+
+    tag: str
+
+
+class DeletedBelow(NamedTuple):
+    """Documents below a container were deleted."""
+
+    documents: int
+
+
+class List(NamedTuple):
+    """List what lies below a container, `limit` items at most: Listing or Unchanged."""
+
+    container: Path
+    after: str
+    limit: int
+    descending: bool
+    with_values: bool
+    recursive: bool
+    none_match: str
+    script: Script = LIST
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return self.container.keys
+
+    @property
+    def arguments(self) -> tuple[bytes | str | int, ...]:
+        return (
+            *_below(self.container),
+            self.after,
+            self.limit,
+            "desc" if self.descending else "asc",
+            "values" if self.with_values else "keys",
+            "recursive" if self.recursive else "direct",
+            MAX_PAGE_BYTES,
+            self.none_match,
+        )
+
+    def outcome(self, reply: Reply) -> Listing | Unchanged | Again:
+        tag = reply[1].decode()
+        if reply[0] == b"same":
+            return Unchanged(tag)
+        items = [Item(item[0].decode(), _found(item[1:]) if len(item) > 1 else None) for item in reply[3]]
+        more = self._replace(after=items[-1].name, none_match="") if reply[2] else None
+        if self.container.text != "/":
+            return Listing(items, tag, more)
+        listing = Listing(items, None, more)
+        return Census(listing, 0).next()
+
+
+class Census(NamedTuple):
+    """Take the namespaces in which nothing lies out of a listing of the root, from the item `at` on: Listing."""
+
+    listing: Listing
+    at: int
+    script: Script = CENSUS
+
+    @property
+    def container(self) -> Path:
+        return parse_path(b"/" + self.listing.items[self.at].name.encode())
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return self.container.keys
+
+    @property
+    def arguments(self) -> tuple[bytes | str | int, ...]:
+        return _below(self.container)[:1]
+
+    def outcome(self, reply: Reply) -> Listing | Again:
+        if reply[0] == b"some":
+            return self._replace(at=self.at + 1).next()
+        del self.listing.items[self.at]
+        return self.next()
+
+    def next(self) -> Listing | Again:
+        """The listing where no namespace is left to look into, else the look into the next."""
+        items = self.listing.items
+        for at in range(self.at, len(items)):
+            if items[at].document is None:
+                return Again(self._replace(at=at))
+        return self.listing
+
+
+class DeleteBelow(NamedTuple):
+    """Delete all documents below a container, some at a time: DeletedBelow."""
+
+    container: Path
+    log_length: int
+    once: bool
+    deleted: int = 0
+    script: Script = DELETE_BELOW
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return self.container.keys
+
+    @property
+    def arguments(self) -> tuple[bytes | str | int, ...]:
+        return (*_below(self.container), MAX_DELETED_AT_ONCE, self.log_length)
+
+    def outcome(self, reply: Reply) -> DeletedBelow | Again:
+        if reply[0] == b"deleted below":  # only where it is replayed
+            return DeletedBelow(int(reply[1]))
+        deleted = self.deleted + reply[1]
+        if reply[2]:
+            return Again(self._replace(deleted=deleted))
+        return Again(Conclude(self.container, "deleted below", str(deleted))) if self.once else DeletedBelow(deleted)
+
+
+class Register(NamedTuple):
+    """Note in the root's index that a namespace is there; the outcome is that of the command before it."""
+
+    namespace: str
+    expires_at_ms: int
+    then: Any
+    script: Script = REGISTER
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return parse_path(b"/").keys
+
+    @property
+    def arguments(self) -> tuple[bytes | str | int, ...]:
+        return (self.namespace + "/", self.expires_at_ms)
+
+    def outcome(self, _: Reply) -> Any:
+        return self.then
+
+
 class Conclude(NamedTuple):
-    """Keep a refusal that was decided outside of Redis under the request's Idempotency-Key, and raise it."""
+    """Keep an outcome that was found outside of Redis under the request's Idempotency-Key: a problem's name and its detail,
+    or `deleted below` and how many."""
 
     path: Path
-    problem: Problem
+    word: str
+    detail: str
     script: Script = CONCLUDE
 
     @property
@@ -333,9 +491,11 @@ class Conclude(NamedTuple):
 
     @property
     def arguments(self) -> tuple[bytes | str | int, ...]:
-        return (type(self.problem).__name__, self.problem.detail)
+        return (self.word, self.detail)
 
     def outcome(self, reply: Reply) -> Any:
+        if reply[0] == b"deleted below":
+            return DeletedBelow(int(reply[1]))
         return _refused(reply)
 
 
@@ -366,12 +526,17 @@ class Once(NamedTuple):
             raise KeyReused("this Idempotency-Key came with another request before; use a new one for each request")
         if reply[0] == b"replayed":
             try:
-                return Replayed(self.command.outcome(reply[1]))
+                first = self.command.outcome(reply[1])
+                while isinstance(first, Again) and isinstance(first.command, Register):
+                    first = first.command.then
+                return Replayed(first)
             except Problem as problem:
                 problem.headers["Idempotency-Replayed"] = "true"
                 raise
         outcome = self.command.outcome(reply)
-        return Again(self._replace(command=outcome.command)) if isinstance(outcome, Again) else outcome
+        if isinstance(outcome, Again) and outcome.command.script.name in ONCE:
+            return Again(self._replace(command=outcome.command))
+        return outcome
 
 
 class Delete(NamedTuple):
@@ -396,6 +561,19 @@ class Delete(NamedTuple):
         return Deleted() if reply[0] == b"deleted" else Missing()
 
 
+def _below(container: Path) -> tuple[str, str]:
+    """What stands before a name in the keys of documents, and a container's own name in names and log."""
+    return container.keys.document.removesuffix(container.rest), container.rest + "/" if container.rest else ""
+
+
+def _registered(path: Path, expires_at_ms: bytes | None, outcome: Written) -> Written | Again:
+    """The outcome of a write, once the root's index knows of the namespace where its own keys' expiry is new."""
+    namespace = path.namespace
+    if expires_at_ms is None or namespace == "/":
+        return outcome
+    return Again(Register(namespace, int(expires_at_ms), outcome))
+
+
 def _judged(conditions: Conditions) -> tuple[str, str, str | int]:
     """The preconditions as the scripts take them."""
     if conditions is NONE:
@@ -412,7 +590,7 @@ def _found(reply: Reply) -> Found:
 
 def _stored(reply: Reply, encoded: Encoded | None) -> Stored:
     """What put.lua wrote: `encoded`, or what the reply says."""
-    word, tag, expires_at_ms, ttl_ms, fields = reply
+    word, tag, expires_at_ms, ttl_ms, fields = reply[:5]
     if fields or encoded is None:
         text, is_object, _ = decode(fields)
     else:
@@ -436,6 +614,6 @@ def _problem(reply: Reply) -> Problem:
         return NotAnInteger(f"the member {name!r} is not an integer of 64 bits, or the sum would be none; nothing was changed")
     if word == b"too large":
         return ContentTooLarge(f"the document would have more than {MAX_MEMBERS:,} members or {MAX_BYTES:,} bytes")
-    if word == b"problem":
-        return PROBLEMS[reply[1].decode()](reply[2].decode())
+    if word.decode() in PROBLEMS:
+        return PROBLEMS[word.decode()](reply[1].decode())
     return InternalError(f"the script answered {word!r}")

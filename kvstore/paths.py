@@ -36,11 +36,12 @@ class Keys(NamedTuple):
 class Path(NamedTuple):
     """A path in canonical spelling.
 
-    `text` is the whole of it (`/a/b%20c`, a container ends in a slash); `rest` is the part below the namespace, as index
-    and change log know it.
+    `text` is the whole of it (`/a/b%20c`, a container ends in a slash); `namespace` is its first
+    segment, or `/`; `rest` is the part below that, as index and change log know it.
     """
 
     text: str
+    namespace: str
     rest: str
     is_container: bool
     keys: Keys
@@ -85,6 +86,7 @@ def parse_path(raw: bytes) -> Path:
         namespace, rest = "/", "/".join(segments)
     return Path(
         text=path + "/" if is_container and segments else path,
+        namespace=namespace,
         rest=rest,
         is_container=is_container and bool(segments),
         keys=_keys(namespace, rest),

@@ -1,8 +1,8 @@
--- Refuse a request by what was read; a script of its own only so that once.lua can keep it.
+-- Say what was decided outside of Redis; a script of its own only so that once.lua can keep it.
 -- KEYS   1…4 as in prelude.lua  5 document
--- ARGV   1 the name of the problem  2 its detail
--- reply  {'problem', name, detail}
+-- ARGV   1 the name of the problem, or 'deleted below'  2 its detail, or how many
+-- reply  the same
 
 local function conclude(_, at)
-  return {'problem', ARGV[at], ARGV[at + 1]}
+  return {ARGV[at], ARGV[at + 1]}
 end

@@ -13,7 +13,7 @@ local function once(act, key)
     return {'replayed', cjson.decode(first[2])} -- lists of strings, nothing else, so cjson loses nothing
   end
   local reply = act(key, 1, #ARGV)
-  if reply[1] ~= 'lost' and reply[1] ~= 'read' then
+  if reply[1] ~= 'lost' and reply[1] ~= 'read' and reply[1] ~= 'some' then -- these are not the last word
     redis.call('HSET', kept, 'request', request, 'reply', cjson.encode(reply))
     redis.call('PEXPIRE', kept, DAY_MS)
   end

@@ -3,7 +3,8 @@
 -- ARGV   1 the document's name in names and log  2 ttl_ms, '' to keep the expiry  3 If-Match  4 If-None-Match
 --        5 If-Unmodified-Since (s)  6 length of the log  7 ttl_ms of a document that this creates  8 most members
 --        9 most bytes  10 'sv' where values are server values  11… field, value, …; the value '' takes the member away
--- reply  {'created' or 'replaced', what is there now}, {'failed', what is there}, {'no sum', field}, {'too large'} where the
+-- reply  {'created' or 'replaced', what is there now, as in put.lua the ms at which the namespace's own keys expire},
+--        {'failed', what is there}, {'no sum', field}, {'too large'} where the
 --        document would have too many members or bytes
 
 local function patch(key, at, last)
@@ -80,9 +81,9 @@ local function patch(key, at, last)
     redis.call('PEXPIRE', key, ttl_ms)
   end
   local expires_at = redis.call('PEXPIRETIME', key)
-  note(rest, exists and due, expires_at >= 0 and expires_at)
+  local news = note(rest, exists and due, expires_at >= 0 and expires_at)
   if now % 16 == 0 then
     sweep(string.sub(key, 1, #key - #rest), now, 100)
   end
-  return {exists and 'replaced' or 'created', read(key)}
+  return {exists and 'replaced' or 'created', read(key), news}
 end

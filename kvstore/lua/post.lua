@@ -3,7 +3,8 @@
 -- ARGV   1 what stands before a name in the documents' keys  2 the container's own name in names and log, '' or 'a/b/'
 --        3 ttl_ms  4 length of the log  5 what follows the entity-tag in our own field  6 'sv' where values are server values
 --        7… field, value, …
--- reply  {'created', entity-tag, the document's name, all its fields}, {'no sum', field}
+-- reply  {'created', entity-tag, the document's name, all its fields, as in put.lua the ms at which the
+--        namespace's own keys expire}, {'no sum', field}
 
 local function post(_, at, last)
   local container = ARGV[at + 1]
@@ -23,11 +24,11 @@ local function post(_, at, last)
   redis.call('HSET', key, '$kv', id .. ARGV[at + 4])
   set(key, ARGV, at + 6, last)
   redis.call('PEXPIRE', key, ARGV[at + 2])
-  note(rest, nil, now + ARGV[at + 2])
+  local news = note(rest, nil, now + ARGV[at + 2])
   if now % 16 == 0 then
     sweep(ARGV[at], now, 100)
   end
   local fields = slice(ARGV, at + 6, last)
   fields[#fields + 1], fields[#fields + 2] = '$kv', id .. ARGV[at + 4]
-  return {'created', id, rest, fields}
+  return {'created', id, rest, fields, news}
 end

@@ -96,11 +96,12 @@ end
 -- Note in the namespace's indexes that `rest` is there and expires at `at` (nil: never); `due` is what they say so far (nil:
 -- nothing). Their expiry may be early, never late, so that it need not be written with every change: sweep() finds out.
 -- They and the log live at least a day longer than the last document, so that a namespace nobody uses leaves nothing.
+-- Returns the ms at which they expire where that is new: the root's index must be told.
 local function note(rest, due, at)
   if at then
     local day = math.floor(at / DAY_MS)
     if due and at >= tonumber(due) and day == math.floor(due / DAY_MS) then
-      return
+      return false
     end
     redis.call('ZADD', EXPIRY, string.format('%.0f', at), rest)
   end
@@ -113,12 +114,19 @@ local function note(rest, due, at)
     redis.call('PEXPIREAT', LOG, last)
     redis.call('PEXPIREAT', NAMES, last)
     redis.call('PEXPIREAT', EXPIRY, last)
+    return last
   end
+  return false
 end
 
 -- Take a document that is no longer there out of the indexes, and say so in the log. Its first write is one that a full
 -- Redis lets through.
 local function vanish(rest)
+  if string.sub(rest, -1) == '/' then -- a namespace, in the root's index
+    redis.call('ZREM', EXPIRY, rest)
+    redis.call('ZREM', NAMES, rest)
+    return
+  end
   redis.call('ZREM', EXPIRY, rest)
   redis.pcall('ZREM', NAMES, rest) -- of another type by another client's hand: not this request's concern
   redis.call('XADD', LOG, '*', 'expire', rest)

@@ -6,7 +6,7 @@
 --        nothing, else its tag
 --        9 what follows the entity-tag in our own field  10 'sv' where values are server values  11… field, value, …
 -- reply  {'created' or 'replaced', entity-tag, expires_at_ms (-1: never), ttl_ms, nil or all fields where they are not those
---        that were sent}
+--        that were sent, nil or the ms at which the namespace's own keys expire where that is new}
 --        {'failed', what is there}, {'lost', what is there} where it is no longer as it was read, {'no sum', field}
 
 local function put(key, at, last)
@@ -60,7 +60,7 @@ local function put(key, at, last)
   elseif expires_at >= 0 then
     redis.call('PEXPIREAT', key, expires_at)
   end
-  note(rest, exists and due, expires_at >= 0 and expires_at)
+  local news = note(rest, exists and due, expires_at >= 0 and expires_at)
   if now % 16 == 0 then -- often enough that the indexes hold little that has expired, seldom enough to cost nothing
     sweep(string.sub(key, 1, #key - #rest), now, 100)
   end
@@ -69,5 +69,5 @@ local function put(key, at, last)
     fields = slice(ARGV, at + 10, last)
     fields[#fields + 1], fields[#fields + 2] = '$kv', id .. shape
   end
-  return {exists and 'replaced' or 'created', id, expires_at, ttl_ms, fields}
+  return {exists and 'replaced' or 'created', id, expires_at, ttl_ms, fields, news}
 end

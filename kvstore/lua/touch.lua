@@ -1,7 +1,8 @@
 -- Change when a document expires, and nothing else: no entity-tag, no event.
 -- KEYS   1…4 as in prelude.lua  5 document
 -- ARGV   1 the document's name in names and log  2 ttl_ms  3 If-Match  4 If-None-Match  5 If-Unmodified-Since (s)
--- reply  {'touched', what is there}, {'missing'}, {'failed', what is there}
+-- reply  {'touched', what is there, as in put.lua the ms at which the namespace's own keys expire},
+--        {'missing'}, {'failed', what is there}
 
 local function touch(key, at)
   local rest = ARGV[at]
@@ -14,6 +15,6 @@ local function touch(key, at)
   end
   local due = check_types(rest)
   redis.call('PEXPIRE', key, ARGV[at + 1])
-  note(rest, due, redis.call('PEXPIRETIME', key))
-  return {'touched', read(key)}
+  local news = note(rest, due, redis.call('PEXPIRETIME', key))
+  return {'touched', read(key), news}
 end

@@ -1,0 +1,31 @@
+-- Delete documents below a container, some at a time, so that Redis is never held up for long.
+-- KEYS   1…4 as in prelude.lua
+-- ARGV   1 what stands before a name in the documents' keys  2 the container's own name in names and log, '' or 'a/b/'
+--        3 most documents  4 length of the log
+-- reply  {'some', how many, 'more' or nil}
+
+local function delete_below(_, at)
+  local prefix, container = ARGV[at], ARGV[at + 1]
+  local low = container == '' and '-' or '[' .. container
+  local high = container == '' and '+' or '(' .. string.sub(container, 1, -2) .. '0'
+  local names = redis.call('ZRANGEBYLEX', NAMES, low, high, 'LIMIT', 0, ARGV[at + 2])
+  check_types('')
+  local deleted = 0
+  for _, rest in ipairs(names) do
+    local kind = redis.call('TYPE', prefix .. rest).ok
+    if kind == 'hash' then
+      redis.call('DEL', prefix .. rest)
+      redis.call('ZREM', EXPIRY, rest)
+      redis.call('ZREM', NAMES, rest)
+      redis.call('XADD', LOG, 'MAXLEN', '~', ARGV[at + 3], '*', 'delete', rest)
+      deleted = deleted + 1
+    else -- expired, or another client's
+      redis.call('ZREM', EXPIRY, rest)
+      redis.call('ZREM', NAMES, rest)
+      if kind == 'none' then
+        redis.call('XADD', LOG, '*', 'expire', rest)
+      end
+    end
+  end
+  return {'some', deleted, #names == tonumber(ARGV[at + 2]) and 'more' or false}
+end

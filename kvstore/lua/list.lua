@@ -1,0 +1,90 @@
+-- List what lies directly below a container, or all documents below it; in order of name, a page.
+-- KEYS   1…4 as in prelude.lua
+-- ARGV   1 what stands before a name in the documents' keys  2 the container's own name in names and log, '' or 'a/b/'
+--        3 the name after which the page starts, '' for the first  4 most items  5 'asc' or 'desc'  6 'values' or 'keys'
+--        7 'direct' or 'recursive'  8 most bytes of values  9 If-None-Match
+-- reply  {'same', tag} where that matches, or {'listing', tag, 'more' or nil, items}; an item is {name, fields, expires_at_ms,
+--        ttl_ms} for a document (with 'keys' the fields are {'$kv', its value}, or none), {name} for a container; its name
+--        ends in a slash. The tag is the id of the namespace's last change.
+
+local function list(_, at)
+  local prefix, container, after = ARGV[at], ARGV[at + 1], ARGV[at + 2]
+  local most, most_bytes = tonumber(ARGV[at + 3]), tonumber(ARGV[at + 7])
+  local descending, with_values, direct = ARGV[at + 4] == 'desc', ARGV[at + 5] == 'values', ARGV[at + 6] == 'direct'
+  local time = redis.call('TIME')
+  sweep(prefix, time[1] * 1000 + math.floor(time[2] / 1000), 100)
+  local last = redis.call('XREVRANGE', LOG, '+', '-', 'COUNT', 1)[1]
+  local tag = last and last[1] or '0-0'
+  if ARGV[at + 8] == '*' or string.find(ARGV[at + 8], ' ' .. tag .. ' ', 1, true) then
+    return {'same', tag}
+  end
+
+  -- The range of names below the container that are still to come. A slash is followed by a 0 in the order of bytes.
+  local low = container == '' and '-' or '[' .. container
+  local high = container == '' and '+' or '(' .. string.sub(container, 1, -2) .. '0'
+  local function pass(name)
+    if descending then
+      high = '(' .. container .. name
+    elseif direct and string.sub(name, -1) == '/' then
+      low = '[' .. container .. string.sub(name, 1, -2) .. '0'
+    else
+      low = '(' .. container .. name
+    end
+  end
+  if after ~= '' then
+    pass(after)
+  end
+
+  local items, bytes = {}, 0
+  while true do
+    local names
+    if descending then
+      names = redis.call('ZREVRANGEBYLEX', NAMES, high, low, 'LIMIT', 0, most - #items + 1)
+    else
+      names = redis.call('ZRANGEBYLEX', NAMES, low, high, 'LIMIT', 0, most - #items + 1)
+    end
+    if #names == 0 then
+      return {'listing', tag, false, items}
+    end
+    for _, rest in ipairs(names) do
+      local name = string.sub(rest, #container + 1)
+      local slash = string.find(name, '/', 1, true)
+      local item
+      if slash == #name and slash then -- a namespace, in the root's index
+        item = {name}
+      elseif slash and direct then
+        if redis.call('EXISTS', prefix .. rest) == 1 then
+          name = string.sub(name, 1, slash)
+          item = {name}
+        end
+      elseif name ~= '' then
+        local fields = with_values and redis.pcall('HGETALL', prefix .. rest)
+          or redis.pcall('HMGET', prefix .. rest, '$kv')
+        if fields.err then -- another client's key of another type: not a document
+          fields = nil
+        elseif not with_values then
+          local meta = fields[1]
+          fields = (meta or redis.call('EXISTS', prefix .. rest) == 1) and {'$kv', meta or ''} or {}
+        end
+        if fields and #fields > 0 then
+          item = {name, fields, redis.call('PEXPIRETIME', prefix .. rest), redis.call('PTTL', prefix .. rest)}
+          for _, part in ipairs(fields) do
+            bytes = bytes + #part
+          end
+        end
+      end
+      if item then
+        if #items == most or (bytes > most_bytes and #items > 0) then
+          return {'listing', tag, 'more', items}
+        end
+        items[#items + 1] = item
+      elseif name ~= '' and redis.call('EXISTS', prefix .. rest) == 0 then
+        vanish(rest)
+      end
+      pass(name)
+      if item and not item[2] then
+        break -- past all that lies below that container
+      end
+    end
+  end
+end
