@@ -11,7 +11,7 @@ from werkzeug.exceptions import HTTPException
 
 from kvstore import embedded
 from kvstore.errors import InvalidRequest
-from kvstore.protocol import refuse
+from kvstore.messages import refuse
 from kvstore.settings import Settings, read_settings
 from kvstore.store import open_store
 from kvstore.web import as_response, make_blueprint

@@ -11,8 +11,9 @@ from typing import Any
 from kvstore.app import locate
 from kvstore.clients import open_async_store
 from kvstore.errors import ContentTooLarge, Problem, bug
+from kvstore.messages import MAX_BODY_BYTES, Reply, Request, refuse
 from kvstore.pipeline import AsyncStore
-from kvstore.protocol import MAX_BODY_BYTES, Reply, Request, parse, refuse, render
+from kvstore.protocol import parse, render
 from kvstore.settings import Settings, read_settings
 
 log = logging.getLogger("kvstore")
@@ -49,7 +50,7 @@ class Application:
         try:
             store, settings = self.open()
             request = await _request(scope, receive)
-            if request is None:
+            if request is None:  # the client has gone
                 return
             command = parse(request, settings)
             reply = command if isinstance(command, Reply) else render(request, await store.execute(command))
@@ -58,11 +59,11 @@ class Application:
         except Exception:
             log.exception("a request failed by a bug of ours")
             reply = refuse(bug())
-        headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in reply.headers]
-        if reply.status not in (204, 304):
-            headers.append((b"content-length", b"%d" % len(reply.body)))
-        await send({"type": "http.response.start", "status": reply.status, "headers": headers})
-        await send({"type": "http.response.body", "body": b"" if method == "HEAD" else reply.body})
+        await _send(reply, method, send)
+        if method != "HEAD":
+            while reply.more and request:  # a failure here ends the connection, so that half a reply is not taken for the whole
+                reply = render(request, await store.execute(reply.more))
+                await send({"type": "http.response.body", "body": reply.body, "more_body": reply.more is not None})
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         while (message := await receive())["type"] == "lifespan.startup":
@@ -76,6 +77,15 @@ class Application:
         if self._opened:
             await self._opened[0].close()
         await send({"type": "lifespan.shutdown.complete"})
+
+
+async def _send(reply: Reply, method: str, send: Send) -> None:
+    headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in reply.headers]
+    goes_on = reply.more is not None and method != "HEAD"
+    if reply.more is None and reply.status not in (204, 304):
+        headers.append((b"content-length", b"%d" % len(reply.body)))
+    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+    await send({"type": "http.response.body", "body": b"" if method == "HEAD" else reply.body, "more_body": goes_on})
 
 
 async def _request(scope: Message, receive: Receive) -> Request | None:

@@ -388,7 +388,9 @@ class List(NamedTuple):
         tag = reply[1].decode()
         if reply[0] == b"same":
             return Unchanged(tag)
-        items = [Item(item[0].decode(), _found(item[1:]) if len(item) > 1 else None) for item in reply[3]]
+        items = [Item(name.decode(), _found(document) if document else None) for name, *document in reply[3]]
+        if not self.with_values:
+            items = [Item(name, document and document._replace(text=b"")) for name, document in items]
         more = self._replace(after=items[-1].name, none_match="") if reply[2] else None
         if self.container.text != "/":
             return Listing(items, tag, more)

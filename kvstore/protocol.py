@@ -8,21 +8,20 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
-from functools import lru_cache
-from time import gmtime
-from typing import NamedTuple
-from urllib.parse import parse_qsl
 
 from kvstore import codec
 from kvstore.commands import (
     Appended,
     Command,
     Delete,
+    DeleteBelow,
     Deleted,
+    DeletedBelow,
     Edit,
     Failed,
     Found,
     Get,
+    Listing,
     Missing,
     Once,
     Patch,
@@ -31,65 +30,29 @@ from kvstore.commands import (
     Replayed,
     Stored,
     Touch,
+    Unchanged,
 )
 from kvstore.conditions import NONE as NO_CONDITIONS
 from kvstore.conditions import parse_conditions, read_status, tag_time_ms
 from kvstore.edits import json_patch_change, merge_change
 from kvstore.errors import (
     InternalError,
-    InvalidParameter,
     InvalidPatch,
     InvalidPrecondition,
     InvalidRequest,
     InvalidTTL,
     MethodNotAllowed,
     NotFound,
-    NotImplementedHere,
     PreconditionFailed,
     Problem,
     UnsupportedMediaType,
 )
+from kvstore.listings import delete_below, list_below, render_listing, render_unchanged
+from kvstore.messages import DOCUMENT, SAFE, UNCHANGED, Headers, Reply, Request, http_date, parameter, tag_header, ttl_s
 from kvstore.paths import Path, once_key, parse_path, split_target
 from kvstore.settings import Settings
 
-MAX_BODY_BYTES = codec.MAX_BYTES
-
 ID_BYTES = 20  # of a name that POST makes: 13 digits of ms, a letter, a count
-
-Headers = tuple[tuple[str, str], ...]
-
-
-class Request(NamedTuple):
-    """An HTTP request.
-
-    `target` is the raw request target as it came, below the place where the service is mounted; `base` is that place
-    (`""` or `/prefix`). `headers` are by lower-case name, several lines of one name joined by ", ". `body` is complete:
-    an adapter refuses one that is larger than MAX_BODY_BYTES, or cut off, before it comes here.
-    """
-
-    method: str
-    target: bytes
-    headers: Mapping[str, str]
-    body: bytes = b""
-    base: str = ""
-
-
-class Reply(NamedTuple):
-    """An HTTP reply. An adapter adds Content-Length, and sends no body where the method is HEAD or the status 204 or 304."""
-
-    status: int
-    headers: Headers
-    body: bytes = b""
-
-
-# On every reply: nothing that is stored may run in a browser.
-SAFE: Headers = (
-    ("X-Content-Type-Options", "nosniff"),
-    ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'; sandbox"),
-)
-DOCUMENT: Headers = (("Content-Type", "application/json"), ("Cache-Control", "no-cache"), *SAFE)
-UNCHANGED: Headers = (("Cache-Control", "no-cache"), *SAFE)
-PROBLEM: Headers = (("Content-Type", "application/problem+json"), ("Cache-Control", "no-store"), *SAFE)
 
 ALLOW_DOCUMENT = "GET, HEAD, PUT, PATCH, POST, DELETE, OPTIONS"
 ALLOW_CONTAINER = "GET, HEAD, POST, DELETE, OPTIONS"
@@ -116,17 +79,16 @@ def parse(request: Request, settings: Settings) -> Command | Reply:
     path = parse_path(raw_path)
     if path.text.startswith("/_/") or path.text == "/_":
         raise NotFound("thing doesn't exist: paths under /_/ belong to the service, and there is nothing at this one")
-    if method == "GET" and not path.is_container:
+    if method == "GET" and not raw_query and not path.is_container:
         return Get(path)
     allow = ALLOW_CONTAINER if path.is_container else ALLOW_DOCUMENT
     if method == "OPTIONS":
         return _options(allow)
     if method not in allow.split(", "):
         raise MethodNotAllowed(f"{path.text} takes {allow}", headers={"Allow": allow})
-    if path.is_container and method != "POST":
-        raise NotImplementedHere("containers cannot be read or deleted yet; leave out the slash at the end for a document")
-    if method == "HEAD":
-        return Get(path)
+    if method in ("GET", "HEAD"):
+        is_listing = path.is_container or (path.text == "/" and parameter(raw_query, "list") is not None)
+        return list_below(request, path, raw_query) if is_listing else Get(path)
     command = _WRITES[method](request, path, raw_query, settings)
     key = request.headers.get("idempotency-key")
     return command if key is None else _once(request, path, key, command)
@@ -148,14 +110,15 @@ def render(request: Request, outcome: object) -> Reply:
             raise NotFound("thing doesn't exist: nothing is stored at this path, or it has expired")
         case Failed(current):
             raise _failed(current)
+        case Listing():
+            return render_listing(request, outcome)
+        case Unchanged(tag):
+            return render_unchanged(tag)
+        case DeletedBelow(documents):
+            return Reply(200, DOCUMENT, b'{"deleted":%d}\n' % documents)
         case Replayed(first):
             return _replayed(request, first)
     raise InternalError(f"no reply is written for the outcome {type(outcome).__name__}")
-
-
-def refuse(problem: Problem) -> Reply:
-    """The reply that a problem is."""
-    return Reply(problem.status, PROBLEM + tuple(problem.headers.items()), problem.body())
 
 
 def _options(allow: str) -> Reply:
@@ -181,7 +144,9 @@ def _post(request: Request, path: Path, raw_query: bytes, settings: Settings) ->
     return Post(container, encoded, ttl_ms, settings.log_length)
 
 
-def _delete(request: Request, path: Path, _: bytes, settings: Settings) -> Delete:
+def _delete(request: Request, path: Path, raw_query: bytes, settings: Settings) -> Delete | DeleteBelow:
+    if path.is_container or parameter(raw_query, "recursive") is not None:
+        return delete_below(request, path, raw_query, settings)
     return Delete(path, parse_conditions(request.headers), settings.log_length)
 
 
@@ -247,22 +212,15 @@ def _check_json(headers: Mapping[str, str]) -> None:
 def _asked_ttl_ms(raw_query: bytes, member_s: int | None, settings: Settings) -> int | None:
     """The TTL that the query, else the member of the body, asks for; both must be ones we accept."""
     query_s = _ttl_parameter(raw_query) if raw_query else None
-    for ttl_s in (query_s, member_s):
-        if ttl_s is not None and not 1 <= ttl_s <= settings.max_ttl_s:
+    for asked_s in (query_s, member_s):
+        if asked_s is not None and not 1 <= asked_s <= settings.max_ttl_s:
             raise InvalidTTL(f"a TTL is from 1 to {settings.max_ttl_s} seconds")
     asked_s = query_s or member_s
     return None if asked_s is None else asked_s * 1000
 
 
-def _parameter(raw_query: bytes, name: str) -> str | None:
-    values = [value for key, value in parse_qsl(raw_query.decode("latin-1"), keep_blank_values=True) if key == name]
-    if len(values) > 1:
-        raise InvalidParameter(f"the query parameter {name} comes {len(values)} times; send it once")
-    return values[0] if values else None
-
-
 def _ttl_parameter(raw_query: bytes) -> int | None:
-    text = _parameter(raw_query, "ttl")
+    text = parameter(raw_query, "ttl")
     if text is None:
         return None
     if not (found := _TTL.fullmatch(text)):
@@ -278,7 +236,7 @@ def _found(request: Request, found: Found) -> Reply:
     status = read_status(parse_conditions(request.headers), found.tag)
     if status == 412:
         raise _failed(found)
-    return _document(200, found, ()) if status == 200 else Reply(304, (*_tag(found.tag), *UNCHANGED))
+    return _document(200, found, ()) if status == 200 else Reply(304, (*tag_header(found.tag), *UNCHANGED))
 
 
 def _written(request: Request, status: int, document: Found, headers: Headers) -> Reply:
@@ -305,7 +263,7 @@ def _appended(request: Request, path: str, document: Found) -> Reply:
     reply = _written(request, 201, document, location)
     if _preference(request.headers):
         return reply
-    receipt = {"path": path, "etag": f'"{document.tag}"', "ttl": -(-(document.ttl_ms or 0) // 1000)}
+    receipt = {"path": path, "etag": f'"{document.tag}"', "ttl": ttl_s(document.ttl_ms or 0)}
     return reply._replace(body=json.dumps(receipt, separators=(",", ":")).encode() + b"\n")
 
 
@@ -333,14 +291,10 @@ def _failed(current: Found | None) -> PreconditionFailed:
 
 def _document(status: int, found: Found, headers: Headers) -> Reply:
     if found.tag is not None:
-        headers += (*_tag(found.tag), ("Last-Modified", http_date(tag_time_ms(found.tag) // 1000)))
+        headers += (*tag_header(found.tag), ("Last-Modified", http_date(tag_time_ms(found.tag) // 1000)))
     if found.expires_at_ms is not None:
         headers += (("Sunset", http_date(found.expires_at_ms // 1000)),)
     return Reply(status, DOCUMENT + headers, _body(found))
-
-
-def _tag(tag: str | None) -> Headers:
-    return (("ETag", f'"{tag}"'),) if tag else ()
 
 
 def _body(found: Found) -> bytes:
@@ -348,18 +302,4 @@ def _body(found: Found) -> bytes:
     text, ttl_ms = found.text, found.ttl_ms
     if ttl_ms is None or not found.is_object:
         return text + b"\n"
-    return b'%b%b"ttl":%d}\n' % (text[:-1], b"," if len(text) > 2 else b"", -(-ttl_ms // 1000))
-
-
-_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
-_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
-
-
-@lru_cache(maxsize=1024)
-def http_date(time_s: int) -> str:
-    """A time in seconds since the epoch as an HTTP-date (RFC 9110 section 5.6.7); past the year 9999, that year's end."""
-    t = gmtime(min(time_s, 253_402_300_799))
-    return (
-        f"{_DAYS[t.tm_wday]}, {t.tm_mday:02} {_MONTHS[t.tm_mon - 1]} {t.tm_year:04} "
-        f"{t.tm_hour:02}:{t.tm_min:02}:{t.tm_sec:02} GMT"
-    )
+    return b'%b%b"ttl":%d}\n' % (text[:-1], b"," if len(text) > 2 else b"", ttl_s(ttl_ms))

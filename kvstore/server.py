@@ -12,6 +12,7 @@ from http import HTTPStatus
 from time import time
 from typing import Any, NamedTuple
 
+from kvstore.commands import Command
 from kvstore.errors import (
     ContentTooLarge,
     HeadersTooLarge,
@@ -23,8 +24,9 @@ from kvstore.errors import (
     VersionNotSupported,
     bug,
 )
+from kvstore.messages import MAX_BODY_BYTES, Reply, Request, http_date, refuse
 from kvstore.pipeline import AsyncStore
-from kvstore.protocol import MAX_BODY_BYTES, Reply, Request, http_date, parse, refuse, render
+from kvstore.protocol import parse, render
 from kvstore.settings import Settings
 
 log = logging.getLogger("kvstore")
@@ -149,6 +151,7 @@ class Server:
 
 _STATUS = {status.value: f"HTTP/1.1 {status.value} {status.phrase}".encode() for status in HTTPStatus}
 _NEVER = float("inf")
+_UNREAD = Request("", b"", {})
 
 
 class Connection(asyncio.Protocol):
@@ -157,9 +160,12 @@ class Connection(asyncio.Protocol):
     __slots__ = (
         "_buffer",
         "_busy",
+        "_choked",
         "_chunks",
         "_fields",
+        "_is_1_1",
         "_keep",
+        "_next",
         "_paused",
         "_request",
         "_scanned",
@@ -178,7 +184,10 @@ class Connection(asyncio.Protocol):
         self._chunks: _Chunks | None = None
         self._keep = True  # the connection after this request
         self._busy = False  # a command is with the store
-        self._paused = False
+        self._paused = False  # reading
+        self._choked = False  # writing
+        self._next: tuple[Request, Command] | None = None  # of a reply that goes on when the client has read
+        self._is_1_1 = True
         self.due = server.loop.time() + HEAD_S
 
     # What asyncio calls
@@ -212,10 +221,15 @@ class Connection(asyncio.Protocol):
         return self._busy
 
     def pause_writing(self) -> None:
+        self._choked = True
         self.due = self._server.loop.time() + WRITE_S
 
     def resume_writing(self) -> None:
+        self._choked = False
         self.due = _NEVER if self._busy else self._server.loop.time() + IDLE_S
+        if self._next:
+            (request, more), self._next = self._next, None
+            self._server.store.submit(more, self._streamed, request)
 
     # What the server calls
 
@@ -265,7 +279,7 @@ class Connection(asyncio.Protocol):
         if end > MAX_HEAD_BYTES:
             raise _head_too_large()
         fields = self._server.fields(bytes(buffer[line_end + 2 : end]))
-        is_1_1 = line[3] == b"1"
+        self._is_1_1 = is_1_1 = line[3] == b"1"
         if is_1_1 and "host" not in fields.headers:
             raise InvalidRequest("a request of HTTP/1.1 has a Host header field")
         self._request = (line[1].decode("ascii"), bytes(line[2]))
@@ -331,14 +345,14 @@ class Connection(asyncio.Protocol):
         try:
             command = parse(request, server.settings)
         except Problem as problem:
-            self._send(request.method, refuse(problem))
+            self._send(request, refuse(problem))
             return
         except Exception:
             log.exception("a request failed by a bug of ours")
-            self._send(request.method, refuse(bug()))
+            self._send(request, refuse(bug()))
             return
         if isinstance(command, Reply):
-            self._send(request.method, command)
+            self._send(request, command)
             return
         self._busy = True
         self.due = _NEVER
@@ -354,36 +368,82 @@ class Connection(asyncio.Protocol):
         except Exception:
             log.exception("a request failed by a bug of ours")
             reply = refuse(bug())
-        self._busy = False
-        self._send(request.method, reply)
-        if self._paused:
-            self._paused = False
-            self._transport.resume_reading()
-        if self._buffer and self._keep:
-            self._advance()
+        self._send(request, reply)
+        if reply.more is None or request.method == "HEAD":
+            self._finish()
 
-    def _send(self, method: str, reply: Reply) -> None:
+    def _send(self, request: Request, reply: Reply) -> None:
         server = self._server
-        status, headers, body = reply
+        status, headers, body, more = reply
         fields = "".join([f"\r\n{name}: {value}" for name, value in headers])
         parts = [_STATUS[status], server.date, fields.encode("latin-1")]
-        if status not in (204, 304):
+        if more is not None:
+            if self._is_1_1:
+                parts.append(b"\r\nTransfer-Encoding: chunked")
+            else:
+                self._keep = False
+        elif status not in (204, 304):
             parts.append(b"\r\nContent-Length: %d" % len(body))
         if not self._keep:
             parts.append(b"\r\nConnection: close")
         parts.append(b"\r\n\r\n")
-        if method != "HEAD":
+        if request.method == "HEAD":
+            more = None
+        elif more is None:
             parts.append(body)
         self.due = server.loop.time() + IDLE_S
         self._transport.write(b"".join(parts))
+        if more is not None:
+            self._stream(request, body, more)
+        elif not self._keep:
+            self._transport.close()
+
+    def _stream(self, request: Request, part: bytes, more: Command | None) -> None:
+        """Send a part of a body, then what follows it, as fast as the client reads."""
+        self._busy = True
+        self.due = _NEVER
+        if part:
+            self._transport.write(b"%x\r\n%b\r\n" % (len(part), part) if self._is_1_1 else part)
+        if more is None:
+            if self._is_1_1:
+                self._transport.write(b"0\r\n\r\n")
+            self._finish()
+        elif self._choked:
+            self._next = (request, more)
+        else:
+            self._server.store.submit(more, self._streamed, request)
+
+    def _streamed(self, request: Request, outcome: Any) -> None:
+        if self._transport.is_closing():
+            return
+        try:
+            if isinstance(outcome, Exception):
+                raise outcome
+            reply = render(request, outcome)
+        except Exception as error:
+            log.error("a reply was cut off: %s", type(error).__name__)
+            self._transport.abort()  # so that the client does not take half of it for the whole
+            return
+        self._stream(request, reply.body, reply.more)
+
+    def _finish(self) -> None:
+        """The reply is written: on with the next request, if the connection stays."""
+        self._busy = False
+        self.due = self._server.loop.time() + IDLE_S
         if not self._keep:
             self._transport.close()
+            return
+        if self._paused:
+            self._paused = False
+            self._transport.resume_reading()
+        if self._buffer:
+            self._advance()
 
     def _fail(self, problem: Problem) -> None:
         """Refuse what cannot be read any further, and close."""
         self._keep = False
         self._buffer, self._fields, self._chunks = b"", None, None
-        self._send("", refuse(problem))
+        self._send(_UNREAD, refuse(problem))
 
 
 class _Chunks:

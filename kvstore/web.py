@@ -5,6 +5,7 @@ WSGI's PATH_INFO is percent-decoded already. Source: PEP 3333; Werkzeug's routin
 """
 
 import logging
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote, unquote_to_bytes
 
@@ -15,8 +16,9 @@ from werkzeug.routing import BaseConverter
 from werkzeug.wsgi import get_input_stream
 
 from kvstore.errors import ContentTooLarge, InvalidRequest, Problem, bug
+from kvstore.messages import MAX_BODY_BYTES, Reply, Request, refuse
 from kvstore.paths import split_target
-from kvstore.protocol import MAX_BODY_BYTES, Reply, Request, parse, refuse, render
+from kvstore.protocol import parse, render
 from kvstore.settings import Settings
 from kvstore.store import Store
 
@@ -44,7 +46,7 @@ def make_blueprint(store: Store, settings: Settings) -> flask.Blueprint:
         prefix = (state.url_prefix or "").rstrip("/")
 
         def answer(rest: str, **_: str) -> flask.Response:
-            return as_response(_answer(store, settings, flask.request.environ, prefix.count("/")))
+            return _answer(store, settings, flask.request.environ, prefix.count("/"))
 
         app = state.app
         app.url_map.converters.setdefault("kvstore_anything", _Anything)
@@ -60,16 +62,28 @@ def make_blueprint(store: Store, settings: Settings) -> flask.Blueprint:
     return blueprint
 
 
-def _answer(store: Store, settings: Settings, environ: Environ, prefix_segments: int) -> Reply:
+def _answer(store: Store, settings: Settings, environ: Environ, prefix_segments: int) -> flask.Response:
+    request = None
     try:
         request = _request(environ, prefix_segments)
         command = parse(request, settings)
-        return command if isinstance(command, Reply) else render(request, store.execute(command))
+        reply = command if isinstance(command, Reply) else render(request, store.execute(command))
     except Problem as problem:
-        return refuse(problem)
+        reply = refuse(problem)
     except Exception:
         log.exception("a request failed by a bug of ours")
-        return refuse(bug())
+        reply = refuse(bug())
+    response = as_response(reply)
+    if request and reply.more and request.method != "HEAD":
+        response.response = _parts(store, request, reply)
+    return response
+
+
+def _parts(store: Store, request: Request, reply: Reply) -> Iterator[bytes]:
+    yield reply.body
+    while reply.more:  # a failure here ends the connection, so that half a reply is not taken for the whole
+        reply = render(request, store.execute(reply.more))
+        yield reply.body
 
 
 def _request(environ: Environ, prefix_segments: int) -> Request:
@@ -118,6 +132,6 @@ def as_response(reply: Reply) -> flask.Response:
     response = flask.Response(reply.body, reply.status)
     response.headers.clear()
     response.headers.extend(reply.headers)
-    if reply.status not in (204, 304):
+    if reply.more is None and reply.status not in (204, 304):
         response.headers["Content-Length"] = str(len(reply.body))
     return response

@@ -1,0 +1,94 @@
+"""Requests and replies as values, and the header fields that all replies of a kind have.
+
+Sources: RFC 9110 (HTTP), RFC 9457 (problems).
+"""
+
+from collections.abc import Mapping
+from functools import lru_cache
+from time import gmtime
+from typing import NamedTuple
+from urllib.parse import parse_qsl
+
+from kvstore import codec
+from kvstore.commands import Command
+from kvstore.errors import InvalidParameter, Problem
+
+MAX_BODY_BYTES = codec.MAX_BYTES
+
+Headers = tuple[tuple[str, str], ...]
+
+
+class Request(NamedTuple):
+    """An HTTP request.
+
+    `target` is the raw request target as it came, below the place where the service is mounted; `base` is that place
+    (`""` or `/prefix`). `headers` are by lower-case name, several lines of one name joined by ", ". `body` is complete:
+    an adapter refuses one that is larger than MAX_BODY_BYTES, or cut off, before it comes here.
+    """
+
+    method: str
+    target: bytes
+    headers: Mapping[str, str]
+    body: bytes = b""
+    base: str = ""
+
+
+class Reply(NamedTuple):
+    """An HTTP reply.
+
+    An adapter adds Content-Length, and sends no body where the method is HEAD or the status 204 or 304. Where there is `more`,
+    the body is not all of it: the adapter executes that command, renders its outcome for the same request, and sends that
+    reply's body next, until there is no more; it ends the connection where that fails.
+    """
+
+    status: int
+    headers: Headers
+    body: bytes = b""
+    more: Command | None = None
+
+
+# On every reply: nothing that is stored may run in a browser.
+SAFE: Headers = (
+    ("X-Content-Type-Options", "nosniff"),
+    ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'; sandbox"),
+)
+DOCUMENT: Headers = (("Content-Type", "application/json"), ("Cache-Control", "no-cache"), *SAFE)
+UNCHANGED: Headers = (("Cache-Control", "no-cache"), *SAFE)
+PROBLEM: Headers = (("Content-Type", "application/problem+json"), ("Cache-Control", "no-store"), *SAFE)
+
+
+def refuse(problem: Problem) -> Reply:
+    """The reply that a problem is."""
+    return Reply(problem.status, PROBLEM + tuple(problem.headers.items()), problem.body())
+
+
+def parameter(raw_query: bytes, name: str) -> str | None:
+    """The value of a query parameter, None where it is not there; raises InvalidParameter where it comes twice."""
+    values = [value for key, value in parse_qsl(raw_query.decode("latin-1"), keep_blank_values=True) if key == name]
+    if len(values) > 1:
+        raise InvalidParameter(f"the query parameter {name} comes {len(values)} times; send it once")
+    return values[0] if values else None
+
+
+def tag_header(tag: str | None) -> Headers:
+    """The header field of an entity-tag, none for what has none."""
+    return (("ETag", f'"{tag}"'),) if tag else ()
+
+
+def ttl_s(ttl_ms: int) -> int:
+    """A remaining TTL in whole seconds, rounded up: what is there has at least 1."""
+    return -(-ttl_ms // 1000)
+
+
+_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
+
+@lru_cache(maxsize=1024)
+def http_date(time_s: int) -> str:
+    """A time in seconds since the epoch as an HTTP-date (RFC 9110 section 5.6.7); past the year 9999, that year's end."""
+    t = gmtime(min(time_s, 253_402_300_799))
+    return (
+        f"{_DAYS[t.tm_wday]}, {t.tm_mday:02} {_MONTHS[t.tm_mon - 1]} {t.tm_year:04} "
+        f"{t.tm_hour:02}:{t.tm_min:02}:{t.tm_sec:02} GMT"
+    )
