@@ -92,6 +92,26 @@ def encode(body: bytes) -> Encoded:
     return _parsed(body, _encode)
 
 
+def split_object(body: bytes) -> dict[str, str]:
+    """The members of a JSON object as name → JSON text; raises InvalidDocument or ContentTooLarge."""
+    return _parsed(body, _split_object)
+
+
+def split_array(text: str) -> list[str] | None:
+    """The elements of a JSON array as JSON texts; None where `text`, known to be JSON or empty, is not an array."""
+    if not text.startswith("["):
+        return None
+    elements: list[str] = []
+    at = _skip(text, 1)
+    while text[at] != "]":
+        end = _scan(text, at)[1]
+        elements.append(text[at:end])
+        at = _skip(text, end)
+        if text[at] == ",":
+            at = _skip(text, at + 1)
+    return elements
+
+
 def decode(flat: list[bytes]) -> Decoded:
     """The document that a hash holds, from the reply to HGETALL: field, value, field, value…
 
@@ -147,6 +167,16 @@ def _text(body: bytes) -> str:
     if text.startswith("\ufeff"):
         raise InvalidDocument("the body starts with a byte order mark; send UTF-8 without one")
     return text
+
+
+def _split_object(text: str) -> dict[str, str]:
+    start = _skip(text, 0)
+    if text[start : start + 1] != "{":
+        raise InvalidDocument("a JSON object is wanted there")
+    members, end = _members(text, start)
+    _check_end(text, end)
+    _check_limits(text)
+    return members
 
 
 def _encode(text: str) -> Encoded:

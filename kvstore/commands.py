@@ -54,10 +54,13 @@ BEGIN = _act("begin")
 CONCLUDE = _act("conclude")
 DELETE_BELOW = _act("delete_below")
 ONCE = {script.name: _once(script.name) for script in (PUT, PATCH, TOUCH, DELETE, POST, BEGIN, CONCLUDE, DELETE_BELOW)}
+BATCH_PARTS = ("get", "put", "patch", "touch", "delete", "post", "begin", "batch")
+BATCH = _script("batch", "prelude", *BATCH_PARTS, main="return batch(nil, 1, #ARGV)")
+ONCE["batch"] = _script("batch once", "prelude", *BATCH_PARTS, "once", main="return once(batch)")
 LIST = _act("list")
 REGISTER = _act("register")
 CENSUS = _act("census")
-SCRIPTS = (READ, PUT, PATCH, TOUCH, DELETE, POST, BEGIN, CONCLUDE, DELETE_BELOW, LIST, REGISTER, CENSUS, *ONCE.values())
+SCRIPTS = (READ, PUT, PATCH, TOUCH, DELETE, POST, BEGIN, CONCLUDE, DELETE_BELOW, LIST, REGISTER, CENSUS, BATCH, *ONCE.values())
 
 
 class Found(NamedTuple):
@@ -132,9 +135,10 @@ class Command(Protocol):
 
 
 class Get(NamedTuple):
-    """Read a document: Found or Missing."""
+    """Read a document: Found or Missing. The conditions are judged where it is rendered; a batch must know them before."""
 
     path: Path
+    conditions: Conditions = NONE
     script: Script = READ
 
     @property
@@ -186,7 +190,7 @@ class Put(NamedTuple):
 
     def outcome(self, reply: Reply) -> Stored | Failed | Again:
         if reply[0] in (b"created", b"replaced"):
-            return _registered(self.path, reply[5], _stored(reply, self.encoded))
+            return registered(self.path, reply[5], _stored(reply, self.encoded))
         if self.edit and reply[0] == b"lost":
             return self.edit.next(reply)
         return _refused(reply)
@@ -226,7 +230,7 @@ class Patch(NamedTuple):
 
     def outcome(self, reply: Reply) -> Stored | Failed | Again:
         if reply[0] in (b"created", b"replaced"):
-            return _registered(self.path, reply[2], Stored(_found(reply[1]), created=reply[0] == b"created"))
+            return registered(self.path, reply[2], Stored(_found(reply[1]), created=reply[0] == b"created"))
         return _refused(reply)
 
 
@@ -248,7 +252,7 @@ class Touch(NamedTuple):
 
     def outcome(self, reply: Reply) -> Stored | Missing | Failed | Again:
         if reply[0] == b"touched":
-            return _registered(self.path, reply[2], Stored(_found(reply[1]), created=False))
+            return registered(self.path, reply[2], Stored(_found(reply[1]), created=False))
         return Missing() if reply[0] == b"missing" else _refused(reply)
 
 
@@ -269,7 +273,7 @@ class Post(NamedTuple):
     def arguments(self) -> tuple[bytes | str | int, ...]:
         container, encoded = self.container, self.encoded
         return (
-            *_below(container),
+            *below(container),
             self.ttl_ms,
             self.log_length,
             encoded.shape,
@@ -283,7 +287,7 @@ class Post(NamedTuple):
         tag, rest, fields = reply[1].decode(), reply[2], reply[3]
         found = Found(*decode(fields), tag_time_ms(tag) + self.ttl_ms, self.ttl_ms)
         appended = Appended(self.container.text + rest.decode().rpartition("/")[2], found)
-        return _registered(self.container, reply[4], appended)
+        return registered(self.container, reply[4], appended)
 
 
 class Edit(NamedTuple):
@@ -303,7 +307,7 @@ class Edit(NamedTuple):
 
     @property
     def arguments(self) -> tuple[bytes | str | int, ...]:
-        return _judged(self.conditions)
+        return (self.path.rest, *_judged(self.conditions))
 
     def outcome(self, reply: Reply) -> Again | Stored | Failed:
         if reply[0] == b"read":
@@ -374,7 +378,7 @@ class List(NamedTuple):
     @property
     def arguments(self) -> tuple[bytes | str | int, ...]:
         return (
-            *_below(self.container),
+            *below(self.container),
             self.after,
             self.limit,
             "desc" if self.descending else "asc",
@@ -415,7 +419,7 @@ class Census(NamedTuple):
 
     @property
     def arguments(self) -> tuple[bytes | str | int, ...]:
-        return _below(self.container)[:1]
+        return below(self.container)[:1]
 
     def outcome(self, reply: Reply) -> Listing | Again:
         if reply[0] == b"some":
@@ -447,7 +451,7 @@ class DeleteBelow(NamedTuple):
 
     @property
     def arguments(self) -> tuple[bytes | str | int, ...]:
-        return (*_below(self.container), MAX_DELETED_AT_ONCE, self.log_length)
+        return (*below(self.container), MAX_DELETED_AT_ONCE, self.log_length)
 
     def outcome(self, reply: Reply) -> DeletedBelow | Again:
         if reply[0] == b"deleted below":  # only where it is replayed
@@ -563,12 +567,12 @@ class Delete(NamedTuple):
         return Deleted() if reply[0] == b"deleted" else Missing()
 
 
-def _below(container: Path) -> tuple[str, str]:
+def below(container: Path) -> tuple[str, str]:
     """What stands before a name in the keys of documents, and a container's own name in names and log."""
     return container.keys.document.removesuffix(container.rest), container.rest + "/" if container.rest else ""
 
 
-def _registered(path: Path, expires_at_ms: bytes | None, outcome: Written) -> Written | Again:
+def registered(path: Path, expires_at_ms: bytes | None, outcome: Written) -> Written | Again:
     """The outcome of a write, once the root's index knows of the namespace where its own keys' expiry is new."""
     namespace = path.namespace
     if expires_at_ms is None or namespace == "/":

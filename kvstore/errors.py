@@ -124,6 +124,12 @@ class WrongType(Problem):
     status = 409
 
 
+class BatchRefused(Problem):
+    """A request of the atomic batch was refused."""
+
+    status = 409
+
+
 class PatchFailed(Problem):
     """A test of the patch failed."""
 
@@ -162,6 +168,12 @@ class PathNotThere(Problem):
 
 class NotAnInteger(Problem):
     """What should be incremented is not an integer of 64 bits, or would be none."""
+
+    status = 422
+
+
+class NotInBatch(Problem):
+    """That request cannot be part of this batch."""
 
     status = 422
 

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 
 from kvstore import codec
+from kvstore.batch import Answers, Batch, Refused, parse_batch, render_answers, render_refused
 from kvstore.commands import (
     Appended,
     Command,
@@ -54,6 +55,8 @@ from kvstore.settings import Settings
 
 ID_BYTES = 20  # of a name that POST makes: 13 digits of ms, a letter, a count
 
+BATCH_PATH = "/_/batch"
+
 ALLOW_DOCUMENT = "GET, HEAD, PUT, PATCH, POST, DELETE, OPTIONS"
 ALLOW_CONTAINER = "GET, HEAD, POST, DELETE, OPTIONS"
 
@@ -78,6 +81,8 @@ def parse(request: Request, settings: Settings) -> Command | Reply:
         return _options(ALLOW_DOCUMENT)
     path = parse_path(raw_path)
     if path.text.startswith("/_/") or path.text == "/_":
+        if path.text == BATCH_PATH:
+            return _batch(request, path, settings)
         raise NotFound("thing doesn't exist: paths under /_/ belong to the service, and there is nothing at this one")
     if method == "GET" and not raw_query and not path.is_container:
         return Get(path)
@@ -114,6 +119,10 @@ def render(request: Request, outcome: object) -> Reply:
             return render_listing(request, outcome)
         case Unchanged(tag):
             return render_unchanged(tag)
+        case Answers():
+            return render_answers(outcome, render)
+        case Refused():
+            raise render_refused(outcome, render)
         case DeletedBelow(documents):
             return Reply(200, DOCUMENT, b'{"deleted":%d}\n' % documents)
         case Replayed(first):
@@ -123,6 +132,28 @@ def render(request: Request, outcome: object) -> Reply:
 
 def _options(allow: str) -> Reply:
     return Reply(204, (("Allow", allow), ("Accept-Patch", ACCEPT_PATCH), *SAFE))
+
+
+def _batch(request: Request, path: Path, settings: Settings) -> Command | Reply:
+    if request.method == "OPTIONS":
+        return Reply(204, (("Allow", "POST, OPTIONS"), *SAFE))
+    if request.method != "POST":
+        raise MethodNotAllowed(f"{path.text} takes POST", headers={"Allow": "POST, OPTIONS"})
+    _check_json(request.headers)
+    atomic, batch = parse_batch(request, lambda part: parse(part, settings))
+    first = batch.next()
+    key = request.headers.get("idempotency-key")
+    if key is not None and not atomic:
+        raise InvalidRequest("an Idempotency-Key is for an atomic batch; give each request its own, or none")
+    if atomic:
+        for index, step in enumerate(batch.steps):
+            if isinstance(step, Problem):
+                raise render_refused(Refused(index, batch.requests[index], step), render)
+    if isinstance(first, Answers):  # the store is not needed
+        return render_answers(first, render)
+    command = first.command
+    assert isinstance(command, Batch)
+    return command if key is None else _once(request, command.path, key, command)
 
 
 def _put(request: Request, path: Path, raw_query: bytes, settings: Settings) -> Put:

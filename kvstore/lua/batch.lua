@@ -1,0 +1,77 @@
+-- Carry out several requests on one namespace, one after the other.
+-- KEYS   1…4 as in prelude.lua
+-- ARGV   1 what stands before a name in the documents' keys  2 'atomic': where one is refused none is applied; else 'each'
+--        3… for each request its script's name, how many arguments it has, and these
+-- reply  {'done', the replies}, {'read', the replies} where all were 'begin'; or {'undone', which one was refused, counted from
+--        0, its reply}, {'lost', the same} where a document is not as it was read. A reply is what the script of that name
+--        answers, or {'error', what Redis said}.
+
+local ACTS = {read = get, put = put, patch = patch, touch = touch, delete = delete, post = post, begin = begin}
+local REFUSALS = {failed = true, missing = true, lost = true, error = true, ['no sum'] = true, ['too large'] = true}
+
+-- What a document and its places in the indexes are before the batch.
+local function remember(before, key, rest)
+  if before[key] == nil then
+    before[key] = {
+      rest = rest,
+      dump = redis.call('DUMP', key),
+      expires_at = redis.call('PEXPIRETIME', key),
+      due = redis.call('ZSCORE', EXPIRY, rest),
+      named = redis.call('ZSCORE', NAMES, rest),
+    }
+  end
+end
+
+-- Put everything back. What the log says has expired has expired all the same.
+local function undo(before, last_id)
+  for key, was in pairs(before) do
+    redis.call('DEL', key)
+    redis.call('ZREM', EXPIRY, was.rest)
+    redis.call('ZREM', NAMES, was.rest)
+    if was.dump then
+      redis.call('RESTORE', key, math.max(was.expires_at, 0), was.dump, 'ABSTTL')
+      if was.due then
+        redis.call('ZADD', EXPIRY, was.due, was.rest)
+      end
+      if was.named then
+        redis.call('ZADD', NAMES, 0, was.rest)
+      end
+    end
+  end
+  for _, entry in ipairs(redis.call('XRANGE', LOG, '(' .. last_id, '+')) do
+    if entry[2][1] ~= 'expire' then
+      redis.call('XDEL', LOG, entry[1])
+    end
+  end
+end
+
+local function batch(_, at, last)
+  local prefix, atomic = ARGV[at], ARGV[at + 1] == 'atomic'
+  local newest = redis.call('XREVRANGE', LOG, '+', '-', 'COUNT', 1)[1]
+  local before, replies, word = {}, {}, 'read'
+  at = at + 2
+  while at <= last do
+    local name, first = ARGV[at], at + 2
+    local stop = first + ARGV[at + 1] - 1
+    local key = prefix .. ARGV[first]
+    local ok, reply = pcall(function()
+      if atomic and name ~= 'read' and name ~= 'post' then
+        remember(before, key, ARGV[first])
+      end
+      return ACTS[name](key, first, stop)
+    end)
+    if not ok then
+      reply = {'error', type(reply) == 'table' and reply.err or tostring(reply)}
+    elseif name == 'post' and reply[3] then
+      before[prefix .. reply[3]] = {rest = reply[3]}
+    end
+    if atomic and REFUSALS[reply[1]] then
+      undo(before, newest and newest[1] or '0-0')
+      return {reply[1] == 'lost' and 'lost' or 'undone', #replies, reply}
+    end
+    replies[#replies + 1] = reply
+    word = name == 'begin' and word or 'done'
+    at = stop + 1
+  end
+  return {word, replies}
+end
