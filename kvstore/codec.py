@@ -25,6 +25,7 @@ from kvstore.errors import ContentTooLarge, InvalidDocument, InvalidTTL
 MAX_DEPTH = 64
 MAX_MEMBERS = 10_000
 MAX_BYTES = 1024 * 1024
+MAX_PLAIN_BYTES = 16 * 1024
 
 META = b"$kv"
 VALUE = b"$value"
@@ -89,7 +90,7 @@ def check(body: bytes) -> None:
 def encode(body: bytes) -> Encoded:
     """The hash that the JSON text `body` is stored as; raises InvalidDocument, InvalidTTL
     or ContentTooLarge."""
-    return _parsed(body, _encode)
+    return _encode_plain(body) or _parsed(body, _encode)
 
 
 def split_object(body: bytes) -> dict[str, str]:
@@ -118,6 +119,28 @@ def decode(flat: list[bytes]) -> Decoded:
     A value that is not JSON text (another Redis client wrote it) is read as a string, so `42` is an integer and `02139` a
     string. Bytes that are not UTF-8 are shown as escapes.
     """
+    if len(flat) < MAX_REMEMBERED_PARTS and flat[0] == META:
+        remembered = _remembered.get(flat[1])
+        if remembered is not None and remembered[0] == flat:
+            return remembered[1]
+        decoded = _decode(flat)
+        if len(decoded.text) <= MAX_REMEMBERED_BYTES:
+            if len(_remembered) >= MAX_REMEMBERED:
+                _remembered.clear()
+            _remembered[flat[1]] = flat, decoded
+        return decoded
+    return _decode(flat)
+
+
+# What decode() made of small hashes that are read again and again, by entity-tag; only where every byte is the same, since
+# other clients change a hash without changing its tag.
+_remembered: dict[bytes, tuple[list[bytes], "Decoded"]] = {}
+MAX_REMEMBERED = 4096
+MAX_REMEMBERED_PARTS = 50
+MAX_REMEMBERED_BYTES = 1024
+
+
+def _decode(flat: list[bytes]) -> Decoded:
     hash_ = dict(zip(flat[::2], flat[1::2], strict=True))
     tag = order = None
     if (meta := hash_.get(META)) is not None and (ours := _META.fullmatch(meta)):
@@ -200,6 +223,32 @@ def _encode(text: str) -> Encoded:
         shape += b" [" + b",".join([name[:-1] for name in quoted]) + b"]"
     whole = b"{" + b",".join(map(bytes.__add__, quoted, values)) + b"}"
     return Encoded(shape, [part for pair in zip(names, values, strict=True) for part in pair], whole, ttl_s, has_server_values)
+
+
+# An object whose members are all plain, without an escape and in ASCII: most documents are one, and for these two steps of the
+# regex engine do all the work.
+_PLAIN_MEMBER = (
+    rb'"([^"\\\x00-\x1f\x80-\xff]*)"[ \t\n\r]*:[ \t\n\r]*'
+    rb'("[^"\\\x00-\x1f\x80-\xff]*"|-?(?:0|[1-9][0-9]{0,17})(?:\.[0-9]{1,17})?|true|false|null)[ \t\n\r]*'
+)
+_is_plain_object = re.compile(rb"[ \t\n\r]*\{[ \t\n\r]*%b(?:,[ \t\n\r]*%b)*\}[ \t\n\r]*" % (2 * (_PLAIN_MEMBER,))).fullmatch
+_plain_members = re.compile(_PLAIN_MEMBER).findall
+
+
+def _encode_plain(body: bytes) -> Encoded | None:
+    """The same as _encode, for plain objects only; None for all others, and for what is to be refused."""
+    if len(body) > MAX_PLAIN_BYTES or not _is_plain_object(body):
+        return None
+    members: list[tuple[bytes, bytes]] = _plain_members(body)
+    names = [name for name, _ in members]
+    if len(set(names)) < len(names) or b"ttl" in names or b".sv" in names or any(name.startswith(META) for name in names):
+        return None
+    quoted = [b'"%b"' % name for name in names]
+    shape = OBJECT
+    if len(names) > 1 and names != sorted(names):
+        shape += b" [%b]" % b",".join(quoted)
+    whole = b"{%b}" % b",".join([b'"%b":%b' % member for member in members])
+    return Encoded(shape, [part for member in members for part in member], whole, None)
 
 
 def _server_values(members: dict[str, str], values: list[bytes]) -> bool:

@@ -5,6 +5,7 @@ I/O. The scripts are `lua/*.lua`.
 """
 
 import hashlib
+import re
 from collections.abc import Callable
 from importlib.resources import files
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
@@ -29,8 +30,14 @@ class Script(NamedTuple):
 
 
 def _script(name: str, *parts: str, main: str) -> Script:
+    """A script of some of the files, without the functions that it does not call: Lua makes each anew for every call."""
     texts = [(files("kvstore") / "lua" / f"{part}.lua").read_text("utf-8") for part in parts]
-    text = "\n".join((*texts, main))
+    functions = re.split(r"(?m)^(?=local function )", "\n".join(texts))
+    text = main
+    for function in reversed(functions):
+        defined = re.match(r"local function (\w+)", function)
+        if not defined or re.search(rf"\b{defined[1]}\b", text):
+            text = function + text
     return Script(name, text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 
@@ -176,17 +183,11 @@ class Put(NamedTuple):
     @property
     def arguments(self) -> tuple[bytes | str | int, ...]:
         encoded, ttl_ms = self.encoded, self.ttl_ms
-        return (
-            self.path.rest,
-            "" if ttl_ms is None else ttl_ms,
-            *_judged(self.conditions),
-            self.log_length,
-            "patch" if self.edit else "put",
-            self.base,
-            encoded.shape,
-            "sv" if encoded.has_server_values else "",
-            *encoded.fields,
-        )
+        options = ""
+        if self.conditions is not NONE or self.edit or encoded.has_server_values:
+            op, server_values = "patch" if self.edit else "put", "sv" if encoded.has_server_values else ""
+            options = "\n".join((*map(str, _judged(self.conditions)), op, self.base, server_values))
+        return (self.path.rest, "" if ttl_ms is None else ttl_ms, self.log_length, encoded.shape, options, *encoded.fields)
 
     def outcome(self, reply: Reply) -> Stored | Failed | Again:
         if reply[0] in (b"created", b"replaced"):

@@ -62,9 +62,12 @@ def split_target(target: bytes) -> tuple[bytes, bytes]:
     return path, query
 
 
-@lru_cache(maxsize=1024)  # a hostile path is 15 KB of keys, so at most 15 MB
 def parse_path(raw: bytes) -> Path:
     """The path that a raw request path means; raises InvalidPath or PathTooLong."""
+    return _recent(raw) if len(raw) <= 128 else _parse(raw)
+
+
+def _parse(raw: bytes) -> Path:
     if not raw.startswith(b"/"):
         raise InvalidPath("a path starts with a slash")
     if _BAD_ESCAPE.search(raw):
@@ -91,6 +94,9 @@ def parse_path(raw: bytes) -> Path:
         is_container=is_container and bool(segments),
         keys=_keys(namespace, rest),
     )
+
+
+_recent = lru_cache(maxsize=8192)(_parse)  # of short paths, so that it stays under 16 MB
 
 
 def _encode_segment(raw: bytes) -> str:

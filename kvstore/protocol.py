@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 
 from kvstore import codec
 from kvstore.batch import Answers, Batch, Refused, parse_batch, render_answers, render_refused
@@ -321,11 +322,17 @@ def _failed(current: Found | None) -> PreconditionFailed:
 
 
 def _document(status: int, found: Found, headers: Headers) -> Reply:
-    if found.tag is not None:
-        headers += (*tag_header(found.tag), ("Last-Modified", http_date(tag_time_ms(found.tag) // 1000)))
-    if found.expires_at_ms is not None:
-        headers += (("Sunset", http_date(found.expires_at_ms // 1000)),)
-    return Reply(status, DOCUMENT + headers, _body(found))
+    return Reply(status, _document_headers(found.tag, found.expires_at_ms) + headers, _body(found))
+
+
+@lru_cache(maxsize=4096)
+def _document_headers(tag: str | None, expires_at_ms: int | None) -> Headers:
+    headers = DOCUMENT
+    if tag is not None:
+        headers += (*tag_header(tag), ("Last-Modified", http_date(tag_time_ms(tag) // 1000)))
+    if expires_at_ms is not None:
+        headers += (("Sunset", http_date(expires_at_ms // 1000)),)
+    return headers
 
 
 def _body(found: Found) -> bytes:

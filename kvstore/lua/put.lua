@@ -1,22 +1,28 @@
 -- Replace a document as a whole, or create it.
 -- KEYS   1…4 as in prelude.lua  5 document
--- ARGV   1 the document's name in names and log  2 ttl_ms  3 If-Match  4 If-None-Match  5 If-Unmodified-Since (s)
---        6 length of the log  7 'put', or 'patch' for a document that was read, changed, and is written back: the expiry stays
---        where ttl_ms is ''  8 what it was read as: '' for anything, '-' for a hash without a tag, '!' for
---        nothing, else its tag
---        9 what follows the entity-tag in our own field  10 'sv' where values are server values  11… field, value, …
+-- ARGV   1 the document's name in names and log  2 ttl_ms  3 length of the log  4 what follows the entity-tag in our own field
+--        5 '' for a plain PUT, else six lines: If-Match, If-None-Match, If-Unmodified-Since (s); 'put', or 'patch' for a
+--        document that was read, changed, and is written back: the expiry stays where ttl_ms is ''; what it was read as:
+--        '' for anything, '-' for a hash without a tag, '!' for nothing, else its tag; 'sv' where values are server values
+--        6… field, value, …
 -- reply  {'created' or 'replaced', entity-tag, expires_at_ms (-1: never), ttl_ms, nil or all fields where they are not those
 --        that were sent, nil or the ms at which the namespace's own keys expire where that is new}
 --        {'failed', what is there}, {'lost', what is there} where it is no longer as it was read, {'no sum', field}
 
 local function put(key, at, last)
-  local rest, ttl_ms, base = ARGV[at], ARGV[at + 1], ARGV[at + 7]
+  local rest, ttl_ms, shape, options = ARGV[at], ARGV[at + 1], ARGV[at + 3], ARGV[at + 4]
+  local op, base, server_values = 'put', '', false
   local exists, tag = look(key)
-  if fails(exists, tag, ARGV[at + 2], ARGV[at + 3], ARGV[at + 4]) then
-    return {'failed', read(key)}
-  end
-  if base ~= '' and base ~= (exists and (tag or '-') or '!') then
-    return {'lost', read(key)}
+  if options ~= '' then
+    local match, none_match, since_s, sv
+    match, none_match, since_s, op, base, sv = string.match(options, '^(.-)\n(.-)\n(.-)\n(.-)\n(.-)\n(.-)$')
+    if fails(exists, tag, match, none_match, since_s) then
+      return {'failed', read(key)}
+    end
+    if base ~= '' and base ~= (exists and (tag or '-') or '!') then
+      return {'lost', read(key)}
+    end
+    server_values = sv ~= ''
   end
 
   -- A key of another type is found before anything is written: what is known to be in the index was written there by us, and
@@ -25,10 +31,9 @@ local function put(key, at, last)
   if not (due and exists) then
     check_types(rest)
   end
-  local server_values = ARGV[at + 9] ~= ''
   if server_values then
     check_types(rest)
-    local field = resolve(key, at + 11, last)
+    local field = resolve(key, at + 6, last)
     if field then
       return {'no sum', field}
     end
@@ -42,17 +47,16 @@ local function put(key, at, last)
     expires_at = redis.call('PEXPIRETIME', key)
     ttl_ms = redis.call('PTTL', key)
   end
-  local shape = ARGV[at + 8]
-  local id, now = append(ARGV[at + 5], ARGV[at + 6], rest, ttl_ms, shape, ARGV, at + 10, last)
+  local id, now = append(ARGV[at + 2], op, rest, ttl_ms, shape, ARGV, at + 5, last)
 
   if exists then
     redis.call('DEL', key)
   end
   if last - at < MOST_ARGUMENTS then
-    redis.call('HSET', key, '$kv', id .. shape, unpack(ARGV, at + 10, last))
+    redis.call('HSET', key, '$kv', id .. shape, unpack(ARGV, at + 5, last))
   else
     redis.call('HSET', key, '$kv', id .. shape)
-    set(key, ARGV, at + 10, last)
+    set(key, ARGV, at + 5, last)
   end
   if not keeps_expiry then
     redis.call('PEXPIRE', key, ttl_ms)
@@ -66,7 +70,7 @@ local function put(key, at, last)
   end
   local fields = false
   if server_values or base ~= '' then
-    fields = slice(ARGV, at + 10, last)
+    fields = slice(ARGV, at + 5, last)
     fields[#fields + 1], fields[#fields + 2] = '$kv', id .. shape
   end
   return {exists and 'replaced' or 'created', id, expires_at, ttl_ms, fields, news}
