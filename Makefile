@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check bench clean
+.PHONY: help setup run test check bench load clean
 
 help: ## list what can be made
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST)
@@ -34,8 +34,12 @@ check: $(VENV)/ready-dev ## ruff, mypy
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-bench: $(VENV)/ready-dev ## measure
-	@bench/load.sh
+bench: $(VENV)/ready-dev ## measure beside webdis and a plain Flask app, about 6 minutes
+	@$(BIN)/python bench/peers
+	@$(BIN)/python bench/inside
+
+load: ## PUT and GET 2,000 things at a server that runs; URL=http://127.0.0.1:8000
+	@bench/load.sh $(URL)
 
 clean: ## remove .venv and caches; data stays
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache

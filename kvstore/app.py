@@ -53,5 +53,6 @@ def blueprint() -> flask.Blueprint:
     """
     settings, server = locate(read_settings(os.environ))
     if server:
+        server.keep()
         atexit.register(server.stop)
     return make_blueprint(open_store(settings.redis_url, verify_tls=settings.verify_tls), settings)

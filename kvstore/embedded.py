@@ -8,21 +8,27 @@ Source: valkey.conf; flock(2); prctl(2), PR_SET_PDEATHSIG; unix(7).
 import ctypes
 import fcntl
 import hashlib
+import logging
 import os
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from urllib.parse import quote
+
+log = logging.getLogger("kvstore")
 
 # The kernel's sun_path has 108 bytes; macOS has 104.
 _MAX_SOCKET_PATH_BYTES = 100
 _START_S = 10.0
 _LOAD_S = 300.0
 _STOP_S = 10.0
+_WATCH_S = 0.2  # between looks at whether the server lives
+_RETRY_S = 2.0  # after a start that failed
 _PR_SET_PDEATHSIG = 1
 
 
@@ -41,19 +47,38 @@ class AlreadyRunning(StartFailed):
 class Server:
     """A running embedded server that this process started: `url` to reach it, `stop()` to end it."""
 
-    def __init__(self, url: str, process: "subprocess.Popen[bytes]") -> None:
-        self.url = url
+    def __init__(self, data: Path, process: "subprocess.Popen[bytes]") -> None:
+        self.url = _url(_socket_path(data))
         self.pid = process.pid
+        self._data = data
         self._process = process
+        self._stopping = threading.Event()
+
+    def keep(self) -> None:
+        """Start the server again whenever it ends before stop() is called, in a thread that watches it."""
+        threading.Thread(target=self._watch, name="embedded server", daemon=True).start()
 
     def stop(self) -> None:
         """Let the server write its data and end; killed after 10 s."""
+        self._stopping.set()
         self._process.terminate()
         try:
             self._process.wait(_STOP_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+
+    def _watch(self) -> None:
+        while not self._stopping.wait(_WATCH_S):
+            if self._process.poll() is None:
+                continue
+            log.error("the embedded server has ended; starting it again")
+            try:
+                self._process = _start(self._data)
+                self.pid = self._process.pid
+            except StartFailed as error:
+                log.error("%s", error)
+                self._stopping.wait(_RETRY_S)
 
 
 def binary() -> Path:
@@ -71,8 +96,12 @@ def binary() -> Path:
 
 def start(data: Path) -> Server:
     """Start a server on the directory `data`, made if need be, and wait until it answers; raises StartFailed."""
-    executable = binary()
     data = data.resolve()
+    return Server(data, _start(data))
+
+
+def _start(data: Path) -> "subprocess.Popen[bytes]":
+    executable = binary()
     try:
         data.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = os.open(data / "lock", os.O_RDWR | os.O_CREAT, 0o600)
@@ -94,7 +123,7 @@ def start(data: Path) -> Server:
         process.kill()
         process.wait()
         raise StartFailed(f"the embedded server did not start: {_last_words(data)}") from None
-    return Server(_url(at), process)
+    return process
 
 
 def join(data: Path) -> str:

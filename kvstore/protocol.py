@@ -8,7 +8,6 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
-from functools import lru_cache
 
 from kvstore import codec
 from kvstore.batch import Answers, Batch, Refused, parse_batch, render_answers, render_refused
@@ -229,10 +228,12 @@ def _media_type(headers: Mapping[str, str]) -> str:
 
 
 def _check_json(headers: Mapping[str, str]) -> None:
-    if headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
+    if "content-encoding" in headers and headers["content-encoding"].strip().lower() not in ("", "identity"):
         raise UnsupportedMediaType(
             "a body is read as it is, without a Content-Encoding", headers={"Accept-Encoding": "identity"}
         )
+    if "content-type" not in headers:
+        return
     media_type = _media_type(headers)
     if media_type and media_type not in JSON_TYPES and not _JSON_SUFFIX.fullmatch(media_type):
         raise UnsupportedMediaType(
@@ -243,6 +244,8 @@ def _check_json(headers: Mapping[str, str]) -> None:
 
 def _asked_ttl_ms(raw_query: bytes, member_s: int | None, settings: Settings) -> int | None:
     """The TTL that the query, else the member of the body, asks for; both must be ones we accept."""
+    if member_s is None and not raw_query:
+        return None
     query_s = _ttl_parameter(raw_query) if raw_query else None
     for asked_s in (query_s, member_s):
         if asked_s is not None and not 1 <= asked_s <= settings.max_ttl_s:
@@ -322,17 +325,12 @@ def _failed(current: Found | None) -> PreconditionFailed:
 
 
 def _document(status: int, found: Found, headers: Headers) -> Reply:
-    return Reply(status, _document_headers(found.tag, found.expires_at_ms) + headers, _body(found))
-
-
-@lru_cache(maxsize=4096)
-def _document_headers(tag: str | None, expires_at_ms: int | None) -> Headers:
-    headers = DOCUMENT
-    if tag is not None:
-        headers += (*tag_header(tag), ("Last-Modified", http_date(tag_time_ms(tag) // 1000)))
+    tag, expires_at_ms = found.tag, found.expires_at_ms
     if expires_at_ms is not None:
-        headers += (("Sunset", http_date(expires_at_ms // 1000)),)
-    return headers
+        headers = (("Sunset", http_date(expires_at_ms // 1000)), *headers)
+    if tag is not None:
+        headers = (("ETag", f'"{tag}"'), ("Last-Modified", http_date(tag_time_ms(tag) // 1000)), *headers)
+    return Reply(status, DOCUMENT + headers, _body(found))
 
 
 def _body(found: Found) -> bytes:

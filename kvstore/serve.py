@@ -27,7 +27,7 @@ _read = _settings()
 _server: embedded.Server | None = None
 
 wsgi_app = "kvstore.asgi:app"
-bind = f"{_read.host}:{_read.port}"
+bind = f"[{_read.host}]:{_read.port}" if ":" in _read.host else f"{_read.host}:{_read.port}"
 worker_class = "kvstore.worker.Worker"
 workers = _read.workers or min(os.cpu_count() or 1, 4)
 graceful_timeout = 20  # Heroku kills 30 s after SIGTERM
@@ -41,24 +41,32 @@ def on_starting(server: Any) -> None:
     """Start the embedded server where no REDIS_URL is set; the workers find it by theirs."""
     global _server
     if _read.redis_url:
+        if parse_address(_read.redis_url).kind == "fake":
+            _keep_nothing(server, "REDIS_URL is fake://")
         return
     try:
         _server = embedded.start(Path(_read.data))
     except embedded.NoBinary as reason:
-        print(NOTHING_IS_KEPT.format(why=reason), file=sys.stderr, flush=True)
-        os.environ["REDIS_URL"] = "fake://"
-        server.cfg.set("workers", 1)
-        server.num_workers = 1
+        _keep_nothing(server, str(reason))
     except embedded.StartFailed as error:
         sys.exit(f"kvstore: {error}")
     else:
+        _server.keep()
         os.environ["REDIS_URL"] = _server.url
+
+
+def _keep_nothing(server: Any, why: str) -> None:
+    print(NOTHING_IS_KEPT.format(why=why), file=sys.stderr, flush=True)
+    os.environ["REDIS_URL"] = "fake://"
+    server.cfg.set("workers", 1)  # two processes would have two memories
+    server.num_workers = 1
 
 
 def when_ready(server: Any) -> None:
     """Say where we listen, which store is used, how durable that is, and a line to paste."""
     host, port = server.LISTENERS[0].sock.getsockname()[:2]
-    at = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    at = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     print(
         f"kvstore {__version__} listens on {at}\n"
         f"store: {_store(replace(_read, redis_url=os.environ.get('REDIS_URL', '')))}\n"

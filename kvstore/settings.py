@@ -61,14 +61,10 @@ class Settings:
     redis_url: str = ""
     data: str = "data"
     max_ttl_s: int = YEAR_S
+    default_ttl_s: int = YEAR_S  # of a document that asks for none: one year, or the largest where that is less
     log_length: int = 1000
     disk_is_lost: bool = False  # a Heroku dyno's disk ends with the dyno
     verify_tls: bool = True  # Heroku's Redis has a self-signed certificate
-
-    @property
-    def default_ttl_s(self) -> int:
-        """The TTL of a document that asks for none: one year, or the largest where that is less."""
-        return min(YEAR_S, self.max_ttl_s)
 
 
 def read_settings(environ: Mapping[str, str]) -> Settings:
@@ -89,6 +85,7 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         redis_url=values["REDIS_URL"],
         data=values["KVSTORE_DATA"],
         max_ttl_s=values["KVSTORE_MAX_TTL"],
+        default_ttl_s=min(YEAR_S, values["KVSTORE_MAX_TTL"]),
         log_length=values["KVSTORE_LOG_LENGTH"],
         disk_is_lost=heroku,
         verify_tls=not heroku,
