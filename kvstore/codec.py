@@ -94,23 +94,17 @@ def encode(body: bytes) -> Encoded:
 
 
 def split_object(body: bytes) -> dict[str, str]:
-    """The members of a JSON object as name → JSON text; raises InvalidDocument or ContentTooLarge."""
+    """The members of a JSON object as name → JSON text; raises InvalidDocument or ContentTooLarge.
+
+    Values are JSON, but what encode() refuses besides is not looked for in them.
+    """
     return _parsed(body, _split_object)
 
 
-def split_array(text: str) -> list[str] | None:
-    """The elements of a JSON array as JSON texts; None where `text`, known to be JSON or empty, is not an array."""
-    if not text.startswith("["):
-        return None
-    elements: list[str] = []
-    at = _skip(text, 1)
-    while text[at] != "]":
-        end = _scan(text, at)[1]
-        elements.append(text[at:end])
-        at = _skip(text, end)
-        if text[at] == ",":
-            at = _skip(text, at + 1)
-    return elements
+def scan(text: str, at: int) -> int:
+    """Where the value ends that starts at `at` in a text that is known to be JSON."""
+    end: int = _scan_known(text, at)[1]
+    return end
 
 
 def decode(flat: list[bytes]) -> Decoded:
@@ -193,24 +187,23 @@ def _text(body: bytes) -> str:
 
 
 def _split_object(text: str) -> dict[str, str]:
-    start = _skip(text, 0)
+    start = skip(text, 0)
     if text[start : start + 1] != "{":
         raise InvalidDocument("a JSON object is wanted there")
-    members, end = _members(text, start)
+    members, end = _members(text, start, _scan_known)
     _check_end(text, end)
-    _check_limits(text)
     return members
 
 
 def _encode(text: str) -> Encoded:
-    start = _skip(text, 0)
+    start = skip(text, 0)
     if text[start : start + 1] != "{":
         start, end = _check_value(text)
         if _MAYBE_SERVER_VALUE.search(text):
             _check_no_server_value(json.loads(text))
         value = _compact(text[start:end])
         return Encoded(SCALAR, [VALUE, value], value, None)
-    members, end = _members(text, start)
+    members, end = _members(text, start, _scan)
     _check_end(text, end)
     _check_limits(text)
     ttl_s = _ttl_member(members.pop("ttl")) if "ttl" in members else None
@@ -291,14 +284,14 @@ def _bad_server_value() -> InvalidDocument:
     )
 
 
-def _skip(text: str, at: int) -> int:
+def skip(text: str, at: int) -> int:
     """The index of the first character from `at` on that is not whitespace."""
     return _space(text, at).end()  # type: ignore[union-attr]  # the pattern matches nothing as well
 
 
 def _value(text: str) -> tuple[int, int]:
     """Where the one value starts and ends that `text` consists of."""
-    start = _skip(text, 0)
+    start = skip(text, 0)
     end = _scan(text, start)[1]
     _check_end(text, end)
     return start, end
@@ -312,7 +305,7 @@ def _check_value(text: str) -> tuple[int, int]:
 
 
 def _check_end(text: str, end: int) -> None:
-    if (rest := _skip(text, end)) != len(text):
+    if (rest := skip(text, end)) != len(text):
         raise _malformed(text, rest, "there is more after the JSON text")
 
 
@@ -324,22 +317,22 @@ def _check_limits(text: str) -> None:
         _check_surrogates(text)
 
 
-def _members(text: str, start: int) -> tuple[dict[str, str], int]:
+def _members(text: str, start: int, scan: Callable[[str, int], tuple[Any, int]]) -> tuple[dict[str, str], int]:
     """The top-level members as name → JSON text, and where what follows the object starts, whitespace passed over."""
     members: dict[str, str] = {}
-    at = _skip(text, start + 1)
+    at = skip(text, start + 1)
     if text[at : at + 1] == "}":
-        return members, _skip(text, at + 1)
+        return members, skip(text, at + 1)
     while True:
         if plain := _plain_member(text, at):
             name, value, following = plain.groups()
             at = plain.end()
         else:
-            name, value, at = _member(text, at)
+            name, value, at = _member(text, at, scan)
             following = text[at : at + 1]
             if following not in (",", "}"):
                 raise _malformed(text, at, "a comma or a closing brace follows a member")
-            at = _skip(text, at + 1)
+            at = skip(text, at + 1)
         if name in members:
             raise _duplicate(name)
         members[name] = value
@@ -350,17 +343,17 @@ def _members(text: str, start: int) -> tuple[dict[str, str], int]:
     return members, at
 
 
-def _member(text: str, at: int) -> tuple[str, str, int]:
+def _member(text: str, at: int, scan: Callable[[str, int], tuple[Any, int]]) -> tuple[str, str, int]:
     """One member's name and JSON text, and where what follows it starts."""
     if text[at : at + 1] != '"':
         raise _malformed(text, at, "a member starts with its name in double quotes")
     name, at = scanstring(text, at + 1, True)
-    at = _skip(text, at)
+    at = skip(text, at)
     if text[at : at + 1] != ":":
         raise _malformed(text, at, "a colon follows a member's name")
-    at = _skip(text, at + 1)
-    end = _scan(text, at)[1]
-    return name, text[at:end], _skip(text, end)
+    at = skip(text, at + 1)
+    end = scan(text, at)[1]
+    return name, text[at:end], skip(text, end)
 
 
 def _check_object(pairs: list[tuple[str, Any]]) -> None:
@@ -384,6 +377,9 @@ def _refuse_constant(name: str) -> None:
 
 # The C scanner of the standard library: (text, index) → (value, index after it), StopIteration(index) where no value starts.
 _scan = json.JSONDecoder(object_pairs_hook=_check_object, parse_float=_check_float, parse_constant=_refuse_constant).scan_once  # type: ignore[attr-defined]
+
+# The same without our limits, for what is split first and looked at later.
+_scan_known = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
 
 
 def _depth_exceeded(text: str) -> bool:

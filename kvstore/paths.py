@@ -64,7 +64,21 @@ def split_target(target: bytes) -> tuple[bytes, bytes]:
 
 def parse_path(raw: bytes) -> Path:
     """The path that a raw request path means; raises InvalidPath or PathTooLong."""
-    return _recent(raw) if len(raw) <= 128 else _parse(raw)
+    if len(raw) <= MAX_PLAIN_BYTES and _is_plain(raw):
+        return _plain(raw)
+    return _parse(raw)
+
+
+# A document's path of two segments or more that has one spelling only: nothing to decode, nothing to refuse.
+_is_plain = re.compile(rb"(?:/[A-Za-z0-9_~-][A-Za-z0-9._~-]*){2,32}").fullmatch
+MAX_PLAIN_BYTES = 256
+
+
+@lru_cache(maxsize=8192)
+def _plain(raw: bytes) -> Path:
+    text = raw.decode("ascii")
+    namespace, _, rest = text[1:].partition("/")
+    return Path(text, namespace, rest, False, _keys(namespace, rest))
 
 
 def _parse(raw: bytes) -> Path:
@@ -96,9 +110,6 @@ def _parse(raw: bytes) -> Path:
     )
 
 
-_recent = lru_cache(maxsize=8192)(_parse)  # of short paths, so that it stays under 16 MB
-
-
 def _encode_segment(raw: bytes) -> str:
     try:
         segment = unquote_to_bytes(raw).decode("utf-8")
@@ -112,15 +123,15 @@ def _encode_segment(raw: bytes) -> str:
 
 
 def _keys(namespace: str, rest: str) -> Keys:
+    log, names, expiry, scratch, documents = _namespace_keys(namespace)
+    return Keys(log, names, expiry, scratch, documents + rest)
+
+
+@lru_cache(maxsize=1024)
+def _namespace_keys(namespace: str) -> tuple[str, str, str, str, str]:
     # Canonical segments hold no braces, so the hash tag is the namespace and nothing else.
     name = "kv:{" + namespace + "}"
-    return Keys(
-        log=name + "!log",
-        names=name + "!names",
-        expiry=name + "!expiry",
-        scratch=name + "!scratch",
-        document=name + "/" + rest,
-    )
+    return name + "!log", name + "!names", name + "!expiry", name + "!scratch", name + "/"
 
 
 def once_key(path: Path, digest: str) -> str:

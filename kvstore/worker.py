@@ -5,6 +5,7 @@ through ASGI's messages. Source: gunicorn.workers.base, "your worker subclass mu
 """
 
 import asyncio
+import gc
 import os
 import signal
 import sys
@@ -47,6 +48,10 @@ class Worker(Base):  # type: ignore[misc]  # gunicorn has no types
         self._loop.run_until_complete(self._serve(application))
 
     async def _serve(self, application: Application) -> None:
+        # What is loaded stays, and a batch makes thousands of short-lived tuples: look for cycles among more of them at once.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(50_000, 10, 10)
         self._stopped, self._quitting = asyncio.Event(), False
         store, settings = application.open()
         server = Server(store, settings)

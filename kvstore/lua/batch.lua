@@ -11,15 +11,23 @@ local REFUSALS = {failed = true, missing = true, lost = true, error = true, ['no
 
 -- What a document and its places in the indexes are before the batch.
 local function remember(before, key, rest)
-  if before[key] == nil then
-    before[key] = {
-      rest = rest,
-      dump = redis.call('DUMP', key),
-      expires_at = redis.call('PEXPIRETIME', key),
-      due = redis.call('ZSCORE', EXPIRY, rest),
-      named = redis.call('ZSCORE', NAMES, rest),
-    }
+  if before[key] then
+    return
   end
+  local was = {rest = rest, dump = redis.call('DUMP', key)}
+  if was.dump then
+    was.expires_at = redis.call('PEXPIRETIME', key)
+    was.due = redis.call('ZSCORE', EXPIRY, rest)
+    was.named = was.due or redis.call('ZSCORE', NAMES, rest)
+  end
+  before[key] = was
+end
+
+local function act(name, key, first, last, before)
+  if before and name ~= 'read' and name ~= 'post' then
+    remember(before, key, ARGV[first])
+  end
+  return ACTS[name](key, first, last)
 end
 
 -- Put everything back. What the log says has expired has expired all the same.
@@ -54,12 +62,7 @@ local function batch(_, at, last)
     local name, first = ARGV[at], at + 2
     local stop = first + ARGV[at + 1] - 1
     local key = prefix .. ARGV[first]
-    local ok, reply = pcall(function()
-      if atomic and name ~= 'read' and name ~= 'post' then
-        remember(before, key, ARGV[first])
-      end
-      return ACTS[name](key, first, stop)
-    end)
+    local ok, reply = pcall(act, name, key, first, stop, atomic and before)
     if not ok then
       reply = {'error', type(reply) == 'table' and reply.err or tostring(reply)}
     elseif name == 'post' and reply[3] then
