@@ -226,6 +226,7 @@ class Patch(NamedTuple):
             MAX_MEMBERS,
             MAX_BYTES,
             "sv" if self.encoded.has_server_values else "",
+            self.encoded.shape,
             *(b"" if part == b"null" and index % 2 else part for index, part in enumerate(self.encoded.fields)),
         )
 

@@ -2,7 +2,8 @@
 -- KEYS   1…4 as in prelude.lua  5 document
 -- ARGV   1 the document's name in names and log  2 ttl_ms, '' to keep the expiry  3 If-Match  4 If-None-Match
 --        5 If-Unmodified-Since (s)  6 length of the log  7 ttl_ms of a document that this creates  8 most members
---        9 most bytes  10 'sv' where values are server values  11… field, value, …; the value '' takes the member away
+--        9 most bytes  10 'sv' where values are server values  11 what follows the entity-tag in our own field of an object
+--        that this creates  12… field, value, …; the value '' takes the member away
 -- reply  {'created' or 'replaced', what is there now, as in put.lua the ms at which the namespace's own keys expire},
 --        {'failed', what is there}, {'no sum', field}, {'too large'} where the
 --        document would have too many members or bytes
@@ -15,7 +16,7 @@ local function patch(key, at, last)
   end
   local due = check_types(rest)
   if ARGV[at + 9] ~= '' then
-    local field = resolve(key, at + 11, last)
+    local field = resolve(key, at + 12, last)
     if field then
       return {'no sum', field}
     end
@@ -23,7 +24,10 @@ local function patch(key, at, last)
 
   -- The document as it will be. One that is not an object is replaced by one.
   local is_object = exists and not (tag and string.find(meta, '^%S+ value'))
-  local shape = is_object and tag and string.sub(meta, #tag + 1) or ' object'
+  local shape = ARGV[at + 10]
+  if is_object then
+    shape = tag and string.sub(meta, #tag + 1) or ' object'
+  end
   local fields, place = {}, {} -- a value false: the member is taken away
   if is_object then
     local stored = redis.call('HGETALL', key)
@@ -35,7 +39,7 @@ local function patch(key, at, last)
     end
   end
   local changed, gone = {}, {}
-  for i = at + 10, last, 2 do
+  for i = at + 11, last, 2 do
     local field, value = ARGV[i], ARGV[i + 1]
     if value ~= '' then
       if not place[field] then
