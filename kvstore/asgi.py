@@ -3,17 +3,21 @@
 It carries bytes between ASGI and `protocol`, and decides nothing. Source: https://asgi.readthedocs.io/en/stable/specs/www.html
 """
 
+import asyncio
 import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
+from kvstore.address import parse_address
 from kvstore.app import locate
 from kvstore.clients import open_async_store
+from kvstore.commands import Follow
 from kvstore.errors import ContentTooLarge, Problem, bug
+from kvstore.live import MAX_BUFFERED_BYTES, Follower, Hub
 from kvstore.messages import MAX_BODY_BYTES, Reply, Request, refuse
 from kvstore.pipeline import AsyncStore
-from kvstore.protocol import parse, render
+from kvstore.protocol import STREAM, parse, render
 from kvstore.settings import Settings, read_settings
 
 log = logging.getLogger("kvstore")
@@ -23,18 +27,33 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 
+class Opened(NamedTuple):
+    """What serves the requests of one event loop."""
+
+    settings: Settings
+    store: AsyncStore
+    hub: Hub
+
+    async def close(self) -> None:
+        """End the streams, then the store."""
+        await self.hub.close()
+        await self.store.close()
+
+
 class Application:
     """The service as an ASGI application, by the settings in `environ`; opened by the event loop that serves it first."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._environ = environ
-        self._opened: tuple[AsyncStore, Settings] | None = None
+        self._opened: Opened | None = None
 
-    def open(self) -> tuple[AsyncStore, Settings]:
-        """The store and the settings; raises settings.InvalidSetting or embedded.StartFailed."""
+    def open(self) -> Opened:
+        """The settings, the store and the followers; raises settings.InvalidSetting or embedded.StartFailed."""
         if self._opened is None:
             settings, _ = locate(read_settings(self._environ))
-            self._opened = open_async_store(settings.redis_url, verify_tls=settings.verify_tls), settings
+            store = open_async_store(settings.redis_url, verify_tls=settings.verify_tls)
+            address = parse_address(settings.redis_url, verify_tls=settings.verify_tls)
+            self._opened = Opened(settings, store, Hub(store, address, settings.max_streams))
         return self._opened
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -48,11 +67,14 @@ class Application:
     async def _http(self, scope: Message, receive: Receive, send: Send) -> None:
         method = scope["method"]
         try:
-            store, settings = self.open()
+            settings, store, hub = self.open()
             request = await _request(scope, receive)
             if request is None:  # the client has gone
                 return
             command = parse(request, settings)
+            if isinstance(command, Follow):
+                await _follow(hub, command, receive, send)
+                return
             reply = command if isinstance(command, Reply) else render(request, await store.execute(command))
         except Problem as problem:
             reply = refuse(problem)
@@ -75,8 +97,39 @@ class Application:
             await send({"type": "lifespan.startup.complete"})
         assert message["type"] == "lifespan.shutdown"
         if self._opened:
-            await self._opened[0].close()
+            await self._opened.close()
         await send({"type": "lifespan.shutdown.complete"})
+
+
+async def _follow(hub: Hub, follow: Follow, receive: Receive, send: Send) -> None:
+    """Send a stream of events until the client goes, or the stream ends; raises Problem before it begins."""
+    blocks: asyncio.Queue[bytes | None] = asyncio.Queue()
+    waiting = 0
+
+    def put(block: bytes) -> None:
+        nonlocal waiting
+        waiting += len(block)
+        blocks.put_nowait(block if waiting <= MAX_BUFFERED_BYTES else None)
+
+    follower = Follower(follow.path, put, lambda: blocks.put_nowait(None))
+    await hub.follow(follow, follower)
+    gone = asyncio.create_task(_gone(receive))
+    gone.add_done_callback(lambda _: blocks.put_nowait(None))
+    try:
+        headers = [(name.lower().encode(), value.encode()) for name, value in STREAM]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        while (block := await blocks.get()) is not None:
+            waiting -= len(block)
+            await send({"type": "http.response.body", "body": block, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+    finally:
+        gone.cancel()
+        hub.leave(follower)
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 async def _send(reply: Reply, method: str, send: Send) -> None:

@@ -22,7 +22,8 @@ def main() -> None:
     elif arguments in (["--help"], ["-h"]):
         print(usage(), end="")
     elif arguments:
-        sys.exit(f"kvstore: unknown argument {arguments[0]!r}\n{usage()}")
+        print(f"kvstore: unknown argument {arguments[0]!r}\n{usage()}", end="", file=sys.stderr)
+        sys.exit(2)
     else:
         _serve()
 

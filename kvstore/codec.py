@@ -149,10 +149,15 @@ def _decode(flat: list[bytes]) -> Decoded:
     else:
         first = [name for name in _names(order) if name in hash_]
         names = first + sorted(hash_.keys() - set(first)) if len(first) < len(hash_) else first
+    quote = _name
+    if tag is None:  # another client's hash: no name is escaped there
+        quote = _quote_foreign
+    if not _is_utf8(names):
+        quote = _quote_bytes
     members = []
     for name in names:
         value = hash_[name]
-        members.append(_name(name) + (value if _is_plain(value) else _json_text(value)))
+        members.append(quote(name) + (value if _is_plain(value) else _json_text(value)))
     return Decoded(b"{" + b",".join(members) + b"}", True, tag)
 
 
@@ -359,9 +364,11 @@ def _member(text: str, at: int, scan: Callable[[str, int], tuple[Any, int]]) -> 
 def _check_object(pairs: list[tuple[str, Any]]) -> None:
     if len(pairs) > MAX_MEMBERS:
         raise _too_many_members()
-    names = {name for name, _ in pairs}
-    if len(names) != len(pairs):
-        raise _duplicate(next(name for i, (name, _) in enumerate(pairs) if name in {n for n, _ in pairs[:i]}))
+    seen: set[str] = set()
+    for name, _ in pairs:
+        if name in seen:
+            raise _duplicate(name)
+        seen.add(name)
 
 
 def _check_float(number: str) -> float:
@@ -424,12 +431,19 @@ def _field(name: str) -> bytes:
     return field + b"$" if _OUR_NAME.fullmatch(field) else field
 
 
-@lru_cache(maxsize=1024)
 def _names(order: bytes) -> list[bytes]:
+    """The names that our own field lists, as fields."""
+    return _cached_names(order) if len(order) <= 1024 else _load_names(order)
+
+
+def _load_names(order: bytes) -> list[bytes]:
     try:
         return [_field(name) for name in dict.fromkeys(json.loads(order))]
     except (ValueError, RecursionError, TypeError, AttributeError):
         return []  # another client wrote into our field
+
+
+_cached_names = lru_cache(maxsize=1024)(_load_names)
 
 
 def _name(field: bytes) -> bytes:
@@ -440,7 +454,27 @@ def _name(field: bytes) -> bytes:
 def _quote(field: bytes) -> bytes:
     if field != META and _OUR_NAME.fullmatch(field):
         field = field[:-1]
-    return encode_basestring(field.decode("utf-8", "backslashreplace")).encode() + b":"
+    return _quote_foreign(field)
+
+
+def _quote_foreign(field: bytes) -> bytes:
+    return encode_basestring(field.decode("utf-8")).encode() + b":"
+
+
+def _quote_bytes(field: bytes) -> bytes:
+    """The same for a hash in which a name is not UTF-8: bytes that are not are shown as escapes, and backslashes twice."""
+    return encode_basestring(field.replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")).encode() + b":"
+
+
+def _is_utf8(names: list[bytes]) -> bool:
+    joined = b"\n".join(names)
+    if joined.isascii():
+        return True
+    try:
+        joined.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 _cached_name = lru_cache(maxsize=4096)(_quote)  # names repeat from document to document

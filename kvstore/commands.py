@@ -67,7 +67,26 @@ ONCE["batch"] = _script("batch once", "prelude", *BATCH_PARTS, "once", main="ret
 LIST = _act("list")
 REGISTER = _act("register")
 CENSUS = _act("census")
-SCRIPTS = (READ, PUT, PATCH, TOUCH, DELETE, POST, BEGIN, CONCLUDE, DELETE_BELOW, LIST, REGISTER, CENSUS, BATCH, *ONCE.values())
+PLACE = _act("place")
+CHANGES = _act("changes")
+SCRIPTS = (
+    READ,
+    PUT,
+    PATCH,
+    TOUCH,
+    DELETE,
+    POST,
+    BEGIN,
+    CONCLUDE,
+    DELETE_BELOW,
+    LIST,
+    REGISTER,
+    CENSUS,
+    PLACE,
+    CHANGES,
+    BATCH,
+    *ONCE.values(),
+)
 
 
 class Found(NamedTuple):
@@ -462,6 +481,59 @@ class DeleteBelow(NamedTuple):
         if reply[2]:
             return Again(self._replace(deleted=deleted))
         return Again(Conclude(self.container, "deleted below", str(deleted))) if self.once else DeletedBelow(deleted)
+
+
+class At(NamedTuple):
+    """Where the change log of a namespace ends, and what was stored at a path then (None: nothing)."""
+
+    place: str
+    document: Found | None
+
+
+class Place(NamedTuple):
+    """Where the change log of a path's namespace ends now, and the document there: At."""
+
+    path: Path
+    script: Script = PLACE
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return self.path.keys
+
+    @property
+    def arguments(self) -> tuple[bytes | str | int, ...]:
+        return ()
+
+    def outcome(self, reply: Reply) -> At:
+        return At(reply[0].decode(), _found(reply[1]) if len(reply) > 1 and reply[1] else None)
+
+
+class Changes(NamedTuple):
+    """What has changed in a path's namespace since a place in its log: a list of entries, None where the log lost some."""
+
+    path: Path
+    place: str
+    most: int
+    script: Script = CHANGES
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return self.path.keys
+
+    @property
+    def arguments(self) -> tuple[bytes | str | int, ...]:
+        return (self.place, self.most, below(self.path)[0])
+
+    def outcome(self, reply: Reply) -> list[Any] | None:
+        return reply[1] if reply[0] == b"held" else None
+
+
+class Follow(NamedTuple):
+    """Follow a document or a container, from a place in the log (None: from a snapshot). No store executes it: live.py does."""
+
+    path: Path
+    place: str | None
+    recursive: bool  # the snapshot of a container: all documents below it, not only what lies directly below
 
 
 class Register(NamedTuple):

@@ -6,6 +6,7 @@ on what one script returned.
 
 import re
 from collections.abc import Mapping
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import NamedTuple
 
@@ -72,7 +73,8 @@ def _date(value: str | None) -> int | None:
     if value is None:
         return None
     try:
-        return int(parsedate_to_datetime(value).timestamp())
+        date = parsedate_to_datetime(value)
+        return int((date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp())
     except (ValueError, OverflowError, TypeError):
         return None
 

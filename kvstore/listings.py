@@ -57,7 +57,7 @@ def delete_below(request: Request, path: Path, raw_query: bytes, settings: Setti
 def render_listing(request: Request, listing: Listing) -> Reply:
     """The reply to a GET of a container: a page, or a piece of a stream."""
     container = parse_path(split_target(request.target)[0]).text
-    items = [_item(container, item) for item in listing.items]
+    items = render_items(container, listing.items)
     tag = tag_header(listing.tag)
     if _is_stream(request):
         headers: Headers = (("Content-Type", NDJSON), ("Cache-Control", "no-cache"), *SAFE, *tag)
@@ -68,6 +68,11 @@ def render_listing(request: Request, listing: Listing) -> Reply:
     link = ("Link", f'<{following}>; rel="next"')
     body = b'{"items":[%b],"next":%b}\n' % (b",".join(items), json.dumps(following).encode())
     return Reply(200, (*DOCUMENT, *tag, link), body)
+
+
+def render_items(container: str, items: list[Item]) -> list[bytes]:
+    """The items of a listing as JSON texts; `container` is its path."""
+    return [_item(container, item) for item in items]
 
 
 def render_unchanged(tag: str) -> Reply:

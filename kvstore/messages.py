@@ -76,8 +76,8 @@ def tag_header(tag: str | None) -> Headers:
 
 
 def ttl_s(ttl_ms: int) -> int:
-    """A remaining TTL in whole seconds, rounded up: what is there has at least 1."""
-    return -(-ttl_ms // 1000)
+    """A remaining TTL in whole seconds, rounded up: what is there has at least 1, though PTTL may be 0."""
+    return max(1, -(-ttl_ms // 1000))
 
 
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")

@@ -20,7 +20,7 @@ from kvstore.errors import Problem, problem_of_reply, unavailable
 
 log = logging.getLogger("kvstore")
 
-ANSWER_S = 4.0  # from sending a command to its reply; with UNSENT_S under the 6 s in which a client is told
+ANSWER_S = 3.5  # from sending a command to its reply; with UNSENT_S under the 6 s in which a client is told
 UNSENT_S = 1.5  # that a command may wait for a connection
 CONNECT_S = 3.0  # from opening a connection to the end of its handshake
 BACKOFF_S = (0.02, 0.05, 0.1, 0.2, 0.4)  # between attempts to connect, then the last one again and again
@@ -36,14 +36,22 @@ Done = Callable[[Any, Any], None]
 class _Waiting:
     """A command without a reply: what to call with its outcome, and when that is overdue."""
 
-    __slots__ = ("command", "context", "done", "due", "size")
+    __slots__ = ("command", "context", "done", "due", "packed", "size")
 
     def __init__(self, command: Command, done: Done, context: Any, due: float) -> None:
         self.command = command
         self.done = done
         self.context = context
         self.due = due
-        self.size = 0
+        self.pack("EVALSHA", command.script.sha)
+
+    def pack(self, *script: str) -> None:
+        """Put the command into Redis's protocol, by EVALSHA or EVAL."""
+        command = self.command
+        keys = command.keys
+        words: tuple[Any, ...] = (*script, len(keys), *keys, *command.arguments)
+        self.packed = hiredis.pack_command(words)
+        self.size = len(self.packed)
 
 
 class AsyncStore(Protocol):
@@ -66,6 +74,8 @@ class Pipeline:
         self._connection: _Connection | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._unsent: deque[_Waiting] = deque()
+        self._unsent_bytes = 0
+        self._trouble: Problem | None = None  # what Redis said to the last attempt to connect
         self._check: asyncio.TimerHandle | None = None
         self._closed = False
 
@@ -78,12 +88,16 @@ class Pipeline:
         connection = self._connection
         if connection is not None and connection.has_room:
             connection.send(_Waiting(command, done, context, loop.time() + ANSWER_S))
-        elif connection is not None or len(self._unsent) >= MAX_WAITING or self._closed:
-            problem = unavailable("more requests wait for Redis than this server holds; send it again. Nothing was changed")
-            loop.call_soon(done, context, problem)
-        else:
-            self._unsent.append(_Waiting(command, done, context, loop.time() + UNSENT_S))
-            self._connect()
+            return
+        if connection is None and not self._closed and len(self._unsent) < MAX_WAITING:
+            waiting = _Waiting(command, done, context, loop.time() + UNSENT_S)
+            if self._unsent_bytes + waiting.size <= MAX_WAITING_BYTES:
+                self._unsent_bytes += waiting.size
+                self._unsent.append(waiting)
+                self._connect()
+                return
+        problem = unavailable("more requests wait for Redis than this server holds; send it again. Nothing was changed")
+        loop.call_soon(done, context, problem)
 
     async def execute(self, command: Command) -> Any:
         """The outcome of a command; raises Problem."""
@@ -126,15 +140,14 @@ class Pipeline:
                 except (OSError, TimeoutError, hiredis.HiredisError, hiredis.ReplyError, ssl.SSLError) as error:
                     if attempt == 0:
                         log.warning("cannot connect to Redis: %s", str(error) or type(error).__name__)
-                    refused = isinstance(error, hiredis.ReplyError) and not str(error).startswith("LOADING")
-                    if refused:
-                        self._fail_unsent(float("inf"), problem_of_reply(str(error)))
+                    self._trouble = problem_of_reply(str(error)) if isinstance(error, hiredis.ReplyError) else None
                     await asyncio.sleep(BACKOFF_S[min(attempt, len(BACKOFF_S) - 1)])
                     attempt += 1
                 else:
-                    self._connection = connection
+                    self._connection, self._trouble = connection, None
                     while self._unsent:
                         waiting = self._unsent.popleft()
+                        self._unsent_bytes -= waiting.size
                         waiting.due = self._loop.time() + ANSWER_S
                         connection.send(waiting)
         finally:
@@ -152,10 +165,12 @@ class Pipeline:
         self._fail_unsent(now)
         self._check = self._loop.call_later(CHECK_S, self._look_for_overdue)
 
-    def _fail_unsent(self, until: float, why: Problem | None = None) -> None:
+    def _fail_unsent(self, until: float) -> None:
+        why = self._trouble or unavailable("Redis cannot be reached; send it again. Nothing was changed")
         while self._unsent and self._unsent[0].due <= until:
             waiting = self._unsent.popleft()
-            waiting.done(waiting.context, why or unavailable("Redis cannot be reached; send it again. Nothing was changed"))
+            self._unsent_bytes -= waiting.size
+            waiting.done(waiting.context, why)
 
 
 class _Connection(asyncio.Protocol):
@@ -187,14 +202,9 @@ class _Connection(asyncio.Protocol):
             raise reply
 
     def send(self, waiting: _Waiting) -> None:
-        command = waiting.command
-        keys = command.keys
-        self._write(waiting, ("EVALSHA", command.script.sha, len(keys), *keys, *command.arguments))
-
-    def _write(self, waiting: _Waiting, words: tuple[Any, ...]) -> None:
-        packed = hiredis.pack_command(words)
-        waiting.size = size = len(packed)
-        self._bytes += size
+        """Write a packed command with the others of this turn of the loop."""
+        packed, waiting.packed = waiting.packed, b""
+        self._bytes += waiting.size
         self._sent.append(waiting)
         if self._bytes > MAX_WAITING_BYTES or len(self._sent) >= MAX_WAITING:
             self.has_room = False
@@ -227,6 +237,7 @@ class _Connection(asyncio.Protocol):
                     outcome = error
                 if type(outcome) is Again:
                     waiting.command = outcome.command
+                    waiting.pack("EVALSHA", waiting.command.script.sha)
                     self.send(waiting)
                     continue
                 waiting.done(waiting.context, outcome)
@@ -241,11 +252,10 @@ class _Connection(asyncio.Protocol):
             self._greeting.set_result(reply)
 
     def _refused(self, waiting: _Waiting, reply: Any) -> None:
-        command = waiting.command
         text = str(reply)
         if text.startswith("NOSCRIPT"):  # nothing was run, so this is not a second sending
-            keys = command.keys
-            self._write(waiting, ("EVAL", command.script.text, len(keys), *keys, *command.arguments))
+            waiting.pack("EVAL", waiting.command.script.text)
+            self.send(waiting)
         else:
             waiting.done(waiting.context, problem_of_reply(text))
 

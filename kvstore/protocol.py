@@ -20,6 +20,7 @@ from kvstore.commands import (
     DeletedBelow,
     Edit,
     Failed,
+    Follow,
     Found,
     Get,
     Listing,
@@ -38,12 +39,14 @@ from kvstore.conditions import parse_conditions, read_status, tag_time_ms
 from kvstore.edits import json_patch_change, merge_change
 from kvstore.errors import (
     InternalError,
+    InvalidParameter,
     InvalidPatch,
     InvalidPrecondition,
     InvalidRequest,
     InvalidTTL,
     MethodNotAllowed,
     NotFound,
+    NotInBatch,
     PreconditionFailed,
     Problem,
     UnsupportedMediaType,
@@ -69,11 +72,15 @@ JSON_TYPES = ("application/json", "application/x-www-form-urlencoded", "text/pla
 _JSON_SUFFIX = re.compile(r"[a-z0-9!#$&^_.+-]+/[a-z0-9!#$&^_.-]+\+json")
 
 _RETURN = re.compile(r"(?:^|[,;])\s*return\s*=\s*\"?(minimal|representation)\b", re.IGNORECASE)
+EVENT_STREAM = "text/event-stream"
+STREAM: Headers = (("Content-Type", EVENT_STREAM), ("Cache-Control", "no-store"), ("X-Accel-Buffering", "no"), *SAFE)
+_PLACE = re.compile(r"[0-9]{1,15}-[0-9]{1,15}")
+
 _TTL = re.compile(r"([0-9]{1,12})([smhd]?)")
 _TTL_UNITS_S = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
-def parse(request: Request, settings: Settings) -> Command | Reply:
+def parse(request: Request, settings: Settings) -> Command | Follow | Reply:
     """What a request asks of the store, or the reply where the store is not needed; raises Problem."""
     raw_path, raw_query = split_target(request.target)
     method = request.method
@@ -84,6 +91,9 @@ def parse(request: Request, settings: Settings) -> Command | Reply:
         if path.text == BATCH_PATH:
             return _batch(request, path, settings)
         raise NotFound("thing doesn't exist: paths under /_/ belong to the service, and there is nothing at this one")
+    if method == "GET" and EVENT_STREAM in request.headers.get("accept", ""):
+        recursive = path.text != "/" and parameter(raw_query, "recursive") is not None
+        return Follow(path, _place(request, raw_query), recursive)
     if method == "GET" and not raw_query and not path.is_container:
         return Get(path)
     allow = ALLOW_CONTAINER if path.is_container else ALLOW_DOCUMENT
@@ -130,6 +140,14 @@ def render(request: Request, outcome: object) -> Reply:
     raise InternalError(f"no reply is written for the outcome {type(outcome).__name__}")
 
 
+def _place(request: Request, raw_query: bytes) -> str | None:
+    """The place in the log after which the client wants to follow, None for a snapshot first."""
+    place = request.headers.get("last-event-id") or parameter(raw_query, "last_event_id")
+    if place and not _PLACE.fullmatch(place):
+        raise InvalidParameter("Last-Event-ID is the id of an event, as it came")
+    return place or None
+
+
 def _options(allow: str) -> Reply:
     return Reply(204, (("Allow", allow), ("Accept-Patch", ACCEPT_PATCH), *SAFE))
 
@@ -140,7 +158,7 @@ def _batch(request: Request, path: Path, settings: Settings) -> Command | Reply:
     if request.method != "POST":
         raise MethodNotAllowed(f"{path.text} takes POST", headers={"Allow": "POST, OPTIONS"})
     _check_json(request.headers)
-    atomic, batch = parse_batch(request, lambda part: parse(part, settings))
+    atomic, batch = parse_batch(request, lambda part: _in_batch(parse(part, settings)))
     first = batch.next()
     key = request.headers.get("idempotency-key")
     if key is not None and not atomic:
@@ -154,6 +172,12 @@ def _batch(request: Request, path: Path, settings: Settings) -> Command | Reply:
     command = first.command
     assert isinstance(command, Batch)
     return command if key is None else _once(request, command.path, key, command)
+
+
+def _in_batch(command: Command | Follow | Reply) -> Command | Reply:
+    if isinstance(command, Follow):
+        raise NotInBatch("a stream of events is not for a batch")
+    return command
 
 
 def _put(request: Request, path: Path, raw_query: bytes, settings: Settings) -> Put:

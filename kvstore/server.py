@@ -8,11 +8,13 @@ counted from their first byte, however steadily they trickle. Sources: RFC 9112 
 import asyncio
 import logging
 import re
+import socket as socket_constants
 from http import HTTPStatus
+from socket import AF_UNIX, IPPROTO_TCP
 from time import time
 from typing import Any, NamedTuple
 
-from kvstore.commands import Command
+from kvstore.commands import Command, Follow
 from kvstore.errors import (
     ContentTooLarge,
     HeadersTooLarge,
@@ -24,9 +26,11 @@ from kvstore.errors import (
     VersionNotSupported,
     bug,
 )
+from kvstore.following import HEARTBEAT_S
+from kvstore.live import MAX_BUFFERED_BYTES, Follower, Hub
 from kvstore.messages import MAX_BODY_BYTES, Reply, Request, http_date, refuse
 from kvstore.pipeline import AsyncStore
-from kvstore.protocol import parse, render
+from kvstore.protocol import STREAM, parse, render
 from kvstore.settings import Settings
 
 log = logging.getLogger("kvstore")
@@ -34,6 +38,7 @@ log = logging.getLogger("kvstore")
 HEAD_S = 10.0
 BODY_S = 30.0
 WRITE_S = 30.0
+LINGER_S = 2.0  # that a client may go on sending after its last reply
 IDLE_S = 95.0  # Heroku's router keeps an idle connection for 90 s
 CHECK_S = 0.5  # between looks at what is overdue
 
@@ -44,8 +49,10 @@ MAX_CACHED_BLOCKS = 1024
 MAX_READ_AHEAD_BYTES = 64 * 1024  # of requests that wait for the one before them
 
 _LINE = re.compile(rb"([A-Za-z0-9!#$%&'*+.^_`|~-]{1,32}) ([!-~\x80-\xff]+) HTTP/1\.([01])").fullmatch
-_OTHER_VERSION = re.compile(rb"[^ ]+ [^ ]+ HTTP/[0-9](?:\.[0-9])?").fullmatch
+_OTHER_VERSION = re.compile(rb"[A-Za-z0-9!#$%&'*+.^_`|~-]+ [!-~\x80-\xff]+ HTTP/[0-9](?:\.[0-9])?").fullmatch
 _FIELD = re.compile(rb"([A-Za-z0-9!#$%&'*+.^_`|~-]+):[ \t]*([\t -~\x80-\xff]*)").fullmatch
+# RFC 9110 section 7.2, RFC 3986 section 3.2.2: a name, an address, or nothing, and perhaps a port.
+_HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+;=%-]*)(?::[0-9]*)?").fullmatch
 _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;[\t -~\x80-\xff]*)?").fullmatch
 
 # Fields of which a second one would make the request ambiguous (RFC 9110 section 5.3, RFC 9112 section 3.2).
@@ -79,6 +86,8 @@ def parse_fields(block: bytes) -> Fields:
                 raise InvalidRequest(f"the header field {name} comes twice")
             value = f"{headers[name]}, {value}"
         headers[name] = value
+    if "host" in headers and not _HOST(headers["host"]):
+        raise InvalidRequest("Host is a name or an address, and perhaps a port")
     connection = {token.strip() for token in headers.get("connection", "").lower().split(",")}
     return Fields(
         headers,
@@ -109,14 +118,17 @@ def _length(headers: dict[str, str]) -> int:
 class Server:
     """What the connections of one event loop share: the store, the settings, what is open and what is overdue."""
 
-    def __init__(self, store: AsyncStore, settings: Settings) -> None:
-        self.store = store
+    def __init__(self, settings: Settings, store: AsyncStore, hub: Hub) -> None:
         self.settings = settings
+        self.store = store
+        self.hub = hub
         self.loop = asyncio.get_running_loop()
         self.connections: set[Connection] = set()
         self.stopping = False
         self.blocks: dict[bytes, Fields] = {}
         self.date = b""
+        self.starting: set[asyncio.Task[None]] = set()  # streams that have not sent their snapshot yet
+        self.framed: tuple[bytes, bytes] = (b"", b"")  # the last block that streams sent, and that as a chunk
         self._tick()
 
     def connection(self) -> "Connection":
@@ -151,7 +163,6 @@ class Server:
 
 _STATUS = {status.value: f"HTTP/1.1 {status.value} {status.phrase}".encode() for status in HTTPStatus}
 _NEVER = float("inf")
-_UNREAD = Request("", b"", {})
 
 
 class Connection(asyncio.Protocol):
@@ -162,14 +173,18 @@ class Connection(asyncio.Protocol):
         "_busy",
         "_choked",
         "_chunks",
+        "_ended",
         "_fields",
+        "_follower",
         "_is_1_1",
         "_keep",
         "_next",
+        "_over",
         "_paused",
         "_request",
         "_scanned",
         "_server",
+        "_streams",
         "_transport",
         "due",
     )
@@ -183,11 +198,15 @@ class Connection(asyncio.Protocol):
         self._request: tuple[str, bytes] = ("", b"")  # its method and target
         self._chunks: _Chunks | None = None
         self._keep = True  # the connection after this request
+        self._ended = False  # the client sends nothing more
+        self._over = False  # the last reply of this connection is written
         self._busy = False  # a command is with the store
         self._paused = False  # reading
         self._choked = False  # writing
         self._next: tuple[Request, Command] | None = None  # of a reply that goes on when the client has read
         self._is_1_1 = True
+        self._follower: Follower | None = None
+        self._streams = False  # the head of a stream is written
         self.due = server.loop.time() + HEAD_S
 
     # What asyncio calls
@@ -199,8 +218,13 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, _: Exception | None) -> None:
         self._server.connections.discard(self)
         self._keep = False
+        self._over = True
+        if self._follower:
+            self._server.hub.leave(self._follower)
 
     def data_received(self, data: bytes) -> None:
+        if self._over:
+            return
         buffer = self._buffer
         if not buffer:
             self._buffer = data
@@ -217,14 +241,18 @@ class Connection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         # Half-closed: what has come whole is answered, then the connection ends.
-        self._keep = False
-        return self._busy
+        self._ended = True
+        return self._busy and self._follower is None
 
     def pause_writing(self) -> None:
+        if self._follower:
+            return  # a stream is bounded by what it may buffer
         self._choked = True
         self.due = self._server.loop.time() + WRITE_S
 
     def resume_writing(self) -> None:
+        if self._follower:
+            return
         self._choked = False
         self.due = _NEVER if self._busy else self._server.loop.time() + IDLE_S
         if self._next:
@@ -235,7 +263,7 @@ class Connection(asyncio.Protocol):
 
     def overdue(self) -> None:
         """The client has taken too long with a head, a body, or with reading a reply."""
-        if self._transport.get_write_buffer_size():
+        if self._over or self._transport.get_write_buffer_size():
             self._transport.abort()
         elif self._buffer or self._fields:
             self._fail(RequestTimeout(f"a head has {HEAD_S:.0f} s to arrive and a body {BODY_S:.0f} s; nothing was changed"))
@@ -253,7 +281,7 @@ class Connection(asyncio.Protocol):
     def _advance(self) -> None:
         """Take the requests that are complete from the buffer, one after the other, until one is with the store."""
         try:
-            while not self._busy and (self._fields is not None or self._buffer):
+            while not self._busy and not self._over and (self._fields is not None or self._buffer):
                 if self._fields is None and not self._read_head():
                     return
                 if not self._read_body():
@@ -264,25 +292,26 @@ class Connection(asyncio.Protocol):
     def _read_head(self) -> bool:
         """Read a head, if it is there whole."""
         buffer = self._buffer
-        if buffer[:2] == b"\r\n":  # RFC 9112 section 2.2: an empty line before the request line is ignored
+        self._request = ("", b"")
+        while buffer[:2] == b"\r\n":  # RFC 9112 section 2.2: an empty line before the request line is ignored
             self._buffer = buffer = buffer[2:]
         end = buffer.find(b"\r\n\r\n", self._scanned)
         if end < 0:
             self._await_head()
             return False
         line_end = buffer.find(b"\r\n")
+        if line_end > MAX_LINE_BYTES:
+            raise _line_too_long()
+        if end + 4 > MAX_HEAD_BYTES:
+            raise _head_too_large()
         line = _LINE(buffer, 0, line_end)
         if not line:
             raise _bad_line(bytes(buffer[:line_end]))
-        if line_end > MAX_LINE_BYTES:
-            raise _line_too_long()
-        if end > MAX_HEAD_BYTES:
-            raise _head_too_large()
-        fields = self._server.fields(bytes(buffer[line_end + 2 : end]))
+        self._request = (line[1].decode("ascii"), bytes(line[2]))
         self._is_1_1 = is_1_1 = line[3] == b"1"
+        fields = self._server.fields(bytes(buffer[line_end + 2 : end]))
         if is_1_1 and "host" not in fields.headers:
             raise InvalidRequest("a request of HTTP/1.1 has a Host header field")
-        self._request = (line[1].decode("ascii"), bytes(line[2]))
         self._keep = not fields.close and (is_1_1 or fields.keep_alive) and not self._server.stopping
         if fields.length > MAX_BODY_BYTES:
             raise _body_too_large()
@@ -300,9 +329,9 @@ class Connection(asyncio.Protocol):
         if not self._scanned:
             self.due = self._server.loop.time() + HEAD_S
         self._scanned = max(len(buffer) - 3, 1)
-        if len(buffer) > MAX_LINE_BYTES and buffer.find(b"\r\n", 0, MAX_LINE_BYTES + 2) < 0:
+        if len(buffer) >= MAX_LINE_BYTES + 2 and buffer.find(b"\r\n", 0, MAX_LINE_BYTES + 2) < 0:
             raise _line_too_long()
-        if len(buffer) > MAX_HEAD_BYTES:
+        if len(buffer) >= MAX_HEAD_BYTES:
             raise _head_too_large()
 
     def _read_body(self) -> bool:
@@ -335,7 +364,7 @@ class Connection(asyncio.Protocol):
         if not self._scanned:  # the first look at this body
             self._scanned = 1
             self.due = self._server.loop.time() + BODY_S
-            if fields.expects_continue and not self._buffer:
+            if fields.expects_continue and self._is_1_1 and not self._buffer:
                 self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     # From a request to bytes
@@ -353,6 +382,9 @@ class Connection(asyncio.Protocol):
             return
         if isinstance(command, Reply):
             self._send(request, command)
+            return
+        if isinstance(command, Follow):
+            self._follow(request, command)
             return
         self._busy = True
         self.due = _NEVER
@@ -386,6 +418,8 @@ class Connection(asyncio.Protocol):
             parts.append(b"\r\nContent-Length: %d" % len(body))
         if not self._keep:
             parts.append(b"\r\nConnection: close")
+        elif not self._is_1_1:
+            parts.append(b"\r\nConnection: keep-alive")
         parts.append(b"\r\n\r\n")
         if request.method == "HEAD":
             more = None
@@ -396,7 +430,21 @@ class Connection(asyncio.Protocol):
         if more is not None:
             self._stream(request, body, more)
         elif not self._keep:
+            self._close()
+
+    def _close(self) -> None:
+        """Close after what is written. Reading goes on for a while: what nobody reads would make TCP take the reply back."""
+        if self._over:
+            return
+        self._over = True
+        self._buffer, self._fields, self._chunks = b"", None, None
+        if self._ended or not self._transport.can_write_eof():
             self._transport.close()
+            return
+        self._transport.write_eof()
+        self.due = self._server.loop.time() + LINGER_S
+        if self._paused:
+            self._transport.resume_reading()
 
     def _stream(self, request: Request, part: bytes, more: Command | None) -> None:
         """Send a part of a body, then what follows it, as fast as the client reads."""
@@ -431,19 +479,70 @@ class Connection(asyncio.Protocol):
         self._busy = False
         self.due = self._server.loop.time() + IDLE_S
         if not self._keep:
-            self._transport.close()
+            self._close()
             return
         if self._paused:
             self._paused = False
             self._transport.resume_reading()
         if self._buffer:
             self._advance()
+        if self._ended and not self._busy:
+            self._close()
+
+    # Streams of events
+
+    def _follow(self, request: Request, follow: Follow) -> None:
+        server = self._server
+        self._busy = True
+        self.due = _NEVER
+        self._follower = Follower(follow.path, self._send_block, self._end_stream)
+        socket = self._transport.get_extra_info("socket")
+        if socket.family != AF_UNIX and hasattr(socket_constants, "TCP_USER_TIMEOUT"):  # a peer that vanished without a word
+            socket.setsockopt(IPPROTO_TCP, socket_constants.TCP_USER_TIMEOUT, int(2000 * HEARTBEAT_S))
+        task = server.loop.create_task(self._start_stream(request, follow, self._follower))
+        server.starting.add(task)
+        task.add_done_callback(server.starting.discard)
+
+    async def _start_stream(self, request: Request, follow: Follow, follower: Follower) -> None:
+        try:
+            await self._server.hub.follow(follow, follower)
+        except Exception as error:
+            if self._streams:
+                self._transport.abort()
+                return
+            if not isinstance(error, Problem):
+                log.exception("a request failed by a bug of ours")
+            self._follower = None
+            self._send(request, refuse(error if isinstance(error, Problem) else bug()))
+            self._finish()
+
+    def _send_block(self, block: bytes) -> None:
+        transport, server = self._transport, self._server
+        if transport.is_closing():
+            return
+        if not self._streams:
+            self._streams = True
+            fields = "".join([f"\r\n{name}: {value}" for name, value in STREAM])
+            framing = b"\r\nTransfer-Encoding: chunked\r\n\r\n" if self._is_1_1 else b"\r\nConnection: close\r\n\r\n"
+            transport.write(_STATUS[200] + server.date + fields.encode() + framing)
+        if transport.get_write_buffer_size() > MAX_BUFFERED_BYTES:
+            transport.abort()
+            return
+        if self._is_1_1:
+            if server.framed[0] is not block:
+                server.framed = block, b"%x\r\n%b\r\n" % (len(block), block)
+            block = server.framed[1]
+        transport.write(block)
+
+    def _end_stream(self) -> None:
+        if self._is_1_1 and self._streams and not self._transport.is_closing():
+            self._transport.write(b"0\r\n\r\n")
+        self._transport.close()
 
     def _fail(self, problem: Problem) -> None:
         """Refuse what cannot be read any further, and close."""
         self._keep = False
-        self._buffer, self._fields, self._chunks = b"", None, None
-        self._send(_UNREAD, refuse(problem))
+        self._send(Request(*self._request, {}), refuse(problem))
 
 
 class _Chunks:
@@ -472,9 +571,9 @@ class _Chunks:
                 self._left, at = 0, end
                 continue
             end = buffer.find(b"\r\n", at)
+            if (end if end >= 0 else len(buffer)) - at > MAX_LINE_BYTES:
+                raise InvalidRequest("a chunk's size, or a trailer, is too long")
             if end < 0:
-                if len(buffer) - at > MAX_LINE_BYTES:
-                    raise InvalidRequest("a chunk's size, or a trailer, is too long")
                 return at, False
             line = bytes(buffer[at:end])
             at = end + 2
@@ -502,8 +601,6 @@ class _Chunks:
 
 
 def _bad_line(line: bytes) -> Problem:
-    if len(line) > MAX_LINE_BYTES:
-        return _line_too_long()
     if _OTHER_VERSION(line):
         return VersionNotSupported("this server speaks HTTP/1.1 and HTTP/1.0")
     return InvalidRequest("a request line is a method, a target and a version; escape spaces and controls in the target")

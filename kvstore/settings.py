@@ -47,6 +47,7 @@ SETTINGS = (
     Setting("REDIS_URL", "", _redis_url, "the Redis to store in; empty: the embedded server"),
     Setting("KVSTORE_DATA", "data", str, "directory in which the embedded server keeps its data"),
     Setting("KVSTORE_MAX_TTL", str(YEAR_S), _number(1, 100 * YEAR_S), "largest TTL that may be asked for, in seconds"),
+    Setting("KVSTORE_MAX_STREAMS", "10000", _number(0, 1_000_000), "readers that may follow a path, in each process"),
     Setting("KVSTORE_LOG_LENGTH", "1000", _number(1, 10_000_000), "changes kept in each namespace's change log"),
 )
 
@@ -63,6 +64,7 @@ class Settings:
     max_ttl_s: int = YEAR_S
     default_ttl_s: int = YEAR_S  # of a document that asks for none: one year, or the largest where that is less
     log_length: int = 1000
+    max_streams: int = 10_000
     disk_is_lost: bool = False  # a Heroku dyno's disk ends with the dyno
     verify_tls: bool = True  # Heroku's Redis has a self-signed certificate
 
@@ -87,6 +89,7 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         max_ttl_s=values["KVSTORE_MAX_TTL"],
         default_ttl_s=min(YEAR_S, values["KVSTORE_MAX_TTL"]),
         log_length=values["KVSTORE_LOG_LENGTH"],
+        max_streams=values["KVSTORE_MAX_STREAMS"],
         disk_is_lost=heroku,
         verify_tls=not heroku,
     )

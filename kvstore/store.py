@@ -5,6 +5,7 @@ one way of making a client to the next. The only second sending is EVAL after NO
 running anything.
 """
 
+import re
 import ssl
 import threading
 from collections.abc import Callable
@@ -57,7 +58,8 @@ def problem_of(error: Exception) -> Problem:
         return unavailable(f"Redis did not answer in time; {UNKNOWN}")
     if isinstance(error, redis.ConnectionError | redis.exceptions.RedisClusterException):
         return unavailable(f"Redis cannot be reached, or closed the connection; {UNKNOWN}")
-    return problem_of_reply(str(error))
+    text = str(error)
+    return problem_of_reply(text if re.match(r"[A-Z]+(?: |$)", text) else f"ERR {text}")
 
 
 class Store:
@@ -117,8 +119,7 @@ def client_options(address: Address) -> dict[str, Any]:
         "socket_connect_timeout": CONNECT_S,
         "socket_timeout": ANSWER_S,
         "protocol": 2,
-        "lib_name": None,
-        "lib_version": None,
+        "driver_info": None,
     }
     if address.kind != "cluster":
         options["db"] = address.database

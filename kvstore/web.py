@@ -5,7 +5,10 @@ WSGI's PATH_INFO is percent-decoded already. Source: PEP 3333; Werkzeug's routin
 """
 
 import logging
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Generator, Iterator
+from itertools import chain
 from typing import Any
 from urllib.parse import quote, unquote_to_bytes
 
@@ -15,10 +18,12 @@ from werkzeug.exceptions import BadRequest, ClientDisconnected, RequestEntityToo
 from werkzeug.routing import BaseConverter
 from werkzeug.wsgi import get_input_stream
 
-from kvstore.errors import ContentTooLarge, InvalidRequest, Problem, bug
+from kvstore.commands import Follow
+from kvstore.errors import ContentTooLarge, InvalidPath, InvalidRequest, Problem, bug, unavailable
+from kvstore.following import HEARTBEAT_S, Steps, begin, catch_up
 from kvstore.messages import MAX_BODY_BYTES, Reply, Request, refuse
 from kvstore.paths import split_target
-from kvstore.protocol import parse, render
+from kvstore.protocol import STREAM, parse, render
 from kvstore.settings import Settings
 from kvstore.store import Store
 
@@ -67,6 +72,9 @@ def _answer(store: Store, settings: Settings, environ: Environ, prefix_segments:
     try:
         request = _request(environ, prefix_segments)
         command = parse(request, settings)
+        if isinstance(command, Follow):
+            blocks = _stream(store, command)
+            return flask.Response(chain([next(blocks)], blocks), 200, STREAM)
         reply = command if isinstance(command, Reply) else render(request, store.execute(command))
     except Problem as problem:
         reply = refuse(problem)
@@ -86,6 +94,47 @@ def _parts(store: Store, request: Request, reply: Reply) -> Iterator[bytes]:
         yield reply.body
 
 
+LOOK_S = 0.25  # between looks at the log of what is followed
+MAX_STREAMS = 32  # each holds a thread: for development
+_streams = threading.BoundedSemaphore(MAX_STREAMS)
+
+
+def _stream(store: Store, asked: Follow) -> Iterator[bytes]:
+    """The blocks of a stream, without an end, by looking at the log again and again."""
+    if not _streams.acquire(blocking=False):
+        raise unavailable(f"Flask serves {MAX_STREAMS} streams at most; the command kvstore serves thousands")
+    try:
+        place = yield from _driven(store, begin(asked))
+        said = time.monotonic()
+        while place:  # else the log was trimmed: the reader comes back with its place, and is told
+            before = place
+            place = yield from _driven(store, catch_up(asked.path, place))
+            if place != before:
+                said = time.monotonic()
+            elif time.monotonic() - said > HEARTBEAT_S:
+                yield b"id: %b\n\n" % place.encode()
+                said = time.monotonic()
+            time.sleep(LOOK_S)
+    finally:
+        _streams.release()
+
+
+def _driven(store: Store, steps: Steps) -> Generator[bytes, None, str]:
+    """The blocks that `steps` yields, its commands executed; returns what it returns."""
+    answer = None
+    try:
+        while True:
+            step = steps.send(answer)
+            answer = None
+            if isinstance(step, bytes):
+                yield step
+            else:
+                answer = store.execute(step)
+    except StopIteration as done:
+        place: str = done.value
+        return place
+
+
 def _request(environ: Environ, prefix_segments: int) -> Request:
     target, base = _below_mount(environ, prefix_segments)
     headers = {name[5:].replace("_", "-").lower(): str(value) for name, value in environ.items() if name.startswith("HTTP_")}
@@ -95,21 +144,31 @@ def _request(environ: Environ, prefix_segments: int) -> Request:
 
 
 def _below_mount(environ: Environ, prefix_segments: int) -> tuple[bytes, str]:
-    """The raw request target below the place where the blueprint is mounted, and that place as a path."""
-    mount = environ.get("SCRIPT_NAME", "").rstrip("/").encode("latin-1")
+    """The raw request target below the place where the blueprint is mounted, and that place as a path; raises InvalidPath."""
+    script_name = environ.get("SCRIPT_NAME", "").rstrip("/").encode("latin-1")
+    path_info = environ["PATH_INFO"].encode("latin-1")
     raw = environ.get("RAW_URI") or environ.get("REQUEST_URI")
     if raw is None:  # a server that keeps no raw target: there %2F cannot be told from a slash
-        raw = quote(mount + environ["PATH_INFO"].encode("latin-1"), safe="/%:@!$&'()*+,;=~")
-        raw += "?" + environ.get("QUERY_STRING", "")
+        raw = quote(script_name + path_info, safe="/:@!$&'()*+,;=~") + "?" + environ.get("QUERY_STRING", "")
     path, query = split_target(raw.encode("latin-1"))
-    base, depth = b"", prefix_segments
-    if mount and unquote_to_bytes(path).startswith(mount + b"/"):
-        depth += mount.count(b"/")
-    else:  # a proxy in front has taken the mount point off the path
-        base = quote(mount).encode()
+    mount = [*script_name.split(b"/")[1:], *path_info.split(b"/")[1 : prefix_segments + 1]]
+    if not path.startswith(b"/") and not mount:  # `*`, and what is no path
+        return path + b"?" + query, ""
     parts = path.split(b"/")
-    base += b"/".join(parts[: depth + 1])
-    return b"/" + b"/".join(parts[depth + 1 :]) + b"?" + query, base.decode("latin-1")
+    if b"" in mount:
+        raise InvalidPath("a segment of a path is not empty")
+    if [unquote_to_bytes(part) for part in parts[1 : len(mount) + 1]] != mount:
+        # A proxy in front may have taken SCRIPT_NAME off the path.
+        mount = path_info.split(b"/")[1 : prefix_segments + 1]
+        base = quote(script_name)
+        if [unquote_to_bytes(part) for part in parts[1 : len(mount) + 1]] != mount:
+            raise InvalidPath("the path is not spelled as where this service is mounted: its slashes are not escaped there")
+    else:
+        base = ""
+    if parts[0] or len(parts) < len(mount) + 2:
+        raise InvalidPath("a path starts with a slash")
+    base += b"/".join(parts[: len(mount) + 1]).decode("latin-1")
+    return b"/" + b"/".join(parts[len(mount) + 1 :]) + b"?" + query, base
 
 
 def _body(environ: Environ) -> bytes:
@@ -122,6 +181,9 @@ def _body(environ: Environ) -> bytes:
         body = bytes(MAX_BODY_BYTES + 1)
     except (ClientDisconnected, BadRequest, OSError, ValueError):
         raise InvalidRequest("the body ended before it was complete; nothing was changed") from None
+    declared = environ.get("CONTENT_LENGTH") or ""
+    if declared.isdigit() and "HTTP_TRANSFER_ENCODING" not in environ and len(body) < min(int(declared[:9]), MAX_BODY_BYTES):
+        raise InvalidRequest("the body ended before it was complete; nothing was changed")  # gunicorn leaves that to us
     if len(body) > MAX_BODY_BYTES:
         raise ContentTooLarge(f"a body has at most {MAX_BODY_BYTES:,} bytes; split the document into several")
     return body

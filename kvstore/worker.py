@@ -23,6 +23,7 @@ class Worker(Base):  # type: ignore[misc]  # gunicorn has no types
     """A process that serves an Application until it is told to stop."""
 
     def init_process(self) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # gunicorn's master has its own handler, which this process inherits
         try:
             import uvloop
         except ImportError:  # no uvloop for this platform
@@ -33,8 +34,11 @@ class Worker(Base):  # type: ignore[misc]  # gunicorn has no types
         super().init_process()
 
     def init_signals(self) -> None:
+        # Until the loop runs, a signal ends the process at once: uvloop would lose one that comes before.
         for name in self.SIGNALS:
             signal.signal(name, signal.SIG_DFL)
+
+    def _handle_signals(self) -> None:
         self._loop.add_signal_handler(signal.SIGTERM, self._stop)
         self._loop.add_signal_handler(signal.SIGINT, self._quit)
         self._loop.add_signal_handler(signal.SIGQUIT, self._quit)
@@ -53,8 +57,9 @@ class Worker(Base):  # type: ignore[misc]  # gunicorn has no types
         gc.freeze()
         gc.set_threshold(50_000, 10, 10)
         self._stopped, self._quitting = asyncio.Event(), False
-        store, settings = application.open()
-        server = Server(store, settings)
+        self._handle_signals()
+        opened = application.open()
+        server = Server(*opened)
         listeners: list[Any] = []
         for listener in self.sockets:
             listeners.append(await self._loop.create_server(server.connection, sock=listener.sock, backlog=self.cfg.backlog))
@@ -67,8 +72,9 @@ class Worker(Base):  # type: ignore[misc]  # gunicorn has no types
         for listener in listeners:
             listener.close()
         server.stop()
+        await opened.hub.close()
         await self._drain(server)
-        await store.close()
+        await opened.store.close()
 
     async def _drain(self, server: Server) -> None:
         """Wait for the requests in flight, at most gunicorn's graceful_timeout."""

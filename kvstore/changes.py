@@ -1,0 +1,79 @@
+"""A change ↔ an entry of the change log ↔ an event of a stream.
+
+An entry is what `append` and `delete.lua` write (see lua/prelude.lua); an event is a block of text/event-stream whose `data` is
+always `{"path","etag","ttl","value"}`. Source: https://html.spec.whatwg.org/multipage/server-sent-events.html, section 9.2.
+"""
+
+import json
+import re
+from typing import Any, NamedTuple
+
+from kvstore.codec import META, decode
+from kvstore.messages import ttl_s
+
+EVENTS = {"put": b"put", "post": b"put", "patch": b"patch", "delete": b"delete", "expire": b"expire"}
+
+_netstring = re.compile(rb"(\d+):").match
+
+
+class Change(NamedTuple):
+    """What an entry of the log says: `rest` is the document's name in its namespace, `text` None where it is gone."""
+
+    id: str
+    op: str
+    rest: str
+    ttl_ms: int | None
+    text: bytes | None
+
+
+def parse_entry(entry: Any) -> Change:
+    """The change that an entry of the log is: [id, [op, rest, …]] as XRANGE gives it."""
+    raw_id, fields = entry
+    change_id, op, rest = raw_id.decode(), fields[0].decode(), fields[1].decode()
+    if len(fields) == 2:
+        return Change(change_id, op, rest, None, None)
+    ttl_ms, marker, shape = int(fields[3]), fields[4], fields[5]
+    members = fields[6:] if marker == META else _unpack(fields[7])
+    if op == "post":
+        rest += appended_name(change_id)
+    text = decode([META, raw_id + shape, *members]).text
+    return Change(change_id, op, rest, ttl_ms if ttl_ms >= 0 else None, text)
+
+
+def appended_name(change_id: str) -> str:
+    """The name that POST gives a document: names sort as the changes were made, whatever the count's length."""
+    ms, _, count = change_id.partition("-")
+    return f"{ms}{chr(96 + len(count))}{count}"
+
+
+def event(path: str, change: Change) -> bytes:
+    """The block of a change."""
+    return block(EVENTS[change.op], change.id, path, change.id, change.ttl_ms, change.text)
+
+
+def block(  # noqa: PLR0913, PLR0917  # the members of an event
+    name: bytes, place: str, path: str, tag: str | None, ttl_ms: int | None, text: bytes | None, *, more: bool = False
+) -> bytes:
+    """One event: `place` is what a reader resumes from; `more` says that another event of the same snapshot follows."""
+    etag = b'"\\"%b\\""' % tag.encode() if tag else b"null"
+    ttl = b"%d" % ttl_s(ttl_ms) if ttl_ms is not None else b"null"
+    return b'id: %b\nevent: %b\ndata: {"path":%b,"etag":%b,"ttl":%b,"value":%b%b}\n\n' % (
+        place.encode(),
+        name,
+        json.dumps(path).encode(),
+        etag,
+        ttl,
+        text if text is not None else b"null",
+        b',"more":true' if more else b"",
+    )
+
+
+def _unpack(packed: bytes) -> list[bytes]:
+    parts, at = [], 0
+    while at < len(packed):
+        length = _netstring(packed, at)
+        assert length
+        end = length.end() + int(length[1])
+        parts.append(packed[length.end() : end])
+        at = end + 1
+    return parts

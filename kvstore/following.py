@@ -1,0 +1,79 @@
+"""What a stream of events begins with: the snapshot, or what was missed. Pure: a generator that asks, and is given answers.
+
+It yields commands, and is sent their outcomes; and it yields blocks, which are to be sent to the reader. `live.py` drives it
+for event loops, `web.py` for threads.
+"""
+
+from collections.abc import Generator
+from typing import Any, TypeAlias
+
+from kvstore.changes import Change, block, event, parse_entry
+from kvstore.commands import At, Changes, Command, Follow, List, Listing, Place
+from kvstore.listings import render_items
+from kvstore.paths import Path
+
+PAGE = 500  # changes, or items of a snapshot, at once
+HEARTBEAT_S = 12.0  # a reader hears something every 15 s
+RETRY = b"retry: 2000\n\n"
+RESET = b"event: reset\ndata: {}\n\n"
+
+Steps: TypeAlias = Generator[Command | bytes, Any, str]
+
+
+def begin(asked: Follow) -> Steps:
+    """Blocks up to a place in the log, which is returned: all changes after that are still to come."""
+    yield RETRY
+    place = ""
+    if asked.place is not None:
+        place = yield from catch_up(asked.path, asked.place)
+        if not place:
+            yield RESET
+    if not place:
+        place = yield from _snapshot(asked.path, recursive=asked.recursive)
+    return place
+
+
+def catch_up(path: Path, place: str) -> Steps:
+    """The changes to a path since a place; returns the place after them, "" where the log has lost some."""
+    while True:
+        entries = yield Changes(path, place, PAGE)
+        if entries is None:
+            return ""
+        for entry in entries:
+            change = parse_entry(entry)
+            place = change.id
+            if concerns(path, change.rest):
+                yield event(path_of(path, change), change)
+        if len(entries) < PAGE:
+            return place
+
+
+def _snapshot(path: Path, *, recursive: bool) -> Steps:
+    at: At = yield Place(path)
+    place, found = at
+    if not path.is_container:
+        tag, ttl_ms, text = (found.tag, found.ttl_ms, found.text) if found else (None, None, None)
+        yield block(b"snapshot", place, path.text, tag, ttl_ms, text)
+        return place
+    more: List | None = List(path, "", PAGE, False, True, recursive, "")
+    while more:
+        listing: Listing = yield more
+        more = listing.more
+        items = b'{"items":[%b]}' % b",".join(render_items(path.text, listing.items))
+        yield block(b"snapshot", place, path.text, place, None, items, more=more is not None)
+    return place
+
+
+def prefix(path: Path) -> str:
+    """What the names of all documents below a container start with."""
+    return path.rest + "/" if path.rest else ""
+
+
+def concerns(path: Path, rest: str) -> bool:
+    """Whether a document of the path's namespace is what is followed, or below it."""
+    return rest.startswith(prefix(path)) if path.is_container else rest == path.rest
+
+
+def path_of(path: Path, change: Change) -> str:
+    """The path of a changed document, in the namespace of `path`."""
+    return "/" + change.rest if path.namespace == "/" else f"/{path.namespace}/{change.rest}"

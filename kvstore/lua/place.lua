@@ -1,0 +1,12 @@
+-- Where the change log of a namespace ends now, and a document as it is at that place.
+-- KEYS   1…4 as in prelude.lua  5 document
+-- reply  {place, what is there}; the place is the id of the last change, or where there is no log the time
+
+local function place(key)
+  local last = redis.call('XREVRANGE', LOG, '+', '-', 'COUNT', 1)[1]
+  if last then
+    return {last[1], read(key)}
+  end
+  local time = redis.call('TIME')
+  return {string.format('%.0f-0', time[1] * 1000 + math.floor(time[2] / 1000)), read(key)}
+end

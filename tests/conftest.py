@@ -1,0 +1,95 @@
+"""Fixtures: the lanes, which are every adapter over every store, each test on an empty one."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import redis
+from clients import ADAPTERS, LANES, Checked
+from hypothesis import HealthCheck, settings
+from stores import STORES, Running, make_directory
+
+settings.register_profile(
+    "kvstore",
+    max_examples=100,
+    deadline=None,
+    database=None,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+settings.load_profile("kvstore")
+
+
+@pytest.fixture(scope="session")
+def started() -> Iterator[Callable[[str], Running]]:
+    """The server of a store's name, started when first asked for and ended with the session."""
+    servers: dict[str, Running] = {}
+    with ExitStack() as stack:
+
+        def start(name: str) -> Running:
+            if name not in servers:
+                directory = make_directory()
+                stack.callback(shutil.rmtree, directory, ignore_errors=True)
+                servers[name] = STORES[name](directory)
+                stack.callback(servers[name].stop)
+            return servers[name]
+
+        yield start
+
+
+@pytest.fixture(scope="session")
+def opened(started: Callable[[str], Running]) -> Iterator[Callable[..., Checked]]:
+    """The client of a lane, with settings of its own where given, made when first asked for."""
+    clients: dict[object, Checked] = {}
+
+    def open_client(adapter: str, store: str, **environ: str) -> Checked:
+        at = (adapter, store, *environ.items())
+        if at not in clients:
+            clients[at] = Checked(ADAPTERS[adapter](started(store), environ))
+        return clients[at]
+
+    yield open_client
+    for client in clients.values():
+        client.close()
+
+
+@pytest.fixture(params=LANES, ids="-".join)
+def lane(request: pytest.FixtureRequest) -> tuple[str, str]:
+    """An adapter and a store."""
+    return request.param
+
+
+@pytest.fixture
+def store(lane: tuple[str, str], started: Callable[[str], Running]) -> Running:
+    """The lane's store, empty."""
+    running = started(lane[1])
+    running.redis.flushall()
+    return running
+
+
+@pytest.fixture
+def raw(store: Running) -> redis.Redis:
+    """What somebody with redis-cli sees of the lane's store."""
+    return store.redis
+
+
+@pytest.fixture
+def client(lane: tuple[str, str], store: Running, opened: Callable[..., Checked]) -> Checked:
+    """A client of the lane, on an empty store."""
+    return opened(*lane)
+
+
+@pytest.fixture
+def client_with(lane: tuple[str, str], store: Running, opened: Callable[..., Checked]) -> Callable[..., Checked]:
+    """A client of the lane with these settings."""
+    return lambda **environ: opened(*lane, **environ)
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    """A directory with a short path."""
+    path = make_directory()
+    yield path
+    shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,48 @@
+"""The production server, `kvstore.server`, on a port of this process and an event loop of its own.
+
+Its time limits are constants of that module, so a test can make them short; `serving.py` starts the real command.
+"""
+
+import asyncio
+from collections.abc import Mapping
+
+from loops import PRODUCTION, Loop
+from wires import Address, Wire
+
+from kvstore.address import parse_address
+from kvstore.clients import open_async_store
+from kvstore.live import Hub
+from kvstore.server import Server
+from kvstore.settings import read_settings
+
+
+class InProcess:
+    """A running server: `at` is where it listens."""
+
+    def __init__(self, redis_url: str, environ: Mapping[str, str] | None = None, *, loop: str = PRODUCTION) -> None:
+        self._loop = Loop(loop)
+        self.at: Address = self._loop.run(self._start(redis_url, environ or {}))
+
+    async def _start(self, redis_url: str, environ: Mapping[str, str]) -> Address:
+        self._store = open_async_store(redis_url)
+        settings = read_settings(environ)
+        self._hub = Hub(self._store, parse_address(redis_url), settings.max_streams)
+        self.server = Server(settings, self._store, self._hub)
+        self._listener = await asyncio.get_running_loop().create_server(self.server.connection, "127.0.0.1", 0)
+        return self._listener.sockets[0].getsockname()
+
+    def connect(self, *, limit_s: float = 15) -> Wire:
+        """A new connection to it."""
+        return Wire(self.at, limit_s=limit_s)
+
+    def stop(self) -> None:
+        """Close what is open, and end."""
+        self._loop.run(self._stop())
+        self._loop.close()
+
+    async def _stop(self) -> None:
+        self._listener.close()
+        self.server.stop()
+        await self._hub.close()
+        await self._store.close()
+        await asyncio.sleep(0)

