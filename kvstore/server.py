@@ -477,6 +477,8 @@ class Connection(asyncio.Protocol):
     def _finish(self) -> None:
         """The reply is written: on with the next request, if the connection stays."""
         self._busy = False
+        if self._over:
+            return
         self.due = self._server.loop.time() + IDLE_S
         if not self._keep:
             self._close()

@@ -22,7 +22,6 @@ MERGE = ("Content-Type", "application/merge-patch+json")
 JSON = ("Content-Type", "application/json-patch+json")
 
 
-
 def _on(lanes: list[tuple[str, str]]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("lane", lanes, ids="-".join, indirect=True)
 
@@ -64,9 +63,7 @@ def post(client: Checked, target: str, document: Any, headers: Lines = ()) -> An
 def batch(client: Checked, requests: list[Any], *, atomic: bool | None = None, headers: Lines = ()) -> Answer:
     """Several requests in one, each as (method, path), (method, path, body) or (method, path, body, headers)."""
     named = [
-        request
-        if isinstance(request, dict)
-        else dict(zip(("method", "path", "body", "headers"), request, strict=False))
+        request if isinstance(request, dict) else dict(zip(("method", "path", "body", "headers"), request, strict=False))
         for request in requests
     ]
     envelope: dict[str, Any] = {} if atomic is None else {"atomic": atomic}
@@ -163,16 +160,12 @@ def keys_of(namespace: str) -> Any:
     return parse_path(f"/{namespace}/x".encode() if namespace != "/" else b"/x").keys
 
 
-# What a request that changes nothing may leave: traces of its own, and keys of the namespace that live for longer.
-_LOGS = b"!log"
-
-
 def documents_and_indexes(raw: redis.Redis) -> dict[bytes, Any]:
-    """All that Redis holds but the log's bookkeeping: a log counts by its entries, the namespace's own keys by what is in them."""
+    """All that Redis holds, but when a namespace's own keys expire, and logs in which nothing is."""
     held = {}
     for key, (value, expires_at_ms) in contents(raw).items():
         is_own = b"}!" in key
-        if not (is_own and key.endswith(_LOGS) and not value):
+        if not (is_own and key.endswith(b"!log") and not value):
             held[key] = value if is_own else (value, expires_at_ms)
     return held
 

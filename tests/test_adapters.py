@@ -110,7 +110,7 @@ class Known:
 TARGETS = r"""
 / /a /ns/a /ns/b /ns/%61 /ns/a%2Fb /ns/é /ns/%C3%A9 /NS/a /_/x /_ /ns/a/ /ns/ /a/ * ns/a
 /ns/a?x /ns/a?ttl=500 /ns/a?ttl=2h&x=%FF /ns/a?ttl=0 /ns/a?ttl=1&ttl=2 /ns/a?ttl=%2B9 /ns/a?TTL=5 /ns/a? /?ttl=500
-http://example.org/ns/a http://example.org http://example.org?ttl=500 HTTP://EXAMPLE.ORG/ns/a http:/ns/a
+http://example.org/ns/a http://example.org/ http://example.org/?ttl=500 HTTP://EXAMPLE.ORG/ns/a http:/ns/a
 //ns/a /ns//a /ns/./a /ns/.. /ns/%2e%2E /ns/%00 /ns/% /ns/%FF /ns/%0A /ns/%e9 /ns/%zz
 /ns/a#b /ns/a?b#c /ns/a;b=c,d /ns/%7Bx%7D /ns/{x} /ns/a%3Fb /ns/a+b /ns/a%20b /ns/" /ns/\ /ns/^`|
 """

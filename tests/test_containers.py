@@ -9,9 +9,6 @@ from urllib.parse import quote
 
 import pytest
 import redis
-from hypothesis import given
-from hypothesis import strategies as st
-
 from asking import (
     as_body,
     at_once,
@@ -31,8 +28,11 @@ from asking import (
     without_ttl,
 )
 from clients import Answer, Checked
-from kvstore.settings import YEAR_S
+from hypothesis import given
+from hypothesis import strategies as st
 from stores import contents, wait_until
+
+from kvstore.settings import YEAR_S
 
 # Paths in canonical spelling. Their names tell a slash from what sorts before and after it, and escapes from what they mean.
 PATHS = [
@@ -97,7 +97,7 @@ def seen(items: list[Any]) -> list[tuple[str, str | None]]:
 
 
 def test_listing(client: Checked) -> None:
-    """What lies directly below, in order of name, a container once and with its slash; a document with all that belongs to it."""
+    """What lies directly below, in order of name, a container once and with its slash, a document with all it has."""
     fill(client, PATHS)
     for container in CONTAINERS:
         answer = client.get(container)
@@ -254,7 +254,17 @@ def test_head_and_options(client: Checked, target: str) -> None:
     assert set(client.request("OPTIONS", "/ns/").headers["Allow"].split(", ")) == {"GET", "HEAD", "POST", "DELETE", "OPTIONS"}
 
 
-VALUES = ["1.0", "1e2", '"\\u00e9é\\n"', "[]", "{}", "null", '{"b":1.50,"a":[{}]}', '{"$kv":1,"$value":2}', '{"a\\u0000":"\\u2028"}']
+VALUES = [
+    "1.0",
+    "1e2",
+    '"\\u00e9é\\n"',
+    "[]",
+    "{}",
+    "null",
+    '{"b":1.50,"a":[{}]}',
+    '{"$kv":1,"$value":2}',
+    '{"a\\u0000":"\\u2028"}',
+]
 
 
 def test_values_are_to_the_letter(client: Checked, raw: redis.Redis) -> None:
@@ -272,11 +282,16 @@ def test_values_are_to_the_letter(client: Checked, raw: redis.Redis) -> None:
     assert item["value"] == without_ttl(client.get("/ns/6").json)
 
 
-segments = st.text(st.characters(exclude_characters="\x7f", min_codepoint=0x20, exclude_categories=["Cs"]), min_size=1, max_size=3)
+segments = st.text(
+    st.characters(exclude_characters="\x7f", min_codepoint=0x20, exclude_categories=["Cs"]), min_size=1, max_size=3
+)
 
 
 @on_few
-@given(st.lists(st.lists(segments | st.sampled_from(["a", "b", "a!", "a0"]), min_size=1, max_size=3), min_size=1, max_size=8), st.integers(1, 4))
+@given(
+    st.lists(st.lists(segments | st.sampled_from(["a", "b", "a!", "a0"]), min_size=1, max_size=3), min_size=1, max_size=8),
+    st.integers(1, 4),
+)
 def test_any_names(client: Checked, raw: redis.Redis, named: list[list[str]], limit: int) -> None:
     """Whatever documents are called, pages show all of them once and in order, and each path leads to its document."""
     raw.flushall()
@@ -286,7 +301,9 @@ def test_any_names(client: Checked, raw: redis.Redis, named: list[list[str]], li
     for query, recursive in (("", False), ("&recursive", True)):
         items = listed(client, f"/ns/?limit={limit}{query}")
         assert seen(items) == expected(paths, "/ns/", recursive=recursive)
-        assert seen(listed(client, f"/ns/?limit={limit}&order=desc{query}")) == expected(paths, "/ns/", recursive=recursive)[::-1]
+        assert (
+            seen(listed(client, f"/ns/?limit={limit}&order=desc{query}")) == expected(paths, "/ns/", recursive=recursive)[::-1]
+        )
         for item in items:
             if "etag" in item:
                 assert client.get(item["path"]).json["path"] == item["path"]
@@ -320,7 +337,12 @@ NO_CHANGES: list[tuple[str, str, Any, list[tuple[str, str]]]] = [
     ("GET", "/ns/a", None, []),
     ("PUT", "/other/a", 1, []),
     ("PUT", "/ns", 1, []),
-    ("POST", "/_/batch", {"requests": [{"method": "PUT", "path": "/ns/b", "body": 1}, {"method": "DELETE", "path": "/ns/none"}]}, []),
+    (
+        "POST",
+        "/_/batch",
+        {"requests": [{"method": "PUT", "path": "/ns/b", "body": 1}, {"method": "DELETE", "path": "/ns/none"}]},
+        [],
+    ),
 ]
 
 
@@ -402,7 +424,9 @@ def test_expired_is_never_listed(client: Checked, raw: redis.Redis) -> None:
         items = seen(listed(client, f"/ns/?limit=4{query}"))
         whole = expected(left, "/ns/", recursive="recursive" in query)
         assert items == (whole[::-1] if "desc" in query else whole)
-    assert sorted(entry.name for entry in entries(raw) if entry.op == "expire") == sorted(path.removeprefix("/ns/") for path in gone)
+    assert sorted(entry.name for entry in entries(raw) if entry.op == "expire") == sorted(
+        path.removeprefix("/ns/") for path in gone
+    )
     assert raw.zcard(keys_of("ns").names) == len(left) == raw.zcard(keys_of("ns").expiry)
 
 
@@ -474,7 +498,10 @@ def test_the_root(client: Checked) -> None:
     items = client.get("/?list").json["items"]
     assert {"name": "b/", "path": "/b/"} in items
     assert client.get("/").json["path"] == "/"
-    assert "list=" not in client.get("/?list&limit=1").json["next"] or client.get(client.get("/?list&limit=1").json["next"]).json["items"]
+    assert (
+        "list=" not in client.get("/?list&limit=1").json["next"]
+        or client.get(client.get("/?list&limit=1").json["next"]).json["items"]
+    )
 
 
 @on_few
@@ -536,7 +563,9 @@ def test_a_touch_keeps_the_namespace_known(client: Checked, raw: redis.Redis) ->
 
 
 @on_few
-@pytest.mark.parametrize("query", ["", "?order=desc", "?recursive", "?keys", "?recursive&order=desc&keys", "?after=a0", "?limit=1"])
+@pytest.mark.parametrize(
+    "query", ["", "?order=desc", "?recursive", "?keys", "?recursive&order=desc&keys", "?after=a0", "?limit=1"]
+)
 def test_ndjson_is_all_pages(client: Checked, query: str) -> None:
     """An item a line, the items of all pages in their order, whatever the limit; with the entity-tag of the container."""
     fill(client, PATHS)
@@ -562,7 +591,7 @@ def test_ndjson_of_many(client: Checked) -> None:
 
 @on_served
 def test_ndjson_and_the_next_request(client: Checked) -> None:
-    """A stream is in chunks and ends well: the connection goes on with the next request, and HTTP/1.0 gets it without chunks."""
+    """A stream is in chunks and ends well: the connection goes on, and HTTP/1.0 gets it without chunks."""
     batch(client, [("PUT", f"/ns/{n:04}", {"n": n}) for n in range(1000)])
     with client.adapter.served.connect() as connection:
         stream_of = b"GET /ns/ HTTP/1.1\r\nHost: x\r\nAccept: application/x-ndjson\r\n\r\n"
@@ -707,7 +736,11 @@ def test_recursive_delete_of_what_is_half_gone(client: Checked, raw: redis.Redis
     assert client.delete("/ns/?recursive").json == {"deleted": 1}
     assert raw.get("kv:{ns}/c") == b"x"
     assert raw.zcard(keys_of("ns").names) == 0 == raw.zcard(keys_of("ns").expiry)
-    assert sorted((entry.op, entry.name) for entry in entries(raw) if entry.op != "put") == [("delete", "d"), ("expire", "a"), ("expire", "b")]
+    assert sorted((entry.op, entry.name) for entry in entries(raw) if entry.op != "put") == [
+        ("delete", "d"),
+        ("expire", "a"),
+        ("expire", "b"),
+    ]
 
 
 MANY = 10_000
@@ -737,7 +770,7 @@ def test_recursive_delete_of_many(client: Checked, raw: redis.Redis) -> None:
     assert answer.json == {"deleted": MANY}
     assert max(waits) < 0.5
     assert [name for name, _ in seen(listed(client, "/ns/"))] == ["p", "q", "q0", "r/"]
-    assert len([key for key in raw.scan_iter("kv:{ns}/*", count=10_000)]) == 4
+    assert len(set(raw.scan_iter("kv:{ns}/*", count=10_000))) == 4
     for key in (keys_of("ns").log, keys_of("ns").names, keys_of("ns").expiry):
         assert raw.pttl(key) > 0
 
@@ -754,7 +787,7 @@ def test_parallel_recursive_deletes(client: Checked) -> None:
 @on_one
 def test_a_delete_that_takes_long(client: Checked, opened: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """However long all of it takes: each piece has its own time, and requests beside it are answered."""
-    from kvstore import commands, pipeline  # noqa: PLC0415
+    from kvstore import commands, pipeline
 
     beside = opened("asgi", "valkey")
     for start in range(0, 3000, 1000):

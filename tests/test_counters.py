@@ -137,7 +137,9 @@ def test_odd_names(client: Checked) -> None:
     """A member is counted under any name."""
     for name in ("", "$kv", "$kv$", "é", 'a"b', "ttls", "\\u0000"):
         for total in (1, 2, 3):
-            answer = patch(client, "/ns/a", f'{{{json.dumps(name) if chr(92) not in name else chr(34) + name + chr(34)}:{increment(1)}}}')
+            answer = patch(
+                client, "/ns/a", f"{{{json.dumps(name) if chr(92) not in name else chr(34) + name + chr(34)}:{increment(1)}}}"
+            )
             assert answer.json[json.loads(f'"{name}"') if "\\" in name else name] == total, name
 
 
@@ -215,7 +217,9 @@ def test_bad_server_values(client: Checked, raw: redis.Redis, method: str) -> No
     assert contents(raw) == before
 
 
-@pytest.mark.parametrize("text", ['{"n":".sv"}', '{"n":[".sv"]}', '{"n":"{\\".sv\\":1}"}', '{".SV":1}', '{".sv ":1}', '{"n":{".svx":1}}'])
+@pytest.mark.parametrize(
+    "text", ['{"n":".sv"}', '{"n":[".sv"]}', '{"n":"{\\".sv\\":1}"}', '{".SV":1}', '{".sv ":1}', '{"n":{".svx":1}}']
+)
 def test_what_only_looks_like_one(client: Checked, text: str) -> None:
     """The two letters as a value, or in another name, mean nothing."""
     assert client.put("/ns/a", text).status == 201

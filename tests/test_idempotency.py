@@ -248,7 +248,9 @@ def test_reads_have_no_key(client: Checked) -> None:
 def test_another_type(client: Checked, raw: redis.Redis) -> None:
     """A 409 is an answer below 500 too: asked again it is the same, though by now it could be done."""
     raw.set("kv:{ns}/a", "x")
-    for number, row in enumerate((WRITES["PUT creates"], WRITES["PATCH creates"], WRITES["nested PATCH creates"], WRITES["DELETE"])):
+    for number, row in enumerate(
+        (WRITES["PUT creates"], WRITES["PATCH creates"], WRITES["nested PATCH creates"], WRITES["DELETE"])
+    ):
         raw.set("kv:{ns}/a", "x")
         first = ask(client, row, '"t"', key(str(number)))
         assert first.status == 409
@@ -274,9 +276,14 @@ def test_not_of_a_batch_that_is_not_atomic(client: Checked, raw: redis.Redis) ->
     assert answer.status in (200, 409)
 
 
+AT_ONCE = [
+    *("PUT creates", "PATCH counts", "nested PATCH counts", "JSON Patch", "POST counts", "DELETE"),
+    *("batch", "batch with a nested PATCH", "PUT, 422", "JSON Patch, 409"),
+]
+
+
 @on_servers
-@pytest.mark.parametrize("name", ["PUT creates", "PATCH counts", "nested PATCH counts", "JSON Patch", "POST counts", "DELETE", "batch",
-                                  "batch with a nested PATCH", "PUT, 422", "JSON Patch, 409"])  # fmt: skip
+@pytest.mark.parametrize("name", AT_ONCE)
 def test_sent_by_many_at_once(client: Checked, raw: redis.Redis, name: str) -> None:
     """20 threads send the same: applied once, answered alike, and one of them is the first."""
     row = ROWS[name]

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 import redis
+from asking import JSON, MERGE, as_body, batch, entries, expire, listed, same, stream, without_ttl
+from clients import Answer, Checked
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 
-from asking import JSON, MERGE, as_body, batch, entries, expire, listed, same, stream, without_ttl
-from clients import Answer, Checked
 from kvstore.settings import YEAR_S
 
 SECONDS = float(os.environ.get("KVSTORE_MODEL_SECONDS", "0"))
@@ -196,12 +196,11 @@ class Machine(RuleBasedStateMachine):
             "none match any": ([("If-None-Match", "*")], there is None),
         }[kind]
 
-    def wrote(self, path: str, status: int, answer: Answer, value: Any, ttl_s: int) -> None:
+    def wrote(self, path: str, answer: Answer, value: Any, ttl_s: int) -> None:
         """Hold the answer to a write against what must be stored now."""
-        assert answer.status == status, (answer, value)
         self.noted(path, answer.tag, value, ttl_s)
         check_document(answer.json, self.stored[path])
-        if status == 201:
+        if answer.status == 201:
             assert answer.headers["Location"] == path
 
     def noted(self, path: str, tag: str, value: Any, ttl_s: int) -> None:
@@ -213,7 +212,7 @@ class Machine(RuleBasedStateMachine):
     def forget(self, path: str) -> None:
         self.gone = self.stored.pop(path).tag
 
-    def write(self, path: str, wanted: Wanted, kind: str, change: Any, ttl_s: int | None, once: bool) -> None:
+    def write(self, path: str, wanted: Wanted, kind: str, *, change: Any, ttl_s: int | None, once: bool) -> None:
         """A write of one document, perhaps with an Idempotency-Key, and then again."""
         method, target, headers, body = wanted
         condition, holds = self.conditional(path, kind)
@@ -223,35 +222,35 @@ class Machine(RuleBasedStateMachine):
             headers.append(("Idempotency-Key", f"k{self.keys}"))
         there = self.stored.get(path)
         answer = self.client.request(method, target, headers, body)
-        try:
-            value = change(there.value if there else None, there is not None) if holds else None
-        except Refused as refused:
-            assert answer.status == refused.args[0], (answer, wanted, there and there.value)
-        else:
-            if not holds:
-                assert answer.status == 412, (answer, wanted)
-                assert answer.json["etag"] == (there.tag if there else None)
-                if there:
-                    check_document(answer.json["current"], there)
-            else:
-                keeps = method == "PATCH" and there is not None and ttl_s is None
-                self.wrote(path, 200 if there else 201, answer, value, there.ttl_s if keeps else ttl_s or YEAR_S)
-                if keeps:
-                    self.stored[path].since = there.since
+        status, value = outcome(change, there) if holds else (412, None)
+        assert answer.status == status, (answer, wanted, there and there.value)
+        if status == 412:
+            assert answer.json["etag"] == (there.tag if there else None)
+            if there:
+                check_document(answer.json["current"], there)
+        elif status < 300:
+            keeps = method == "PATCH" and there is not None and ttl_s is None
+            self.wrote(path, answer, value, there.ttl_s if keeps else ttl_s or YEAR_S)
+            if keeps:
+                self.stored[path].since = there.since
         if once:
             again = self.client.request(method, target, headers, body)
-            assert (again.status, again.body, again.headers.get("ETag")) == (answer.status, answer.body, answer.headers.get("ETag"))
+            assert (again.status, again.body, again.headers.get("ETag")) == (
+                answer.status,
+                answer.body,
+                answer.headers.get("ETag"),
+            )
             assert again.headers["Idempotency-Replayed"] == "true"
 
     @rule(path=paths, document=documents, ttl_s=ttls, kind=conditions, once=st.booleans(), by=increments | st.none())
-    def put(self, path: str, document: Any, ttl_s: int | None, kind: str, once: bool, by: int | None) -> None:
+    def put(self, *, path: str, document: Any, ttl_s: int | None, kind: str, once: bool, by: int | None) -> None:
         if by is not None and isinstance(document, dict):
             document = {**document, "n": {".sv": {"increment": by}}}
         wanted = ("PUT", path + (f"?ttl={ttl_s}" if ttl_s else ""), [], dumped(document))
-        self.write(path, wanted, kind, lambda there, _: counted(there, document), ttl_s, once)
+        self.write(path, wanted, kind, change=lambda there, _: counted(there, document), ttl_s=ttl_s, once=once)
 
     @rule(path=paths, merge_patch=documents, ttl_s=ttls, kind=conditions, once=st.booleans(), by=increments | st.none())
-    def merge(self, path: str, merge_patch: Any, ttl_s: int | None, kind: str, once: bool, by: int | None) -> None:
+    def merge(self, *, path: str, merge_patch: Any, ttl_s: int | None, kind: str, once: bool, by: int | None) -> None:
         counts = by is not None and isinstance(merge_patch, dict)
         if counts:
             merge_patch = {**merge_patch, "n": 0}
@@ -263,7 +262,7 @@ class Machine(RuleBasedStateMachine):
         sent = {**merge_patch, "n": {".sv": {"increment": by}}} if counts else merge_patch
         body = {**sent, "ttl": ttl_s} if isinstance(sent, dict) and ttl_s else sent
         query = f"?ttl={ttl_s}" if ttl_s and body is sent else ""
-        self.write(path, ("PATCH", path + query, [MERGE], dumped(body)), kind, change, ttl_s, once)
+        self.write(path, ("PATCH", path + query, [MERGE], dumped(body)), kind, change=change, ttl_s=ttl_s, once=once)
 
     @rule(path=paths, sent=st.lists(operations, max_size=3), ttl_s=ttls, kind=conditions, once=st.booleans())
     def json_patch(self, path: str, sent: list[Any], ttl_s: int | None, kind: str, once: bool) -> None:
@@ -273,7 +272,7 @@ class Machine(RuleBasedStateMachine):
             return patched(there, sent)
 
         query = f"?ttl={ttl_s}" if ttl_s else ""
-        self.write(path, ("PATCH", path + query, [JSON], dumped(sent)), kind, change, ttl_s, once)
+        self.write(path, ("PATCH", path + query, [JSON], dumped(sent)), kind, change=change, ttl_s=ttl_s, once=once)
 
     @rule(path=paths, ttl_s=st.sampled_from([90, 1000]), kind=conditions)
     def touch(self, path: str, ttl_s: int, kind: str) -> None:
@@ -342,9 +341,16 @@ class Machine(RuleBasedStateMachine):
             headers, holds = self.conditional(path, condition if kind != "GET" else "none")
             there = self.stored.get(path)
             method = {"count": "PATCH", "nested": "PATCH"}.get(kind, kind)
-            body: Any = {"PUT": document, "PATCH": document, "count": {"n": {".sv": {"increment": 1}}}, "nested": {"a": document}}.get(kind)
-            requests.append((method, path, body, dict(headers)) if method in ("PUT", "PATCH") else (method, path, None, dict(headers)))
-            expected.append((path, *self.judge(method, kind, path, there, body, holds)))
+            body: Any = {
+                "PUT": document,
+                "PATCH": document,
+                "count": {"n": {".sv": {"increment": 1}}},
+                "nested": {"a": document},
+            }.get(kind)
+            requests.append(
+                (method, path, body, dict(headers)) if method in ("PUT", "PATCH") else (method, path, None, dict(headers))
+            )
+            expected.append((path, *self.judge(method, kind, there, body, holds=holds)))
             if method == "GET" and path in touched:
                 expected[-1] = (path, expected[-1][1], "whatever")
         if any(kind == "GET" and path in touched for kind, path, _, _ in steps):
@@ -366,7 +372,7 @@ class Machine(RuleBasedStateMachine):
             elif value is not None and status < 300:
                 self.batch_wrote(path, value, response)
 
-    def judge(self, method: str, kind: str, path: str, there: Stored | None, body: Any, holds: bool) -> tuple[int, Any]:
+    def judge(self, method: str, kind: str, there: Stored | None, body: Any, *, holds: bool) -> tuple[int, Any]:
         """The status of a request of a batch, and the document that it writes, None for none."""
         if method == "GET":
             return (200 if there else 404), None
@@ -374,15 +380,14 @@ class Machine(RuleBasedStateMachine):
             return (404 if there is None else 204 if holds else 412), None
         if not holds:
             return 412, None
-        try:
-            value = there.value if there else None
+
+        def change(value: Any, _: bool) -> Any:
             if kind == "count":
-                result = {**(value if isinstance(value, dict) else {}), **counted(value, body)}
-            else:
-                result = body if method == "PUT" else merged(value, body)
-        except Refused as refused:
-            return refused.args[0], None
-        return (200 if there else 201), (result, None if method == "PATCH" and there else YEAR_S)
+                return {**(value if isinstance(value, dict) else {}), **counted(value, body)}
+            return body if method == "PUT" else merged(value, body)
+
+        status, result = outcome(change, there)
+        return status, (result, None if method == "PATCH" and there else YEAR_S)
 
     def batch_wrote(self, path: str, value: Any, response: Any) -> None:
         document, ttl_s = value
@@ -474,7 +479,9 @@ class Machine(RuleBasedStateMachine):
         for namespace in ("ns", "/", "other"):
             last: dict[str, Any] = {}
             log = entries(self.raw, namespace)
-            assert [entry.id for entry in log] == sorted((entry.id for entry in log), key=lambda i: tuple(map(int, i.split("-"))))
+            assert [entry.id for entry in log] == sorted(
+                (entry.id for entry in log), key=lambda i: tuple(map(int, i.split("-")))
+            )
             for entry in log:
                 last[entry.name] = entry
             for path, there in self.stored.items():
@@ -482,6 +489,15 @@ class Machine(RuleBasedStateMachine):
                 if (namespace == "/") == (path.count("/") == 1) and (namespace == "/" or path.startswith(f"/{namespace}/")):
                     assert f'"{last[at].id}"' == there.tag, "the log's last word on a document is what is stored"
                     assert same(json.loads(last[at].text), there.value)
+
+
+def outcome(change: Any, there: Stored | None) -> tuple[int, Any]:
+    """The status of a write whose precondition holds, and what it makes of what is there."""
+    try:
+        value = change(there.value if there else None, there is not None)
+    except Refused as refused:
+        return refused.args[0], None
+    return (200 if there else 201), value
 
 
 def check_document(shown: Any, there: Stored) -> None:

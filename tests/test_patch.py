@@ -29,7 +29,7 @@ from hypothesis import strategies as st
 from stores import contents, wait_until
 
 from kvstore import patch as trees
-from kvstore.errors import InvalidPatch, PatchFailed, PathNotThere, Problem
+from kvstore.errors import ContentTooLarge, InvalidPatch, PatchFailed, PathNotThere
 from kvstore.settings import YEAR_S
 
 # --- Merge patch --------------------------------------------------------------------------------------------------------
@@ -182,7 +182,7 @@ ROWS: list[tuple[str, str, str | int]] = [
     ('{"a":1}', '[{"op":"remove","path":"/a"},{"op":"test","path":"/b","value":1}]', (409, 422)),
     ('{"a":1}', '[{"op":"add","path":"/b","value":2},{"op":"test","path":"/a","value":2}]', 409),
     ('{"a/b":1,"c~d":2}', '[{"op":"remove","path":"/a~1b"},{"op":"remove","path":"/c~0d"}]', "{}"),
-    ('{"a":{"b":[1]}}', '[{"op":"copy","from":"/a","path":"/c"},{"op":"add","path":"/c/b/-","value":2}]', '{"a":{"b":[1]},"c":{"b":[1,2]}}'),
+    ('{"a":[1]}', '[{"op":"copy","from":"/a","path":"/c"},{"op":"add","path":"/c/-","value":2}]', '{"a":[1],"c":[1,2]}'),
     ('{"$kv":1}', '[{"op":"move","from":"/$kv","path":"/$value"}]', '{"$value":1}'),
     ("{}", "[]", "{}"),
     ("{}", '[{"op":"add","path":"/a","value":1,"unknown":[]}]', '{"a":1}'),
@@ -299,8 +299,8 @@ def test_any_json_patch(document: Any, operations: list[Any]) -> None:
     try:
         checked = trees.check_json_patch(trees.load(json.dumps(operations).encode()))
         json.loads(trees.dump(trees.apply(trees.load(json.dumps(document).encode()), checked)))
-    except Problem as problem:
-        assert problem.status in (400, 409, 413, 422)
+    except (InvalidPatch, PatchFailed, PathNotThere, ContentTooLarge):
+        pass
 
 
 # --- What is kept -------------------------------------------------------------------------------------------------------
@@ -376,7 +376,7 @@ TTLS: list[tuple[str, str, int, int]] = [
 
 @on_few
 @pytest.mark.parametrize(("query", "merge_patch", "kept_s", "created_s"), TTLS)
-def test_ttl(client: Checked, raw: redis.Redis, query: str, merge_patch: str, kept_s: int, created_s: int) -> None:
+def test_ttl(client: Checked, raw: redis.Redis, *, query: str, merge_patch: str, kept_s: int, created_s: int) -> None:
     """A PATCH keeps the expiry unless it asks for another; query before member; what it creates starts with the default."""
     for document in ('{"a":1}', "[1]", None):
         client.delete("/ns/a")
@@ -508,11 +508,11 @@ KINDS: list[tuple[Any, str, bytes]] = [
 def test_preconditions(client: Checked, raw: redis.Redis, headers: Any, target: str, body: bytes) -> None:
     """The table of section 4, for every kind of PATCH; one that fails says what is there and changes nothing."""
     for header, value, on_nothing, on_match, on_other in PRECONDITIONS:
-        on_nothing = 404 if on_nothing == 201 and (not body or headers == [JSON]) else on_nothing
+        on_missing = 404 if on_nothing == 201 and (not body or headers == [JSON]) else on_nothing
         client.delete("/ns/a")
         earlier = client.put("/ns/a", '{"a":1.0}').tag
         client.delete("/ns/a")
-        for there, status in (("nothing", on_nothing), ("tag", on_match), ("other", on_other)):
+        for there, status in (("nothing", on_missing), ("tag", on_match), ("other", on_other)):
             tag = None if there == "nothing" else client.put("/ns/a", '{"a":1.0}').tag
             before = contents(raw)
             sent = tag if there == "tag" else earlier
@@ -530,7 +530,10 @@ def test_preconditions(client: Checked, raw: redis.Redis, headers: Any, target: 
 @on_few
 @pytest.mark.parametrize("life_s", [None, 500])
 @pytest.mark.parametrize(("headers", "body"), [
-    ([MERGE], '{"b":1}'), ([MERGE], '{"b":{"c":1}}'), ([MERGE], '{"x":null,"b":1}'), ([JSON], '[{"op":"add","path":"/b","value":1}]'),
+    ([MERGE], '{"b":1}'),
+    ([MERGE], '{"b":{"c":1}}'),
+    ([MERGE], '{"x":null,"b":1}'),
+    ([JSON], '[{"op":"add","path":"/b","value":1}]'),
 ])  # fmt: skip
 def test_a_foreign_hash(client: Checked, raw: redis.Redis, headers: Any, body: str, life_s: int | None) -> None:
     """A hash of another client is patched: its members stay, its expiry stays, and now it has an entity-tag and is listed."""
@@ -646,8 +649,12 @@ LIMITS: list[tuple[str, str, Any, str, str, int]] = [
 
 
 @on_few
-@pytest.mark.parametrize(("document", "headers", "fits", "exceeds", "status"), [row[1:] for row in LIMITS], ids=[row[0] for row in LIMITS])
-def test_limits(client: Checked, raw: redis.Redis, document: str, headers: Any, fits: str, exceeds: str, status: int) -> None:
+@pytest.mark.parametrize(
+    ("document", "headers", "fits", "exceeds", "status"), [row[1:] for row in LIMITS], ids=[row[0] for row in LIMITS]
+)
+def test_limits(
+    client: Checked, raw: redis.Redis, *, document: str, headers: Any, fits: str, exceeds: str, status: int
+) -> None:
     """What a PATCH makes obeys the limits of a PUT, to the byte; one more is refused and changes nothing."""
     client.put("/ns/a", document)
     answer = client.request("PATCH", "/ns/a", headers, fits.encode())
@@ -671,16 +678,20 @@ def test_names_that_are_longer_as_json(client: Checked) -> None:
 
 
 HALF = '"' + "x" * (MEBIBYTE // 2) + '"'
+LONG = json.dumps([1] * 400_000, separators=(",", ":"))
 DOUBLING = [{"op": "copy", "from": "", "path": f"/{n}"} for n in range(1000)]
 # Patches that would take very long, or very much; each with the document it is for.
 BOMBS: list[tuple[str, str, Any]] = [
     ("doubling", '{"a":1}', DOUBLING),
     ("doubling in an array", '["x"]', [{"op": "copy", "from": "", "path": "/-"}] * 5000),
     ("copies of something large", f'{{"a":{HALF}}}', [{"op": "copy", "from": "/a", "path": "/b"}] * 9000),
-    ("depth by moves", "{}", [op for n in range(4000) for op in (
-        {"op": "add", "path": "/x", "value": {}}, {"op": "move", "from": "/a", "path": "/x/a"}, {"op": "move", "from": "/x", "path": "/a"})]),
-    ("a long array turned round", json.dumps([1] * 400_000, separators=(",", ":")), [{"op": "move", "from": "/0", "path": "/-"}] * 9999),
-    ("an element to the front", json.dumps([1] * 400_000, separators=(",", ":")), [{"op": "move", "from": "/399999", "path": "/0"}] * 9999),
+    ("depth by moves", '{"a":1}', [
+        {"op": "add", "path": "/x", "value": {}},
+        {"op": "move", "from": "/a", "path": "/x/a"},
+        {"op": "move", "from": "/x", "path": "/a"},
+    ] * 3000),
+    ("a long array turned round", LONG, [{"op": "move", "from": "/0", "path": "/-"}] * 9999),
+    ("an element to the front", LONG, [{"op": "move", "from": "/399999", "path": "/0"}] * 9999),
     ("tests of all", f'{{"a":{HALF}}}', [{"op": "copy", "from": "/a", "path": "/a"}] * 9999),
     ("too many operations", "{}", [{"op": "add", "path": "/a", "value": 1}] * 20_000),
     ("a long pointer", '{"a":1}', [{"op": "remove", "path": "/a" * 300_000}]),
@@ -749,5 +760,7 @@ def test_one_patch_wins(client: Checked) -> None:
     created = at_once(lambda n: patch(client, "/ns/a", {"o": {"by": n}}, [("If-None-Match", "*")]), 20)
     assert sorted(answer.status for answer in created) == [201] + [412] * 19
     tag = client.get("/ns/a").tag
-    changed = at_once(lambda n: json_patch(client, "/ns/a", [{"op": "add", "path": "/by", "value": n}], [("If-Match", tag)]), 20)
+    changed = at_once(
+        lambda n: json_patch(client, "/ns/a", [{"op": "add", "path": "/by", "value": n}], [("If-Match", tag)]), 20
+    )
     assert sorted(answer.status for answer in changed) == [200] + [412] * 19

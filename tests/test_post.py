@@ -186,7 +186,7 @@ WRITERS, EACH = 50, 200
 
 @on_served
 def test_parallel_writers(client: Checked, raw: redis.Redis) -> None:
-    """50 writers × 200 documents: all there, none twice, each writer's own in order, the listing in the order of the commits."""
+    """50 writers × 200 documents: all there, none twice, the listing in the order of the commits."""
     wires = wires_to(client, WRITERS)
     for number, wire in enumerate(wires):
         bodies = [b'{"by":%d,"n":%d}' % (number, n) for n in range(EACH)]
@@ -309,7 +309,11 @@ def test_prefer_changes_no_refusal(client: Checked) -> None:
 
 def test_prefer_in_a_batch(client: Checked) -> None:
     """Each request of a batch may prefer for itself."""
-    requests = [("PUT", "/ns/a", 1, {"Prefer": "return=minimal"}), ("PUT", "/ns/a", 2, {"prefer": "return=minimal"}), ("PUT", "/ns/a", {"x": 3})]
+    requests = [
+        ("PUT", "/ns/a", 1, {"Prefer": "return=minimal"}),
+        ("PUT", "/ns/a", 2, {"prefer": "return=minimal"}),
+        ("PUT", "/ns/a", {"x": 3}),
+    ]
     first, second, third = batch(client, requests).json["responses"]
     assert (first["status"], first["body"]) == (201, None)
     assert (second["status"], second["body"]) == (204, None)
