@@ -61,7 +61,13 @@ class Batch(NamedTuple):
     atomic: bool
     at: int = 0
     stop: int = 0
+    is_whole: bool = False
     script: Script = BATCH
+
+    @property
+    def as_replayed(self) -> "Batch":
+        """This batch as it reads the answer to all of it, whatever must be read before."""
+        return self._replace(is_whole=True)
 
     @property
     def path(self) -> Path:
@@ -124,6 +130,8 @@ class Batch(NamedTuple):
     def _places(self) -> list[int]:
         """Where the commands of this run are: those that must read before they can write come first, alone."""
         places = [place for place in range(self.at, self.stop) if _is_command(self.steps[place])]
+        if self.is_whole:
+            return places
         return [place for place in places if isinstance(self.steps[place], Edit)] or places
 
     def _answer(self, place: int, reply: Reply) -> Any:
@@ -253,7 +261,7 @@ def _request(index: int, part: str, base: str) -> Request:
     if not isinstance(headers, dict) or not all(isinstance(value, str) for value in headers.values()):
         raise InvalidDocument(f'request {index}: "headers" are strings by name')
     by_name = {name.lower(): value for name, value in headers.items()}
-    return Request(method, path.encode(), by_name, members.get("body", "").encode(), base)
+    return Request(method, path.encode("utf-8", "surrogatepass"), by_name, members.get("body", "").encode(), base)
 
 
 _MEMBERS = (("method", "null"), ("path", "null"), ("headers", "{}"))

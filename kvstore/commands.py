@@ -12,7 +12,17 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from kvstore.codec import MAX_BYTES, MAX_MEMBERS, Encoded, decode
 from kvstore.conditions import NONE, Conditions, tag_time_ms
-from kvstore.errors import PROBLEMS, ContentTooLarge, InternalError, KeyReused, NotAnInteger, Problem, unavailable
+from kvstore.errors import (
+    PROBLEMS,
+    ContentTooLarge,
+    InternalError,
+    InvalidDocument,
+    KeyReused,
+    NotAnInteger,
+    Problem,
+    problem_of_reply,
+    unavailable,
+)
 from kvstore.paths import Path, parse_path
 
 MAX_ATTEMPTS = 1000  # to write back a document that others write at the same time
@@ -477,7 +487,7 @@ class DeleteBelow(NamedTuple):
     def outcome(self, reply: Reply) -> DeletedBelow | Again:
         if reply[0] == b"deleted below":  # only where it is replayed
             return DeletedBelow(int(reply[1]))
-        deleted = self.deleted + reply[1]
+        deleted = reply[1] if self.once else self.deleted + reply[1]
         if reply[2]:
             return Again(self._replace(deleted=deleted))
         return Again(Conclude(self.container, "deleted below", str(deleted))) if self.once else DeletedBelow(deleted)
@@ -606,14 +616,14 @@ class Once(NamedTuple):
             raise KeyReused("this Idempotency-Key came with another request before; use a new one for each request")
         if reply[0] == b"replayed":
             try:
-                first = self.command.outcome(reply[1])
+                first = _replayable(self.command).outcome(_checked(reply[1]))
                 while isinstance(first, Again) and isinstance(first.command, Register):
                     first = first.command.then
                 return Replayed(first)
             except Problem as problem:
                 problem.headers["Idempotency-Replayed"] = "true"
                 raise
-        outcome = self.command.outcome(reply)
+        outcome = self.command.outcome(_checked(reply))
         if isinstance(outcome, Again) and outcome.command.script.name in ONCE:
             return Again(self._replace(command=outcome.command))
         return outcome
@@ -639,6 +649,17 @@ class Delete(NamedTuple):
         if reply[0] == b"failed":
             return _refused(reply)
         return Deleted() if reply[0] == b"deleted" else Missing()
+
+
+def _checked(reply: Reply) -> Reply:
+    if reply[0] == b"error":
+        raise problem_of_reply(reply[1].decode("utf-8", "replace"))
+    return reply
+
+
+def _replayable(command: Any) -> Any:
+    """The command as it reads the answer of another that was sent before it."""
+    return getattr(command, "as_replayed", command)
 
 
 def below(container: Path) -> tuple[str, str]:
@@ -692,8 +713,10 @@ def _problem(reply: Reply) -> Problem:
     if word == b"no sum":
         name = reply[1].decode("utf-8", "backslashreplace")[:100]
         return NotAnInteger(f"the member {name!r} is not an integer of 64 bits, or the sum would be none; nothing was changed")
+    if word == b"too many":
+        return InvalidDocument(f"an object has at most {MAX_MEMBERS:,} members; split it into several documents")
     if word == b"too large":
-        return ContentTooLarge(f"the document would have more than {MAX_MEMBERS:,} members or {MAX_BYTES:,} bytes")
+        return ContentTooLarge(f"the document would have more than {MAX_BYTES:,} bytes")
     if word.decode() in PROBLEMS:
         return PROBLEMS[word.decode()](reply[1].decode())
     return InternalError(f"the script answered {word!r}")

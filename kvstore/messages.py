@@ -64,7 +64,7 @@ def refuse(problem: Problem) -> Reply:
 
 def parameter(raw_query: bytes, name: str) -> str | None:
     """The value of a query parameter, None where it is not there; raises InvalidParameter where it comes twice."""
-    values = [value for key, value in parse_qsl(raw_query.decode("latin-1"), keep_blank_values=True) if key == name]
+    values = [value for key, value in parse_qsl(raw_query.decode("utf-8", "replace"), keep_blank_values=True) if key == name]
     if len(values) > 1:
         raise InvalidParameter(f"the query parameter {name} comes {len(values)} times; send it once")
     return values[0] if values else None

@@ -6,7 +6,6 @@ but remembers how it was written.
 
 import json
 import re
-from decimal import Decimal
 from json.encoder import encode_basestring
 from typing import Any
 
@@ -15,7 +14,10 @@ from kvstore.errors import ContentTooLarge, InvalidPatch, PatchFailed, PathNotTh
 
 Tree = Any
 
-MAX_OPERATIONS = 10_000
+MAX_OPERATIONS = 2_000
+
+
+_NUMBER = re.compile(r"(-?)([0-9]+)(?:\.([0-9]+))?(?:[eE]([+-]?[0-9]+))?")
 
 
 class Number:
@@ -27,7 +29,16 @@ class Number:
         self.text = text
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Number) and (self.text == other.text or Decimal(self.text) == Decimal(other.text))
+        return isinstance(other, Number) and (self.text == other.text or self.parts() == other.parts())
+
+    def parts(self) -> tuple[str, str, int]:
+        """Its sign, its digits without zeros at either end, and the power of ten they count; the same for equal numbers."""
+        sign, whole, fraction, exponent = _NUMBER.fullmatch(self.text).groups(default="")  # type: ignore[union-attr]
+        digits = (whole + fraction).lstrip("0")
+        shown = digits.rstrip("0")
+        if not shown:
+            return "", "", 0
+        return sign, shown, int(exponent or "0") - len(fraction) + len(digits) - len(shown)
 
     __hash__ = None  # type: ignore[assignment]
 

@@ -106,7 +106,9 @@ def parse(request: Request, settings: Settings) -> Command | Follow | Reply:
         return list_below(request, path, raw_query) if is_listing else Get(path)
     command = _WRITES[method](request, path, raw_query, settings)
     key = request.headers.get("idempotency-key")
-    return command if key is None else _once(request, path, key, command)
+    if key is None:
+        return command
+    return _once(request, path.container if method == "POST" else path, key, command)
 
 
 def render(request: Request, outcome: object) -> Reply:
@@ -213,6 +215,7 @@ def _patch(request: Request, path: Path, raw_query: bytes, settings: Settings) -
         if asked_ms is None:
             raise InvalidPatch("the body is empty; send a patch, or ask for another TTL with ?ttl=")
         return Touch(path, asked_ms, conditions)
+    _check_coding(request.headers)
     if _media_type(request.headers) == JSON_PATCH:
         change = json_patch_change(request.body, asked_ms=asked_ms)
     else:
@@ -251,11 +254,15 @@ def _media_type(headers: Mapping[str, str]) -> str:
     return headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-def _check_json(headers: Mapping[str, str]) -> None:
+def _check_coding(headers: Mapping[str, str]) -> None:
     if "content-encoding" in headers and headers["content-encoding"].strip().lower() not in ("", "identity"):
         raise UnsupportedMediaType(
             "a body is read as it is, without a Content-Encoding", headers={"Accept-Encoding": "identity"}
         )
+
+
+def _check_json(headers: Mapping[str, str]) -> None:
+    _check_coding(headers)
     if "content-type" not in headers:
         return
     media_type = _media_type(headers)

@@ -232,7 +232,7 @@ class Connection(asyncio.Protocol):
             buffer += data
         else:
             self._buffer = bytearray(buffer + data)
-        if self._busy:
+        if self._busy or self._choked:
             if len(self._buffer) > MAX_READ_AHEAD_BYTES and not self._paused:
                 self._paused = True
                 self._transport.pause_reading()
@@ -254,10 +254,14 @@ class Connection(asyncio.Protocol):
         if self._follower:
             return
         self._choked = False
+        if self._over:
+            return
         self.due = _NEVER if self._busy else self._server.loop.time() + IDLE_S
         if self._next:
             (request, more), self._next = self._next, None
             self._server.store.submit(more, self._streamed, request)
+        elif not self._busy:
+            self._finish()
 
     # What the server calls
 
@@ -281,7 +285,7 @@ class Connection(asyncio.Protocol):
     def _advance(self) -> None:
         """Take the requests that are complete from the buffer, one after the other, until one is with the store."""
         try:
-            while not self._busy and not self._over and (self._fields is not None or self._buffer):
+            while not self._busy and not self._over and not self._choked and (self._fields is not None or self._buffer):
                 if self._fields is None and not self._read_head():
                     return
                 if not self._read_body():
@@ -426,7 +430,7 @@ class Connection(asyncio.Protocol):
         elif more is None:
             parts.append(body)
         self.due = server.loop.time() + IDLE_S
-        self._transport.write(b"".join(parts))
+        self._transport.write(b"".join(parts))  # may call pause_writing
         if more is not None:
             self._stream(request, body, more)
         elif not self._keep:
@@ -479,10 +483,12 @@ class Connection(asyncio.Protocol):
         self._busy = False
         if self._over:
             return
-        self.due = self._server.loop.time() + IDLE_S
         if not self._keep:
             self._close()
             return
+        if self._choked:
+            return
+        self.due = self._server.loop.time() + IDLE_S
         if self._paused:
             self._paused = False
             self._transport.resume_reading()

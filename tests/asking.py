@@ -29,6 +29,7 @@ def _on(lanes: list[tuple[str, str]]) -> pytest.MarkDecorator:
 # Every adapter and every kind of store once: for what has many rows, or takes long.
 on_few = _on([("flask", "valkey"), ("asgi", "cluster"), ("served", "redis"), ("flask", "fake")])
 on_servers = _on([("flask", "valkey"), ("asgi", "valkey"), ("served", "redis")])  # where requests can run at once
+on_two = _on([("flask", "valkey"), ("served", "redis")])
 on_served = _on([("served", "redis")])
 on_one = _on([("flask", "valkey")])
 

@@ -391,6 +391,7 @@ def test_what_is_no_request_of_a_batch(client: Checked, raw: redis.Redis, atomic
 # --- Sizes --------------------------------------------------------------------------------------------------------------
 
 
+@on_servers
 @pytest.mark.parametrize("atomic", [True, False])
 def test_a_thousand(client: Checked, atomic: bool) -> None:
     """1,000 are carried out, of each kind; one more is 413, and nothing is done."""
@@ -405,7 +406,7 @@ def test_a_thousand(client: Checked, atomic: bool) -> None:
     assert statuses(batch(client, [("DELETE", f"/ns/{n}") for n in range(1000)], atomic=atomic)) == [204] * 1000
 
 
-@on_few
+@on_servers
 def test_a_thousand_nested_patches(client: Checked) -> None:
     """Each must be read before it can be written."""
     requests = [("PATCH", f"/ns/{n}", {"o": {"n": n}}) for n in range(1000)]

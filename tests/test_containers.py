@@ -1,6 +1,8 @@
 """Containers: what they list and in which order, pages, streams, entity-tags, and deleting all that lies below."""
 
+import contextlib
 import json
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +23,7 @@ from asking import (
     on_one,
     on_served,
     on_servers,
+    on_two,
     patch,
     post,
     stream,
@@ -28,7 +31,7 @@ from asking import (
     without_ttl,
 )
 from clients import Answer, Checked
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from stores import contents, wait_until
 
@@ -216,6 +219,7 @@ def test_bad_parameters(client: Checked) -> None:
     assert client.get("/ns/?unknown=1").status == 200
 
 
+@on_few
 def test_default_and_largest_limit(client: Checked) -> None:
     """100 unless asked, and up to 1,000."""
     batch(client, [("PUT", f"/ns/{n:04}", n) for n in range(1000)])
@@ -288,6 +292,7 @@ segments = st.text(
 
 
 @on_few
+@settings(max_examples=30)
 @given(
     st.lists(st.lists(segments | st.sampled_from(["a", "b", "a!", "a0"]), min_size=1, max_size=3), min_size=1, max_size=8),
     st.integers(1, 4),
@@ -396,7 +401,7 @@ def test_tag_of_an_empty_container(client: Checked) -> None:
     assert len({first, filled, client.get("/ns/").tag}) == 3
 
 
-@on_few
+@on_two
 def test_tag_changes_within_2_s_of_an_expiry(client: Checked) -> None:
     """Nobody asks for the document, and still the container's tag tells that it is gone."""
     client.put("/ns/deep/a?ttl=1", "1")
@@ -626,6 +631,28 @@ def test_a_reader_that_stops(client: Checked) -> None:
     assert received.endswith(b"0\r\n\r\n")
 
 
+@on_served
+def test_a_stream_that_fails(client: Checked, raw: redis.Redis) -> None:
+    """Half of a stream is not taken for the whole: where it cannot go on, the connection ends without the last chunk."""
+    large = "x" * 20_000
+    for start in range(0, 1000, 40):
+        batch(client, [("PUT", f"/ns/{n:04}", {"n": large}) for n in range(start, start + 40)])
+    with client.adapter.served.connect() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        connection.sendall(b"GET /ns/ HTTP/1.1\r\nHost: x\r\nAccept: application/x-ndjson\r\n\r\n")
+        received = connection.recv(100)
+        time.sleep(0.3)
+        raw.delete(keys_of("ns").names)
+        raw.set(keys_of("ns").names, "x")
+        with contextlib.suppress(ConnectionResetError):
+            while more := connection.recv(65536):
+                received += more
+    assert received.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert 0 < received.count(b'"value":{"n":"xxx') < 1000
+    assert not received.endswith(b"0\r\n\r\n")
+    assert client.get("/ns/0001").status == 200
+
+
 # --- Pages while others write -------------------------------------------------------------------------------------------
 
 
@@ -684,6 +711,7 @@ def test_pages_of_large_documents(client: Checked) -> None:
 # --- Recursive DELETE ---------------------------------------------------------------------------------------------------
 
 
+@on_few
 def test_recursive_delete(client: Checked, raw: redis.Redis) -> None:
     """All below a container and nothing else, each one a change of the log; what was deleted is counted."""
     for container in CONTAINERS:

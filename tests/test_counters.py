@@ -49,6 +49,7 @@ SUMS: list[tuple[str | None, int, int]] = [
 ]
 
 
+@on_few
 @pytest.mark.parametrize("method", METHODS)
 def test_increment(client: Checked, raw: redis.Redis, method: str) -> None:
     """n more than what is there, of 64 bits, a missing member counting from 0; what is told, stored and logged is the sum."""
@@ -96,6 +97,7 @@ NO_SUMS: list[tuple[str, int]] = [
 ]
 
 
+@on_few
 @pytest.mark.parametrize("method", METHODS)
 def test_no_sum(client: Checked, raw: redis.Redis, method: str) -> None:
     """An overflow, or what is no integer: 422, and nothing is changed, other members and TTL included."""

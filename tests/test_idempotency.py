@@ -258,6 +258,21 @@ def test_another_type(client: Checked, raw: redis.Redis) -> None:
         assert equal_but_replayed(first, ask(client, row, '"t"', key(str(number))))
 
 
+@on_servers
+def test_bytes_of_another_client(client: Checked, raw: redis.Redis) -> None:
+    """Whatever bytes stand in a hash of another client, an answer that shows them is kept to the byte."""
+    for number, text in enumerate((b"\xff\x00\x7f/", b'"\\"', b"1e999", b"\xe2\x80\xa8", b"[]", b"{}", b"-0")):
+        raw.hset("kv:{ns}/a", mapping={"x": text, b"\xfe\x01": "1"})
+        for more, body in enumerate(({"m": 1}, {"o": {"m": 1}}, INCREMENT)):
+            headers = [key(f"{number} {more}")]
+            first = patch(client, "/ns/a", body, headers)
+            assert first.status == 200
+            assert equal_but_replayed(first, patch(client, "/ns/a", body, headers)), (text, body)
+        failed = client.put("/ns/a", "1", [key(f"{number}"), ("If-None-Match", "*")])
+        assert equal_but_replayed(failed, client.put("/ns/a", "1", [key(f"{number}"), ("If-None-Match", "*")]))
+        raw.delete("kv:{ns}/a")
+
+
 def test_what_was_never_asked_of_redis(client: Checked) -> None:
     """A request that is refused for what it says is refused again."""
     for body, headers, status in (("{", [], 400), ("1", [("Content-Type", "text/html")], 415), ("1", [("If-Match", "x")], 400)):

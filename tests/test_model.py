@@ -187,11 +187,12 @@ class Machine(RuleBasedStateMachine):
         """The header of a precondition, and whether it holds."""
         there = self.stored.get(path)
         tag = there.tag if there else self.gone
+        other = self.gone if self.gone != tag else '"1-1"'  # another namespace's tag may be the same
         return {
             "none": ([], True),
             "match": ([("If-Match", tag)], there is not None),
             "match any": ([("If-Match", "*")], there is not None),
-            "match other": ([("If-Match", f'"x", {self.gone}')], False),
+            "match other": ([("If-Match", f'"x", {other}')], False),
             "none match": ([("If-None-Match", tag)], there is None),
             "none match any": ([("If-None-Match", "*")], there is None),
         }[kind]

@@ -18,13 +18,14 @@ from asking import (
     on_few,
     on_one,
     on_servers,
+    on_two,
     patch,
     same,
     touch,
     without_ttl,
 )
 from clients import Checked
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from stores import contents, wait_until
 
@@ -68,6 +69,7 @@ MORE = [
 ]
 
 
+@on_few
 def test_merge_patch(client: Checked, raw: redis.Redis) -> None:
     """Every row for a document, and for a member of one; the answer, what is stored, and the log say the same."""
     for original, merge_patch, result in APPENDIX + MORE:
@@ -136,6 +138,7 @@ def merged(target: Any, merge_patch: Any) -> Any:
 
 
 @on_few
+@settings(max_examples=50)
 @given(json_values, json_values)
 def test_any_merge_patch(client: Checked, original: Any, merge_patch: Any) -> None:
     """Whatever is patched with whatever, the result is what the RFC's pseudocode makes of it."""
@@ -237,6 +240,7 @@ def test_the_public_table(row: dict[str, Any]) -> None:
     assert same(result, row.get("expected", row["doc"]))
 
 
+@on_few
 def test_the_public_table_over_http(client: Checked, raw: redis.Redis) -> None:
     """The same rows, all of them, and one that is refused changes nothing."""
     for row in TABLE:
@@ -251,6 +255,7 @@ def test_the_public_table_over_http(client: Checked, raw: redis.Redis) -> None:
             assert same(without_ttl(client.get("/ns/a").json), row.get("expected", row["doc"]))
 
 
+@on_few
 def test_json_patch(client: Checked, raw: redis.Redis) -> None:
     """All or nothing; a malformed patch 400, a failed test 409, a path that is not there 422."""
     for document, operations, result in ROWS:
@@ -265,11 +270,17 @@ def test_json_patch(client: Checked, raw: redis.Redis) -> None:
 
 
 # Numbers that are JSON, that a double holds (as 0), and that Python's Decimal does not.
-TINY = ["1e-99999999999999999999", "-0e-9999999999999999999999", "0e99999999999999999999", "0.0e-999999999999999999"]
+TINY = [
+    "1e-" + "9" * 5000,
+    "1e-99999999999999999999",
+    "-0e-9999999999999999999999",
+    "0e99999999999999999999",
+    "0.0e-999999999999999999",
+]
 
 
 @on_few
-@pytest.mark.parametrize("number", TINY)
+@pytest.mark.parametrize("number", TINY, ids=lambda number: number[:24])
 def test_numbers_of_any_exponent(client: Checked, number: str) -> None:
     """A number whose exponent is out of all reason is compared like any other."""
     client.put("/ns/a", f'{{"a":{number}}}')
@@ -331,17 +342,6 @@ def test_order_and_spelling_are_kept(client: Checked, headers: Any, body: str) -
             assert list(answer.json)[-1] == "ttl"
             assert client.get("/ns/a").body == answer.body
         assert answer.status in (200, 422)
-
-
-def test_what_a_patch_brings_keeps_its_order(client: Checked) -> None:
-    """Members that a patch adds come in its order, whether the patch is nested or not."""
-    for document in ('{"z":1,"b":2}', "{}", "[]", None):
-        for merge_patch in ('{"y":1,"x":2}', '{"y":{"q":1,"p":2},"x":2}'):
-            client.delete("/ns/a")
-            if document:
-                client.put("/ns/a", document)
-            names = [name for name in patch(client, "/ns/a", merge_patch).json if name in "yx"]
-            assert names == ["y", "x"], (document, merge_patch)
 
 
 def test_a_flat_patch_leaves_other_fields_alone(client: Checked, raw: redis.Redis) -> None:
@@ -504,6 +504,7 @@ KINDS: list[tuple[Any, str, bytes]] = [
 ]
 
 
+@on_few
 @pytest.mark.parametrize(("headers", "target", "body"), KINDS, ids=["flat", "nested", "value", "JSON Patch", "touch"])
 def test_preconditions(client: Checked, raw: redis.Redis, headers: Any, target: str, body: bytes) -> None:
     """The table of section 4, for every kind of PATCH; one that fails says what is there and changes nothing."""
@@ -648,7 +649,7 @@ LIMITS: list[tuple[str, str, Any, str, str, int]] = [
 ]  # fmt: skip
 
 
-@on_few
+@on_two
 @pytest.mark.parametrize(
     ("document", "headers", "fits", "exceeds", "status"), [row[1:] for row in LIMITS], ids=[row[0] for row in LIMITS]
 )
@@ -668,7 +669,7 @@ def test_limits(
     assert contents(raw) == before
 
 
-@on_few
+@on_two
 def test_names_that_are_longer_as_json(client: Checked) -> None:
     """A name's escapes count, as in a PUT: what PATCHes have made can be read and PUT again."""
     client.put("/ns/a", "{}")

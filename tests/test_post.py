@@ -83,6 +83,7 @@ def test_names_sort_as_they_were_made(client: Checked, raw: redis.Redis) -> None
     assert [json.loads(entry.text) for entry in entries(raw)] == list(range(60))
 
 
+@on_few
 def test_many_in_one_ms(client: Checked) -> None:
     """A batch appends a thousand in one script, whose clock may stand still: names sort all the same."""
     answer = batch(client, [("POST", "/ns/q", n) for n in range(1000)])

@@ -148,7 +148,7 @@ def test_a_head_has_ten_seconds(serving: Served) -> None:
 @pytest.fixture
 def impatient(started: Callable[[str], Running], monkeypatch: pytest.MonkeyPatch) -> Iterator[InProcess]:
     """The production server with limits of half a second."""
-    for name, limit_s in (("HEAD_S", 0.5), ("BODY_S", 0.5), ("WRITE_S", 0.5), ("CHECK_S", 0.05)):
+    for name, limit_s in (("HEAD_S", 0.5), ("BODY_S", 0.5), ("WRITE_S", 0.5), ("LINGER_S", 0.2), ("CHECK_S", 0.05)):
         monkeypatch.setattr(server, name, limit_s)
     store = started("valkey")
     store.redis.flushall()
@@ -245,6 +245,39 @@ def test_a_client_that_reads_slowly_is_served(impatient: InProcess) -> None:
             assert piece, f"closed after {received} bytes"
             received += len(piece)
             time.sleep(0.005 if received < MEBIBYTE // 4 else 0)
+
+
+@pytest.mark.parametrize("fields", [[], [("Connection", "close")]], ids=["kept", "closed"])
+def test_a_long_listing_is_read_to_its_end(impatient: InProcess, monkeypatch: pytest.MonkeyPatch, fields: list) -> None:
+    """A client that takes a second over a reply gets all of it, also where the connection ends with it."""
+    monkeypatch.setattr(server, "WRITE_S", 5)
+    wire = impatient.connect()
+    for number in range(12):
+        wire.send(request_bytes("PUT", f"/many/{number}", body=b'"' + b"x" * (MEBIBYTE - 2) + b'"'))
+        assert wire.answer().status == 201
+    wire.close()
+    received = bytearray()
+    with unread(impatient.at) as connection:
+        connection.sendall(request_bytes("GET", "/many/", [("Accept", "application/x-ndjson"), *fields]))
+        connection.settimeout(5)
+        while not received.endswith(b"\r\n0\r\n\r\n"):
+            piece = connection.recv(200_000)
+            assert piece, f"closed after {len(received)} bytes"
+            received += piece
+            time.sleep(0.02 if len(received) > 8 * MEBIBYTE else 0)
+
+
+@pytest.mark.parametrize("piece", [b"\r\n", b"\r", b"\n", b"\r\n\r\n", b"GET"], ids=repr)
+def test_a_packet_of_rubbish_costs_little(impatient: InProcess, piece: bytes) -> None:
+    """What is no request is passed over or refused in a time that nobody else notices."""
+    rubbish, other = impatient.connect(), impatient.connect()
+    rubbish.send_what_is_read(piece * (4 * MEBIBYTE // len(piece)))
+    begun = time.monotonic()
+    other.send(GET)
+    assert other.answer().status == 404
+    assert time.monotonic() - begun < 0.5
+    rubbish.close()
+    other.close()
 
 
 def resident_mib(pids: list[int]) -> float:

@@ -267,14 +267,22 @@ def test_a_body_that_is_on_its_way_is_awaited(serving: Served, store: Running, s
     assert store.redis.exists("kv:{load}/a")
 
 
-def test_a_client_that_never_ends_does_not_hold_the_stop_up(serving: Served) -> None:
-    """Half a request that stays half is given up, within the grace time."""
-    wires = [Wire(serving.at) for _ in range(10)]
-    for wire in wires:
-        wire.send(b"GET /load/a HT")
-    time.sleep(0.2)
-    serving.process.terminate()
-    assert serving.process.wait(GRACE_S + 5) == 0
+def test_a_client_that_never_ends_does_not_hold_the_stop_up(directory: Path, store: Running) -> None:
+    """Half a request that stays half is given up when the grace time is over."""
+    running = start_kvstore(directory, REDIS_URL=store.url, GUNICORN_CMD_ARGS="--graceful-timeout 2")
+    try:
+        wires = [Wire(running.at) for _ in range(10)]
+        for wire in wires:
+            wire.send(request_bytes("GET", "/load/none"))
+            assert wire.answer().status == 404
+            wire.send(b"GET /load/a HT")
+        time.sleep(0.2)
+        begun = time.monotonic()
+        running.process.terminate()
+        assert running.process.wait(GRACE_S) == 0
+        assert 1 < time.monotonic() - begun < 5
+    finally:
+        running.kill()
 
 
 def test_stopped_with_the_embedded_server(directory: Path) -> None:

@@ -5,6 +5,7 @@ byte; most run twice, over a socket, and fed to the protocol class in every poss
 """
 
 import asyncio
+import re
 import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -654,7 +655,6 @@ class Player:
 
     def __init__(self) -> None:
         self.server = server.Server(Settings(), Answering(), None)
-        self.server.date = b"\r\nDate: now"
 
     async def play(self, pieces: list[bytes]) -> Played:
         requests: list[server.Request] = []
@@ -677,7 +677,8 @@ class Player:
             for _ in range(30):
                 await asyncio.sleep(0)
             connection.connection_lost(None)
-        return Played(requests, bytes(transport.written).replace(b"HTTP/1.1 100 Continue\r\n\r\n", b""), transport.closed)
+        written = bytes(transport.written).replace(b"HTTP/1.1 100 Continue\r\n\r\n", b"")
+        return Played(requests, re.sub(rb"\r\nDate: [^\r]+", b"", written), transport.closed)
 
 
 def play(*ways: list[bytes]) -> list[Played]:

@@ -3,11 +3,14 @@
 -- ARGV   1 what stands before a name in the documents' keys  2 'atomic': where one is refused none is applied; else 'each'
 --        3… for each request its script's name, how many arguments it has, and these
 -- reply  {'done', the replies}, {'read', the replies} where all were 'begin'; or {'undone', which one was refused, counted from
---        0, its reply}, {'lost', the same} where a document is not as it was read. A reply is what the script of that name
+--        0, its reply}, {'lost', the same} where that was not the last word. A reply is what the script of that name
 --        answers, or {'error', what Redis said}.
 
 local ACTS = {read = get, put = put, patch = patch, touch = touch, delete = delete, post = post, begin = begin}
-local REFUSALS = {failed = true, missing = true, lost = true, error = true, ['no sum'] = true, ['too large'] = true}
+local REFUSALS = {
+  failed = true, missing = true, lost = true, error = true,
+  ['no sum'] = true, ['too large'] = true, ['too many'] = true,
+}
 
 -- What a document and its places in the indexes are before the batch.
 local function remember(before, key, rest)
@@ -37,7 +40,10 @@ local function undo(before, last_id)
     redis.call('ZREM', EXPIRY, was.rest)
     redis.call('ZREM', NAMES, was.rest)
     if was.dump then
-      redis.call('RESTORE', key, math.max(was.expires_at, 0), was.dump, 'ABSTTL')
+      redis.call('RESTORE', key, 0, was.dump)
+      if was.expires_at >= 0 then
+        redis.call('PEXPIREAT', key, was.expires_at)
+      end
       if was.due then
         redis.call('ZADD', EXPIRY, was.due, was.rest)
       end
@@ -70,7 +76,10 @@ local function batch(_, at, last)
     end
     if atomic and REFUSALS[reply[1]] then
       undo(before, newest and newest[1] or '0-0')
-      return {reply[1] == 'lost' and 'lost' or 'undone', #replies, reply}
+      if reply[1] == 'lost' or name == 'begin' then
+        return {'lost', #replies, reply}
+      end
+      return {'undone', #replies, reply}
     end
     replies[#replies + 1] = reply
     word = name == 'begin' and word or 'done'

@@ -1,7 +1,7 @@
 -- Carry out a request with an Idempotency-Key once, and answer every later one as the first.
 -- KEYS   the last one: where the answer is kept, for a day
 -- ARGV   the last one: what tells this request from another with the same key
--- reply  what the request answers; {'replayed', what the first answered}; {'reused'} where the first was another request
+-- reply  what the request answers, {'error', what Redis said} where a key has another type; {'replayed', what the first answered}; {'reused'} where the first was another request
 
 local function once(act, key)
   local kept, request = KEYS[#KEYS], table.remove(ARGV)
@@ -12,8 +12,18 @@ local function once(act, key)
     end
     return {'replayed', cjson.decode(first[2])} -- lists of strings, nothing else, so cjson loses nothing
   end
-  local reply = act(key, 1, #ARGV)
-  if reply[1] ~= 'lost' and reply[1] ~= 'read' and reply[1] ~= 'some' then -- these are not the last word
+  local ok, reply = pcall(act, key, 1, #ARGV)
+  if not ok then
+    local said = type(reply) == 'table' and reply.err or tostring(reply)
+    if string.sub(said, 1, 9) ~= 'WRONGTYPE' then
+      return redis.error_reply(said)
+    end
+    reply = {'error', said}
+  end
+  if reply[1] == 'some' then -- of a recursive DELETE, which several may be sending at once
+    reply[2] = redis.call('HINCRBY', kept, 'so far', reply[2])
+    redis.call('PEXPIRE', kept, DAY_MS)
+  elseif reply[1] ~= 'lost' and reply[1] ~= 'read' then -- these are not the last word
     redis.call('HSET', kept, 'request', request, 'reply', cjson.encode(reply))
     redis.call('PEXPIRE', kept, DAY_MS)
   end

@@ -5,7 +5,7 @@
 --        9 most bytes  10 'sv' where values are server values  11 what follows the entity-tag in our own field of an object
 --        that this creates  12… field, value, …; the value '' takes the member away
 -- reply  {'created' or 'replaced', what is there now, as in put.lua the ms at which the namespace's own keys expire},
---        {'failed', what is there}, {'no sum', field}, {'too large'} where the
+--        {'failed', what is there}, {'no sum', field}, {'too many'}, {'too large'} where the
 --        document would have too many members or bytes
 
 local function patch(key, at, last)
@@ -16,14 +16,14 @@ local function patch(key, at, last)
   end
   local due = check_types(rest)
   if ARGV[at + 9] ~= '' then
-    local field = resolve(key, at + 12, last)
+    local field = resolve(not is_scalar(tag, meta) and key, at + 12, last)
     if field then
       return {'no sum', field}
     end
   end
 
   -- The document as it will be. One that is not an object is replaced by one.
-  local is_object = exists and not (tag and string.find(meta, '^%S+ value'))
+  local is_object = exists and not is_scalar(tag, meta)
   local shape = ARGV[at + 10]
   if is_object then
     shape = tag and string.sub(meta, #tag + 1) or ' object'
@@ -58,9 +58,15 @@ local function patch(key, at, last)
     if fields[i + 1] then
       flat[#flat + 1], flat[#flat + 2] = fields[i], fields[i + 1]
       bytes = bytes + #fields[i] + #fields[i + 1] + 4 -- two quotes, a colon, a comma
+      if string.find(fields[i], '[%c"\\]') then -- a name that is longer as JSON
+        bytes = bytes + 5 * select(2, string.gsub(fields[i], '%c', '')) + select(2, string.gsub(fields[i], '["\\]', ''))
+      end
     end
   end
-  if #flat > 2 * ARGV[at + 7] or bytes > tonumber(ARGV[at + 8]) then
+  if #flat > 2 * ARGV[at + 7] then
+    return {'too many'}
+  end
+  if bytes > tonumber(ARGV[at + 8]) then
     return {'too large'}
   end
 

@@ -18,6 +18,11 @@ local function look(key)
   return redis.call('EXISTS', key) == 1, nil, nil
 end
 
+-- Whether a document is not an object.
+local function is_scalar(tag, meta)
+  return tag and string.sub(meta, #tag + 1, #tag + 6) == ' value'
+end
+
 -- What is there: {fields, expires_at_ms, ttl_ms}, both times -1 where it does not expire; false where nothing is.
 local function read(key)
   local fields = redis.call('HGETALL', key)

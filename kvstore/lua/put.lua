@@ -12,7 +12,7 @@
 local function put(key, at, last)
   local rest, ttl_ms, shape, options = ARGV[at], ARGV[at + 1], ARGV[at + 3], ARGV[at + 4]
   local op, base, server_values = 'put', '', false
-  local exists, tag = look(key)
+  local exists, tag, meta = look(key)
   if options ~= '' then
     local match, none_match, since_s, sv
     match, none_match, since_s, op, base, sv = string.match(options, '^(.-)\n(.-)\n(.-)\n(.-)\n(.-)\n(.-)$')
@@ -33,7 +33,7 @@ local function put(key, at, last)
   end
   if server_values then
     check_types(rest)
-    local field = resolve(key, at + 6, last)
+    local field = resolve(not is_scalar(tag, meta) and key, at + 6, last)
     if field then
       return {'no sum', field}
     end

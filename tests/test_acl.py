@@ -1,0 +1,59 @@
+"""The ACL that the README names is all that a user of Redis needs, for every kind of request."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from asking import JSON, as_body, stream
+from clients import Checked, FlaskClient
+from stores import SERVERS, STORES, Running
+
+README = Path(__file__).parent.parent / "README.md"
+RULES = re.search(r"An ACL user needs `([^`]+)`", README.read_text("utf-8"))[1].split()
+
+INCREMENT = {"n": {".sv": {"increment": 1}}}
+REQUESTS = [
+    ("PUT", "/ns/a", [], {"n": 1}),
+    ("PUT", "/ns/a", [("If-Match", "*")], {"n": 1}),
+    ("PUT", "/ns/large", [], {f"m{n}": n for n in range(9000)}),
+    ("GET", "/ns/a", [], None),
+    ("PATCH", "/ns/a", [], {"m": 1, "x": None}),
+    ("PATCH", "/ns/a", [], {"o": {"x": 1}}),
+    ("PATCH", "/ns/a", [JSON], [{"op": "add", "path": "/l", "value": []}]),
+    ("PATCH", "/ns/a?ttl=90", [], None),
+    ("PATCH", "/ns/a", [], INCREMENT),
+    ("PUT", "/ns/a", [], {"t": {".sv": "timestamp"}}),
+    ("POST", "/ns", [], 1),
+    ("POST", "/", [], INCREMENT),
+    ("POST", "/ns", [("Idempotency-Key", "x")], 1),
+    ("POST", "/ns", [("Idempotency-Key", "x")], 1),
+    ("GET", "/ns/", [], None),
+    ("GET", "/ns/?recursive&keys&order=desc", [], None),
+    ("GET", "/?list", [], None),
+    ("POST", "/_/batch", [], {"requests": [{"method": "PUT", "path": "/ns/a", "body": 1}, {"method": "GET", "path": "/ns/a"}]}),
+    ("DELETE", "/ns/a", [], None),
+    ("DELETE", "/ns/?recursive", [], None),
+]
+REFUSED = {"requests": [{"method": "PUT", "path": "/ns/a", "body": 2}, {"method": "GET", "path": "/ns/none"}]}
+
+
+@pytest.fixture(params=SERVERS)
+def limited(request: pytest.FixtureRequest, directory: Path) -> Iterator[Checked]:
+    """A client whose user of Redis may do what the README says, and nothing else."""
+    running = STORES[request.param](directory)
+    running.redis.execute_command("ACL", "SETUSER", "limited", "on", ">secret", *RULES)
+    as_user = running.url.replace("unix://", "unix://limited:secret@")
+    yield Checked(FlaskClient(Running(as_user, None, lambda: None), {}))
+    running.stop()
+
+
+def test_the_acl_suffices(limited: Checked) -> None:
+    """No request needs more."""
+    for method, target, headers, body in REQUESTS:
+        answer = limited.request(method, target, headers, b"" if body is None else as_body(body))
+        assert answer.status < 300, (method, target, body, answer.body)
+    limited.put("/ns/a", "1")
+    assert limited.request("POST", "/_/batch", [], as_body(REFUSED)).status == 409
+    assert limited.get("/ns/a").json == 1
+    assert len(stream(limited, "/ns/")[1]) == 1
