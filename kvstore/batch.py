@@ -14,9 +14,10 @@ from json.encoder import encode_basestring
 from typing import Any, NamedTuple
 
 from kvstore import codec, messages
-from kvstore.commands import BATCH, Again, Command, Edit, Get, Missing, Once, Post, Register, Reply, Script, below
+from kvstore.commands import BATCH, Again, Command, Conclude, Edit, Get, Missing, Once, Post, Register, Reply, Script, below
 from kvstore.conditions import parse_conditions
 from kvstore.errors import (
+    PROBLEMS,
     BatchRefused,
     ContentTooLarge,
     InvalidDocument,
@@ -35,6 +36,9 @@ Step = Command | messages.Reply | Problem
 
 IN_A_BATCH = ("read", "put", "patch", "touch", "delete", "post", "begin")  # the scripts that batch.lua holds
 _LEFT_OUT = {name for name, _ in (*DOCUMENT, *SAFE)}  # header fields that are the same in every response
+
+
+REFUSED = b"refused in a batch"
 
 
 class Answers(NamedTuple):
@@ -61,6 +65,7 @@ class Batch(NamedTuple):
     atomic: bool
     at: int = 0
     stop: int = 0
+    once: bool = False
     is_whole: bool = False
     script: Script = BATCH
 
@@ -90,12 +95,18 @@ class Batch(NamedTuple):
         return tuple(arguments)
 
     def outcome(self, reply: Reply) -> Answers | Refused | Again:
+        if reply[0] == REFUSED:  # by what was read, and replayed
+            place = int(reply[1])
+            return Refused(place, self.requests[place], PROBLEMS[reply[2].decode()](reply[3].decode()))
         places = self._places()
         word, found = reply[0], reply[1]
         if word in (b"undone", b"lost"):
             place = places[found]
             answer = self._answer(place, reply[2])
-            return Again(self) if answer is None else Refused(place, self.requests[place], answer)
+            if answer is None:
+                return Again(self)
+            # A refusal that came after reading is kept here; the other the script has kept.
+            return self._refused(place, answer) if word == b"lost" else Refused(place, self.requests[place], answer)
         unfinished = False
         register: Register | None = None
         for place, part in zip(places, found, strict=True):
@@ -105,7 +116,7 @@ class Batch(NamedTuple):
             if answer is None:
                 unfinished = True
             elif self.atomic and word == b"read":
-                return Refused(place, self.requests[place], answer)
+                return self._refused(place, answer)
             self.answers[place] = answer
         following = Again(self) if unfinished else self.next()
         return Again(register._replace(then=following)) if register else following
@@ -126,6 +137,13 @@ class Batch(NamedTuple):
             while stop < len(steps) and _joins(steps[stop], namespace):
                 stop += 1
         return Again(self._replace(at=at, stop=stop))
+
+    def _refused(self, place: int, answer: Any) -> Refused | Again:
+        refused = Refused(place, self.requests[place], answer)
+        if not (self.once and isinstance(answer, Problem)):
+            return refused
+        words = (REFUSED.decode(), str(place), type(answer).__name__, answer.detail)
+        return Again(Conclude(self.path, words, refused))
 
     def _places(self) -> list[int]:
         """Where the commands of this run are: those that must read before they can write come first, alone."""
@@ -195,7 +213,7 @@ def parse_batch(request: Request, parse: Callable[[Request], Command | messages.
             steps.append(problem)
     if atomic:
         _check_atomic(steps)
-    return atomic, Batch(requests, steps, [None] * len(steps), atomic)
+    return atomic, Batch(requests, steps, [None] * len(steps), atomic, once="idempotency-key" in request.headers)
 
 
 def _check_atomic(steps: list[Step]) -> None:
@@ -258,12 +276,13 @@ def _request(index: int, part: str, base: str) -> Request:
     method, path, headers = (json.loads(members.get(name, default)) for name, default in _MEMBERS)
     if not isinstance(method, str) or not isinstance(path, str):
         raise InvalidDocument(f'request {index}: "method" and "path" are strings')
-    if not isinstance(headers, dict) or not all(isinstance(value, str) for value in headers.values()):
-        raise InvalidDocument(f'request {index}: "headers" are strings by name')
+    if not isinstance(headers, dict) or not all(isinstance(value, str) and _is_field(value) for value in headers.values()):
+        raise InvalidDocument(f'request {index}: "headers" are strings by name, as header fields may be')
     by_name = {name.lower(): value for name, value in headers.items()}
     return Request(method, path.encode("utf-8", "surrogatepass"), by_name, members.get("body", "").encode(), base)
 
 
+_is_field = re.compile(r"[\t -~\x80-\xff]*").fullmatch
 _MEMBERS = (("method", "null"), ("path", "null"), ("headers", "{}"))
 
 
@@ -272,6 +291,8 @@ def render_answers(answers: Answers, render: Callable[[Request, Any], messages.R
     texts = []
     for request, answer in zip(*answers, strict=True):
         status, headers, body, _ = _reply(request, answer, render)
+        if request.method == "HEAD":
+            body = b""
         told = [f'"{name}":{encode_basestring(value)}' for name, value in headers if name not in _LEFT_OUT]
         texts.append(
             b'{"status":%d,"headers":{%b},"body":%b}' % (status, ",".join(told).encode(), body.rstrip(b"\n") or b"null")
@@ -296,4 +317,4 @@ def _reply(request: Request, answer: Any, render: Callable[[Request, Any], messa
         reply = answer if isinstance(answer, messages.Reply) else render(request, answer)
     except Problem as problem:
         reply = refuse(problem)
-    return reply._replace(body=b"") if request.method == "HEAD" else reply
+    return reply

@@ -357,7 +357,7 @@ class Edit(NamedTuple):
         except Problem as problem:
             if not self.once:
                 raise
-            return Again(Conclude(self.path, type(problem).__name__, problem.detail))
+            return Again(Conclude(self.path, (type(problem).__name__, problem.detail), problem))
         base = "!" if current is None else current.tag or "-"
         edit = self._replace(attempts=self.attempts + 1)
         return Again(Put(self.path, encoded, ttl_ms, self.conditions, self.log_length, edit, base))
@@ -490,7 +490,8 @@ class DeleteBelow(NamedTuple):
         deleted = reply[1] if self.once else self.deleted + reply[1]
         if reply[2]:
             return Again(self._replace(deleted=deleted))
-        return Again(Conclude(self.container, "deleted below", str(deleted))) if self.once else DeletedBelow(deleted)
+        outcome = DeletedBelow(deleted)
+        return Again(Conclude(self.container, ("deleted below", str(deleted)), outcome)) if self.once else outcome
 
 
 class At(NamedTuple):
@@ -567,12 +568,14 @@ class Register(NamedTuple):
 
 
 class Conclude(NamedTuple):
-    """Keep an outcome that was found outside of Redis under the request's Idempotency-Key: a problem's name and its detail,
-    or `deleted below` and how many."""
+    """Keep what was found outside of Redis under the request's Idempotency-Key: `words` that its command reads as a reply.
+
+    The outcome is `then`, or where that is a problem it is raised.
+    """
 
     path: Path
-    word: str
-    detail: str
+    words: tuple[str, ...]
+    then: Any
     script: Script = CONCLUDE
 
     @property
@@ -581,12 +584,12 @@ class Conclude(NamedTuple):
 
     @property
     def arguments(self) -> tuple[bytes | str | int, ...]:
-        return (self.word, self.detail)
+        return self.words
 
     def outcome(self, reply: Reply) -> Any:
-        if reply[0] == b"deleted below":
-            return DeletedBelow(int(reply[1]))
-        return _refused(reply)
+        if isinstance(self.then, Problem):
+            raise self.then
+        return self.then
 
 
 class Once(NamedTuple):

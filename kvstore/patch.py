@@ -31,13 +31,15 @@ class Number:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Number) and (self.text == other.text or self.parts() == other.parts())
 
-    def parts(self) -> tuple[str, str, int]:
+    def parts(self) -> tuple[str, str, int | str]:
         """Its sign, its digits without zeros at either end, and the power of ten they count; the same for equal numbers."""
         sign, whole, fraction, exponent = _NUMBER.fullmatch(self.text).groups(default="")  # type: ignore[union-attr]
         digits = (whole + fraction).lstrip("0")
         shown = digits.rstrip("0")
         if not shown:
             return "", "", 0
+        if len(exponent) > 1000:  # int() refuses thousands of digits, and no two spellings of that are worth comparing
+            return sign, shown, exponent
         return sign, shown, int(exponent or "0") - len(fraction) + len(digits) - len(shown)
 
     __hash__ = None  # type: ignore[assignment]

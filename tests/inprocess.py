@@ -4,6 +4,7 @@ Its time limits are constants of that module, so a test can make them short; `se
 """
 
 import asyncio
+import socket
 from collections.abc import Mapping
 
 from loops import PRODUCTION, Loop
@@ -34,6 +35,10 @@ class InProcess:
     def connect(self, *, limit_s: float = 15) -> Wire:
         """A new connection to it."""
         return Wire(self.at, limit_s=limit_s)
+
+    def buffer_little(self) -> None:
+        """Let the kernel take little of what is written to the connections that come now: a slow reader is felt at once."""
+        self._listener.sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65_536)
 
     def stop(self) -> None:
         """Close what is open, and end."""

@@ -53,7 +53,7 @@ local function patch(key, at, last)
       gone[#gone + 1] = field
     end
   end
-  local flat, bytes = {}, 2
+  local flat, bytes = {}, 1 -- two braces, less the comma that the last member has not
   for i = 1, #fields, 2 do
     if fields[i + 1] then
       flat[#flat + 1], flat[#flat + 2] = fields[i], fields[i + 1]
