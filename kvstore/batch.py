@@ -125,7 +125,6 @@ class Batch(NamedTuple):
         """The next requests of one namespace that follow each other, or the answers where all are there."""
         steps, at = self.steps, self.stop
         while at < len(steps) and not _is_command(steps[at]):
-            self.answers[at] = steps[at]
             at += 1
         if at == len(steps):
             return Answers(self.requests, self.answers)
@@ -213,7 +212,8 @@ def parse_batch(request: Request, parse: Callable[[Request], Command | messages.
             steps.append(problem)
     if atomic:
         _check_atomic(steps)
-    return atomic, Batch(requests, steps, [None] * len(steps), atomic, once="idempotency-key" in request.headers)
+    answers = [None if _is_command(step) else step for step in steps]
+    return atomic, Batch(requests, steps, answers, atomic, once="idempotency-key" in request.headers)
 
 
 def _check_atomic(steps: list[Step]) -> None:

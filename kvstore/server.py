@@ -50,6 +50,7 @@ MAX_READ_AHEAD_BYTES = 64 * 1024  # of requests that wait for the one before the
 
 _LINE = re.compile(rb"([A-Za-z0-9!#$%&'*+.^_`|~-]{1,32}) ([!-~\x80-\xff]+) HTTP/1\.([01])").fullmatch
 _OTHER_VERSION = re.compile(rb"[A-Za-z0-9!#$%&'*+.^_`|~-]+ [!-~\x80-\xff]+ HTTP/[0-9](?:\.[0-9])?").fullmatch
+_EMPTY_LINES = re.compile(rb"(?:\r\n)+").match
 _FIELD = re.compile(rb"([A-Za-z0-9!#$%&'*+.^_`|~-]+):[ \t]*([\t -~\x80-\xff]*)").fullmatch
 # RFC 9110 section 7.2, RFC 3986 section 3.2.2: a name, an address, or nothing, and perhaps a port.
 _HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+;=%-]*)(?::[0-9]*)?").fullmatch
@@ -297,8 +298,8 @@ class Connection(asyncio.Protocol):
         """Read a head, if it is there whole."""
         buffer = self._buffer
         self._request = ("", b"")
-        while buffer[:2] == b"\r\n":  # RFC 9112 section 2.2: an empty line before the request line is ignored
-            self._buffer = buffer = buffer[2:]
+        if empty := _EMPTY_LINES(buffer):  # RFC 9112 section 2.2: before the request line they are ignored
+            self._buffer = buffer = buffer[empty.end() :]
         end = buffer.find(b"\r\n\r\n", self._scanned)
         if end < 0:
             self._await_head()
@@ -446,7 +447,8 @@ class Connection(asyncio.Protocol):
             self._transport.close()
             return
         self._transport.write_eof()
-        self.due = self._server.loop.time() + LINGER_S
+        is_taken = not self._transport.get_write_buffer_size()
+        self.due = self._server.loop.time() + (LINGER_S if is_taken else WRITE_S)
         if self._paused:
             self._transport.resume_reading()
 

@@ -27,7 +27,7 @@ from kvstore import embedded
 from kvstore.store import Store, open_store
 
 MAX_SOCKET_PATH_BYTES = 100  # the kernel's limit is 108, macOS's 104
-START_S = 10
+START_S = 30
 CLUSTER_NODES = 3
 SLOTS = 16_384
 PR_SET_PDEATHSIG = 1
