@@ -38,19 +38,21 @@ MAX_WAITING = 10_000  # changes that may come while a snapshot is taken
 class Follower:
     """One stream: `send` takes blocks, `end` closes it."""
 
-    __slots__ = ("end", "is_ready", "path", "send", "waiting")
+    __slots__ = ("after", "end", "is_ready", "path", "send", "waiting")
 
     def __init__(self, path: Path, send: Callable[[bytes], None], end: Callable[[], None]) -> None:
         self.path = path
         self.send = send
         self.end = end
         self.is_ready = False
+        self.after = (0, 0)  # the place up to which it has everything: the reader of the logs may be behind that
         self.waiting: list[tuple[tuple[int, int], bytes]] = []
 
     def deliver(self, order: tuple[int, int], changed: bytes) -> None:
         """A change, now or when the snapshot is through."""
         if self.is_ready:
-            self.send(changed)
+            if order > self.after:
+                self.send(changed)
         elif len(self.waiting) < MAX_WAITING:
             self.waiting.append((order, changed))
         else:
@@ -118,12 +120,11 @@ class Hub:
         except BaseException:
             self.leave(follower)
             raise
-        after = _order(place)
-        for order, changed in follower.waiting:
-            if order > after:
-                follower.send(changed)
-        follower.waiting = []
+        follower.after = _order(place)
         follower.is_ready = True
+        waiting, follower.waiting = follower.waiting, []
+        for order, changed in waiting:
+            follower.deliver(order, changed)
 
     def leave(self, follower: Follower) -> None:
         """The stream has ended; a second time does nothing."""
@@ -216,10 +217,10 @@ class Hub:
         while True:
             await asyncio.sleep(HEARTBEAT_S)
             for space in list(self._spaces.values()):
-                beat = b"id: %b\n\n" % space.place.encode()
+                beat, order = b"id: %b\n\n" % space.place.encode(), _order(space.place)
                 for follower in space.all():
-                    if follower.is_ready:
-                        follower.send(beat)
+                    if follower.is_ready:  # one that is ahead of the reader keeps its place
+                        follower.send(beat if order >= follower.after else b":\n\n")
 
     def _end(self, space: _Space) -> None:
         for follower in space.all():

@@ -84,9 +84,12 @@ class Known:
 
     def _timeless(self, text: bytes) -> bytes:
         """A text without tags, and without the ids and times that are made alike."""
-        for number, tag in enumerate(self.tags):
-            written = tag.strip('"').encode()
-            text = text.replace(written, b"tag %d" % number).replace(written.replace(b"-", b"a"), b"id %d" % number)
+
+        def name(found: re.Match[bytes]) -> bytes:
+            tag = f'"{found[0].decode().replace("a", "-")}"'
+            return b"tag %d" % self.tags.index(tag) if tag in self.tags else found[0]
+
+        text = re.sub(rb"(?<![0-9])[0-9]+[-a][0-9]+(?![0-9])", name, text)
         return re.sub(rb"\d{13}", b"a time", text)
 
     def comparable(self, method: str, answer: Answer) -> tuple[int, dict[str, str], bytes]:
