@@ -221,9 +221,10 @@ LANES = [
     ("flask", "fake"),
     ("asgi", "valkey"),
     ("asgi", "cluster"),
-    ("asgi", "fake"),
+    ("asgi", "redis"),
     ("served", "valkey"),
     ("served", "redis"),
+    ("served", "cluster"),
 ]
 
 

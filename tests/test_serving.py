@@ -344,6 +344,7 @@ def test_a_stop_answers_what_has_begun(directory: Path, started: Callable[[str],
     """SIGTERM lets a request that is under way end, and takes no new one."""
     served = start_kvstore(directory, REDIS_URL=started("valkey").url)
     try:
+        served.request("GET", "/wire/last")  # the address is printed before the workers are there
         with served.connect() as connection:
             request = wire("PUT", "/wire/last", (), b'"a body in two parts"')
             connection.sendall(request[:-5])
