@@ -238,6 +238,7 @@ class _Connection(asyncio.Protocol):
                 if type(outcome) is Again:
                     waiting.command = outcome.command
                     waiting.pack("EVALSHA", waiting.command.script.sha)
+                    waiting.due = self._loop.time() + ANSWER_S
                     self.send(waiting)
                     continue
                 waiting.done(waiting.context, outcome)

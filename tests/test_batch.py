@@ -21,6 +21,7 @@ from asking import (
     on_few,
     on_one,
     on_servers,
+    on_two,
     patch,
     post,
     same,
@@ -231,7 +232,7 @@ def test_none_is_applied(client: Checked, raw: redis.Redis, refused: Any, status
     before = documents_and_indexes(raw)
     alone = client.request(*as_request(refused))
     assert alone.status == status
-    for at in (0, len(CHANGES) // 2, len(CHANGES)):
+    for at in (len(CHANGES) // 2, len(CHANGES)):
         requests = [*CHANGES[:at], refused, *CHANGES[at:]]
         answer = batch(client, requests)
         assert (answer.status, answer.json["type"]) == (409, "urn:kvstore:batch-refused")
@@ -552,7 +553,7 @@ MALFORMED: list[tuple[str, tuple[int, ...]]] = [
 ]  # fmt: skip
 
 
-@on_few
+@on_two
 @pytest.mark.parametrize(("envelope", "allowed"), MALFORMED, ids=range(len(MALFORMED)))
 def test_malformed(client: Checked, raw: redis.Redis, envelope: str, allowed: tuple[int, ...]) -> None:
     """What cannot be read is 400 and changes nothing; a request in it that cannot be is 409 where it is atomic; never a 5xx."""
@@ -569,6 +570,7 @@ def test_malformed(client: Checked, raw: redis.Redis, envelope: str, allowed: tu
             assert all(response["status"] < 500 for response in answer.json["responses"])
 
 
+@on_few
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "PATCH", "DELETE", "BREW"])
 def test_methods(client: Checked, method: str) -> None:
     """A batch is a POST."""

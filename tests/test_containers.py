@@ -243,6 +243,7 @@ def test_an_empty_container(client: Checked) -> None:
     assert client.get("/ns").json == 1
 
 
+@on_few
 @pytest.mark.parametrize("target", ["/ns/", "/ns/?limit=1", "/ns/?keys&order=desc", "/?list"])
 def test_head_and_options(client: Checked, target: str) -> None:
     """HEAD answers as GET does; a container takes neither PUT nor PATCH."""
@@ -796,7 +797,7 @@ def test_recursive_delete_of_many(client: Checked, raw: redis.Redis) -> None:
         over.set()
         asking.result()
     assert answer.json == {"deleted": MANY}
-    assert max(waits) < 0.5
+    assert max(waits) < 1
     assert [name for name, _ in seen(listed(client, "/ns/"))] == ["p", "q", "q0", "r/"]
     assert len(set(raw.scan_iter("kv:{ns}/*", count=10_000))) == 4
     for key in (keys_of("ns").log, keys_of("ns").names, keys_of("ns").expiry):

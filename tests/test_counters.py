@@ -63,6 +63,7 @@ def test_increment(client: Checked, raw: redis.Redis, method: str) -> None:
         assert json.loads(entries(raw)[-1].text) == without_ttl(got.json)
 
 
+@on_few
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("there", [None, '{"x":7}', "[1]", "7", '"n"'])
 def test_increment_where_no_member_is(client: Checked, method: str, there: str | None) -> None:
@@ -219,6 +220,7 @@ def test_bad_server_values(client: Checked, raw: redis.Redis, method: str) -> No
     assert contents(raw) == before
 
 
+@on_few
 @pytest.mark.parametrize(
     "text", ['{"n":".sv"}', '{"n":[".sv"]}', '{"n":"{\\".sv\\":1}"}', '{".SV":1}', '{".sv ":1}', '{"n":{".svx":1}}']
 )

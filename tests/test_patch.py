@@ -103,6 +103,7 @@ ON_NOTHING = [
 ]
 
 
+@on_few
 @pytest.mark.parametrize("headers", [[MERGE], [], [("Content-Type", "application/json; charset=utf-8")]])
 def test_merge_patch_on_nothing(client: Checked, headers: list[Any]) -> None:
     """It creates, 201 with Location, and takes nulls away."""
@@ -566,6 +567,7 @@ def test_touch_of_a_foreign_hash(client: Checked, raw: redis.Redis) -> None:
     assert not entries(raw)
 
 
+@on_few
 @pytest.mark.parametrize(("headers", "target", "body"), KINDS, ids=["flat", "nested", "value", "JSON Patch", "touch"])
 def test_another_type(client: Checked, raw: redis.Redis, headers: Any, target: str, body: bytes) -> None:
     """A key of ours that is no hash is 409, and stays."""
@@ -607,6 +609,7 @@ def test_accept_patch(client: Checked) -> None:
     assert "PATCH" in answer.headers["Allow"]
 
 
+@on_few
 @pytest.mark.parametrize("media_type", [JSON[1], "Application/JSON-Patch+JSON", "application/json-patch+json; charset=utf-8"])
 def test_the_type_of_a_json_patch(client: Checked, media_type: str) -> None:
     """Its media type, in any case and with parameters."""

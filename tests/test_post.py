@@ -45,6 +45,7 @@ TARGETS = [
 ]
 
 
+@on_few
 @pytest.mark.parametrize(("target", "container", "namespace"), TARGETS)
 def test_receipt(client: Checked, raw: redis.Redis, target: str, container: str, namespace: str) -> None:
     """201, Location, and a receipt; the document is there, is listed, and is an entry of the log."""
@@ -67,6 +68,7 @@ def test_receipt(client: Checked, raw: redis.Redis, target: str, container: str,
     assert name in [item["name"] for item in listed(client, "/?list" if container == "/" else container)]
 
 
+@on_few
 @pytest.mark.parametrize("body", ["null", "5", '"x"', "[1.0]", "{}", '{"$kv":1}', '{"b":1,"a":{"c":null}}'])
 def test_what_is_appended(client: Checked, body: str) -> None:
     """Any JSON, to the letter."""
@@ -106,6 +108,7 @@ TTLS: list[tuple[str, str, int | None]] = [
 ]
 
 
+@on_few
 @pytest.mark.parametrize(("query", "body", "ttl_s"), TTLS)
 def test_ttl(client: Checked, raw: redis.Redis, query: str, body: str, ttl_s: int | None) -> None:
     """As in a PUT; the receipt says it."""
