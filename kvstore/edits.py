@@ -40,6 +40,8 @@ def json_patch_change(body: bytes, *, asked_ms: int | None) -> Change:
         if current is None:
             raise NotFound("thing doesn't exist: a JSON Patch needs a document; a merge patch creates one")
         encoded = codec.encode(_applied(patch.load(current.text), operations))
+        if encoded.ttl_s is not None:
+            raise PathNotThere("the patch would make a member ttl, a name that is reserved; ask for another TTL with ?ttl=")
         return encoded, asked_ms
 
     return change

@@ -19,6 +19,7 @@ MAX_LIMIT = 1000
 NDJSON_PAGE = 200  # documents in one piece of a stream
 
 NDJSON = "application/x-ndjson"
+VARY = ("Vary", "Accept")  # one URL, two formats: only the JSON one has an entity-tag
 
 
 def list_below(request: Request, path: Path, raw_query: bytes) -> List:
@@ -39,7 +40,7 @@ def list_below(request: Request, path: Path, raw_query: bytes) -> List:
         descending=order == "desc",
         with_values=parameter(raw_query, "keys") is None,
         recursive=recursive,
-        none_match=parse_conditions(request.headers).none_match if path.text != "/" else "",
+        none_match=parse_conditions(request.headers).none_match if path.text != "/" and not _is_stream(request) else "",
     )
 
 
@@ -60,14 +61,14 @@ def render_listing(request: Request, listing: Listing) -> Reply:
     items = render_items(container, listing.items)
     tag = tag_header(listing.tag)
     if _is_stream(request):
-        headers: Headers = (("Content-Type", NDJSON), ("Cache-Control", "no-cache"), *SAFE, *tag)
+        headers: Headers = (("Content-Type", NDJSON), ("Cache-Control", "no-cache"), VARY, *SAFE)
         return Reply(200, headers, b"".join([item + b"\n" for item in items]), listing.more)
     if listing.more is None:
-        return Reply(200, DOCUMENT + tag, b'{"items":[%b]}\n' % b",".join(items))
+        return Reply(200, (*DOCUMENT, VARY, *tag), b'{"items":[%b]}\n' % b",".join(items))
     following = request.base + container + "?" + _query(listing.more)
     link = ("Link", f'<{following}>; rel="next"')
     body = b'{"items":[%b],"next":%b}\n' % (b",".join(items), json.dumps(following).encode())
-    return Reply(200, (*DOCUMENT, *tag, link), body)
+    return Reply(200, (*DOCUMENT, VARY, *tag, link), body)
 
 
 def render_items(container: str, items: list[Item]) -> list[bytes]:

@@ -224,7 +224,6 @@ LANES = [
     ("asgi", "redis"),
     ("served", "valkey"),
     ("served", "redis"),
-    ("served", "cluster"),
 ]
 
 

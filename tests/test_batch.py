@@ -222,7 +222,7 @@ def only_reads(request: Any) -> bool:
     return request[0] in ("GET", "HEAD")
 
 
-@on_few
+@on_two
 @pytest.mark.parametrize(
     ("refused", "status"), REFUSALS, ids=lambda case: f"{case[0]} {case[1][:14]}" if isinstance(case, tuple) else str(case)
 )

@@ -119,7 +119,7 @@ def test_listing(client: Checked) -> None:
             assert YEAR_S - 60 < item["ttl"] <= YEAR_S
 
 
-@pytest.mark.parametrize("limit", [1, 2, 3, 7, 1000])
+@pytest.mark.parametrize("limit", [1, 3, 1000])
 @pytest.mark.parametrize("container", ["/ns/", "/ns/a/"])
 @on_few
 def test_pages(client: Checked, container: str, limit: int) -> None:
@@ -436,7 +436,7 @@ def test_expired_is_never_listed(client: Checked, raw: redis.Redis) -> None:
     assert raw.zcard(keys_of("ns").names) == len(left) == raw.zcard(keys_of("ns").expiry)
 
 
-@on_few
+@on_two
 def test_many_expire_at_once(client: Checked, raw: redis.Redis) -> None:
     """Also where thousands end in one moment."""
     for start in (0, 1000):
@@ -573,13 +573,13 @@ def test_a_touch_keeps_the_namespace_known(client: Checked, raw: redis.Redis) ->
     "query", ["", "?order=desc", "?recursive", "?keys", "?recursive&order=desc&keys", "?after=a0", "?limit=1"]
 )
 def test_ndjson_is_all_pages(client: Checked, query: str) -> None:
-    """An item a line, the items of all pages in their order, whatever the limit; with the entity-tag of the container."""
+    """An item a line, the items of all pages in their order, whatever the limit; only the JSON of that URL has an entity-tag."""
     fill(client, PATHS)
     answer, items = stream(client, f"/ns/{query}")
     pages = listed(client, f"/ns/{query}")
     assert [{**item, "ttl": 0} for item in items] == [{**item, "ttl": 0} for item in pages]
-    assert answer.tag == client.get(f"/ns/{query}").tag
-    assert client.get(f"/ns/{query}", [("Accept", "application/x-ndjson"), ("If-None-Match", answer.tag)]).status == 304
+    assert "ETag" not in answer.headers
+    assert answer.headers["Vary"] == client.get(f"/ns/{query}").headers["Vary"] == "Accept"
 
 
 @on_few
@@ -775,7 +775,7 @@ def test_recursive_delete_of_what_is_half_gone(client: Checked, raw: redis.Redis
 MANY = 10_000
 
 
-@on_servers
+@on_two
 def test_recursive_delete_of_many(client: Checked, raw: redis.Redis) -> None:
     """10,000 documents, in pieces: other requests go on meanwhile, and no other document is touched."""
     for start in range(0, MANY, 1000):
