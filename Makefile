@@ -34,9 +34,10 @@ check: $(VENV)/ready-dev ## ruff, mypy
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-bench: $(VENV)/ready-dev ## measure beside webdis and a plain Flask app, about 6 minutes
+bench: $(VENV)/ready-dev ## measure beside webdis and a plain Flask app, about 8 minutes
 	@$(BIN)/python bench/peers
 	@$(BIN)/python bench/inside
+	@$(BIN)/python bench/containers
 
 load: ## PUT and GET 2,000 things at a server that runs; URL=http://127.0.0.1:8000
 	@bench/load.sh $(URL)
