@@ -13,7 +13,7 @@ from stores import STORES, Running, make_directory
 
 settings.register_profile(
     "kvstore",
-    max_examples=100,
+    max_examples=40,
     deadline=None,
     database=None,
     print_blob=True,
