@@ -573,9 +573,9 @@ def test_a_touch_keeps_the_namespace_known(client: Checked, raw: redis.Redis) ->
     "query", ["", "?order=desc", "?recursive", "?keys", "?recursive&order=desc&keys", "?after=a0", "?limit=1"]
 )
 def test_ndjson_is_all_pages(client: Checked, query: str) -> None:
-    """An item a line, the items of all pages in their order, whatever the limit; only the JSON of that URL has an entity-tag."""
+    """An item a line, the items of all pages in their order; only the JSON of that URL has an entity-tag."""
     fill(client, PATHS)
-    _, items = stream(client, f"/ns/{query}")
+    answer, items = stream(client, f"/ns/{query}")
     pages = listed(client, f"/ns/{query}")
     assert [{**item, "ttl": 0} for item in items] == [{**item, "ttl": 0} for item in pages]
     assert "ETag" not in answer.headers
