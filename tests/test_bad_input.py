@@ -125,7 +125,7 @@ BODIES = [
 @pytest.mark.parametrize(("body", "status"), [row[1:] for row in BODIES], ids=[row[0] for row in BODIES])
 @pytest.mark.parametrize("sent", ["declared", "chunked"])
 def test_bodies(client: Checked, raw: redis.Redis, sent: str, body: bytes, status: int) -> None:
-    """CONTRACT section 2: nothing is stored, and the old document is untouched."""
+    """Nothing is stored, and the old document is untouched."""
     headers = [("Transfer-Encoding", "chunked")] if sent == "chunked" else []
     client.put("/ns/a", '{"old":1.0}')
     before = contents(raw)
@@ -179,7 +179,7 @@ TARGETS = [
 @pytest.mark.parametrize(("target", "status"), [row[1:] for row in TARGETS], ids=[row[0] for row in TARGETS])
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE"])
 def test_targets(client: Checked, raw: redis.Redis, method: str, target: bytes, status: int) -> None:
-    """CONTRACT section 1: refused, never redirected, never repaired into another path."""
+    """Refused, never redirected, never repaired into another path."""
     for path in ("/", "/ns", "/ns/a", "/a"):
         client.put(path, '{"old":1}')
     before = contents(raw)

@@ -483,7 +483,7 @@ def test_an_expired_document_is_not_patched(client: Checked, raw: redis.Redis) -
 
 # --- Preconditions ------------------------------------------------------------------------------------------------------
 
-# CONTRACT section 4, for PATCH: header, value, nothing there, tag matches, tag differs.
+# For PATCH: header, value, nothing there, tag matches, tag differs.
 PRECONDITIONS = [
     ("If-Match", '"t"', 412, 200, 412),
     ("If-Match", "*", 412, 200, 200),
