@@ -29,7 +29,7 @@ from kvstore.commands import Script
 from kvstore.errors import Problem
 from kvstore.pipeline import Pipeline
 
-TOLD_S = 6.0  # CONTRACT section 9
+TOLD_S = 6.0  # after which a client is told at the latest
 AT_ONCE_S = 0.3
 COUNTER = "kv:{test}/counter"
 

@@ -22,7 +22,7 @@ from serving import wire as request_bytes
 from stores import START_S, Running, answers, connect, die_with_parent, start_redis, wait_until
 from wires import Wire
 
-TOLD_S = 6.0  # CONTRACT section 9: a client is told within 6 s, and served within 2 s of Redis's return
+TOLD_S = 6.0  # a client is told within 6 s, and served within 2 s of Redis's return
 BACK_S = 2.0
 GRACE_S = 20  # kvstore.serve
 WRITERS = 16
