@@ -12,7 +12,6 @@
 from typing import NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
-KINDS = ("single", "sentinel", "cluster", "fake")
 PORT = 6379
 SENTINEL_PORT = 26379
 
@@ -22,7 +21,11 @@ class InvalidAddress(ValueError):
 
 
 class Address(NamedTuple):
-    """Where a Redis is. `nodes` are (host, port); `path` is that of a unix socket; `ca_file` None is the system's."""
+    """Where a Redis is.
+
+    `kind` is single, sentinel, cluster or fake; `nodes` are (host, port); `path` is that of a unix socket; `ca_file` None is
+    the system's.
+    """
 
     kind: str
     nodes: tuple[tuple[str, int], ...] = ()

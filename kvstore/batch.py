@@ -105,6 +105,8 @@ class Batch(NamedTuple):
             answer = self._answer(place, reply[2])
             if answer is None:
                 return Again(self)
+            if isinstance(answer, Problem) and answer.status >= 500:
+                raise answer  # a full Redis refuses the batch, not one request of it
             # A refusal that came after reading is kept here; the other the script has kept.
             return self._refused(place, answer) if word == b"lost" else Refused(place, self.requests[place], answer)
         unfinished = False

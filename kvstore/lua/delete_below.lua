@@ -19,12 +19,11 @@ local function delete_below(_, at)
       redis.call('ZREM', NAMES, rest)
       redis.call('XADD', LOG, 'MAXLEN', '~', ARGV[at + 3], '*', 'delete', rest)
       deleted = deleted + 1
-    else -- expired, or another client's
+    elseif kind == 'none' then
+      vanish(rest)
+    else -- another client's
       redis.call('ZREM', EXPIRY, rest)
       redis.call('ZREM', NAMES, rest)
-      if kind == 'none' then
-        redis.call('XADD', LOG, '*', 'expire', rest)
-      end
     end
   end
   return {'some', deleted, #names == tonumber(ARGV[at + 2]) and 'more' or false}
