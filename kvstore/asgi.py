@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from kvstore.address import parse_address
 from kvstore.app import locate
 from kvstore.clients import open_async_store
-from kvstore.commands import Follow
+from kvstore.containers import Follow
 from kvstore.errors import ContentTooLarge, Problem, bug
 from kvstore.live import MAX_BUFFERED_BYTES, Follower, Hub
 from kvstore.messages import MAX_BODY_BYTES, Reply, Request, refuse

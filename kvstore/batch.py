@@ -14,7 +14,7 @@ from json.encoder import encode_basestring
 from typing import Any, NamedTuple
 
 from kvstore import codec, messages
-from kvstore.commands import BATCH, Again, Command, Conclude, Edit, Get, Missing, Once, Post, Register, Reply, Script, below
+from kvstore.commands import Again, Command, Conclude, Edit, Get, Missing, Once, Post, Register, Reply, below
 from kvstore.conditions import parse_conditions
 from kvstore.errors import (
     PROBLEMS,
@@ -28,6 +28,7 @@ from kvstore.errors import (
 )
 from kvstore.messages import DOCUMENT, SAFE, Request, refuse
 from kvstore.paths import Path
+from kvstore.scripts import BATCH, Script
 
 MAX_REQUESTS = 1000
 
@@ -81,7 +82,7 @@ class Batch(NamedTuple):
 
     @property
     def keys(self) -> tuple[str, ...]:
-        return self.path.keys[:4]
+        return self.path.keys[:1]
 
     @property
     def arguments(self) -> tuple[bytes | str | int, ...]:

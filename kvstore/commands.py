@@ -1,13 +1,10 @@
-"""What can be asked of a store, and what it can answer.
+"""What can be asked of documents, and what a store can answer.
 
 A command knows its script, its keys and arguments, and how to read the reply; a store only carries it. Nothing here does
-I/O. The scripts are `lua/*.lua`.
+I/O.
 """
 
-import hashlib
-import re
 from collections.abc import Callable
-from importlib.resources import files
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from kvstore.codec import MAX_BYTES, MAX_MEMBERS, Encoded, decode
@@ -24,79 +21,9 @@ from kvstore.errors import (
     unavailable,
 )
 from kvstore.paths import Path, parse_path
+from kvstore.scripts import BEGIN, CONCLUDE, DELETE, ONCE, PATCH, POST, PUT, READ, REGISTER, TOUCH, Script
 
 MAX_ATTEMPTS = 1000  # to write back a document that others write at the same time
-
-MAX_PAGE_BYTES = 4 * 1024 * 1024  # of values in a page of a listing, or one document
-MAX_DELETED_AT_ONCE = 1000  # some 10 ms of Redis's time
-
-
-class Script(NamedTuple):
-    """A Lua script and the SHA-1 that Redis knows it by (EVALSHA)."""
-
-    name: str
-    text: str
-    sha: str
-
-
-def _script(name: str, *parts: str, main: str) -> Script:
-    """A script of some of the files, without the functions that it does not call: Lua makes each anew for every call."""
-    texts = [(files("kvstore") / "lua" / f"{part}.lua").read_text("utf-8") for part in parts]
-    functions = re.split(r"(?m)^(?=local function )", "\n".join(texts))
-    text = main
-    for function in reversed(functions):
-        defined = re.match(r"local function (\w+)", function)
-        if not defined or re.search(rf"\b{defined[1]}\b", text):
-            text = function + text
-    return Script(name, text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
-
-
-def _act(name: str) -> Script:
-    """A script that carries out one request on a document."""
-    return _script(name, "prelude", name, main=f"return {name}(KEYS[5], 1, #ARGV)")
-
-
-def _once(name: str) -> Script:
-    """The same for a request with an Idempotency-Key."""
-    return _script(f"{name} once", "prelude", name, "once", main=f"return once({name}, KEYS[5])")
-
-
-READ = _script("read", "read", main="")
-PUT = _act("put")
-PATCH = _act("patch")
-TOUCH = _act("touch")
-DELETE = _act("delete")
-POST = _act("post")
-BEGIN = _act("begin")
-CONCLUDE = _act("conclude")
-DELETE_BELOW = _act("delete_below")
-ONCE = {script.name: _once(script.name) for script in (PUT, PATCH, TOUCH, DELETE, POST, BEGIN, CONCLUDE, DELETE_BELOW)}
-BATCH_PARTS = ("get", "put", "patch", "touch", "delete", "post", "begin", "batch")
-BATCH = _script("batch", "prelude", *BATCH_PARTS, main="return batch(nil, 1, #ARGV)")
-ONCE["batch"] = _script("batch once", "prelude", *BATCH_PARTS, "once", main="return once(batch)")
-LIST = _act("list")
-REGISTER = _act("register")
-CENSUS = _act("census")
-PLACE = _act("place")
-CHANGES = _act("changes")
-SCRIPTS = (
-    READ,
-    PUT,
-    PATCH,
-    TOUCH,
-    DELETE,
-    POST,
-    BEGIN,
-    CONCLUDE,
-    DELETE_BELOW,
-    LIST,
-    REGISTER,
-    CENSUS,
-    PLACE,
-    CHANGES,
-    BATCH,
-    *ONCE.values(),
-)
 
 
 class Found(NamedTuple):
@@ -186,7 +113,7 @@ class Get(NamedTuple):
         return ()
 
     def outcome(self, reply: Reply) -> Found | Missing:
-        return _found(reply) if reply else Missing()
+        return found_in(reply) if reply else Missing()
 
 
 class Put(NamedTuple):
@@ -261,7 +188,7 @@ class Patch(NamedTuple):
 
     def outcome(self, reply: Reply) -> Stored | Failed | Again:
         if reply[0] in (b"created", b"replaced"):
-            return registered(self.path, reply[2], Stored(_found(reply[1]), created=reply[0] == b"created"))
+            return registered(self.path, reply[2], Stored(found_in(reply[1]), created=reply[0] == b"created"))
         return _refused(reply)
 
 
@@ -283,7 +210,7 @@ class Touch(NamedTuple):
 
     def outcome(self, reply: Reply) -> Stored | Missing | Failed | Again:
         if reply[0] == b"touched":
-            return registered(self.path, reply[2], Stored(_found(reply[1]), created=False))
+            return registered(self.path, reply[2], Stored(found_in(reply[1]), created=False))
         return Missing() if reply[0] == b"missing" else _refused(reply)
 
 
@@ -321,6 +248,28 @@ class Post(NamedTuple):
         return registered(self.container, reply[4], appended)
 
 
+class Delete(NamedTuple):
+    """Delete a document: Deleted, Missing or Failed."""
+
+    path: Path
+    conditions: Conditions
+    log_length: int
+    script: Script = DELETE
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return self.path.keys
+
+    @property
+    def arguments(self) -> tuple[bytes | str | int, ...]:
+        return (self.path.rest, *_judged(self.conditions), self.log_length)
+
+    def outcome(self, reply: Reply) -> Deleted | Missing | Failed:
+        if reply[0] == b"failed":
+            return _refused(reply)
+        return Deleted() if reply[0] == b"deleted" else Missing()
+
+
 class Edit(NamedTuple):
     """Read a document, change it with `change`, and write it back where nobody has written meanwhile, else again."""
 
@@ -351,7 +300,7 @@ class Edit(NamedTuple):
         """The next attempt, from a reply that says what is there."""
         if self.attempts >= MAX_ATTEMPTS:
             raise unavailable("too many others write this document at once; send the request again. Nothing was changed")
-        current = _found(reply[1]) if reply[1] else None
+        current = found_in(reply[1]) if reply[1] else None
         try:
             encoded, ttl_ms = self.change(current)
         except Problem as problem:
@@ -361,190 +310,6 @@ class Edit(NamedTuple):
         base = "!" if current is None else current.tag or "-"
         edit = self._replace(attempts=self.attempts + 1)
         return Again(Put(self.path, encoded, ttl_ms, self.conditions, self.log_length, edit, base))
-
-
-class Item(NamedTuple):
-    """What a listing says of a document, or with `document` None of a container; `text` is empty where no values were asked."""
-
-    name: str
-    document: Found | None
-
-
-class Listing(NamedTuple):
-    """A page of what lies below a container. `tag` None: the root has none; `more` is the command for the next page."""
-
-    items: list[Item]
-    tag: str | None
-    more: "List | None"
-
-
-class Unchanged(NamedTuple):
-    """A container's entity-tag is one that If-None-Match names."""
-
-    tag: str
-
-
-class DeletedBelow(NamedTuple):
-    """Documents below a container were deleted."""
-
-    documents: int
-
-
-class List(NamedTuple):
-    """List what lies below a container, `limit` items at most: Listing or Unchanged."""
-
-    container: Path
-    after: str
-    limit: int
-    descending: bool
-    with_values: bool
-    recursive: bool
-    none_match: str
-    script: Script = LIST
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        return self.container.keys
-
-    @property
-    def arguments(self) -> tuple[bytes | str | int, ...]:
-        return (
-            *below(self.container),
-            self.after,
-            self.limit,
-            "desc" if self.descending else "asc",
-            "values" if self.with_values else "keys",
-            "recursive" if self.recursive else "direct",
-            MAX_PAGE_BYTES,
-            self.none_match,
-        )
-
-    def outcome(self, reply: Reply) -> Listing | Unchanged | Again:
-        tag = reply[1].decode()
-        if reply[0] == b"same":
-            return Unchanged(tag)
-        items = [Item(name.decode(), _found(document) if document else None) for name, *document in reply[3]]
-        if not self.with_values:
-            items = [Item(name, document and document._replace(text=b"")) for name, document in items]
-        more = self._replace(after=items[-1].name, none_match="") if reply[2] else None
-        if self.container.text != "/":
-            return Listing(items, tag, more)
-        listing = Listing(items, None, more)
-        return Census(listing, 0).next()
-
-
-class Census(NamedTuple):
-    """Take the namespaces in which nothing lies out of a listing of the root, from the item `at` on: Listing."""
-
-    listing: Listing
-    at: int
-    script: Script = CENSUS
-
-    @property
-    def container(self) -> Path:
-        return parse_path(b"/" + self.listing.items[self.at].name.encode())
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        return self.container.keys
-
-    @property
-    def arguments(self) -> tuple[bytes | str | int, ...]:
-        return below(self.container)[:1]
-
-    def outcome(self, reply: Reply) -> Listing | Again:
-        if reply[0] == b"some":
-            return self._replace(at=self.at + 1).next()
-        del self.listing.items[self.at]
-        return self.next()
-
-    def next(self) -> Listing | Again:
-        """The listing where no namespace is left to look into, else the look into the next."""
-        items = self.listing.items
-        for at in range(self.at, len(items)):
-            if items[at].document is None:
-                return Again(self._replace(at=at))
-        return self.listing
-
-
-class DeleteBelow(NamedTuple):
-    """Delete all documents below a container, some at a time: DeletedBelow."""
-
-    container: Path
-    log_length: int
-    once: bool
-    deleted: int = 0
-    script: Script = DELETE_BELOW
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        return self.container.keys
-
-    @property
-    def arguments(self) -> tuple[bytes | str | int, ...]:
-        return (*below(self.container), MAX_DELETED_AT_ONCE, self.log_length)
-
-    def outcome(self, reply: Reply) -> DeletedBelow | Again:
-        if reply[0] == b"deleted below":  # only where it is replayed
-            return DeletedBelow(int(reply[1]))
-        deleted = reply[1] if self.once else self.deleted + reply[1]
-        if reply[2]:
-            return Again(self._replace(deleted=deleted))
-        outcome = DeletedBelow(deleted)
-        return Again(Conclude(self.container, ("deleted below", str(deleted)), outcome)) if self.once else outcome
-
-
-class At(NamedTuple):
-    """Where the change log of a namespace ends, and what was stored at a path then (None: nothing)."""
-
-    place: str
-    document: Found | None
-
-
-class Place(NamedTuple):
-    """Where the change log of a path's namespace ends now, and the document there: At."""
-
-    path: Path
-    script: Script = PLACE
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        return self.path.keys
-
-    @property
-    def arguments(self) -> tuple[bytes | str | int, ...]:
-        return ()
-
-    def outcome(self, reply: Reply) -> At:
-        return At(reply[0].decode(), _found(reply[1]) if len(reply) > 1 and reply[1] else None)
-
-
-class Changes(NamedTuple):
-    """What has changed in a path's namespace since a place in its log: a list of entries, None where the log lost some."""
-
-    path: Path
-    place: str
-    most: int
-    script: Script = CHANGES
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        return self.path.keys
-
-    @property
-    def arguments(self) -> tuple[bytes | str | int, ...]:
-        return (self.place, self.most, below(self.path)[0])
-
-    def outcome(self, reply: Reply) -> list[Any] | None:
-        return reply[1] if reply[0] == b"held" else None
-
-
-class Follow(NamedTuple):
-    """Follow a document or a container, from a place in the log (None: from a snapshot). No store executes it: live.py does."""
-
-    path: Path
-    place: str | None
-    recursive: bool  # the snapshot of a container: all documents below it, not only what lies directly below
 
 
 class Register(NamedTuple):
@@ -632,28 +397,6 @@ class Once(NamedTuple):
         return outcome
 
 
-class Delete(NamedTuple):
-    """Delete a document: Deleted, Missing or Failed."""
-
-    path: Path
-    conditions: Conditions
-    log_length: int
-    script: Script = DELETE
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        return self.path.keys
-
-    @property
-    def arguments(self) -> tuple[bytes | str | int, ...]:
-        return (self.path.rest, *_judged(self.conditions), self.log_length)
-
-    def outcome(self, reply: Reply) -> Deleted | Missing | Failed:
-        if reply[0] == b"failed":
-            return _refused(reply)
-        return Deleted() if reply[0] == b"deleted" else Missing()
-
-
 def _checked(reply: Reply) -> Reply:
     if reply[0] == b"error":
         raise problem_of_reply(reply[1].decode("utf-8", "replace"))
@@ -686,7 +429,8 @@ def _judged(conditions: Conditions) -> tuple[str, str, str | int]:
     return conditions.match, conditions.none_match, "" if since_s is None else since_s
 
 
-def _found(reply: Reply) -> Found:
+def found_in(reply: Reply) -> Found:
+    """The document that a script's reply says is there: {fields, expires_at_ms, ttl_ms}."""
     fields, expires_at_ms, ttl_ms = reply
     expires = expires_at_ms >= 0
     return Found(*decode(fields), expires_at_ms if expires else None, ttl_ms if expires else None)
@@ -707,7 +451,7 @@ def _stored(reply: Reply, encoded: Encoded | None) -> Stored:
 def _refused(reply: Reply) -> Failed:
     """The outcome of a reply that says no: a precondition that failed, or a Problem that is raised."""
     if reply[0] == b"failed":
-        return Failed(_found(reply[1]) if len(reply) > 1 and reply[1] else None)
+        return Failed(found_in(reply[1]) if len(reply) > 1 and reply[1] else None)
     raise _problem(reply)
 
 

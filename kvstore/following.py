@@ -8,7 +8,8 @@ from collections.abc import Generator
 from typing import Any, TypeAlias
 
 from kvstore.changes import Change, block, event, parse_entry
-from kvstore.commands import At, Changes, Command, Follow, List, Listing, Place
+from kvstore.commands import Command
+from kvstore.containers import At, Changes, Follow, List, Listing, Place
 from kvstore.listings import render_items
 from kvstore.paths import Path
 

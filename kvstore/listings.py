@@ -6,9 +6,10 @@ Names are percent-encoded as in paths and ordered by their bytes, a container's 
 import json
 from urllib.parse import quote, urlencode
 
-from kvstore.commands import DeleteBelow, Found, Item, List, Listing
+from kvstore.commands import Found
 from kvstore.conditions import NONE as NO_CONDITIONS
 from kvstore.conditions import parse_conditions
+from kvstore.containers import DeleteBelow, Item, List, Listing
 from kvstore.errors import InvalidParameter, InvalidPrecondition
 from kvstore.messages import DOCUMENT, SAFE, UNCHANGED, Headers, Reply, Request, parameter, tag_header, ttl_s
 from kvstore.paths import Path, parse_path, split_target

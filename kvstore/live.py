@@ -18,7 +18,7 @@ import redis.asyncio
 
 from kvstore.address import Address
 from kvstore.changes import event, parse_entry
-from kvstore.commands import Changes, Follow, Place
+from kvstore.containers import Changes, Follow, Place
 from kvstore.errors import Problem, unavailable
 from kvstore.following import HEARTBEAT_S, PAGE, begin, path_of, prefix
 from kvstore.paths import Path

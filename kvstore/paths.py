@@ -24,13 +24,19 @@ _AUTHORITY = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*")
 
 
 class Keys(NamedTuple):
-    """The Redis keys that a command may touch, all in one slot of a cluster."""
+    """The Redis keys that a command names; the others of a namespace are made of `log` inside a script (OWN_KEYS)."""
 
     log: str  # stream: the namespace's change log
-    names: str  # sorted set: the paths that exist, by name
-    expiry: str  # sorted set: the same paths, by the ms at which they expire, or earlier
-    scratch: str  # string: a sum, while a script runs
     document: str  # hash: the members, and one field of ours
+
+
+# What ends the other keys of a namespace, all in the slot of its log. In a script they are written in capitals: scripts.py
+# puts the keys in their places, so that what is not used costs nothing.
+OWN_KEYS = {
+    "names": "sorted set: the paths that exist, by name",
+    "expiry": "sorted set: the same paths, by the ms at which they expire, or earlier",
+    "scratch": "string: a sum, while a script runs",
+}
 
 
 class Path(NamedTuple):
@@ -123,17 +129,17 @@ def _encode_segment(raw: bytes) -> str:
 
 
 def _keys(namespace: str, rest: str) -> Keys:
-    log, names, expiry, scratch, documents = _namespace_keys(namespace)
-    return Keys(log, names, expiry, scratch, documents + rest)
+    log, documents = _namespace_keys(namespace)
+    return Keys(log, documents + rest)
 
 
 @lru_cache(maxsize=1024)
-def _namespace_keys(namespace: str) -> tuple[str, str, str, str, str]:
+def _namespace_keys(namespace: str) -> tuple[str, str]:
     # Canonical segments hold no braces, so the hash tag is the namespace and nothing else.
     name = "kv:{" + namespace + "}"
-    return name + "!log", name + "!names", name + "!expiry", name + "!scratch", name + "/"
+    return name + "!log", name + "/"
 
 
-def once_key(path: Path, digest: str) -> str:
-    """The key of the answer kept for an Idempotency-Key, by a digest of that (hash, for a day)."""
-    return path.keys.log.removesuffix("log") + "once:" + digest
+def own_key(path: Path, name: str) -> str:
+    """A key of the path's namespace: one of OWN_KEYS, or `once:` and a digest, the answer kept for an Idempotency-Key."""
+    return path.keys.log.removesuffix("log") + name

@@ -15,15 +15,11 @@ from kvstore.commands import (
     Appended,
     Command,
     Delete,
-    DeleteBelow,
     Deleted,
-    DeletedBelow,
     Edit,
     Failed,
-    Follow,
     Found,
     Get,
-    Listing,
     Missing,
     Once,
     Patch,
@@ -32,10 +28,10 @@ from kvstore.commands import (
     Replayed,
     Stored,
     Touch,
-    Unchanged,
 )
 from kvstore.conditions import NONE as NO_CONDITIONS
 from kvstore.conditions import parse_conditions, read_status, tag_time_ms
+from kvstore.containers import DeleteBelow, DeletedBelow, Follow, Listing, Unchanged
 from kvstore.edits import json_patch_change, merge_change
 from kvstore.errors import (
     InternalError,
@@ -53,7 +49,7 @@ from kvstore.errors import (
 )
 from kvstore.listings import delete_below, list_below, render_listing, render_unchanged
 from kvstore.messages import DOCUMENT, SAFE, UNCHANGED, Headers, Reply, Request, http_date, parameter, tag_header, ttl_s
-from kvstore.paths import Path, once_key, parse_path, split_target
+from kvstore.paths import Path, own_key, parse_path, split_target
 from kvstore.settings import Settings
 
 ID_BYTES = 20  # of a name that POST makes: 13 digits of ms, a letter, a count
@@ -243,7 +239,7 @@ def _once(request: Request, path: Path, key: str, command: Command) -> Once:
         raise InvalidRequest("an Idempotency-Key has 1 to 255 characters")
     asked = (request.method, request.target, request.body, *(request.headers.get(name) for name in _ASKED_BY))
     fingerprint = hashlib.sha256(repr(asked).encode()).hexdigest()
-    return Once(command, once_key(path, hashlib.sha256(key.encode()).hexdigest()), fingerprint)
+    return Once(command, own_key(path, "once:" + hashlib.sha256(key.encode()).hexdigest()), fingerprint)
 
 
 # The header fields that make a request another one for its Idempotency-Key.

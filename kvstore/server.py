@@ -14,7 +14,8 @@ from socket import AF_UNIX, IPPROTO_TCP
 from time import time
 from typing import Any, NamedTuple
 
-from kvstore.commands import Command, Follow
+from kvstore.commands import Command
+from kvstore.containers import Follow
 from kvstore.errors import (
     ContentTooLarge,
     HeadersTooLarge,

@@ -18,7 +18,7 @@ from werkzeug.exceptions import BadRequest, ClientDisconnected, RequestEntityToo
 from werkzeug.routing import BaseConverter
 from werkzeug.wsgi import get_input_stream
 
-from kvstore.commands import Follow
+from kvstore.containers import Follow
 from kvstore.errors import ContentTooLarge, InvalidPath, InvalidRequest, Problem, bug, unavailable
 from kvstore.following import HEARTBEAT_S, Steps, begin, catch_up
 from kvstore.messages import MAX_BODY_BYTES, Reply, Request, refuse

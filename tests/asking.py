@@ -4,6 +4,7 @@ import json
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any, NamedTuple, TypeVar
 
 import pytest
@@ -13,7 +14,7 @@ from stores import contents
 from wires import Wire
 
 from kvstore import codec
-from kvstore.paths import parse_path
+from kvstore.paths import OWN_KEYS, own_key, parse_path
 
 Lines = Iterable[tuple[str, str | bytes]]
 Result = TypeVar("Result")
@@ -157,8 +158,9 @@ def _entry(id_: str, pairs: list[bytes]) -> Entry:
 
 
 def keys_of(namespace: str) -> Any:
-    """The keys of a namespace; `/` is the root's."""
-    return parse_path(f"/{namespace}/x".encode() if namespace != "/" else b"/x").keys
+    """The keys of a namespace by name, `log` and the others; `/` is the root's."""
+    path = parse_path(f"/{namespace}/x".encode() if namespace != "/" else b"/x")
+    return SimpleNamespace(log=path.keys.log, **{name: own_key(path, name) for name in OWN_KEYS})
 
 
 def documents_and_indexes(raw: redis.Redis) -> dict[bytes, Any]:
@@ -174,5 +176,5 @@ def documents_and_indexes(raw: redis.Redis) -> dict[bytes, Any]:
 def expire(raw: redis.Redis, path: str) -> None:
     """Let a document's time be over, as it is in Redis when that happens by itself."""
     at = parse_path(path.encode())
-    raw.zadd(at.keys.expiry, {at.rest: 1})
+    raw.zadd(own_key(at, "expiry"), {at.rest: 1})
     raw.pexpireat(at.keys.document, 1)

@@ -816,12 +816,12 @@ def test_parallel_recursive_deletes(client: Checked) -> None:
 @on_one
 def test_a_delete_that_takes_long(client: Checked, opened: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """However long all of it takes: each piece has its own time, and requests beside it are answered."""
-    from kvstore import commands, pipeline
+    from kvstore import containers, pipeline
 
     beside = opened("asgi", "valkey")
     for start in range(0, 3000, 1000):
         batch(beside, [("PUT", f"/ns/q/{n}", n) for n in range(start, start + 1000)])
-    monkeypatch.setattr(commands, "MAX_DELETED_AT_ONCE", 1)
+    monkeypatch.setattr(containers, "MAX_DELETED_AT_ONCE", 1)
     monkeypatch.setattr(pipeline, "ANSWER_S", 0.2)
     statuses: list[int] = []
     with ThreadPoolExecutor(1) as pool:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from redis.crc import key_slot
 
 from kvstore.errors import InvalidPath, PathTooLong, Problem
-from kvstore.paths import MAX_BYTES, MAX_SEGMENTS, Path, parse_path, split_target
+from kvstore.paths import MAX_BYTES, MAX_SEGMENTS, OWN_KEYS, Path, own_key, parse_path, split_target
 
 # Raw path, its canonical text, whether it is a container, its document key.
 ACCEPTED = [
@@ -150,7 +150,7 @@ def spelled(draw: st.DrawFn, path: list[str]) -> bytes:
 
 def keys_of(path: Path) -> set[str]:
     """The keys that are not documents."""
-    return set(path.keys) - {path.keys.document}
+    return {path.keys.log, *(own_key(path, name) for name in OWN_KEYS)}
 
 
 @given(st.data(), paths, st.booleans())
@@ -178,11 +178,13 @@ def test_two_paths_two_keys(data: st.DataObject, one: list[str], other: list[str
 @given(st.data(), paths)
 def test_one_slot_by_the_namespace_alone(data: st.DataObject, path: list[str]) -> None:
     """All keys of a path are in one slot of a cluster, which its namespace chooses and no brace in a segment does."""
-    keys = parse_path(data.draw(spelled(path))).keys
+    drawn = parse_path(data.draw(spelled(path)))
+    keys = drawn.keys
     namespace = keys.log.removeprefix("kv:{").removesuffix("}!log")
     assert "{" not in namespace
     assert "}" not in namespace
-    assert {key_slot(key.encode()) for key in keys} == {key_slot(namespace.encode())}
+    every = keys_of(drawn) | set(keys)
+    assert {key_slot(key.encode()) for key in every} == {key_slot(namespace.encode())}
 
 
 @given(st.binary(max_size=40).map(lambda tail: b"/" + tail) | st.binary(max_size=10))

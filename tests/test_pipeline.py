@@ -25,9 +25,9 @@ from stores import START_S, Running, die_with_parent, free_ports, make_directory
 
 from kvstore import pipeline
 from kvstore.clients import open_async_store
-from kvstore.commands import Script
 from kvstore.errors import Problem
 from kvstore.pipeline import Pipeline
+from kvstore.scripts import Script
 
 TOLD_S = 6.0  # after which a client is told at the latest
 AT_ONCE_S = 0.3

@@ -1,5 +1,5 @@
 -- Carry out several requests on one namespace, one after the other.
--- KEYS   1…4 as in prelude.lua
+-- KEYS   1 log
 -- ARGV   1 what stands before a name in the documents' keys  2 'atomic': where one is refused none is applied; else 'each'
 --        3… for each request its script's name, how many arguments it has, and these
 -- reply  {'done', the replies}, {'read', the replies} where all were 'begin'; or {'undone', which one was refused, counted from

@@ -1,5 +1,5 @@
 -- Read a document that is to be changed and written back, by put.lua.
--- KEYS   1…4 as in prelude.lua  5 document
+-- KEYS   1 log  2 document
 -- ARGV   1 the document's name in names and log  2 If-Match  3 If-None-Match  4 If-Unmodified-Since (s)
 -- reply  {'read', what is there}, {'failed', what is there}
 

@@ -1,5 +1,5 @@
 -- Whether anything lies in a namespace.
--- KEYS   1…4 as in prelude.lua
+-- KEYS   1 log
 -- ARGV   1 what stands before a name in the documents' keys
 -- reply  {'some'} or {'none'}
 

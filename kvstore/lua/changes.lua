@@ -1,5 +1,5 @@
 -- What has changed in a namespace since a place in its log.
--- KEYS   1…4 as in prelude.lua
+-- KEYS   1 log
 -- ARGV   1 the place  2 most changes  3 what stands before a name in the documents' keys
 -- reply  {'held', entries of the log}, or {'lost'} where the log no longer holds all of them, or does not hold the place yet
 

@@ -1,5 +1,5 @@
 -- Say what was decided outside of Redis; a script of its own only so that once.lua can keep it.
--- KEYS   1…4 as in prelude.lua  5 document
+-- KEYS   1 log  2 document
 -- ARGV   1… words
 -- reply  the words
 

@@ -1,5 +1,5 @@
 -- Delete a document.
--- KEYS   1…4 as in prelude.lua  5 document
+-- KEYS   1 log  2 document
 -- ARGV   1 the document's name in names and log  2 If-Match  3 If-None-Match  4 If-Unmodified-Since (s)
 --        5 length of the log
 -- reply  {'deleted', the change's id}, {'missing'}, {'failed', what is there}

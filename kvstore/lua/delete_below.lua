@@ -1,5 +1,5 @@
 -- Delete documents below a container, some at a time, so that Redis is never held up for long.
--- KEYS   1…4 as in prelude.lua
+-- KEYS   1 log
 -- ARGV   1 what stands before a name in the documents' keys  2 the container's own name in names and log, '' or 'a/b/'
 --        3 most documents  4 length of the log
 -- reply  {'some', how many, 'more' or nil}

@@ -1,5 +1,5 @@
 -- List what lies directly below a container, or all documents below it; in order of name, a page.
--- KEYS   1…4 as in prelude.lua
+-- KEYS   1 log
 -- ARGV   1 what stands before a name in the documents' keys  2 the container's own name in names and log, '' or 'a/b/'
 --        3 the name after which the page starts, '' for the first  4 most items  5 'asc' or 'desc'  6 'values' or 'keys'
 --        7 'direct' or 'recursive'  8 most bytes of values  9 If-None-Match

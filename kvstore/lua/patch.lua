@@ -1,5 +1,5 @@
 -- Change members of a document and leave the others alone (RFC 7396, where no member of the patch is an object).
--- KEYS   1…4 as in prelude.lua  5 document
+-- KEYS   1 log  2 document
 -- ARGV   1 the document's name in names and log  2 ttl_ms, '' to keep the expiry  3 If-Match  4 If-None-Match
 --        5 If-Unmodified-Since (s)  6 length of the log  7 ttl_ms of a document that this creates  8 most members
 --        9 most bytes  10 'sv' where values are server values  11 what follows the entity-tag in our own field of an object

@@ -1,5 +1,5 @@
 -- Where the change log of a namespace ends now, and a document as it is at that place.
--- KEYS   1…4 as in prelude.lua  5 document
+-- KEYS   1 log  2 document
 -- reply  {place, what is there}; the place is the id of the last change, or where there is no log the time
 
 local function place(key)

@@ -1,5 +1,5 @@
 -- Append a document to a container, under a name made of the change's id: names sort as the changes were made.
--- KEYS   1…4 as in prelude.lua
+-- KEYS   1 log
 -- ARGV   1 what stands before a name in the documents' keys  2 the container's own name in names and log, '' or 'a/b/'
 --        3 ttl_ms  4 length of the log  5 what follows the entity-tag in our own field  6 'sv' where values are server values
 --        7… field, value, …

@@ -2,8 +2,9 @@
 -- out a request takes the document's key and where its arguments stand in ARGV, so that a batch can call it as well.
 -- No JSON value is ever decoded in Lua: cjson would turn 1.0 into 1 and [] into {}.
 
--- KEYS   1 log  2 names  3 expiry  4 scratch, each of the namespace; what follows is at each script's head
-local LOG, NAMES, EXPIRY, SCRATCH = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+-- KEYS   1 the namespace's change log; what follows is at each script's head. The namespace's other keys stand here in
+--        capitals, NAMES for one: paths.py lists them, scripts.py puts them in.
+local LOG = KEYS[1]
 
 local MOST_ARGUMENTS = 7000 -- of one call: unpack of 8,000 overflows Lua's stack. Even, so that pairs stay together
 local LOG_BYTES = 4194304 -- of a change log, about: the larger a change, the fewer stay

@@ -1,5 +1,5 @@
 -- Replace a document as a whole, or create it.
--- KEYS   1…4 as in prelude.lua  5 document
+-- KEYS   1 log  2 document
 -- ARGV   1 the document's name in names and log  2 ttl_ms  3 length of the log  4 what follows the entity-tag in our own field
 --        5 '' for a plain PUT, else six lines: If-Match, If-None-Match, If-Unmodified-Since (s); 'put', or 'patch' for a
 --        document that was read, changed, and is written back: the expiry stays where ttl_ms is ''; what it was read as:

@@ -1,5 +1,5 @@
 -- Note in the root's index that a namespace is there, as `name/`; the root is in another slot than the namespace.
--- KEYS   1…4 as in prelude.lua, of the root
+-- KEYS   1 log, of the root
 -- ARGV   1 the namespace's name and a slash  2 the ms at which its own keys expire
 -- reply  {'registered'}
 

@@ -1,5 +1,5 @@
 -- Change when a document expires, and nothing else: no entity-tag, no event.
--- KEYS   1…4 as in prelude.lua  5 document
+-- KEYS   1 log  2 document
 -- ARGV   1 the document's name in names and log  2 ttl_ms  3 If-Match  4 If-None-Match  5 If-Unmodified-Since (s)
 -- reply  {'touched', what is there, as in put.lua the ms at which the namespace's own keys expire},
 --        {'missing'}, {'failed', what is there}

@@ -1,0 +1,194 @@
+"""What can be asked of containers and of change logs, and what they can answer: as commands.py has it for documents."""
+
+from typing import Any, NamedTuple
+
+from kvstore.commands import Again, Conclude, Found, Reply, below, found_in
+from kvstore.paths import Path, parse_path
+from kvstore.scripts import CENSUS, CHANGES, DELETE_BELOW, LIST, PLACE, Script
+
+MAX_PAGE_BYTES = 4 * 1024 * 1024  # of values in a page of a listing, or one document
+MAX_DELETED_AT_ONCE = 1000  # some 10 ms of Redis's time
+
+
+class Item(NamedTuple):
+    """What a listing says of a document, or with `document` None of a container; `text` is empty where no values were asked."""
+
+    name: str
+    document: Found | None
+
+
+class Listing(NamedTuple):
+    """A page of what lies below a container. `tag` None: the root has none; `more` is the command for the next page."""
+
+    items: list[Item]
+    tag: str | None
+    more: "List | None"
+
+
+class Unchanged(NamedTuple):
+    """A container's entity-tag is one that If-None-Match names."""
+
+    tag: str
+
+
+class DeletedBelow(NamedTuple):
+    """Documents below a container were deleted."""
+
+    documents: int
+
+
+class List(NamedTuple):
+    """List what lies below a container, `limit` items at most: Listing or Unchanged."""
+
+    container: Path
+    after: str
+    limit: int
+    descending: bool
+    with_values: bool
+    recursive: bool
+    none_match: str
+    script: Script = LIST
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return self.container.keys
+
+    @property
+    def arguments(self) -> tuple[bytes | str | int, ...]:
+        return (
+            *below(self.container),
+            self.after,
+            self.limit,
+            "desc" if self.descending else "asc",
+            "values" if self.with_values else "keys",
+            "recursive" if self.recursive else "direct",
+            MAX_PAGE_BYTES,
+            self.none_match,
+        )
+
+    def outcome(self, reply: Reply) -> Listing | Unchanged | Again:
+        tag = reply[1].decode()
+        if reply[0] == b"same":
+            return Unchanged(tag)
+        items = [Item(name.decode(), found_in(document) if document else None) for name, *document in reply[3]]
+        if not self.with_values:
+            items = [Item(name, document and document._replace(text=b"")) for name, document in items]
+        more = self._replace(after=items[-1].name, none_match="") if reply[2] else None
+        if self.container.text != "/":
+            return Listing(items, tag, more)
+        listing = Listing(items, None, more)
+        return Census(listing, 0).next()
+
+
+class Census(NamedTuple):
+    """Take the namespaces in which nothing lies out of a listing of the root, from the item `at` on: Listing."""
+
+    listing: Listing
+    at: int
+    script: Script = CENSUS
+
+    @property
+    def container(self) -> Path:
+        return parse_path(b"/" + self.listing.items[self.at].name.encode())
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return self.container.keys
+
+    @property
+    def arguments(self) -> tuple[bytes | str | int, ...]:
+        return below(self.container)[:1]
+
+    def outcome(self, reply: Reply) -> Listing | Again:
+        if reply[0] == b"some":
+            return self._replace(at=self.at + 1).next()
+        del self.listing.items[self.at]
+        return self.next()
+
+    def next(self) -> Listing | Again:
+        """The listing where no namespace is left to look into, else the look into the next."""
+        items = self.listing.items
+        for at in range(self.at, len(items)):
+            if items[at].document is None:
+                return Again(self._replace(at=at))
+        return self.listing
+
+
+class DeleteBelow(NamedTuple):
+    """Delete all documents below a container, some at a time: DeletedBelow."""
+
+    container: Path
+    log_length: int
+    once: bool
+    deleted: int = 0
+    script: Script = DELETE_BELOW
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return self.container.keys
+
+    @property
+    def arguments(self) -> tuple[bytes | str | int, ...]:
+        return (*below(self.container), MAX_DELETED_AT_ONCE, self.log_length)
+
+    def outcome(self, reply: Reply) -> DeletedBelow | Again:
+        if reply[0] == b"deleted below":  # only where it is replayed
+            return DeletedBelow(int(reply[1]))
+        deleted = reply[1] if self.once else self.deleted + reply[1]
+        if reply[2]:
+            return Again(self._replace(deleted=deleted))
+        outcome = DeletedBelow(deleted)
+        return Again(Conclude(self.container, ("deleted below", str(deleted)), outcome)) if self.once else outcome
+
+
+class At(NamedTuple):
+    """Where the change log of a namespace ends, and what was stored at a path then (None: nothing)."""
+
+    place: str
+    document: Found | None
+
+
+class Place(NamedTuple):
+    """Where the change log of a path's namespace ends now, and the document there: At."""
+
+    path: Path
+    script: Script = PLACE
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return self.path.keys
+
+    @property
+    def arguments(self) -> tuple[bytes | str | int, ...]:
+        return ()
+
+    def outcome(self, reply: Reply) -> At:
+        return At(reply[0].decode(), found_in(reply[1]) if len(reply) > 1 and reply[1] else None)
+
+
+class Changes(NamedTuple):
+    """What has changed in a path's namespace since a place in its log: a list of entries, None where the log lost some."""
+
+    path: Path
+    place: str
+    most: int
+    script: Script = CHANGES
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return self.path.keys
+
+    @property
+    def arguments(self) -> tuple[bytes | str | int, ...]:
+        return (self.place, self.most, below(self.path)[0])
+
+    def outcome(self, reply: Reply) -> list[Any] | None:
+        return reply[1] if reply[0] == b"held" else None
+
+
+class Follow(NamedTuple):
+    """Follow a document or a container, from a place in the log (None: from a snapshot). No store executes it: live.py does."""
+
+    path: Path
+    place: str | None
+    recursive: bool  # the snapshot of a container: all documents below it, not only what lies directly below

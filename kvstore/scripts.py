@@ -1,0 +1,67 @@
+"""The Lua scripts, each put together from `lua/*.lua` with what it calls of the prelude. A command names one of them.
+
+Source: EVALSHA, EVAL.
+"""
+
+import hashlib
+import re
+from importlib.resources import files
+from typing import NamedTuple
+
+from kvstore.paths import OWN_KEYS
+
+
+class Script(NamedTuple):
+    """A Lua script and the SHA-1 that Redis knows it by (EVALSHA)."""
+
+    name: str
+    text: str
+    sha: str
+
+
+_OWN_KEY = re.compile(r"\b(?:" + "|".join(OWN_KEYS).upper() + r")\b")
+
+
+def _script(name: str, *parts: str, main: str) -> Script:
+    """A script of some of the files, without the functions that it does not call: Lua makes each anew for every call."""
+    texts = [(files("kvstore") / "lua" / f"{part}.lua").read_text("utf-8") for part in parts]
+    functions = re.split(r"(?m)^(?=local function )", "\n".join(texts))
+    text = main
+    for function in reversed(functions):
+        defined = re.match(r"local function (\w+)", function)
+        if not defined or re.search(rf"\b{defined[1]}\b", text):
+            text = function + text
+    text = _OWN_KEY.sub(lambda key: f"(SPACE .. '{key[0].lower()}')", text)
+    if "SPACE" in text:
+        text = "local SPACE = string.sub(KEYS[1], 1, -4) -- all that the keys of a namespace have in common\n" + text
+    return Script(name, text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
+
+
+def _act(name: str) -> Script:
+    """A script that carries out one request on a document."""
+    return _script(name, "prelude", name, main=f"return {name}(KEYS[2], 1, #ARGV)")
+
+
+def _once(name: str) -> Script:
+    """The same for a request with an Idempotency-Key."""
+    return _script(f"{name} once", "prelude", name, "once", main=f"return once({name}, KEYS[2])")
+
+
+READ = _script("read", "read", main="")
+PUT = _act("put")
+PATCH = _act("patch")
+TOUCH = _act("touch")
+DELETE = _act("delete")
+POST = _act("post")
+BEGIN = _act("begin")
+CONCLUDE = _act("conclude")
+DELETE_BELOW = _act("delete_below")
+ONCE = {script.name: _once(script.name) for script in (PUT, PATCH, TOUCH, DELETE, POST, BEGIN, CONCLUDE, DELETE_BELOW)}
+BATCH_PARTS = ("get", "put", "patch", "touch", "delete", "post", "begin", "batch")
+BATCH = _script("batch", "prelude", *BATCH_PARTS, main="return batch(nil, 1, #ARGV)")
+ONCE["batch"] = _script("batch once", "prelude", *BATCH_PARTS, "once", main="return once(batch)")
+LIST = _act("list")
+REGISTER = _act("register")
+CENSUS = _act("census")
+PLACE = _act("place")
+CHANGES = _act("changes")
