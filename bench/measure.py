@@ -191,16 +191,12 @@ def machine(redis_client: Any) -> dict[str, str]:
         "Python": platform.python_version(),
         name: str(server.get("valkey_version", server["redis_version"])),
         "gunicorn": version("gunicorn"),
-        "wrk": _debian_version("wrk"),
+        "wrk": debian_version("wrk"),
     }
 
 
-def webdis_version() -> str:
-    """webdis has no way to ask for it, so as Debian's package says."""
-    return _debian_version("webdis")
-
-
-def _debian_version(package: str) -> str:
+def debian_version(package: str) -> str:
+    """The version of Debian's package: webdis and nchan have no way to ask for it."""
     if not shutil.which("dpkg-query"):
         return "unknown"
     asked = subprocess.run(["dpkg-query", "-W", "-f", "${Version}", package], capture_output=True, text=True, check=False)
