@@ -29,15 +29,20 @@ class Change(NamedTuple):
 def parse_entry(entry: Any) -> Change:
     """The change that an entry of the log is: [id, [op, rest, …]] as XRANGE gives it."""
     raw_id, fields = entry
-    change_id, op, rest = raw_id.decode(), fields[0].decode(), fields[1].decode()
+    change_id, op, rest = raw_id.decode(), fields[0].decode(), changed_name(entry)
     if len(fields) == 2:
         return Change(change_id, op, rest, None, None)
     ttl_ms, marker, shape = int(fields[3]), fields[4], fields[5]
     members = fields[6:] if marker == META else _unpack(fields[7])
-    if op == "post":
-        rest += appended_name(change_id)
     text = decode([META, raw_id + shape, *members]).text
     return Change(change_id, op, rest, ttl_ms if ttl_ms >= 0 else None, text)
+
+
+def changed_name(entry: Any) -> str:
+    """The name of the document that an entry of the log is about, as its Change has it."""
+    raw_id, fields = entry
+    rest: str = fields[1].decode()
+    return rest + appended_name(raw_id.decode()) if fields[0] == b"post" else rest
 
 
 def appended_name(change_id: str) -> str:

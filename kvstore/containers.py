@@ -3,7 +3,7 @@
 from typing import Any, NamedTuple
 
 from kvstore.commands import Again, Conclude, Found, Reply, below, found_in
-from kvstore.paths import Path, parse_path
+from kvstore.paths import Path, own_key, parse_path
 from kvstore.scripts import CENSUS, CHANGES, DELETE_BELOW, LIST, PLACE, Script
 
 MAX_PAGE_BYTES = 4 * 1024 * 1024  # of values in a page of a listing, or one document
@@ -166,8 +166,18 @@ class Place(NamedTuple):
         return At(reply[0].decode(), found_in(reply[1]) if len(reply) > 1 and reply[1] else None)
 
 
+class Logged(NamedTuple):
+    """Entries of a change log, None where it has lost some; and when the namespace's next document expires, None for never."""
+
+    entries: list[Any] | None
+    next_expiry_ms: int | None
+
+
 class Changes(NamedTuple):
-    """What has changed in a path's namespace since a place in its log: a list of entries, None where the log lost some."""
+    """What has changed in a path's namespace since a place in its log: Logged.
+
+    Its keys are those that change with what it says, for who has Redis track them.
+    """
 
     path: Path
     place: str
@@ -176,14 +186,16 @@ class Changes(NamedTuple):
 
     @property
     def keys(self) -> tuple[str, ...]:
-        return self.path.keys
+        return (self.path.keys.log, own_key(self.path, "expiry"))
 
     @property
     def arguments(self) -> tuple[bytes | str | int, ...]:
         return (self.place, self.most, below(self.path)[0])
 
-    def outcome(self, reply: Reply) -> list[Any] | None:
-        return reply[1] if reply[0] == b"held" else None
+    def outcome(self, reply: Reply) -> Logged:
+        if reply[0] == b"lost":
+            return Logged(None, None)
+        return Logged(reply[1], reply[2] if reply[2] >= 0 else None)
 
 
 class Follow(NamedTuple):

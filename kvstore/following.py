@@ -37,7 +37,7 @@ def begin(asked: Follow) -> Steps:
 def catch_up(path: Path, place: str) -> Steps:
     """The changes to a path since a place; returns the place after them, "" where the log has lost some."""
     while True:
-        entries = yield Changes(path, place, PAGE)
+        entries = (yield Changes(path, place, PAGE)).entries
         if entries is None:
             return ""
         for entry in entries:

@@ -3,34 +3,36 @@
 A follower is registered first, then its snapshot is taken, at a place in the log; changes that come meanwhile wait, and those
 up to that place are dropped. So nothing falls between the snapshot and the changes, and nothing comes twice. When the log has
 lost changes that were not read, the streams of that namespace are ended: their readers come back with the place they have, and
-are told. Source: XREAD; https://html.spec.whatwg.org/multipage/server-sent-events.html
+are told. Redis itself says which logs have grown since they were read. Source: CLIENT TRACKING;
+https://html.spec.whatwg.org/multipage/server-sent-events.html
 """
 
 import asyncio
 import logging
-import time
-from collections import defaultdict
 from collections.abc import Callable
+from itertools import cycle
 from typing import Any
 
 import redis
 import redis.asyncio
 
 from kvstore.address import Address
-from kvstore.changes import event, parse_entry
+from kvstore.changes import changed_name, event, parse_entry
 from kvstore.containers import Changes, Follow, Place
 from kvstore.errors import Problem, unavailable
 from kvstore.following import HEARTBEAT_S, PAGE, begin, path_of, prefix
 from kvstore.paths import Path
-from kvstore.pipeline import AsyncStore
-from kvstore.store import client_options
+from kvstore.pipeline import AsyncStore, Pipeline
+from kvstore.store import CONNECT_S
 
 log = logging.getLogger("kvstore")
 
-SWEEP_S = 1.0  # between looks for what has expired
-BELL_S = 0.1  # that XREAD waits: a namespace that is followed anew is heard after that
-POLL_S = 0.2  # between looks where XREAD cannot be used: a cluster, fakeredis
+LOOK_S = 60.0  # between looks at a log that does not grow, where Redis says when one does
+POLL_S = 0.2  # between looks where it cannot: a cluster, fakeredis
 RETRY_S = 0.3  # after trouble with Redis
+SPREAD_S = 1.0  # over which all logs are looked at again after that
+BEATS = 48  # parts of the followers, each of which has its heartbeat at another time: thousands at once would hold up others
+MAX_JOINED_BYTES = 64 * 1024  # of changes that are sent to a follower at once
 MAX_BUFFERED_BYTES = 1024 * 1024  # of a stream whose reader does not read; then it is dropped
 MAX_WAITING = 10_000  # changes that may come while a snapshot is taken
 
@@ -38,7 +40,7 @@ MAX_WAITING = 10_000  # changes that may come while a snapshot is taken
 class Follower:
     """One stream: `send` takes blocks, `end` closes it."""
 
-    __slots__ = ("after", "end", "is_ready", "path", "send", "waiting")
+    __slots__ = ("after", "beat", "end", "is_ready", "path", "send", "waiting")
 
     def __init__(self, path: Path, send: Callable[[bytes], None], end: Callable[[], None]) -> None:
         self.path = path
@@ -47,6 +49,7 @@ class Follower:
         self.is_ready = False
         self.after = (0, 0)  # the place up to which it has everything: the reader of the logs may be behind that
         self.waiting: list[tuple[tuple[int, int], bytes]] = []
+        self.beat: set[Follower] = set()  # those who have their heartbeat together
 
     def deliver(self, order: tuple[int, int], changed: bytes) -> None:
         """A change, now or when the snapshot is through."""
@@ -59,31 +62,70 @@ class Follower:
             self.end()
 
 
+class _Audience:
+    """All who follow one path."""
+
+    __slots__ = ("blocks", "followers", "size")
+
+    def __init__(self) -> None:
+        self.followers: set[Follower] = set()
+        self.blocks: list[tuple[tuple[int, int], bytes]] = []  # changes that are to be delivered together
+        self.size = 0  # of the blocks, in bytes
+
+    def add(self, order: tuple[int, int], changed: bytes) -> None:
+        """A change, to be delivered with the others that were read with it."""
+        if self.size > MAX_JOINED_BYTES:
+            self.deliver()
+        self.blocks.append((order, changed))
+        self.size += len(changed)
+
+    def deliver(self) -> None:
+        """Send what was added: to most followers in one piece, which costs the same as one change."""
+        blocks, self.blocks, self.size = self.blocks, [], 0
+        first = blocks[0][0]
+        joined = b"".join([changed for _, changed in blocks])
+        for follower in tuple(self.followers):
+            if follower.is_ready and first > follower.after:
+                follower.send(joined)
+            else:
+                for order, changed in blocks:
+                    follower.deliver(order, changed)
+
+
 class _Space:
     """A namespace that somebody follows."""
+
+    __slots__ = ("containers", "documents", "due", "is_asking", "path", "place", "rang", "timer")
 
     def __init__(self, path: Path, place: str) -> None:
         self.path = path
         self.place = place
-        self.swept = time.monotonic()
-        self.documents: dict[str, set[Follower]] = defaultdict(set)
-        self.containers: dict[str, set[Follower]] = defaultdict(set)
+        self.documents: dict[str, _Audience] = {}
+        self.containers: dict[str, _Audience] = {}
+        self.is_asking = False  # its changes are being read
+        self.rang = False  # and have grown meanwhile
+        self.timer: asyncio.TimerHandle | None = None  # of the next look, whether it has grown or not
+        self.due = 0.0  # when that is
 
-    def followers(self, path: Path) -> set[Follower]:
-        return self.containers[prefix(path)] if path.is_container else self.documents[path.rest]
+    def table(self, path: Path) -> tuple[dict[str, _Audience], str]:
+        """Where the audience of a path stands, and under which name."""
+        return (self.containers, prefix(path)) if path.is_container else (self.documents, path.rest)
 
     def all(self) -> list[Follower]:
-        return [one for some in (*self.documents.values(), *self.containers.values()) for one in some]
+        audiences = (*self.documents.values(), *self.containers.values())
+        return [follower for audience in audiences for follower in audience.followers]
 
-    def heard_by(self, rest: str) -> list[Follower]:
+    def heard_by(self, rest: str) -> list[_Audience]:
         """Who follows this document, or a container that it is below."""
-        found = list(self.documents.get(rest, ()))
-        at = 0
-        while True:
-            found += self.containers.get(rest[:at], ())
+        found = [self.documents[rest]] if rest in self.documents else []
+        containers, at = self.containers, 0
+        while containers:
+            if audience := containers.get(rest[:at]):
+                found.append(audience)
             at = rest.find("/", at) + 1
             if not at:
-                return found
+                break
+        return found
 
 
 def _order(place: str) -> tuple[int, int]:
@@ -96,12 +138,17 @@ class Hub:
 
     def __init__(self, store: AsyncStore, address: Address, max_streams: int) -> None:
         self._store = store
-        self._bell = _Bell(address)
+        self._logs, self._look_s = store, POLL_S
+        if address.kind in ("single", "sentinel"):
+            self._logs, self._look_s = Pipeline(address, heard=self._heard, find=_primary), LOOK_S
         self._max_streams = max_streams
         self._spaces: dict[str, _Space] = {}
-        self._opening = asyncio.Lock()
+        self._by_key: dict[bytes, _Space] = {}  # by those keys of it that say that something has happened
+        self._opening: dict[str, asyncio.Task[None]] = {}
         self._count = 0
-        self._reader: asyncio.Task[None] | None = None
+        self._complained = 0.0
+        self._beats = [set[Follower]() for _ in range(BEATS)]
+        self._next_beat = cycle(self._beats)
         self._heart: asyncio.Task[None] | None = None
 
     async def follow(self, follow: Follow, follower: Follower) -> None:
@@ -111,10 +158,15 @@ class Hub:
         self._count += 1
         try:
             space = await self._space(follow.path)
-            space.followers(follow.path).add(follower)
         except BaseException:
             self._count -= 1
             raise
+        table, name = space.table(follow.path)
+        if name not in table:
+            table[name] = _Audience()
+        table[name].followers.add(follower)
+        follower.beat = next(self._next_beat)
+        follower.beat.add(follower)
         try:
             place = await self._begin(follow, follower)
         except BaseException:
@@ -128,39 +180,57 @@ class Hub:
 
     def leave(self, follower: Follower) -> None:
         """The stream has ended; a second time does nothing."""
-        space = self._spaces.get(follower.path.namespace)
-        if space is None or follower not in space.followers(follower.path):
+        if follower not in follower.beat:
             return
+        follower.beat.discard(follower)
         self._count -= 1
-        space.followers(follower.path).discard(follower)
-        table, name = (
-            (space.containers, prefix(follower.path)) if follower.path.is_container else (space.documents, follower.path.rest)
-        )
-        if not table[name]:
+        space = self._spaces[follower.path.namespace]
+        table, name = space.table(follower.path)
+        table[name].followers.discard(follower)
+        if not table[name].followers:
             del table[name]
         if not space.documents and not space.containers:
-            del self._spaces[follower.path.namespace]
+            self._drop(space)
 
     async def close(self) -> None:
         """End all streams and the reader."""
         for space in list(self._spaces.values()):
             self._end(space)
-        tasks = [task for task in (self._reader, self._heart) if task]
+        tasks = [*self._opening.values(), *([self._heart] if self._heart else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self._bell.close()
+        if self._logs is not self._store:
+            await self._logs.close()
 
     async def _space(self, path: Path) -> _Space:
-        if self._reader is None:
-            self._reader = asyncio.create_task(self._read())
+        if self._heart is None:
             self._heart = asyncio.create_task(self._beat())
-        async with self._opening:
-            space = self._spaces.get(path.namespace)
-            if space is None:
-                at = await self._store.execute(Place(path))
-                space = self._spaces[path.namespace] = _Space(path, at.place)
-            return space
+        name = path.namespace
+        while name not in self._spaces:
+            if name not in self._opening:
+                self._opening[name] = asyncio.create_task(self._open(path))
+            await asyncio.shield(self._opening[name])
+        return self._spaces[name]
+
+    async def _open(self, path: Path) -> None:
+        """Begin to read the log of a namespace."""
+        try:
+            at = await self._store.execute(Place(path))
+            space = self._spaces[path.namespace] = _Space(path, at.place)
+            for key in Changes(path, "", 0).keys:
+                self._by_key[key.encode()] = space
+            self._look(space)
+        finally:
+            del self._opening[path.namespace]
+
+    def _drop(self, space: _Space) -> None:
+        """Nobody follows the namespace any more."""
+        del self._spaces[space.path.namespace]
+        for key in Changes(space.path, "", 0).keys:
+            del self._by_key[key.encode()]
+        if space.timer:
+            space.timer.cancel()
 
     async def _begin(self, follow: Follow, follower: Follower) -> str:
         """Send what a stream begins with, and return the place in the log after which changes are to follow."""
@@ -177,50 +247,93 @@ class Hub:
             place: str = done.value
             return place
 
-    async def _read(self) -> None:
-        """Read the logs of what is followed, as long as this process lives."""
-        while True:
-            try:
-                heard = await self._bell.wait({name: (space.path, space.place) for name, space in self._spaces.items()})
-                now = time.monotonic()
-                for name, space in list(self._spaces.items()):
-                    if name in heard or now - space.swept > SWEEP_S:
-                        space.swept = now
-                        await self._catch_up(space)
-            except (Problem, OSError, redis.RedisError, TimeoutError) as error:
-                log.warning("following is held up: %s", error)
-                await asyncio.sleep(RETRY_S)
-            except Exception:
-                log.exception("following is held up by a bug of ours")
-                await asyncio.sleep(RETRY_S)
+    # Reading the logs
 
-    async def _catch_up(self, space: _Space) -> None:
-        while True:
-            entries = await self._store.execute(Changes(space.path, space.place, PAGE))
-            if entries is None:
+    def _heard(self, key: bytes | None) -> None:
+        """A key of a log that was read has changed; None: any may have, since the connection is lost."""
+        if key is not None:
+            if space := self._by_key.get(key):
+                self._look(space)
+            return
+        for number, space in enumerate(self._spaces.values()):
+            self._look_in(space, RETRY_S + SPREAD_S * number / len(self._spaces))
+
+    def _look(self, space: _Space) -> None:
+        """Read the changes of a namespace, which also has Redis say when there are more; one question at a time."""
+        space.rang = space.is_asking
+        if not space.is_asking:
+            space.is_asking = True
+            self._logs.submit(Changes(space.path, space.place, PAGE), self._read, space)
+
+    def _look_in(self, space: _Space, wait_s: float) -> None:
+        """Look after some time, or earlier where that is planned already."""
+        loop = asyncio.get_running_loop()
+        due = loop.time() + wait_s
+        if space.timer is None or due < space.due:
+            if space.timer:
+                space.timer.cancel()
+            space.due = due
+            space.timer = loop.call_later(wait_s, self._on_time, space)
+
+    def _on_time(self, space: _Space) -> None:
+        space.timer = None
+        self._look(space)
+
+    def _read(self, space: _Space, outcome: Any) -> None:
+        """What a look has found: send it to who follows it."""
+        space.is_asking = False
+        if self._spaces.get(space.path.namespace) is not space:  # nobody follows it any more
+            return
+        try:
+            if isinstance(outcome, Exception):
+                raise outcome
+            if outcome.entries is None:
                 log.warning("a change log was trimmed before it was read; its streams are ended, and their readers told")
                 self._end(space)
                 return
-            for entry in entries:
+            self._fan_out(space, outcome.entries)
+        except Problem as error:
+            now = asyncio.get_running_loop().time()
+            if now - self._complained > SPREAD_S:  # thousands of logs are held up by one thing
+                self._complained = now
+                log.warning("following is held up: %s", error)
+            self._look_in(space, RETRY_S)
+        except Exception:
+            log.exception("following is held up by a bug of ours")
+            self._look_in(space, RETRY_S)
+        else:
+            if space.rang or len(outcome.entries) == PAGE:
+                self._look(space)
+            else:
+                expiry_s = self._look_s if outcome.next_expiry_ms is None else outcome.next_expiry_ms / 1000
+                self._look_in(space, min(expiry_s, self._look_s))
+
+    def _fan_out(self, space: _Space, entries: list[Any]) -> None:
+        """Send changes to who follows them. Only what somebody follows is decoded; all that a follower gets is sent at once."""
+        listening: dict[_Audience, None] = {}
+        for entry in entries:
+            audiences = space.heard_by(changed_name(entry))
+            if audiences:
                 change = parse_entry(entry)
-                followers = space.heard_by(change.rest)
-                if followers:
-                    changed, order = event(path_of(space.path, change), change), _order(change.id)
-                    for follower in followers:
-                        follower.deliver(order, changed)
-                space.place = change.id
-            if len(entries) < PAGE:
-                return
+                changed, order = event(path_of(space.path, change), change), _order(change.id)
+                for audience in audiences:
+                    audience.add(order, changed)
+                    listening[audience] = None
+        if entries:
+            space.place = entries[-1][0].decode()
+        for audience in listening:
+            audience.deliver()
 
     async def _beat(self) -> None:
         """A sign of life for every reader, which moves the place of one that heard nothing."""
         while True:
-            await asyncio.sleep(HEARTBEAT_S)
-            for space in list(self._spaces.values()):
-                beat, order = b"id: %b\n\n" % space.place.encode(), _order(space.place)
-                for follower in space.all():
+            for followers in self._beats:
+                await asyncio.sleep(HEARTBEAT_S / BEATS)
+                for follower in tuple(followers):
                     if follower.is_ready:  # one that is ahead of the reader keeps its place
-                        follower.send(beat if order >= follower.after else b":\n\n")
+                        place = self._spaces[follower.path.namespace].place
+                        is_ahead = follower.after > _order(place)
+                        follower.send(b":\n\n" if is_ahead else b"id: %b\n\n" % place.encode())
 
     def _end(self, space: _Space) -> None:
         for follower in space.all():
@@ -228,51 +341,17 @@ class Hub:
             self.leave(follower)
 
 
-class _Bell:
-    """Rings when one of several logs has grown, by XREAD on a connection of its own; where that cannot be, every POLL_S."""
-
-    def __init__(self, address: Address) -> None:
-        self._address = address
-        self._connection: Any = None
-
-    async def wait(self, spaces: dict[str, tuple[Path, str]]) -> set[str]:
-        """The namespaces of which the log has grown past its place; perhaps too many, perhaps none."""
-        if not spaces:
-            await asyncio.sleep(BELL_S)
-            return set()
-        if self._address.kind in ("cluster", "fake"):
-            await asyncio.sleep(POLL_S)
-            return set(spaces)
-        by_log = {path.keys.log.encode(): name for name, (path, _) in spaces.items()}
-        logs, places = [path.keys.log for path, _ in spaces.values()], [place for _, place in spaces.values()]
-        try:
-            if self._connection is None:
-                self._connection = await self._connect()
-            await self._connection.send_command("XREAD", "COUNT", 1, "BLOCK", int(BELL_S * 1000), "STREAMS", *logs, *places)
-            async with asyncio.timeout(5.0):
-                reply = await self._connection.read_response()
-        except BaseException:
-            await self.close()
-            raise
-        return {by_log[log] for log, _ in reply or ()}
-
-    async def _connect(self) -> Any:
-        options = client_options(self._address)
-        if self._address.kind == "sentinel":
-            sentinel = redis.asyncio.Sentinel(self._address.nodes)
-            options["host"], options["port"] = await sentinel.discover_master(self._address.primary)
-        elif not self._address.path:
-            options["host"], options["port"] = self._address.nodes[0]
-        kind: Any = redis.asyncio.SSLConnection if self._address.tls else redis.asyncio.Connection
-        if self._address.path:
-            kind = redis.asyncio.UnixDomainSocketConnection
-            options["path"] = self._address.path
-        connection = kind(**options)
-        await connection.connect()
-        return connection
-
-    async def close(self) -> None:
-        """Close the connection; the next wait() opens another."""
-        connection, self._connection = self._connection, None
-        if connection:
-            await connection.disconnect(nowait=True)
+async def _primary(address: Address) -> Address:
+    """The address of the single Redis that commands go to; raises OSError."""
+    if address.kind != "sentinel":
+        return address
+    sentinel = redis.asyncio.Sentinel(
+        address.nodes, sentinel_kwargs={"socket_connect_timeout": CONNECT_S, "socket_timeout": CONNECT_S}
+    )
+    try:
+        return address._replace(kind="single", nodes=(await sentinel.discover_master(address.primary),))
+    except redis.RedisError as error:
+        raise OSError(f"no Sentinel knows the primary: {error}") from error
+    finally:
+        for client in sentinel.sentinels:
+            await client.aclose()

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import ssl
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 import hiredis
@@ -65,11 +65,22 @@ class AsyncStore(Protocol):
 class Pipeline:
     """A store for one event loop: `submit` for callbacks, `execute` for coroutines.
 
-    It connects when it is first used, and again whenever the connection is lost.
+    It connects when it is first used, and again whenever the connection is lost. With `heard`, Redis tracks the keys of what
+    it is asked to read here (CLIENT TRACKING), and `heard` is called with each that has changed since, once until it is read
+    again; with None where that is no longer so, since the connection is lost. `find` says where the Redis is at present, by
+    the address; it raises OSError.
     """
 
-    def __init__(self, address: Address) -> None:
+    def __init__(
+        self,
+        address: Address,
+        *,
+        heard: Callable[[bytes | None], None] | None = None,
+        find: Callable[[Address], Awaitable[Address]] | None = None,
+    ) -> None:
         self._address = address
+        self.heard = heard
+        self._find = find
         self._loop: asyncio.AbstractEventLoop = None  # type: ignore[assignment]  # known from the first submit on
         self._connection: _Connection | None = None
         self._connecting: asyncio.Task[None] | None = None
@@ -136,7 +147,8 @@ class Pipeline:
             while self._unsent:
                 try:
                     async with asyncio.timeout(CONNECT_S):
-                        connection = await _connect(self._address, self)
+                        address = await self._find(self._address) if self._find else self._address
+                        connection = await _connect(address, self)
                 except (OSError, TimeoutError, hiredis.HiredisError, hiredis.ReplyError, ssl.SSLError) as error:
                     if attempt == 0:
                         log.warning("cannot connect to Redis: %s", str(error) or type(error).__name__)
@@ -157,6 +169,8 @@ class Pipeline:
         """The connection has ended; the next command opens another."""
         if self._connection is connection:
             self._connection = None
+            if self.heard and not self._closed:
+                self.heard(None)
 
     def _look_for_overdue(self) -> None:
         now = self._loop.time()
@@ -222,6 +236,9 @@ class _Connection(asyncio.Protocol):
         reader.feed(data)
         try:
             while (reply := reader.gets()) is not False:
+                if type(reply) is hiredis.PushNotification:
+                    self._pushed(reply)
+                    continue
                 if not sent:
                     self._greeted(reply)
                     continue
@@ -245,6 +262,13 @@ class _Connection(asyncio.Protocol):
         except hiredis.ProtocolError:
             log.warning("what Redis sent is not its protocol; closing the connection")
             self.abort()
+
+    def _pushed(self, push: Any) -> None:
+        """Keys have changed; None: all of them. Source: the invalidation messages of CLIENT TRACKING."""
+        kind, keys = push
+        if kind == b"invalidate" and self._owner.heard:
+            for key in (None,) if keys is None else keys:
+                self._owner.heard(key)
 
     def _greeted(self, reply: Any) -> None:
         if self._greeting is None or self._greeting.done():
@@ -296,6 +320,9 @@ async def _connect(address: Address, owner: Pipeline) -> _Connection:
             await connection.greet(("AUTH", *filter(None, (address.user, address.password))))
         if address.database:
             await connection.greet(("SELECT", address.database))
+        if owner.heard:
+            await connection.greet(("HELLO", 3))
+            await connection.greet(("CLIENT", "TRACKING", "ON"))
         await connection.greet(("PING",))  # LOADING, NOAUTH and a Redis that hangs show here, before a command is sent
     except BaseException:
         connection.abort()

@@ -1,7 +1,8 @@
 -- What has changed in a namespace since a place in its log.
--- KEYS   1 log
+-- KEYS   1 log  2 expiry
 -- ARGV   1 the place  2 most changes  3 what stands before a name in the documents' keys
--- reply  {'held', entries of the log}, or {'lost'} where the log no longer holds all of them, or does not hold the place yet
+-- reply  {'held', entries of the log, the ms until the next document expires (-1: none does)},
+--        {'lost'} where the log no longer holds all of them, or does not hold the place yet
 
 local function is_before(one, other)
   local ms1, n1 = string.match(one, '^(%d+)%-(%d+)$')
@@ -10,15 +11,30 @@ local function is_before(one, other)
   return ms1 < ms2 or (ms1 == ms2 and n1 < n2)
 end
 
+-- The ms until sweep() has something to do, -1 where that is never.
+local function wait_for_expiry(now)
+  local due = redis.call('ZRANGE', EXPIRY, 0, 0, 'WITHSCORES')[2]
+  return due and math.max(0, due - now + 1) or -1
+end
+
 local function changes(_, at)
   local from, most = ARGV[at], ARGV[at + 1]
   local time = redis.call('TIME')
   local now = time[1] * 1000 + math.floor(time[2] / 1000)
-  sweep(ARGV[at + 2], now, 1000)
+  local wait = wait_for_expiry(now)
+  if wait == 0 then
+    sweep(ARGV[at + 2], now, 1000)
+    wait = wait_for_expiry(now)
+  end
+  local entries = redis.call('XRANGE', LOG, from, '+', 'COUNT', most + 1)
+  if entries[1] and entries[1][1] == from then -- where the place itself is still there, so is all that came after it
+    table.remove(entries, 1)
+    return {'held', entries, wait}
+  end
   -- A log lives for a day at least, so within a day of a place none can have come and gone unseen.
   local is_recent = not is_before(from, string.format('%.0f-0', now - DAY_MS))
   if redis.call('EXISTS', LOG) == 0 then
-    return is_recent and {'held', {}} or {'lost'}
+    return is_recent and {'held', {}, wait} or {'lost'}
   end
   local first = redis.call('XRANGE', LOG, '-', '+', 'COUNT', 1)[1]
   local facts = redis.call('XINFO', 'STREAM', LOG)
@@ -35,5 +51,6 @@ local function changes(_, at)
       return {'lost'}
     end
   end
-  return {'held', redis.call('XRANGE', LOG, '(' .. from, '+', 'COUNT', most)}
+  entries[most + 1] = nil
+  return {'held', entries, wait}
 end
