@@ -29,6 +29,7 @@ log = logging.getLogger("kvstore")
 
 LOOK_S = 60.0  # between looks at a log that does not grow, where Redis says when one does
 POLL_S = 0.2  # between looks where it cannot: a cluster, fakeredis
+PAUSE_S = 0.001  # between looks at a log that grows all the time, so that a look finds several changes
 RETRY_S = 0.3  # after trouble with Redis
 SPREAD_S = 1.0  # over which all logs are looked at again after that
 BEATS = 48  # parts of the followers, each of which has its heartbeat at another time: thousands at once would hold up others
@@ -95,7 +96,7 @@ class _Audience:
 class _Space:
     """A namespace that somebody follows."""
 
-    __slots__ = ("containers", "documents", "due", "is_asking", "path", "place", "rang", "timer")
+    __slots__ = ("containers", "documents", "due", "is_asking", "looked", "path", "place", "rang", "timer")
 
     def __init__(self, path: Path, place: str) -> None:
         self.path = path
@@ -104,6 +105,7 @@ class _Space:
         self.containers: dict[str, _Audience] = {}
         self.is_asking = False  # its changes are being read
         self.rang = False  # and have grown meanwhile
+        self.looked = 0.0  # when they were asked for
         self.timer: asyncio.TimerHandle | None = None  # of the next look, whether it has grown or not
         self.due = 0.0  # when that is
 
@@ -138,6 +140,7 @@ class Hub:
 
     def __init__(self, store: AsyncStore, address: Address, max_streams: int) -> None:
         self._store = store
+        self._loop: asyncio.AbstractEventLoop = None  # type: ignore[assignment]  # known from the first follower on
         self._logs, self._look_s = store, POLL_S
         if address.kind in ("single", "sentinel"):
             self._logs, self._look_s = Pipeline(address, heard=self._heard, find=_primary), LOOK_S
@@ -205,6 +208,7 @@ class Hub:
 
     async def _space(self, path: Path) -> _Space:
         if self._heart is None:
+            self._loop = asyncio.get_running_loop()
             self._heart = asyncio.create_task(self._beat())
         name = path.namespace
         while name not in self._spaces:
@@ -253,27 +257,36 @@ class Hub:
         """A key of a log that was read has changed; None: any may have, since the connection is lost."""
         if key is not None:
             if space := self._by_key.get(key):
-                self._look(space)
+                self._look_on(space)
             return
         for number, space in enumerate(self._spaces.values()):
             self._look_in(space, RETRY_S + SPREAD_S * number / len(self._spaces))
 
+    def _look_on(self, space: _Space) -> None:
+        """Look again, at once where the last look is some time ago; after a question that is open."""
+        if space.is_asking:
+            space.rang = True
+            return
+        wait_s = space.looked + PAUSE_S - self._loop.time()
+        if wait_s > 0:
+            self._look_in(space, wait_s)
+        else:
+            self._look(space)
+
     def _look(self, space: _Space) -> None:
         """Read the changes of a namespace, which also has Redis say when there are more; one question at a time."""
-        space.rang = space.is_asking
         if not space.is_asking:
-            space.is_asking = True
+            space.is_asking, space.rang, space.looked = True, False, self._loop.time()
             self._logs.submit(Changes(space.path, space.place, PAGE), self._read, space)
 
     def _look_in(self, space: _Space, wait_s: float) -> None:
         """Look after some time, or earlier where that is planned already."""
-        loop = asyncio.get_running_loop()
-        due = loop.time() + wait_s
+        due = self._loop.time() + wait_s
         if space.timer is None or due < space.due:
             if space.timer:
                 space.timer.cancel()
             space.due = due
-            space.timer = loop.call_later(wait_s, self._on_time, space)
+            space.timer = self._loop.call_later(wait_s, self._on_time, space)
 
     def _on_time(self, space: _Space) -> None:
         space.timer = None
@@ -293,7 +306,7 @@ class Hub:
                 return
             self._fan_out(space, outcome.entries)
         except Problem as error:
-            now = asyncio.get_running_loop().time()
+            now = self._loop.time()
             if now - self._complained > SPREAD_S:  # thousands of logs are held up by one thing
                 self._complained = now
                 log.warning("following is held up: %s", error)
@@ -302,8 +315,10 @@ class Hub:
             log.exception("following is held up by a bug of ours")
             self._look_in(space, RETRY_S)
         else:
-            if space.rang or len(outcome.entries) == PAGE:
+            if len(outcome.entries) == PAGE:
                 self._look(space)
+            elif space.rang:
+                self._look_on(space)
             else:
                 expiry_s = self._look_s if outcome.next_expiry_ms is None else outcome.next_expiry_ms / 1000
                 self._look_in(space, min(expiry_s, self._look_s))

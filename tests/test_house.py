@@ -80,7 +80,7 @@ WORLD = {
     "sys": {"embedded", "worker", "serve", "cli"},
     "tempfile": {"embedded"},
     "threading": {"embedded", "store", "web"},
-    "time": {"embedded", "live", "server", "web", "messages"},  # messages: gmtime alone
+    "time": {"embedded", "server", "web", "messages"},  # messages: gmtime alone
 }
 
 # The rest of the standard library that is in use: it touches nothing.
