@@ -106,15 +106,7 @@ class Hub:
 
     async def follow(self, follow: Follow, follower: Follower) -> None:
         """Send a follower its snapshot, or what it has missed, and every change from then on; raises Problem before that."""
-        if self._count >= self._max_streams:
-            raise unavailable("this server has as many streams as it holds; come back later")
-        self._count += 1
-        try:
-            space = await self._space(follow.path)
-            space.followers(follow.path).add(follower)
-        except BaseException:
-            self._count -= 1
-            raise
+        await self._register(follower)
         try:
             place = await self._begin(follow, follower)
         except BaseException:
@@ -125,6 +117,22 @@ class Hub:
         waiting, follower.waiting = follower.waiting, []
         for order, changed in waiting:
             follower.deliver(order, changed)
+
+    async def listen(self, follower: Follower) -> None:
+        """Send a follower every change from now on, without a snapshot; raises Problem."""
+        follower.is_ready = True
+        await self._register(follower)
+
+    async def _register(self, follower: Follower) -> None:
+        if self._count >= self._max_streams:
+            raise unavailable("this server has as many streams as it holds; come back later")
+        self._count += 1
+        try:
+            space = await self._space(follower.path)
+            space.followers(follower.path).add(follower)
+        except BaseException:
+            self._count -= 1
+            raise
 
     def leave(self, follower: Follower) -> None:
         """The stream has ended; a second time does nothing."""
