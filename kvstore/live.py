@@ -14,16 +14,15 @@ from itertools import cycle
 from typing import Any
 
 import redis
-import redis.asyncio
 
 from kvstore.address import Address
 from kvstore.changes import changed_name, event, parse_entry
+from kvstore.clients import close_sentinels, sentinels
 from kvstore.containers import Changes, Follow, Place
 from kvstore.errors import Problem, unavailable
 from kvstore.following import HEARTBEAT_S, PAGE, begin, path_of, prefix
 from kvstore.paths import Path
 from kvstore.pipeline import AsyncStore, Pipeline
-from kvstore.store import CONNECT_S
 
 log = logging.getLogger("kvstore")
 
@@ -109,8 +108,17 @@ class _Space:
         self.timer: asyncio.TimerHandle | None = None  # of the next look, whether it has grown or not
         self.due = 0.0  # when that is
 
-    def table(self, path: Path) -> tuple[dict[str, _Audience], str]:
-        """Where the audience of a path stands, and under which name."""
+    def add(self, follower: Follower) -> None:
+        table, name = self._table(follower.path)
+        table.setdefault(name, _Audience()).followers.add(follower)
+
+    def leave(self, follower: Follower) -> None:
+        table, name = self._table(follower.path)
+        table[name].followers.discard(follower)
+        if not table[name].followers:
+            del table[name]
+
+    def _table(self, path: Path) -> tuple[dict[str, _Audience], str]:
         return (self.containers, prefix(path)) if path.is_container else (self.documents, path.rest)
 
     def all(self) -> list[Follower]:
@@ -156,20 +164,7 @@ class Hub:
 
     async def follow(self, follow: Follow, follower: Follower) -> None:
         """Send a follower its snapshot, or what it has missed, and every change from then on; raises Problem before that."""
-        if self._count >= self._max_streams:
-            raise unavailable("this server has as many streams as it holds; come back later")
-        self._count += 1
-        try:
-            space = await self._space(follow.path)
-        except BaseException:
-            self._count -= 1
-            raise
-        table, name = space.table(follow.path)
-        if name not in table:
-            table[name] = _Audience()
-        table[name].followers.add(follower)
-        follower.beat = next(self._next_beat)
-        follower.beat.add(follower)
+        await self._register(follower)
         try:
             place = await self._begin(follow, follower)
         except BaseException:
@@ -181,6 +176,24 @@ class Hub:
         for order, changed in waiting:
             follower.deliver(order, changed)
 
+    async def listen(self, follower: Follower) -> None:
+        """Send a follower every change from now on, without a snapshot; raises Problem."""
+        follower.is_ready = True
+        await self._register(follower)
+
+    async def _register(self, follower: Follower) -> None:
+        if self._count >= self._max_streams:
+            raise unavailable("this server has as many streams as it holds; come back later")
+        self._count += 1
+        try:
+            space = await self._space(follower.path)
+        except BaseException:
+            self._count -= 1
+            raise
+        space.add(follower)
+        follower.beat = next(self._next_beat)
+        follower.beat.add(follower)
+
     def leave(self, follower: Follower) -> None:
         """The stream has ended; a second time does nothing."""
         if follower not in follower.beat:
@@ -188,10 +201,7 @@ class Hub:
         follower.beat.discard(follower)
         self._count -= 1
         space = self._spaces[follower.path.namespace]
-        table, name = space.table(follower.path)
-        table[name].followers.discard(follower)
-        if not table[name].followers:
-            del table[name]
+        space.leave(follower)
         if not space.documents and not space.containers:
             self._drop(space)
 
@@ -360,13 +370,10 @@ async def _primary(address: Address) -> Address:
     """The address of the single Redis that commands go to; raises OSError."""
     if address.kind != "sentinel":
         return address
-    sentinel = redis.asyncio.Sentinel(
-        address.nodes, sentinel_kwargs={"socket_connect_timeout": CONNECT_S, "socket_timeout": CONNECT_S}
-    )
+    client = sentinels(address)
     try:
-        return address._replace(kind="single", nodes=(await sentinel.discover_master(address.primary),))
+        return address._replace(kind="single", nodes=(await client.discover_master(address.primary),))
     except redis.RedisError as error:
         raise OSError(f"no Sentinel knows the primary: {error}") from error
     finally:
-        for client in sentinel.sentinels:
-            await client.aclose()
+        await close_sentinels(client)

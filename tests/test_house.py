@@ -28,9 +28,11 @@ ORDER = [
     "scripts",
     "commands",
     "containers",
+    "jobs",
     "messages",
     "edits",
     "listings",
+    "queues",
     "batch",
     "changes",
     "following",
@@ -39,6 +41,7 @@ ORDER = [
     "pipeline",
     "clients",
     "live",
+    "waiting",
     "web",
     "embedded",
     "app",
@@ -64,7 +67,7 @@ PACKAGES = {
 
 # What of the standard library reaches the world outside, and who may import it. Everybody else is a function of values.
 WORLD = {
-    "asyncio": {"pipeline", "clients", "live", "asgi", "server", "worker"},
+    "asyncio": {"pipeline", "clients", "live", "waiting", "asgi", "server", "worker"},
     "atexit": {"app"},
     "ctypes": {"embedded"},
     "fcntl": {"embedded"},
@@ -80,7 +83,7 @@ WORLD = {
     "sys": {"embedded", "worker", "serve", "cli"},
     "tempfile": {"embedded"},
     "threading": {"embedded", "store", "web"},
-    "time": {"embedded", "server", "web", "messages"},  # messages: gmtime alone
+    "time": {"embedded", "server", "store", "web", "messages"},  # messages: gmtime alone
 }
 
 # The rest of the standard library that is in use: it touches nothing.

@@ -19,8 +19,7 @@ end
 
 local function changes(_, at)
   local from, most = ARGV[at], ARGV[at + 1]
-  local time = redis.call('TIME')
-  local now = time[1] * 1000 + math.floor(time[2] / 1000)
+  local now = clock()
   local wait = wait_for_expiry(now)
   if wait == 0 then
     sweep(ARGV[at + 2], now, 1000)
