@@ -9,7 +9,6 @@ are told. Source: XREAD; https://html.spec.whatwg.org/multipage/server-sent-even
 import asyncio
 import logging
 import time
-from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -21,8 +20,10 @@ from kvstore.changes import event, parse_entry
 from kvstore.containers import Changes, Follow, Place
 from kvstore.errors import Problem, unavailable
 from kvstore.following import HEARTBEAT_S, PAGE, begin, path_of, prefix
+from kvstore.holding import Holding
 from kvstore.paths import Path
 from kvstore.pipeline import AsyncStore
+from kvstore.presence import Hold
 from kvstore.store import client_options
 
 log = logging.getLogger("kvstore")
@@ -38,13 +39,15 @@ MAX_WAITING = 10_000  # changes that may come while a snapshot is taken
 class Follower:
     """One stream: `send` takes blocks, `end` closes it."""
 
-    __slots__ = ("after", "end", "is_ready", "path", "send", "waiting")
+    __slots__ = ("after", "end", "has_left", "hold", "is_ready", "path", "send", "waiting")
 
     def __init__(self, path: Path, send: Callable[[bytes], None], end: Callable[[], None]) -> None:
         self.path = path
         self.send = send
         self.end = end
         self.is_ready = False
+        self.has_left = False
+        self.hold: Hold | None = None
         self.after = (0, 0)  # the place up to which it has everything: the reader of the logs may be behind that
         self.waiting: list[tuple[tuple[int, int], bytes]] = []
 
@@ -66,11 +69,25 @@ class _Space:
         self.path = path
         self.place = place
         self.swept = time.monotonic()
-        self.documents: dict[str, set[Follower]] = defaultdict(set)
-        self.containers: dict[str, set[Follower]] = defaultdict(set)
+        self.documents: dict[str, set[Follower]] = {}
+        self.containers: dict[str, set[Follower]] = {}
 
-    def followers(self, path: Path) -> set[Follower]:
-        return self.containers[prefix(path)] if path.is_container else self.documents[path.rest]
+    def add(self, follower: Follower) -> None:
+        table, name = self._table(follower.path)
+        table.setdefault(name, set()).add(follower)
+
+    def has(self, follower: Follower) -> bool:
+        table, name = self._table(follower.path)
+        return follower in table.get(name, ())
+
+    def leave(self, follower: Follower) -> None:
+        table, name = self._table(follower.path)
+        table[name].discard(follower)
+        if not table[name]:
+            del table[name]
+
+    def _table(self, path: Path) -> tuple[dict[str, set[Follower]], str]:
+        return (self.containers, prefix(path)) if path.is_container else (self.documents, path.rest)
 
     def all(self) -> list[Follower]:
         return [one for some in (*self.documents.values(), *self.containers.values()) for one in some]
@@ -97,7 +114,9 @@ class Hub:
     def __init__(self, store: AsyncStore, address: Address, max_streams: int) -> None:
         self._store = store
         self._bell = _Bell(address)
+        self._holding = Holding(store)
         self._max_streams = max_streams
+        self._is_closed = False
         self._spaces: dict[str, _Space] = {}
         self._opening = asyncio.Lock()
         self._count = 0
@@ -106,15 +125,25 @@ class Hub:
 
     async def follow(self, follow: Follow, follower: Follower) -> None:
         """Send a follower its snapshot, or what it has missed, and every change from then on; raises Problem before that."""
+        self._check_open()
         if self._count >= self._max_streams:
             raise unavailable("this server has as many streams as it holds; come back later")
         self._count += 1
         try:
+            if follow.hold:
+                await self._holding.begin(follow.hold, follower.end)
+                follower.hold = follow.hold
             space = await self._space(follow.path)
-            space.followers(follow.path).add(follower)
+            self._check_open()
         except BaseException:
             self._count -= 1
+            self._release(follower)
             raise
+        if follower.has_left:  # while it was held up
+            self._count -= 1
+            self._release(follower)
+            return
+        space.add(follower)
         try:
             place = await self._begin(follow, follower)
         except BaseException:
@@ -128,21 +157,27 @@ class Hub:
 
     def leave(self, follower: Follower) -> None:
         """The stream has ended; a second time does nothing."""
+        follower.has_left = True
         space = self._spaces.get(follower.path.namespace)
-        if space is None or follower not in space.followers(follower.path):
+        if space is None or not space.has(follower):
             return
         self._count -= 1
-        space.followers(follower.path).discard(follower)
-        table, name = (
-            (space.containers, prefix(follower.path)) if follower.path.is_container else (space.documents, follower.path.rest)
-        )
-        if not table[name]:
-            del table[name]
+        self._release(follower)
+        space.leave(follower)
         if not space.documents and not space.containers:
             del self._spaces[follower.path.namespace]
 
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise unavailable("this server is stopping; come back")
+
+    def _release(self, follower: Follower) -> None:
+        if follower.hold:
+            self._holding.leave(follower.hold, follower.end)
+
     async def close(self) -> None:
-        """End all streams and the reader."""
+        """End all streams and the reader, and release what was held."""
+        self._is_closed = True
         for space in list(self._spaces.values()):
             self._end(space)
         tasks = [task for task in (self._reader, self._heart) if task]
@@ -150,6 +185,7 @@ class Hub:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._bell.close()
+        await self._holding.close()
 
     async def _space(self, path: Path) -> _Space:
         if self._reader is None:

@@ -48,8 +48,21 @@ from kvstore.errors import (
     UnsupportedMediaType,
 )
 from kvstore.listings import delete_below, list_below, render_listing, render_unchanged
-from kvstore.messages import DOCUMENT, SAFE, UNCHANGED, Headers, Reply, Request, http_date, parameter, tag_header, ttl_s
+from kvstore.messages import (
+    DOCUMENT,
+    SAFE,
+    UNCHANGED,
+    Headers,
+    Reply,
+    Request,
+    http_date,
+    parameter,
+    raw_parameter,
+    tag_header,
+    ttl_s,
+)
 from kvstore.paths import Path, own_key, parse_path, split_target
+from kvstore.presence import Hold, asked_hold
 from kvstore.settings import Settings
 
 ID_BYTES = 20  # of a name that POST makes: 13 digits of ms, a letter, a count
@@ -89,7 +102,7 @@ def parse(request: Request, settings: Settings) -> Command | Follow | Reply:
         raise NotFound("thing doesn't exist: paths under /_/ belong to the service, and there is nothing at this one")
     if method == "GET" and EVENT_STREAM in request.headers.get("accept", ""):
         recursive = path.text != "/" and parameter(raw_query, "recursive") is not None
-        return Follow(path, _place(request, raw_query), recursive)
+        return Follow(path, _place(request, raw_query), recursive, _hold(raw_query, settings))
     if method == "GET" and not raw_query and not path.is_container:
         return Get(path)
     allow = ALLOW_CONTAINER if path.is_container else ALLOW_DOCUMENT
@@ -98,6 +111,8 @@ def parse(request: Request, settings: Settings) -> Command | Follow | Reply:
     if method not in allow.split(", "):
         raise MethodNotAllowed(f"{path.text} takes {allow}", headers={"Allow": allow})
     if method in ("GET", "HEAD"):
+        if b"hold=" in raw_query and parameter(raw_query, "hold") is not None:
+            raise InvalidParameter("?hold= is for a stream: send Accept: text/event-stream with it")
         is_listing = path.is_container or (path.text == "/" and parameter(raw_query, "list") is not None)
         return list_below(request, path, raw_query) if is_listing else Get(path)
     command = _WRITES[method](request, path, raw_query, settings)
@@ -144,6 +159,10 @@ def _place(request: Request, raw_query: bytes) -> str | None:
     if place and not _PLACE.fullmatch(place):
         raise InvalidParameter("Last-Event-ID is the id of an event, as it came")
     return place or None
+
+
+def _hold(raw_query: bytes, settings: Settings) -> Hold | None:
+    return asked_hold(raw_parameter(raw_query, "hold"), raw_parameter(raw_query, "as"), settings.log_length)
 
 
 def _options(allow: str) -> Reply:
