@@ -6,19 +6,20 @@ It carries bytes between ASGI and `protocol`, and decides nothing. Source: https
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, NamedTuple
 
 from kvstore.address import parse_address
 from kvstore.app import locate
 from kvstore.clients import open_async_store
-from kvstore.containers import Follow
+from kvstore.containers import Follow, Wait
 from kvstore.errors import ContentTooLarge, Problem, bug
 from kvstore.live import MAX_BUFFERED_BYTES, Follower, Hub
 from kvstore.messages import MAX_BODY_BYTES, Reply, Request, refuse
 from kvstore.pipeline import AsyncStore
 from kvstore.protocol import STREAM, parse, render
 from kvstore.settings import Settings, read_settings
+from kvstore.waiting import Waits
 
 log = logging.getLogger("kvstore")
 
@@ -33,9 +34,11 @@ class Opened(NamedTuple):
     settings: Settings
     store: AsyncStore
     hub: Hub
+    waits: Waits
 
     async def close(self) -> None:
-        """End the streams, then the store."""
+        """Answer those who wait, end the streams, then the store."""
+        await self.waits.close()
         await self.hub.close()
         await self.store.close()
 
@@ -53,7 +56,8 @@ class Application:
             settings, _ = locate(read_settings(self._environ))
             store = open_async_store(settings.redis_url, verify_tls=settings.verify_tls)
             address = parse_address(settings.redis_url, verify_tls=settings.verify_tls)
-            self._opened = Opened(settings, store, Hub(store, address, settings.max_streams))
+            hub = Hub(store, address, settings.max_streams)
+            self._opened = Opened(settings, store, hub, Waits(store, hub))
         return self._opened
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -67,7 +71,7 @@ class Application:
     async def _http(self, scope: Message, receive: Receive, send: Send) -> None:
         method = scope["method"]
         try:
-            settings, store, hub = self.open()
+            settings, store, hub, waits = self.open()
             request = await _request(scope, receive)
             if request is None:  # the client has gone
                 return
@@ -75,7 +79,13 @@ class Application:
             if isinstance(command, Follow):
                 await _follow(hub, command, receive, send)
                 return
-            reply = command if isinstance(command, Reply) else render(request, await store.execute(command))
+            if isinstance(command, Wait):
+                outcome = await _unless_gone(waits.outcome(command), receive)
+                reply = render(request, outcome)
+            else:
+                reply = command if isinstance(command, Reply) else render(request, await store.execute(command))
+        except _Gone:
+            return
         except Problem as problem:
             reply = refuse(problem)
         except Exception:
@@ -125,6 +135,24 @@ async def _follow(hub: Hub, follow: Follow, receive: Receive, send: Send) -> Non
     finally:
         gone.cancel()
         hub.leave(follower)
+
+
+class _Gone(Exception):
+    """The client has gone while it waited."""
+
+
+async def _unless_gone(answer: Coroutine[Any, Any, Any], receive: Receive) -> Any:
+    """What `answer` comes to; raises _Gone where the client goes before that."""
+    tasks = asyncio.ensure_future(answer), asyncio.ensure_future(_gone(receive))
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if not tasks[0].done():
+            raise _Gone
+        return tasks[0].result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _gone(receive: Receive) -> None:

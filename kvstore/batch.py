@@ -210,7 +210,7 @@ def parse_batch(request: Request, parse: Callable[[Request], Command | messages.
             elif isinstance(command, Once):
                 raise InvalidRequest("an Idempotency-Key is for the whole batch, and for an atomic one")
             else:
-                raise NotInBatch("a container is listed or deleted by a request of its own, not in a batch")
+                raise NotInBatch("a container is listed, deleted or taken from by a request of its own, not in a batch")
         except Problem as problem:
             steps.append(problem)
     if atomic:

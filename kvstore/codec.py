@@ -33,7 +33,8 @@ OBJECT = b" object"  # what follows the entity-tag in META
 SCALAR = b" value"
 SERVER_VALUE = ".sv"  # Firebase's spelling
 
-_META = re.compile(rb"(\d+-\d+) (object|value)(?: (\[.*\]))?", re.DOTALL)
+# What is known of a job stands before the rest, on a line of its own (lua/prelude.lua, read_mark).
+_META = re.compile(rb"(?:job [^\n]*\n)?(\d+-\d+) (object|value)(?: (\[.*\]))?", re.DOTALL)
 _OUR_NAME = re.compile(rb"\$kv\$*")
 _space = re.compile(r"[ \t\n\r]*").match
 _COMPACT = re.compile(r'("[^"\\]*(?:\\.[^"\\]*)*")|[ \t\n\r]+')

@@ -15,6 +15,7 @@ from kvstore.errors import (
     InternalError,
     InvalidDocument,
     KeyReused,
+    Leased,
     NotAnInteger,
     Problem,
     problem_of_reply,
@@ -80,7 +81,7 @@ class Replayed(NamedTuple):
     outcome: Any
 
 
-Written = TypeVar("Written", Stored, Appended)
+Written = TypeVar("Written", Stored, Appended, Again)
 
 Reply: TypeAlias = Any  # what Redis answers: bytes, int, None, or a list of these
 
@@ -150,7 +151,7 @@ class Put(NamedTuple):
             return registered(self.path, reply[5], _stored(reply, self.encoded))
         if self.edit and reply[0] == b"lost":
             return self.edit.next(reply)
-        return _refused(reply)
+        return refused(reply)
 
 
 class Patch(NamedTuple):
@@ -189,7 +190,7 @@ class Patch(NamedTuple):
     def outcome(self, reply: Reply) -> Stored | Failed | Again:
         if reply[0] in (b"created", b"replaced"):
             return registered(self.path, reply[2], Stored(found_in(reply[1]), created=reply[0] == b"created"))
-        return _refused(reply)
+        return refused(reply)
 
 
 class Touch(NamedTuple):
@@ -211,7 +212,7 @@ class Touch(NamedTuple):
     def outcome(self, reply: Reply) -> Stored | Missing | Failed | Again:
         if reply[0] == b"touched":
             return registered(self.path, reply[2], Stored(found_in(reply[1]), created=False))
-        return Missing() if reply[0] == b"missing" else _refused(reply)
+        return Missing() if reply[0] == b"missing" else refused(reply)
 
 
 class Post(NamedTuple):
@@ -221,6 +222,7 @@ class Post(NamedTuple):
     encoded: Encoded
     ttl_ms: int
     log_length: int
+    delay_ms: int = 0  # before which it cannot be taken as a job
     script: Script = POST
 
     @property
@@ -236,6 +238,7 @@ class Post(NamedTuple):
             self.log_length,
             encoded.shape,
             "sv" if encoded.has_server_values else "",
+            self.delay_ms,
             *encoded.fields,
         )
 
@@ -266,7 +269,7 @@ class Delete(NamedTuple):
 
     def outcome(self, reply: Reply) -> Deleted | Missing | Failed:
         if reply[0] == b"failed":
-            return _refused(reply)
+            return refused(reply)
         return Deleted() if reply[0] == b"deleted" else Missing()
 
 
@@ -294,7 +297,7 @@ class Edit(NamedTuple):
             return self.next(reply)
         if reply[0] in (b"created", b"replaced"):  # only where it is replayed
             return _stored(reply, None)
-        return _refused(reply)
+        return refused(reply)
 
     def next(self, reply: Reply) -> Again:
         """The next attempt, from a reply that says what is there."""
@@ -448,7 +451,7 @@ def _stored(reply: Reply, encoded: Encoded | None) -> Stored:
     return Stored(found, created=word == b"created")
 
 
-def _refused(reply: Reply) -> Failed:
+def refused(reply: Reply) -> Failed:
     """The outcome of a reply that says no: a precondition that failed, or a Problem that is raised."""
     if reply[0] == b"failed":
         return Failed(found_in(reply[1]) if len(reply) > 1 and reply[1] else None)
@@ -460,6 +463,8 @@ def _problem(reply: Reply) -> Problem:
     if word == b"no sum":
         name = reply[1].decode("utf-8", "backslashreplace")[:100]
         return NotAnInteger(f"the member {name!r} is not an integer of 64 bits, or the sum would be none; nothing was changed")
+    if word == b"leased":
+        return Leased("somebody has taken this job: send its lease as If-Match, or * to override. Nothing was changed")
     if word == b"too many":
         return InvalidDocument(f"an object has at most {MAX_MEMBERS:,} members; split it into several documents")
     if word == b"too large":

@@ -1,21 +1,29 @@
 """What can be asked of containers and of change logs, and what they can answer: as commands.py has it for documents."""
 
+import re
 from typing import Any, NamedTuple
 
-from kvstore.commands import Again, Conclude, Found, Reply, below, found_in
+from kvstore.codec import META
+from kvstore.commands import Again, Command, Conclude, Found, Reply, below, found_in
 from kvstore.paths import Path, parse_path
 from kvstore.presence import Hold
 from kvstore.scripts import CENSUS, CHANGES, DELETE_BELOW, LIST, PLACE, Script
 
 MAX_PAGE_BYTES = 4 * 1024 * 1024  # of values in a page of a listing, or one document
+_MARK = re.compile(rb"job (\d+) (\d+) (\S+) ")
 MAX_DELETED_AT_ONCE = 1000  # some 10 ms of Redis's time
 
 
 class Item(NamedTuple):
-    """What a listing says of a document, or with `document` None of a container; `text` is empty where no values were asked."""
+    """What a listing says of a document, or with `document` None of a container; `text` is empty where no values were asked.
+
+    `state` and `attempts` are of a job; the state is `ready`, `leased` or `delayed`, "" where the container is no queue.
+    """
 
     name: str
     document: Found | None
+    state: str = ""
+    attempts: int = 0
 
 
 class Listing(NamedTuple):
@@ -71,14 +79,29 @@ class List(NamedTuple):
         tag = reply[1].decode()
         if reply[0] == b"same":
             return Unchanged(tag)
-        items = [Item(name.decode(), found_in(document) if document else None) for name, *document in reply[3]]
-        if not self.with_values:
-            items = [Item(name, document and document._replace(text=b"")) for name, document in items]
+        now_ms = reply[4] and int(reply[4])
+        items = [self._item(*parts, now_ms=now_ms) for parts in reply[3]]
         more = self._replace(after=items[-1].name, none_match="") if reply[2] else None
         if self.container.text != "/":
             return Listing(items, tag, more)
         listing = Listing(items, None, more)
         return Census(listing, 0).next()
+
+    def _item(self, name: bytes, *document: Any, now_ms: int | None) -> Item:
+        if not document:
+            return Item(name.decode(), None)
+        found = found_in(document)
+        item = Item(name.decode(), found if self.with_values else found._replace(text=b""))
+        return item if now_ms is None or self.recursive else item._replace(**_as_job(document[0], now_ms))
+
+
+def _as_job(fields: list[bytes], now_ms: int) -> dict[str, Any]:
+    """What is known of a document as a job, from its hash (see read_mark in lua/prelude.lua)."""
+    mark = _MARK.match(fields[fields.index(META) + 1]) if META in fields[::2] else None
+    if not mark:
+        return {"state": "ready"}
+    is_held = int(mark[2]) > now_ms
+    return {"state": ("delayed" if mark[3] == b"-" else "leased") if is_held else "ready", "attempts": int(mark[1])}
 
 
 class Census(NamedTuple):
@@ -185,6 +208,17 @@ class Changes(NamedTuple):
 
     def outcome(self, reply: Reply) -> list[Any] | None:
         return reply[1] if reply[0] == b"held" else None
+
+
+class Wait(NamedTuple):
+    """Carry out a command again whenever a path changes, until there is something to answer with, `wait_s` at most.
+
+    The outcome is the command's. No store executes it: live.py does.
+    """
+
+    command: Command
+    path: Path
+    wait_s: float
 
 
 class Follow(NamedTuple):

@@ -184,6 +184,12 @@ class NotInBatch(Problem):
     status = 422
 
 
+class Leased(Problem):
+    """Somebody has taken this job."""
+
+    status = 409
+
+
 class KeyReused(Problem):
     """The Idempotency-Key belongs to another request."""
 

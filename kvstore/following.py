@@ -8,8 +8,10 @@ from collections.abc import Generator
 from typing import Any, TypeAlias
 
 from kvstore.changes import Change, block, event, parse_entry
-from kvstore.commands import Command
-from kvstore.containers import At, Changes, Follow, List, Listing, Place
+from kvstore.commands import Command, Found, Get, Missing
+from kvstore.conditions import read_status
+from kvstore.containers import At, Changes, Follow, List, Listing, Place, Unchanged
+from kvstore.jobs import Taken
 from kvstore.listings import render_items
 from kvstore.paths import Path
 
@@ -63,6 +65,15 @@ def _snapshot(path: Path, *, recursive: bool) -> Steps:
         items = b'{"items":[%b]}' % b",".join(render_items(path.text, listing.items))
         yield block(b"snapshot", place, path.text, place, None, items, more=more is not None)
     return place
+
+
+def is_settled(command: Command, outcome: object) -> bool:
+    """Whether an outcome is one to answer with, where the client would rather wait for another."""
+    if isinstance(outcome, Taken):
+        return bool(outcome.jobs)
+    if isinstance(outcome, Found) and isinstance(command, Get):
+        return read_status(command.conditions, outcome.tag) != 304
+    return not isinstance(outcome, Missing | Unchanged)
 
 
 def prefix(path: Path) -> str:

@@ -116,7 +116,8 @@ def _item(container: str, item: Item) -> bytes:
     document = item.document
     if document is None:
         return b'{"name":%b,"path":%b}' % (name, path)
-    return b'{"name":%b,"path":%b%b}' % (name, path, _members(document))
+    job = b',"state":"%b","attempts":%d' % (item.state.encode(), item.attempts) if item.state else b""
+    return b'{"name":%b,"path":%b%b%b}' % (name, path, job, _members(document))
 
 
 def _members(document: Found) -> bytes:

@@ -125,25 +125,9 @@ class Hub:
 
     async def follow(self, follow: Follow, follower: Follower) -> None:
         """Send a follower its snapshot, or what it has missed, and every change from then on; raises Problem before that."""
-        self._check_open()
-        if self._count >= self._max_streams:
-            raise unavailable("this server has as many streams as it holds; come back later")
-        self._count += 1
-        try:
-            if follow.hold:
-                await self._holding.begin(follow.hold, follower.end)
-                follower.hold = follow.hold
-            space = await self._space(follow.path)
-            self._check_open()
-        except BaseException:
-            self._count -= 1
-            self._release(follower)
-            raise
-        if follower.has_left:  # while it was held up
-            self._count -= 1
-            self._release(follower)
+        await self._register(follower, follow.hold)
+        if follower.has_left:
             return
-        space.add(follower)
         try:
             place = await self._begin(follow, follower)
         except BaseException:
@@ -154,6 +138,31 @@ class Hub:
         waiting, follower.waiting = follower.waiting, []
         for order, changed in waiting:
             follower.deliver(order, changed)
+
+    async def listen(self, follower: Follower) -> None:
+        """Send a follower every change from now on, without a snapshot; raises Problem."""
+        follower.is_ready = True
+        follower.has_left = False  # it may have been here before
+        await self._register(follower, None)
+
+    async def _register(self, follower: Follower, hold: Hold | None) -> None:
+        self._check_open()
+        if self._count >= self._max_streams:
+            raise unavailable("this server has as many streams as it holds; come back later")
+        self._count += 1
+        try:
+            if hold:
+                await self._holding.begin(hold, follower.end)
+                follower.hold = hold
+            space = await self._space(follower.path)
+            self._check_open()
+        except BaseException:
+            self._count -= 1
+            self._release(follower)
+            raise
+        space.add(follower)
+        if follower.has_left:  # while this was held up
+            self.leave(follower)
 
     def leave(self, follower: Follower) -> None:
         """The stream has ended; a second time does nothing."""

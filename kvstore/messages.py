@@ -3,6 +3,7 @@
 Sources: RFC 9110 (HTTP), RFC 9457 (problems).
 """
 
+import re
 from collections.abc import Mapping
 from functools import lru_cache
 from time import gmtime
@@ -85,6 +86,16 @@ def tag_header(tag: str | None) -> Headers:
 def ttl_s(ttl_ms: int) -> int:
     """A remaining TTL in whole seconds, rounded up: what is there has at least 1, though PTTL may be 0."""
     return max(1, -(-ttl_ms // 1000))
+
+
+_DURATION = re.compile(r"([0-9]{1,12})([smhd]?)")
+_UNITS_S = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
+
+
+def parse_duration_s(text: str) -> int | None:
+    """A time in seconds from `90`, `90s`, `5m`, `2h`, `7d`; None where it is none of these."""
+    found = _DURATION.fullmatch(text)
+    return int(found[1]) * _UNITS_S[found[2]] if found else None
 
 
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")

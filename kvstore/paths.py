@@ -36,6 +36,9 @@ OWN_KEYS = {
     "names": "sorted set: the paths that exist, by name",
     "expiry": "sorted set: the same paths, by the ms at which they expire, or earlier",
     "scratch": "string: a sum, while a script runs",
+    "held": "sorted set: the jobs that cannot be taken now, by name",
+    "until": "sorted set: the same, by the ms until which; and the containers that are worked as queues, without end",
+    "freed": "stream: one entry, made when a job is given back",
 }
 
 

@@ -11,14 +11,14 @@ from kvstore.codec import Encoded, encode
 from kvstore.commands import Again, Register, Reply
 from kvstore.errors import AlreadyStored, InvalidParameter, Problem
 from kvstore.paths import Path, own_key, parse_path
-from kvstore.scripts import HOLD, RELEASE, Script
+from kvstore.scripts import KEEP, RELEASE, Script
 
 HOLD_S = 28.0  # that a document outlives a process that died: 30 s, the 2 s included in which an expiry is noticed
 RENEW_S = 9.0  # so that two attempts may fail
 RETRY_S = 0.5  # after trouble with Redis
 
 
-class Held(NamedTuple):
+class Kept(NamedTuple):
     """The document is there, and held."""
 
 
@@ -27,7 +27,7 @@ class Released(NamedTuple):
 
 
 class Hold(NamedTuple):
-    """Keep a document there for HOLD_S: Held.
+    """Keep a document there for HOLD_S: Kept.
 
     Raises AlreadyStored where a document is there that nobody holds. With `renews` what is stored there is left as it is.
     """
@@ -37,7 +37,7 @@ class Hold(NamedTuple):
     log_length: int
     holder: str = ""
     renews: bool = False
-    script: Script = HOLD
+    script: Script = KEEP
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -49,14 +49,14 @@ class Hold(NamedTuple):
         word = "renew" if self.renews else "hold"
         return (self.holder, word, self.path.rest, ttl_ms, self.log_length, encoded.shape, "", *encoded.fields)
 
-    def outcome(self, reply: Reply) -> Held | Again:
+    def outcome(self, reply: Reply) -> Kept | Again:
         if reply[0] == b"taken":
             raise AlreadyStored(
                 f"a document is stored at {self.path.text} that no stream holds, and holding it would delete it in the end;"
                 " delete it first, or hold another path"
             )
         news, namespace = reply[1] if len(reply) > 1 else None, self.path.namespace
-        return Held() if news is None or namespace == "/" else Again(Register(namespace, int(news), Held()))
+        return Kept() if news is None or namespace == "/" else Again(Register(namespace, int(news), Kept()))
 
 
 class Release(NamedTuple):
@@ -71,7 +71,7 @@ class Release(NamedTuple):
 
     @property
     def arguments(self) -> tuple[bytes | str | int, ...]:
-        return (self.hold.holder, self.hold.path.rest, "", "", "", self.hold.log_length)
+        return (self.hold.holder, self.hold.path.rest, "*", "", "", self.hold.log_length)
 
     def outcome(self, _: Reply) -> Released:
         return Released()

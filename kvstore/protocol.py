@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from kvstore import codec
 from kvstore.batch import Answers, Batch, Refused, parse_batch, render_answers, render_refused
@@ -31,7 +32,7 @@ from kvstore.commands import (
 )
 from kvstore.conditions import NONE as NO_CONDITIONS
 from kvstore.conditions import parse_conditions, read_status, tag_time_ms
-from kvstore.containers import DeleteBelow, DeletedBelow, Follow, Listing, Unchanged
+from kvstore.containers import DeleteBelow, DeletedBelow, Follow, Listing, Unchanged, Wait
 from kvstore.edits import json_patch_change, merge_change
 from kvstore.errors import (
     InternalError,
@@ -47,6 +48,7 @@ from kvstore.errors import (
     Problem,
     UnsupportedMediaType,
 )
+from kvstore.jobs import Held, Take, Taken
 from kvstore.listings import delete_below, list_below, render_listing, render_unchanged
 from kvstore.messages import (
     DOCUMENT,
@@ -57,12 +59,14 @@ from kvstore.messages import (
     Request,
     http_date,
     parameter,
+    parse_duration_s,
     raw_parameter,
     tag_header,
     ttl_s,
 )
 from kvstore.paths import Path, own_key, parse_path, split_target
 from kvstore.presence import Hold, asked_hold
+from kvstore.queues import MAX_WAIT_S, delayed, lease, render_held, render_taken, take
 from kvstore.settings import Settings
 
 ID_BYTES = 20  # of a name that POST makes: 13 digits of ms, a letter, a count
@@ -81,15 +85,13 @@ JSON_TYPES = ("application/json", "application/x-www-form-urlencoded", "text/pla
 _JSON_SUFFIX = re.compile(r"[a-z0-9!#$&^_.+-]+/[a-z0-9!#$&^_.-]+\+json")
 
 _RETURN = re.compile(r"(?:^|[,;])\s*return\s*=\s*\"?(minimal|representation)\b", re.IGNORECASE)
+_WAIT = re.compile(r"(?:^|[,;])\s*wait\s*=\s*\"?([0-9]{1,9})\b", re.IGNORECASE)
 EVENT_STREAM = "text/event-stream"
 STREAM: Headers = (("Content-Type", EVENT_STREAM), ("Cache-Control", "no-store"), ("X-Accel-Buffering", "no"), *SAFE)
 _PLACE = re.compile(r"[0-9]{1,15}-[0-9]{1,15}")
 
-_TTL = re.compile(r"([0-9]{1,12})([smhd]?)")
-_TTL_UNITS_S = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 
-
-def parse(request: Request, settings: Settings) -> Command | Follow | Reply:
+def parse(request: Request, settings: Settings) -> Command | Follow | Wait | Reply:
     """What a request asks of the store, or the reply where the store is not needed; raises Problem."""
     raw_path, raw_query = split_target(request.target)
     method = request.method
@@ -103,7 +105,7 @@ def parse(request: Request, settings: Settings) -> Command | Follow | Reply:
     if method == "GET" and EVENT_STREAM in request.headers.get("accept", ""):
         recursive = path.text != "/" and parameter(raw_query, "recursive") is not None
         return Follow(path, _place(request, raw_query), recursive, _hold(raw_query, settings))
-    if method == "GET" and not raw_query and not path.is_container:
+    if method == "GET" and not raw_query and not path.is_container and "prefer" not in request.headers:
         return Get(path)
     allow = ALLOW_CONTAINER if path.is_container else ALLOW_DOCUMENT
     if method == "OPTIONS":
@@ -114,43 +116,27 @@ def parse(request: Request, settings: Settings) -> Command | Follow | Reply:
         if b"hold=" in raw_query and parameter(raw_query, "hold") is not None:
             raise InvalidParameter("?hold= is for a stream: send Accept: text/event-stream with it")
         is_listing = path.is_container or (path.text == "/" and parameter(raw_query, "list") is not None)
-        return list_below(request, path, raw_query) if is_listing else Get(path)
+        read = list_below(request, path, raw_query) if is_listing else Get(path, parse_conditions(request.headers))
+        wait_s = _wait_s(request)
+        return Wait(read, path, wait_s) if wait_s else read
     command = _WRITES[method](request, path, raw_query, settings)
     key = request.headers.get("idempotency-key")
     if key is None:
         return command
+    if isinstance(command, Wait):
+        return command._replace(command=_once(request, command.path, key, command.command))
     return _once(request, path.container if method == "POST" else path, key, command)
 
 
 def render(request: Request, outcome: object) -> Reply:
     """The reply to a request whose command had this outcome; raises Problem."""
-    match outcome:
-        case Found():
-            return _found(request, outcome)
-        case Stored(document, created):
-            location = (("Location", request.base + _canonical(request)),) if created else ()
-            return _written(request, 201 if created else 200, document, location)
-        case Appended(path, document):
-            return _appended(request, path, document)
-        case Deleted():
-            return Reply(204, SAFE)
-        case Missing():
-            raise NotFound("thing doesn't exist: nothing is stored at this path, or it has expired")
-        case Failed(current):
-            raise _failed(current)
-        case Listing():
-            return render_listing(request, outcome)
-        case Unchanged(tag):
-            return render_unchanged(tag)
-        case Answers():
-            return render_answers(outcome, render)
-        case Refused():
-            raise render_refused(outcome, render)
-        case DeletedBelow(documents):
-            return Reply(200, DOCUMENT, b'{"deleted":%d}\n' % documents)
-        case Replayed(first):
-            return _replayed(request, first)
-    raise InternalError(f"no reply is written for the outcome {type(outcome).__name__}")
+    renderer = _RENDERERS.get(type(outcome))
+    if renderer is None:
+        raise InternalError(f"no reply is written for the outcome {type(outcome).__name__}")
+    reply = renderer(request, outcome)
+    if "prefer" in request.headers and (wait_s := _wait_s(request)):
+        return reply._replace(headers=(*reply.headers, ("Preference-Applied", f"wait={wait_s}")))
+    return reply
 
 
 def _place(request: Request, raw_query: bytes) -> str | None:
@@ -163,6 +149,12 @@ def _place(request: Request, raw_query: bytes) -> str | None:
 
 def _hold(raw_query: bytes, settings: Settings) -> Hold | None:
     return asked_hold(raw_parameter(raw_query, "hold"), raw_parameter(raw_query, "as"), settings.log_length)
+
+
+def _wait_s(request: Request) -> int:
+    """For how long a client that reads would rather wait than get nothing new (RFC 7240 section 4.3); 0 for not at all."""
+    found = _WAIT.search(request.headers.get("prefer", "")) if request.method in ("GET", "HEAD") else None
+    return min(int(found[1]), MAX_WAIT_S) if found else 0
 
 
 def _options(allow: str) -> Reply:
@@ -191,9 +183,9 @@ def _batch(request: Request, path: Path, settings: Settings) -> Command | Reply:
     return command if key is None else _once(request, command.path, key, command)
 
 
-def _in_batch(command: Command | Follow | Reply) -> Command | Reply:
-    if isinstance(command, Follow):
-        raise NotInBatch("a stream of events is not for a batch")
+def _in_batch(command: Command | Follow | Wait | Reply) -> Command | Reply:
+    if isinstance(command, Follow | Wait):
+        raise NotInBatch("a stream of events, or a request that waits, is not for a batch")
     return command
 
 
@@ -204,7 +196,9 @@ def _put(request: Request, path: Path, raw_query: bytes, settings: Settings) -> 
     return Put(path, encoded, ttl_ms, parse_conditions(request.headers), settings.log_length)
 
 
-def _post(request: Request, path: Path, raw_query: bytes, settings: Settings) -> Post:
+def _post(request: Request, path: Path, raw_query: bytes, settings: Settings) -> Post | Take | Wait:
+    if raw_query and parameter(raw_query, "lease") is not None:
+        return take(request, path, raw_query, settings)
     _check_json(request.headers)
     conditions = parse_conditions(request.headers)
     if conditions is not NO_CONDITIONS:
@@ -213,7 +207,8 @@ def _post(request: Request, path: Path, raw_query: bytes, settings: Settings) ->
     ttl_ms = _asked_ttl_ms(raw_query, encoded.ttl_s, settings) or settings.default_ttl_s * 1000
     container = path.container
     parse_path(container.text.encode() + b"0" * ID_BYTES)  # that what is appended has a path
-    return Post(container, encoded, ttl_ms, settings.log_length)
+    post = Post(container, encoded, ttl_ms, settings.log_length)
+    return delayed(post, raw_query) if raw_query else post
 
 
 def _delete(request: Request, path: Path, raw_query: bytes, settings: Settings) -> Delete | DeleteBelow:
@@ -223,6 +218,8 @@ def _delete(request: Request, path: Path, raw_query: bytes, settings: Settings) 
 
 
 def _patch(request: Request, path: Path, raw_query: bytes, settings: Settings) -> Command:
+    if raw_query and parameter(raw_query, "lease") is not None:
+        return lease(request, path, raw_query, settings)
     conditions = parse_conditions(request.headers)
     asked_ms = _asked_ttl_ms(raw_query, None, settings)
     default_ms = settings.default_ttl_s * 1000
@@ -244,7 +241,7 @@ def _patch(request: Request, path: Path, raw_query: bytes, settings: Settings) -
     return Edit(path, change, conditions, settings.log_length, once="idempotency-key" in request.headers)
 
 
-_WRITES: dict[str, Callable[[Request, Path, bytes, Settings], Command]] = {
+_WRITES: dict[str, Callable[[Request, Path, bytes, Settings], Command | Wait]] = {
     "PUT": _put,
     "PATCH": _patch,
     "POST": _post,
@@ -304,9 +301,10 @@ def _ttl_parameter(raw_query: bytes) -> int | None:
     text = parameter(raw_query, "ttl")
     if text is None:
         return None
-    if not (found := _TTL.fullmatch(text)):
+    duration_s = parse_duration_s(text)
+    if duration_s is None:
         raise InvalidTTL("?ttl= is a number of seconds, or a number with a unit: 90, 90s, 5m, 2h, 7d")
-    return int(found[1]) * _TTL_UNITS_S[found[2]]
+    return duration_s
 
 
 def _canonical(request: Request) -> str:
@@ -339,7 +337,8 @@ def _preference(headers: Mapping[str, str]) -> str | None:
     return found[1].lower() if found else None
 
 
-def _appended(request: Request, path: str, document: Found) -> Reply:
+def _appended(request: Request, appended: Appended) -> Reply:
+    path, document = appended
     location = (("Location", request.base + path),)
     reply = _written(request, 201, document, location)
     if _preference(request.headers):
@@ -348,10 +347,10 @@ def _appended(request: Request, path: str, document: Found) -> Reply:
     return reply._replace(body=json.dumps(receipt, separators=(",", ":")).encode() + b"\n")
 
 
-def _replayed(request: Request, first: object) -> Reply:
+def _replayed(request: Request, again: Replayed) -> Reply:
     replayed = ("Idempotency-Replayed", "true")
     try:
-        reply = render(request, first)
+        reply = render(request, again.outcome)
     except Problem as problem:
         problem.headers.update([replayed])
         raise
@@ -385,3 +384,38 @@ def _body(found: Found) -> bytes:
     if ttl_ms is None or not found.is_object:
         return text + b"\n"
     return b'%b%b"ttl":%d}\n' % (text[:-1], b"," if len(text) > 2 else b"", ttl_s(ttl_ms))
+
+
+def _stored(request: Request, stored: Stored) -> Reply:
+    location = (("Location", request.base + _canonical(request)),) if stored.created else ()
+    return _written(request, 201 if stored.created else 200, stored.document, location)
+
+
+def _missing(_: Request, __: Missing) -> Reply:
+    raise NotFound("thing doesn't exist: nothing is stored at this path, or it has expired")
+
+
+def _refused(_: Request, refused: Refused) -> Reply:
+    raise render_refused(refused, render)
+
+
+def _precondition_failed(_: Request, failed: Failed) -> Reply:
+    raise _failed(failed.current)
+
+
+_RENDERERS: dict[type, Callable[[Request, Any], Reply]] = {
+    Found: _found,
+    Stored: _stored,
+    Appended: _appended,
+    Deleted: lambda _, __: Reply(204, SAFE),
+    Missing: _missing,
+    Failed: _precondition_failed,
+    Replayed: _replayed,
+    Listing: render_listing,
+    Unchanged: lambda _, unchanged: render_unchanged(unchanged.tag),
+    DeletedBelow: lambda _, deleted: Reply(200, DOCUMENT, b'{"deleted":%d}\n' % deleted.documents),
+    Answers: lambda _, answers: render_answers(answers, render),
+    Refused: _refused,
+    Taken: lambda _, taken: render_taken(taken),
+    Held: lambda _, held: render_held(held),
+}

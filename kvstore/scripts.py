@@ -23,31 +23,33 @@ _OWN_KEY = re.compile(r"\b(?:" + "|".join(OWN_KEYS).upper() + r")\b")
 
 
 def _script(name: str, *parts: str, main: str) -> Script:
-    """A script of some of the files, without the functions that it does not call: Lua makes each anew for every call."""
-    texts = [(files("kvstore") / "lua" / f"{part}.lua").read_text("utf-8") for part in parts]
-    functions = re.split(r"(?m)^(?=local function )", "\n".join(texts))
+    """A script of some of the files, without the locals that it does not use: Lua makes each anew for every call."""
     text = main
-    for function in reversed(functions):
-        defined = re.match(r"local function (\w+)", function)
+    for local in reversed(re.split(r"(?m)^(?=local )", "\n".join(_text(part) for part in parts))):
+        defined = re.match(r"local (?:function )?(\w+)", local)
         if not defined or re.search(rf"\b{defined[1]}\b", text):
-            text = function + text
+            text = local + text
     text = _OWN_KEY.sub(lambda key: f"(SPACE .. '{key[0].lower()}')", text)
     if "SPACE" in text:
         text = "local SPACE = string.sub(KEYS[1], 1, -4) -- all that the keys of a namespace have in common\n" + text
     return Script(name, text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 
-def _act(name: str) -> Script:
+def _text(part: str) -> str:
+    return (files("kvstore") / "lua" / f"{part}.lua").read_text("utf-8")
+
+
+def _act(name: str, *called: str) -> Script:
     """A script that carries out one request on a document."""
-    return _script(name, "prelude", name, main=f"return {name}(KEYS[2], 1, #ARGV)")
+    return _script(name, "prelude", *called, name, main=f"return {name}(KEYS[2], 1, #ARGV)")
 
 
-def _once(name: str) -> Script:
+def _once(name: str, *called: str) -> Script:
     """The same for a request with an Idempotency-Key."""
-    return _script(f"{name} once", "prelude", name, "once", main=f"return once({name}, KEYS[2])")
+    return _script(f"{name} once", "prelude", *called, name, "once", main=f"return once({name}, KEYS[2])")
 
 
-READ = _script("read", "read", main="")
+READ = _script("read", main=_text("read"))
 PUT = _act("put")
 PATCH = _act("patch")
 TOUCH = _act("touch")
@@ -56,7 +58,11 @@ POST = _act("post")
 BEGIN = _act("begin")
 CONCLUDE = _act("conclude")
 DELETE_BELOW = _act("delete_below")
-ONCE = {script.name: _once(script.name) for script in (PUT, PATCH, TOUCH, DELETE, POST, BEGIN, CONCLUDE, DELETE_BELOW)}
+TAKE = _act("take")
+LEASE = _act("lease")
+BURY = _act("bury", "put")
+_WRITES = (PUT, PATCH, TOUCH, DELETE, POST, BEGIN, CONCLUDE, DELETE_BELOW, TAKE, LEASE)
+ONCE = {script.name: _once(script.name) for script in _WRITES} | {"bury": _once("bury", "put")}
 BATCH_PARTS = ("get", "put", "patch", "touch", "delete", "post", "begin", "batch")
 BATCH = _script("batch", "prelude", *BATCH_PARTS, main="return batch(nil, 1, #ARGV)")
 ONCE["batch"] = _script("batch once", "prelude", *BATCH_PARTS, "once", main="return once(batch)")
@@ -65,5 +71,5 @@ REGISTER = _act("register")
 CENSUS = _act("census")
 PLACE = _act("place")
 CHANGES = _act("changes")
-HOLD = _script("hold", "prelude", "put", "hold", main="return hold(KEYS[2], 1, #ARGV)")
-RELEASE = _script("release", "prelude", "delete", "release", main="return release(KEYS[2], 1, #ARGV)")
+KEEP = _act("keep", "put")
+RELEASE = _act("release", "delete")

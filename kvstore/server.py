@@ -15,7 +15,7 @@ from time import time
 from typing import Any, NamedTuple
 
 from kvstore.commands import Command
-from kvstore.containers import Follow
+from kvstore.containers import Follow, Wait
 from kvstore.errors import (
     ContentTooLarge,
     HeadersTooLarge,
@@ -33,6 +33,7 @@ from kvstore.messages import MAX_BODY_BYTES, Reply, Request, http_date, refuse
 from kvstore.pipeline import AsyncStore
 from kvstore.protocol import STREAM, parse, render
 from kvstore.settings import Settings
+from kvstore.waiting import Waits
 
 log = logging.getLogger("kvstore")
 
@@ -120,10 +121,11 @@ def _length(headers: dict[str, str]) -> int:
 class Server:
     """What the connections of one event loop share: the store, the settings, what is open and what is overdue."""
 
-    def __init__(self, settings: Settings, store: AsyncStore, hub: Hub) -> None:
+    def __init__(self, settings: Settings, store: AsyncStore, hub: Hub, waits: Waits) -> None:
         self.settings = settings
         self.store = store
         self.hub = hub
+        self.waits = waits
         self.loop = asyncio.get_running_loop()
         self.connections: set[Connection] = set()
         self.stopping = False
@@ -188,6 +190,7 @@ class Connection(asyncio.Protocol):
         "_server",
         "_streams",
         "_transport",
+        "_wait",
         "due",
     )
 
@@ -209,6 +212,7 @@ class Connection(asyncio.Protocol):
         self._is_1_1 = True
         self._follower: Follower | None = None
         self._streams = False  # the head of a stream is written
+        self._wait: asyncio.Task[None] | None = None  # of a request that waits for something to answer with
         self.due = server.loop.time() + HEAD_S
 
     # What asyncio calls
@@ -223,6 +227,8 @@ class Connection(asyncio.Protocol):
         self._over = True
         if self._follower:
             self._server.hub.leave(self._follower)
+        if self._wait:
+            self._wait.cancel()
 
     def data_received(self, data: bytes) -> None:
         if self._over:
@@ -244,7 +250,7 @@ class Connection(asyncio.Protocol):
     def eof_received(self) -> bool:
         # Half-closed: what has come whole is answered, then the connection ends.
         self._ended = True
-        return self._busy and self._follower is None
+        return self._busy and self._follower is None and self._wait is None
 
     def pause_writing(self) -> None:
         if self._follower:
@@ -392,6 +398,11 @@ class Connection(asyncio.Protocol):
         if isinstance(command, Follow):
             self._follow(request, command)
             return
+        if isinstance(command, Wait):
+            self._busy = True
+            self.due = _NEVER
+            self._wait = server.loop.create_task(self._answer_late(request, command))
+            return
         self._busy = True
         self.due = _NEVER
         server.store.submit(command, self._answered, request)
@@ -499,6 +510,14 @@ class Connection(asyncio.Protocol):
             self._advance()
         if self._ended and not self._busy:
             self._close()
+
+    async def _answer_late(self, request: Request, wait: Wait) -> None:
+        try:
+            outcome = await self._server.waits.outcome(wait)
+        except Exception as error:
+            outcome = error
+        self._wait = None
+        self._answered(request, outcome)
 
     # Streams of events
 

@@ -8,6 +8,7 @@ running anything.
 import re
 import ssl
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -18,11 +19,13 @@ from redis.retry import Retry
 from kvstore.address import Address, parse_address
 from kvstore.commands import Again, Command
 from kvstore.errors import Problem, problem_of_reply, unavailable
+from kvstore.paths import Path, own_key
 
 # A request waits for a connection of the pool, then for the connection to open, then for the answer: under 6 s together.
 POOL_WAIT_S = 1.0
 CONNECT_S = 1.5
 ANSWER_S = 3.0
+BLOCK_S = 2.0  # of one blocking command: less than an answer may take
 # Heroku's smallest Redis has 20 connections, its smallest dyno two workers.
 MAX_CONNECTIONS = 8
 
@@ -86,6 +89,21 @@ class Store:
                 return call("EVALSHA", command.script.sha, len(keys), *keys, *arguments)
             except redis.exceptions.NoScriptError:
                 return call("EVAL", command.script.text, len(keys), *keys, *arguments)
+        except ERRORS as error:
+            raise problem_of(error) from error
+
+    def wait(self, path: Path, places: tuple[str, str], timeout_s: float) -> None:
+        """Wait until the change log of a path's namespace, or what is freed there, has grown past these places (jobs.Taken).
+
+        Returns after `timeout_s` all the same; raises Problem. Source: XREAD.
+        """
+        streams = dict(zip((path.keys.log, own_key(path, "freed")), places, strict=True))
+        deadline = time.monotonic() + timeout_s
+        try:
+            while (left_s := deadline - time.monotonic()) > 0:
+                block_ms = max(1, int(1000 * min(left_s, BLOCK_S)))
+                if (self._client or self._open()).xread(streams, count=1, block=block_ms):
+                    return
         except ERRORS as error:
             raise problem_of(error) from error
 

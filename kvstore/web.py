@@ -20,9 +20,9 @@ from werkzeug.exceptions import BadRequest, ClientDisconnected, RequestEntityToo
 from werkzeug.routing import BaseConverter
 from werkzeug.wsgi import get_input_stream
 
-from kvstore.containers import Follow
+from kvstore.containers import Follow, Wait
 from kvstore.errors import AlreadyStored, ContentTooLarge, InvalidPath, InvalidRequest, Problem, bug, unavailable
-from kvstore.following import HEARTBEAT_S, Steps, begin, catch_up
+from kvstore.following import HEARTBEAT_S, Steps, begin, catch_up, is_settled
 from kvstore.messages import MAX_BODY_BYTES, Reply, Request, refuse
 from kvstore.paths import split_target
 from kvstore.presence import HOLD_S, RENEW_S, RETRY_S, Hold, Release
@@ -80,7 +80,10 @@ def _answer(store: Store, settings: Settings, environ: Environ, prefix_segments:
             response = flask.Response(chain([next(blocks)], blocks), 200, STREAM)
             response.call_on_close(blocks.close)
             return response
-        reply = command if isinstance(command, Reply) else render(request, store.execute(command))
+        if isinstance(command, Wait):
+            reply = render(request, _waited(store, command))
+        else:
+            reply = command if isinstance(command, Reply) else render(request, store.execute(command))
     except Problem as problem:
         reply = refuse(problem)
     except Exception:
@@ -178,6 +181,17 @@ _stays: set[_Stay] = set()
 def _end_stays() -> None:
     for stay in list(_stays):
         stay.end(RETRY_S)
+
+
+def _waited(store: Store, wait: Wait) -> Any:
+    """The outcome of a command that is carried out again and again, until there is something to answer with."""
+    deadline = time.monotonic() + wait.wait_s
+    while True:
+        outcome = store.execute(wait.command)
+        left_s = deadline - time.monotonic()
+        if is_settled(wait.command, outcome) or left_s <= 0:
+            return outcome
+        time.sleep(min(LOOK_S, left_s))
 
 
 def _driven(store: Store, steps: Steps) -> Generator[bytes, None, str]:

@@ -72,6 +72,7 @@ class Worker(Base):  # type: ignore[misc]  # gunicorn has no types
         for listener in listeners:
             listener.close()
         server.stop()
+        await opened.waits.close()
         await opened.hub.close()
         await self._drain(server)
         await opened.store.close()

@@ -10,11 +10,8 @@ from collections.abc import Mapping
 from loops import PRODUCTION, Loop
 from wires import Address, Wire
 
-from kvstore.address import parse_address
-from kvstore.clients import open_async_store
-from kvstore.live import Hub
+from kvstore.asgi import Application
 from kvstore.server import Server
-from kvstore.settings import read_settings
 
 
 class InProcess:
@@ -25,10 +22,8 @@ class InProcess:
         self.at: Address = self._loop.run(self._start(redis_url, environ or {}))
 
     async def _start(self, redis_url: str, environ: Mapping[str, str]) -> Address:
-        self._store = open_async_store(redis_url)
-        settings = read_settings(environ)
-        self._hub = Hub(self._store, parse_address(redis_url), settings.max_streams)
-        self.server = Server(settings, self._store, self._hub)
+        self._opened = Application({**environ, "REDIS_URL": redis_url}).open()
+        self.server = Server(*self._opened)
         self._listener = await asyncio.get_running_loop().create_server(self.server.connection, "127.0.0.1", 0)
         return self._listener.sockets[0].getsockname()
 
@@ -48,6 +43,5 @@ class InProcess:
     async def _stop(self) -> None:
         self._listener.close()
         self.server.stop()
-        await self._hub.close()
-        await self._store.close()
+        await self._opened.close()
         await asyncio.sleep(0)

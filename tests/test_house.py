@@ -29,9 +29,11 @@ ORDER = [
     "commands",
     "presence",
     "containers",
+    "jobs",
     "messages",
     "edits",
     "listings",
+    "queues",
     "batch",
     "changes",
     "following",
@@ -41,6 +43,7 @@ ORDER = [
     "clients",
     "holding",
     "live",
+    "waiting",
     "web",
     "embedded",
     "app",
@@ -66,7 +69,7 @@ PACKAGES = {
 
 # What of the standard library reaches the world outside, and who may import it. Everybody else is a function of values.
 WORLD = {
-    "asyncio": {"pipeline", "clients", "holding", "live", "asgi", "server", "worker"},
+    "asyncio": {"pipeline", "clients", "holding", "live", "waiting", "asgi", "server", "worker"},
     "atexit": {"app", "web"},
     "ctypes": {"embedded"},
     "fcntl": {"embedded"},
@@ -83,7 +86,7 @@ WORLD = {
     "sys": {"embedded", "worker", "serve", "cli"},
     "tempfile": {"embedded"},
     "threading": {"embedded", "store", "web"},
-    "time": {"embedded", "live", "server", "web", "messages"},  # messages: gmtime alone
+    "time": {"embedded", "live", "server", "store", "web", "messages"},  # messages: gmtime alone
 }
 
 # The rest of the standard library that is in use: it touches nothing.

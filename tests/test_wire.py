@@ -654,7 +654,7 @@ class Player:
     """Feeds bytes, piece by piece, to a connection of a server whose store has nothing."""
 
     def __init__(self) -> None:
-        self.server = server.Server(Settings(), Answering(), None)
+        self.server = server.Server(Settings(), Answering(), None, None)
 
     async def play(self, pieces: list[bytes]) -> Played:
         requests: list[server.Request] = []

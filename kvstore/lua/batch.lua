@@ -8,7 +8,7 @@
 
 local ACTS = {read = get, put = put, patch = patch, touch = touch, delete = delete, post = post, begin = begin}
 local REFUSALS = {
-  failed = true, missing = true, lost = true, error = true,
+  failed = true, missing = true, leased = true, lost = true, error = true,
   ['no sum'] = true, ['too large'] = true, ['too many'] = true,
 }
 

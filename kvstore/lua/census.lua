@@ -4,8 +4,7 @@
 -- reply  {'some'} or {'none'}
 
 local function census(_, at)
-  local time = redis.call('TIME')
-  local now = time[1] * 1000 + math.floor(time[2] / 1000)
+  local now = clock()
   repeat
     local due = sweep(ARGV[at], now, 100)
   until due < 100

@@ -12,8 +12,7 @@ end
 
 local function changes(_, at)
   local from, most = ARGV[at], ARGV[at + 1]
-  local time = redis.call('TIME')
-  local now = time[1] * 1000 + math.floor(time[2] / 1000)
+  local now = clock()
   sweep(ARGV[at + 2], now, 1000)
   -- A log lives for a day at least, so within a day of a place none can have come and gone unseen.
   local is_recent = not is_before(from, string.format('%.0f-0', now - DAY_MS))

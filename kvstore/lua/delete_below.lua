@@ -10,14 +10,14 @@ local function delete_below(_, at)
   local high = container == '' and '+' or '(' .. string.sub(container, 1, -2) .. '0'
   local names = redis.call('ZRANGEBYLEX', NAMES, low, high, 'LIMIT', 0, ARGV[at + 2])
   check_types('')
-  local deleted = 0
+  local deleted, has_jobs = 0, redis.call('EXISTS', UNTIL) == 1
   for _, rest in ipairs(names) do
     local kind = redis.call('TYPE', prefix .. rest).ok
     if kind == 'hash' then
-      redis.call('DEL', prefix .. rest)
-      redis.call('ZREM', EXPIRY, rest)
-      redis.call('ZREM', NAMES, rest)
-      redis.call('XADD', LOG, 'MAXLEN', '~', ARGV[at + 3], '*', 'delete', rest)
+      remove(prefix .. rest, rest, ARGV[at + 3])
+      if has_jobs then
+        forget(rest)
+      end
       deleted = deleted + 1
     elseif kind == 'none' then
       vanish(rest)

@@ -3,7 +3,8 @@
 -- ARGV   1 what stands before a name in the documents' keys  2 the container's own name in names and log, '' or 'a/b/'
 --        3 the name after which the page starts, '' for the first  4 most items  5 'asc' or 'desc'  6 'values' or 'keys'
 --        7 'direct' or 'recursive'  8 most bytes of values  9 If-None-Match
--- reply  {'same', tag} where that matches, or {'listing', tag, 'more' or nil, items}; an item is {name, fields, expires_at_ms,
+-- reply  {'same', tag} where that matches, or {'listing', tag, 'more' or nil, items, the time in ms where the
+--        container is worked as a queue, else nil}; an item is {name, fields, expires_at_ms,
 --        ttl_ms} for a document (with 'keys' the fields are {'$kv', its value}, or none), {name} for a container; its name
 --        ends in a slash. The tag is the id of the namespace's last change.
 
@@ -11,13 +12,15 @@ local function list(_, at)
   local prefix, container, after = ARGV[at], ARGV[at + 1], ARGV[at + 2]
   local most, most_bytes = tonumber(ARGV[at + 3]), tonumber(ARGV[at + 7])
   local descending, with_values, direct = ARGV[at + 4] == 'desc', ARGV[at + 5] == 'values', ARGV[at + 6] == 'direct'
-  local time = redis.call('TIME')
-  sweep(prefix, time[1] * 1000 + math.floor(time[2] / 1000), 100)
+  local now = clock()
+  sweep(prefix, now, 100)
   local last = redis.call('XREVRANGE', LOG, '+', '-', 'COUNT', 1)[1]
   local tag = last and last[1] or '0-0'
   if ARGV[at + 8] == '*' or string.find(ARGV[at + 8], ' ' .. tag .. ' ', 1, true) then
     return {'same', tag}
   end
+
+  local time = redis.call('ZSCORE', UNTIL, container .. '/') and string.format('%.0f', now)
 
   -- The range of names below the container that are still to come. A slash is followed by a 0 in the order of bytes.
   local low = container == '' and '-' or '[' .. container
@@ -44,7 +47,7 @@ local function list(_, at)
       names = redis.call('ZRANGEBYLEX', NAMES, low, high, 'LIMIT', 0, most - #items + 1)
     end
     if #names == 0 then
-      return {'listing', tag, false, items}
+      return {'listing', tag, false, items, time}
     end
     for _, rest in ipairs(names) do
       local name = string.sub(rest, #container + 1)
@@ -75,7 +78,7 @@ local function list(_, at)
       end
       if item then
         if #items == most or (bytes > most_bytes and #items > 0) then
-          return {'listing', tag, 'more', items}
+          return {'listing', tag, 'more', items, time}
         end
         items[#items + 1] = item
       elseif name ~= '' and redis.call('EXISTS', prefix .. rest) == 0 then

@@ -3,6 +3,9 @@
 -- ARGV   the last one: what tells this request from another with the same key
 -- reply  what the request answers, {'error', what Redis said} where a key has another type; {'replayed', what the first answered}; {'reused'} where the first was another request
 
+-- Replies after which more is asked, or that changed nothing and may be another next time.
+local NOT_LAST = {lost = true, read = true, none = true, dead = true, buried = true}
+
 local function once(act, key)
   local kept, request = KEYS[#KEYS], table.remove(ARGV)
   local first = redis.call('HMGET', kept, 'request', 'reply')
@@ -23,7 +26,7 @@ local function once(act, key)
   if reply[1] == 'some' then -- of a recursive DELETE, which several may be sending at once
     reply[2] = redis.call('HINCRBY', kept, 'so far', reply[2])
     redis.call('PEXPIRE', kept, DAY_MS)
-  elseif reply[1] ~= 'lost' and reply[1] ~= 'read' then -- these are not the last word
+  elseif not NOT_LAST[reply[1]] then
     redis.call('HSET', kept, 'request', request, 'reply', cjson.encode(reply))
     redis.call('PEXPIRE', kept, DAY_MS)
   end

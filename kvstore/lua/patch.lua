@@ -5,14 +5,15 @@
 --        9 most bytes  10 'sv' where values are server values  11 what follows the entity-tag in our own field of an object
 --        that this creates  12… field, value, …; the value '' takes the member away
 -- reply  {'created' or 'replaced', what is there now, as in put.lua the ms at which the namespace's own keys expire},
---        {'failed', what is there}, {'no sum', field}, {'too many'}, {'too large'} where the
+--        {'failed', what is there}, {'leased'}, {'no sum', field}, {'too many'}, {'too large'} where the
 --        document would have too many members or bytes
 
 local function patch(key, at, last)
   local rest, ttl_ms = ARGV[at], ARGV[at + 1]
-  local exists, tag, meta = look(key)
-  if fails(exists, tag, ARGV[at + 2], ARGV[at + 3], ARGV[at + 4]) then
-    return {'failed', read(key)}
+  local exists, tag, meta, job = look(key)
+  local refusal = refuse(key, exists, tag, job, ARGV[at + 2], ARGV[at + 3], ARGV[at + 4])
+  if refusal then
+    return refusal
   end
   local due = check_types(rest)
   if ARGV[at + 9] ~= '' then
@@ -71,7 +72,7 @@ local function patch(key, at, last)
   end
 
   if due and not exists then
-    redis.call('XADD', LOG, '*', 'expire', rest)
+    expire(rest)
   end
   if not exists and ttl_ms == '' then
     ttl_ms = ARGV[at + 6]
@@ -85,7 +86,7 @@ local function patch(key, at, last)
   elseif exists then
     redis.call('HDEL', key, '$value')
   end
-  redis.call('HSET', key, '$kv', id .. shape)
+  redis.call('HSET', key, '$kv', (job and job.mark or '') .. id .. shape)
   set(key, changed, 1, #changed)
   if ttl_ms ~= '' then
     redis.call('PEXPIRE', key, ttl_ms)

@@ -7,6 +7,6 @@ local function place(key)
   if last then
     return {last[1], read(key)}
   end
-  local time = redis.call('TIME') -- a ms earlier, since the first change may come within this one
-  return {string.format('%.0f-0', time[1] * 1000 + math.floor(time[2] / 1000) - 1), read(key)}
+  -- A ms earlier, since the first change may come within this one.
+  return {string.format('%.0f-0', clock() - 1), read(key)}
 end

@@ -10,13 +10,41 @@ local MOST_ARGUMENTS = 7000 -- of one call: unpack of 8,000 overflows Lua's stac
 local LOG_BYTES = 4194304 -- of a change log, about: the larger a change, the fewer stay
 local DAY_MS = 86400000
 
--- Whether a document is there, its entity-tag (nil: another client's hash), and our own field. Raises WRONGTYPE.
+local function clock()
+  local time = redis.call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
+-- What is known of a job stands before the rest of our own field: how often it was taken, the ms until which it cannot be taken,
+-- its lease or '-', and why it was given back, percent-encoded, or '-'. Returns that, and the rest; nil where it is no job.
+local function read_mark(meta)
+  local mark, attempts, held_until, lease, reason, rest = string.match(meta, '^(job (%d+) (%d+) (%S+) (%S+)\n)(.*)$')
+  if mark then
+    return {mark = mark, attempts = tonumber(attempts), held_until = tonumber(held_until), lease = lease, reason = reason}, rest
+  end
+end
+
+-- Whether a document is there, its entity-tag (nil: another client's hash), our own field, and what is known of it as a job
+-- (nil: nothing). Raises WRONGTYPE.
 local function look(key)
   local meta = redis.call('HGET', key, '$kv')
   if meta then
-    return true, string.match(meta, '^(%d+%-%d+) '), meta
+    local tag = string.match(meta, '^(%d+%-%d+) ')
+    if tag then
+      return true, tag, meta
+    end
+    local job, rest = read_mark(meta)
+    if job then
+      return true, string.match(rest, '^(%d+%-%d+) '), rest, job
+    end
+    return true, nil, meta
   end
   return redis.call('EXISTS', key) == 1, nil, nil
+end
+
+-- Whether somebody has taken a job and not given it back.
+local function is_leased(job)
+  return job ~= nil and job.lease ~= '-' and job.held_until > clock()
 end
 
 -- Whether a document is not an object.
@@ -51,6 +79,23 @@ local function fails(exists, tag, match, none_match, unmodified_since_s)
     return exists
   end
   return none_match ~= '' and tag and string.find(none_match, ' ' .. tag .. ' ', 1, true) and true or false
+end
+
+-- The reply to a write that a lease or a precondition refuses, nil where none does. While a job is leased its lease takes the place
+-- of the entity-tag.
+local function refuse(key, exists, tag, job, match, none_match, unmodified_since_s)
+  if match ~= '*' and is_leased(job) then
+    if match == '' then
+      return {'leased'}
+    end
+    if not string.find(match, ' ' .. job.lease .. ' ', 1, true) then
+      return {'failed', read(key)}
+    end
+    match = ''
+  end
+  if fails(exists, tag, match, none_match, unmodified_since_s) then
+    return {'failed', read(key)}
+  end
 end
 
 -- Look at the types of the namespace's keys before anything is written, and at the ms at which the expiry index has `rest`
@@ -125,6 +170,46 @@ local function note(rest, due, at)
   return false
 end
 
+-- Let a key of the namespace live as long as its names.
+local function keep_as_names(key)
+  if redis.call('PTTL', key) == -1 then
+    redis.call('PEXPIREAT', key, string.format('%.0f', redis.call('PEXPIRETIME', NAMES)))
+  end
+end
+
+-- A job cannot be taken until then.
+local function hold(rest, held_until)
+  redis.call('ZADD', HELD, 0, rest)
+  redis.call('ZADD', UNTIL, string.format('%.0f', held_until), rest)
+  keep_as_names(HELD)
+  keep_as_names(UNTIL)
+end
+
+-- Note that a container is worked as a queue, so that its listing says what its documents are as jobs. A document's name does not
+-- end in a slash.
+local function work_as_queue(container)
+  redis.call('ZADD', UNTIL, 'inf', container .. '/')
+  keep_as_names(UNTIL)
+end
+
+-- Write what is known of a job; `meta` is what look() returned.
+local function write_mark(key, meta, attempts, held_until, lease, reason)
+  local known = string.format('job %d %.0f %s %s\n', attempts, held_until, lease, reason)
+  redis.call('HSET', key, '$kv', known .. meta)
+end
+
+-- A document that may have been a job is gone, or a job can be taken.
+local function forget(rest)
+  redis.pcall('ZREM', HELD, rest) -- of another type by another client's hand: not this request's concern
+  redis.pcall('ZREM', UNTIL, rest)
+end
+
+-- Say in the log that a document has expired.
+local function expire(rest)
+  redis.call('XADD', LOG, '*', 'expire', rest)
+  forget(rest)
+end
+
 -- Take a document that is no longer there out of the indexes, and say so in the log. Its first write is one that a full
 -- Redis lets through.
 local function vanish(rest)
@@ -134,8 +219,21 @@ local function vanish(rest)
     return
   end
   redis.call('ZREM', EXPIRY, rest)
-  redis.pcall('ZREM', NAMES, rest) -- of another type by another client's hand: not this request's concern
-  redis.call('XADD', LOG, '*', 'expire', rest)
+  redis.pcall('ZREM', NAMES, rest) -- as in forget()
+  expire(rest)
+end
+
+-- Delete a document that is there. DEL is the first write: a full Redis lets it through, and with it the rest of the script.
+-- Returns the change's id.
+local function remove(key, rest, length)
+  redis.call('DEL', key)
+  redis.call('ZREM', NAMES, rest)
+  redis.call('ZREM', EXPIRY, rest)
+  local id = redis.call('XADD', LOG, 'MAXLEN', '~', length, '*', 'delete', rest)
+  if redis.call('PTTL', LOG) == -1 then
+    redis.call('PEXPIRE', LOG, DAY_MS)
+  end
+  return id
 end
 
 -- Move up to `most` expired documents of the namespace from the indexes into the log. A document that another client kept
@@ -159,12 +257,11 @@ end
 -- n and the integer that is stored there (0 where nothing is); JSON texts start with neither. Returns the name of a field whose sum there is none.
 -- Numbers of Lua have 53 bits, so Redis adds.
 local function resolve(key, first, last)
-  local time = redis.call('TIME')
   for i = first, last, 2 do
     local value = ARGV[i]
     local kind = string.sub(value, 1, 1)
     if kind == '@' then
-      ARGV[i] = string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000))
+      ARGV[i] = string.format('%.0f', clock())
     elseif kind == '+' then
       redis.call('SET', SCRATCH, key and redis.call('HGET', key, ARGV[i - 1]) or '0', 'PX', 1000)
       local sum = redis.pcall('INCRBY', SCRATCH, string.sub(value, 2))

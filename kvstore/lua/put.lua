@@ -7,22 +7,26 @@
 --        6… field, value, …
 -- reply  {'created' or 'replaced', entity-tag, expires_at_ms (-1: never), ttl_ms, nil or all fields where they are not those
 --        that were sent, nil or the ms at which the namespace's own keys expire where that is new}
---        {'failed', what is there}, {'lost', what is there} where it is no longer as it was read, {'no sum', field}
+--        {'failed', what is there}, {'leased'}, {'lost', what is there} where it is no longer as it was read, {'no sum', field}
 
 local function put(key, at, last)
   local rest, ttl_ms, shape, options = ARGV[at], ARGV[at + 1], ARGV[at + 3], ARGV[at + 4]
   local op, base, server_values = 'put', '', false
-  local exists, tag, meta = look(key)
+  local exists, tag, meta, job = look(key)
+  local mark = job and job.mark or ''
   if options ~= '' then
     local match, none_match, since_s, sv
     match, none_match, since_s, op, base, sv = string.match(options, '^(.-)\n(.-)\n(.-)\n(.-)\n(.-)\n(.-)$')
-    if fails(exists, tag, match, none_match, since_s) then
-      return {'failed', read(key)}
+    local refusal = refuse(key, exists, tag, job, match, none_match, since_s)
+    if refusal then
+      return refusal
     end
     if base ~= '' and base ~= (exists and (tag or '-') or '!') then
       return {'lost', read(key)}
     end
     server_values = sv ~= ''
+  elseif is_leased(job) then
+    return {'leased'}
   end
 
   -- A key of another type is found before anything is written: what is known to be in the index was written there by us, and
@@ -39,7 +43,7 @@ local function put(key, at, last)
     end
   end
   if due and not exists then
-    redis.call('XADD', LOG, '*', 'expire', rest)
+    expire(rest)
   end
   local keeps_expiry = ttl_ms == ''
   local expires_at = -1
@@ -53,9 +57,9 @@ local function put(key, at, last)
     redis.call('DEL', key)
   end
   if last - at < MOST_ARGUMENTS then
-    redis.call('HSET', key, '$kv', id .. shape, unpack(ARGV, at + 5, last))
+    redis.call('HSET', key, '$kv', mark .. id .. shape, unpack(ARGV, at + 5, last))
   else
-    redis.call('HSET', key, '$kv', id .. shape)
+    redis.call('HSET', key, '$kv', mark .. id .. shape)
     set(key, ARGV, at + 5, last)
   end
   if not keeps_expiry then

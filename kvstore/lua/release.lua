@@ -6,8 +6,7 @@
 
 local function release(key, at)
   local holders = KEYS[3]
-  local time = redis.call('TIME')
-  local now = time[1] * 1000 + math.floor(time[2] / 1000)
+  local now = clock()
   local until_ms = redis.call('ZSCORE', holders, ARGV[at])
   local reply = {'lapsed'}
   if until_ms and tonumber(until_ms) > now then

@@ -2,13 +2,14 @@
 -- KEYS   1 log  2 document
 -- ARGV   1 the document's name in names and log  2 ttl_ms  3 If-Match  4 If-None-Match  5 If-Unmodified-Since (s)
 -- reply  {'touched', what is there, as in put.lua the ms at which the namespace's own keys expire},
---        {'missing'}, {'failed', what is there}
+--        {'missing'}, {'failed', what is there}, {'leased'}
 
 local function touch(key, at)
   local rest = ARGV[at]
-  local exists, tag = look(key)
-  if fails(exists, tag, ARGV[at + 2], ARGV[at + 3], ARGV[at + 4]) then
-    return {'failed', read(key)}
+  local exists, tag, _, job = look(key)
+  local refusal = refuse(key, exists, tag, job, ARGV[at + 2], ARGV[at + 3], ARGV[at + 4])
+  if refusal then
+    return refusal
   end
   if not exists then
     return {'missing'}

@@ -19,11 +19,10 @@ local function is_same(key, tag, meta, at, last)
   return true
 end
 
-local function hold(key, at, last)
+local function keep(key, at, last)
   local holders, rest, ttl_ms = KEYS[3], ARGV[at + 2], tonumber(ARGV[at + 3])
-  local time = redis.call('TIME')
-  local now = time[1] * 1000 + math.floor(time[2] / 1000)
-  local exists, tag, meta = look(key)
+  local now = clock()
+  local exists, tag, meta, job = look(key)
   local is_held = redis.call('ZCOUNT', holders, string.format('(%.0f', now), '+inf') > 0
   if exists and not is_held then
     local left_ms = redis.call('PTTL', key)
@@ -31,8 +30,9 @@ local function hold(key, at, last)
       return {'taken'}
     end
   end
+  local stays = ARGV[at + 1] == 'renew' or is_leased(job) or (tag and is_same(key, tag, meta, at + 2, last))
   local news
-  if exists and (ARGV[at + 1] == 'renew' or (tag and is_same(key, tag, meta, at + 2, last))) then
+  if exists and stays then
     local due = check_types(rest)
     redis.call('PEXPIRE', key, ttl_ms) -- the first write is one that a full Redis lets through: who is there stays there
     news = note(rest, due, redis.call('PEXPIRETIME', key))

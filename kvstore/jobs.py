@@ -1,0 +1,142 @@
+"""What can be asked of a container that is worked as a queue, and what it can answer: as commands.py has it for documents.
+
+A job is a document directly below the container. What is known of it as a job stands in our own field of its hash: how often it
+was taken, until when it cannot be taken, and its lease, which takes the place of the entity-tag in If-Match while it is leased.
+"""
+
+import json
+from typing import NamedTuple
+from urllib.parse import unquote
+
+from kvstore.commands import Again, Failed, Found, Missing, Reply, below, found_in, refused, registered
+from kvstore.containers import MAX_PAGE_BYTES
+from kvstore.errors import InvalidPath, PathTooLong
+from kvstore.paths import Path, parse_path
+from kvstore.scripts import BURY, LEASE, TAKE, Script
+
+DEAD = "dead/"  # below the queue: where its dead jobs go
+_DEAD_SHAPE = b' object ["value","reason","attempts","died"]'
+
+
+class Job(NamedTuple):
+    """A job that was taken: `attempts` counts this take, `reason` is why it was given back the last time, "" for no reason."""
+
+    path: Path
+    document: Found
+    attempts: int
+    lease: str
+    reason: str
+
+
+class Taken(NamedTuple):
+    """The jobs that a take gave. Where there are none: the ms after which one may be ready by itself (None: none that is
+    known), and the places in the change log, and in the stream of what is freed, after which there may be one."""
+
+    jobs: list[Job]
+    ready_in_ms: int | None = None
+    places: tuple[str, str] = ("", "")
+
+
+class Held(NamedTuple):
+    """A job whose lease was changed; `lease` is None where it was given back."""
+
+    path: Path
+    lease: str | None
+    document: Found
+
+
+class Take(NamedTuple):
+    """Take up to `limit` jobs for `lease_ms`: Taken. One that was taken `max_attempts` times already is dead, and is buried."""
+
+    container: Path
+    lease_ms: int
+    limit: int
+    max_attempts: int
+    log_length: int
+    script: Script = TAKE
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return self.container.keys
+
+    @property
+    def arguments(self) -> tuple[bytes | str | int, ...]:
+        return (*below(self.container), self.lease_ms, self.limit, self.max_attempts, MAX_PAGE_BYTES)
+
+    def outcome(self, reply: Reply) -> Taken | Again:
+        if reply[0] == b"none":
+            return Taken([], reply[1], (reply[2].decode(), reply[3].decode()))
+        jobs = [self._job(*job) for job in reply[1]]
+        return Again(Bury(self, jobs)) if reply[0] == b"dead" else Taken(jobs)
+
+    def _job(self, rest: bytes, found: Reply, attempts: int, lease: bytes, reason: bytes) -> Job:
+        name = rest.decode().rpartition("/")[2]
+        path = parse_path((self.container.text + name).encode())
+        return Job(path, found_in(found), attempts, lease.decode(), "" if reason == b"-" else unquote(reason.decode()))
+
+
+class Bury(NamedTuple):
+    """Put the first of some dead jobs where the dead are, then the others, then take again. A dead job keeps its expiry."""
+
+    take: Take
+    jobs: list[Job]
+    script: Script = BURY
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return self.take.keys
+
+    @property
+    def arguments(self) -> tuple[bytes | str | int, ...]:
+        job = self.jobs[0]
+        reason = job.reason or f"taken {job.attempts} times, and never done"
+        fields = [b"value", job.document.text, b"reason", json.dumps(reason).encode()]
+        fields += [b"attempts", b"%d" % job.attempts, b"died", b"@"]
+        rest = _dead_path(self.take.container, job).rest
+        ttl_ms = job.document.ttl_ms
+        options = "\n".join(("", "", "", "put", "", "sv"))
+        prefix, _ = below(self.take.container)
+        return (
+            *(prefix, job.path.rest, job.lease, rest),
+            *("" if ttl_ms is None else max(1, ttl_ms), self.take.log_length, _DEAD_SHAPE, options),
+            *fields,
+        )
+
+    def outcome(self, reply: Reply) -> Again:
+        following = Again(self._replace(jobs=self.jobs[1:]) if len(self.jobs) > 1 else self.take)
+        if reply[0] == b"buried":
+            again: Again = registered(self.take.container, reply[1], following)
+            return again
+        return following
+
+
+class Lease(NamedTuple):
+    """Lease a job for `lease_ms` from now on; where that is 0 give it back, for `delay_ms` later: Held, Missing or Failed."""
+
+    path: Path
+    match: str
+    lease_ms: int
+    delay_ms: int
+    reason: str
+    script: Script = LEASE
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return self.path.keys
+
+    @property
+    def arguments(self) -> tuple[bytes | str | int, ...]:
+        return (self.path.rest, self.match, self.lease_ms, self.delay_ms, self.reason)
+
+    def outcome(self, reply: Reply) -> Held | Missing | Failed:
+        if reply[0] == b"held":
+            return Held(self.path, None if reply[2] == b"-" else reply[2].decode(), found_in(reply[1]))
+        return Missing() if reply[0] == b"missing" else refused(reply)
+
+
+def _dead_path(container: Path, job: Job) -> Path:
+    """Where a dead job goes: its name below `dead/`, or its lease where there is no room for the name."""
+    try:
+        return parse_path((container.text + DEAD + job.path.text.rpartition("/")[2]).encode())
+    except (InvalidPath, PathTooLong):
+        return parse_path((container.text + DEAD + job.lease).encode())

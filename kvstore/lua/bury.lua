@@ -1,0 +1,18 @@
+-- Put a dead job where the dead are, if nobody has done so meanwhile.
+-- KEYS   1 log
+-- ARGV   1 what stands before a name in the documents' keys  2 the job's name in names and log  3 the lease it was found dead with
+--        4… as in put.lua, of the document that it becomes
+-- reply  {'buried', as in put.lua the ms at which the namespace's own keys expire}, {'lost'} where the lease is another
+
+local function bury(_, at, last)
+  local prefix, rest = ARGV[at], ARGV[at + 1]
+  local key = prefix .. rest
+  local exists, _, _, job = look(key)
+  if not exists or not job or job.lease ~= ARGV[at + 2] then
+    return {'lost'}
+  end
+  local reply = put(prefix .. ARGV[at + 3], at + 3, last)
+  remove(key, rest, ARGV[at + 5])
+  forget(rest)
+  return {'buried', reply[6]}
+end

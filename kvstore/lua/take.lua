@@ -1,0 +1,104 @@
+-- Take jobs: documents directly below a container, in order of name, that nobody has taken and that need not wait.
+-- KEYS   1 log
+-- ARGV   1 what stands before a name in the documents' keys  2 the container's own name in names and log, '' or 'a/b/'
+--        3 ms for which they are leased  4 most jobs  5 most takes of a job: one that had so many is dead  6 most bytes of values
+-- reply  {'taken', jobs}; {'none', the ms after which one may be ready by itself or nil, the log's place, the place in what is
+--        freed}; {'dead', jobs} where there are dead ones before any other: they are leased to whoever buries them, and then
+--        it is asked again. A job is {rest, what is there, attempts, lease, reason}.
+
+local BURY_MS = 10000 -- that a dead job is leased to whoever buries it
+
+-- How many of names[first] to names[last], counted from 0, can be taken: those that are not held.
+local function count_free(first, last)
+  local from, to = redis.call('ZRANGE', NAMES, first, first)[1], redis.call('ZRANGE', NAMES, last, last)[1]
+  return last - first + 1 - redis.call('ZLEXCOUNT', HELD, '[' .. from, '[' .. to)
+end
+
+-- The first name in a range that is not held, nil for none. All that is held is in names, so counting says where it is: a
+-- million delayed jobs cost some twenty steps.
+local function first_free(low, high)
+  local before_low = (string.sub(low, 1, 1) == '[' and '(' or '[') .. string.sub(low, 2)
+  local first = low == '-' and 0 or redis.call('ZLEXCOUNT', NAMES, '-', before_low)
+  local last = first + redis.call('ZLEXCOUNT', NAMES, low, high) - 1
+  if first > last then
+    return nil
+  end
+  local from, to = first, first -- in steps that double, then halves: the first free one is from `from` on, up to `to`
+  while count_free(first, to) == 0 do
+    if to == last then
+      return nil
+    end
+    from, to = to + 1, math.min(last, 2 * to - first + 1)
+  end
+  while from < to do
+    local middle = math.floor((from + to) / 2)
+    if count_free(first, middle) > 0 then
+      to = middle
+    else
+      from = middle + 1
+    end
+  end
+  return redis.call('ZRANGE', NAMES, from, from)[1]
+end
+
+local function take(_, at)
+  local prefix, container, lease_ms = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2])
+  local most, most_attempts, most_bytes = tonumber(ARGV[at + 3]), tonumber(ARGV[at + 4]), tonumber(ARGV[at + 5])
+  check_types(container)
+  redis.call('ZCARD', HELD)
+  redis.call('XLEN', FREED)
+  local now = clock()
+  sweep(prefix, now, 100)
+  for _, rest in ipairs(redis.call('ZRANGEBYSCORE', UNTIL, '-inf', now, 'LIMIT', 0, 1000)) do
+    forget(rest)
+  end
+
+  local low = container == '' and '-' or '[' .. container
+  local high = container == '' and '+' or '(' .. string.sub(container, 1, -2) .. '0'
+  local jobs, word, bytes = {}, 'taken', 0
+  while #jobs < most and bytes < most_bytes do
+    local rest = first_free(low, high)
+    if not rest then
+      break
+    end
+    low = '(' .. rest
+    local name = string.sub(rest, #container + 1)
+    local slash = string.find(name, '/', 1, true)
+    local fields = not slash and name ~= '' and redis.pcall('HGETALL', prefix .. rest) or {}
+    if slash then -- what lies deeper is no job; a slash is followed by a 0 in the order of bytes
+      low = '[' .. container .. string.sub(name, 1, slash - 1) .. '0'
+    elseif name ~= '' and not fields.err and #fields == 0 then
+      vanish(rest)
+    elseif #fields > 0 then
+      local _, tag, meta, job = look(prefix .. rest)
+      job = job or {attempts = 0, held_until = 0, reason = '-'}
+      if job.held_until > now then -- held all along
+        hold(rest, job.held_until)
+      elseif tag then -- another client's hash is no job
+        local is_dead = job.attempts >= most_attempts
+        if #jobs > 0 and is_dead ~= (word == 'dead') then
+          break
+        end
+        word = is_dead and 'dead' or 'taken'
+        local attempts = is_dead and job.attempts or job.attempts + 1
+        local lease = tag .. '.' .. attempts .. (is_dead and '.dead' or '')
+        local leased_until = now + (is_dead and BURY_MS or lease_ms)
+        write_mark(prefix .. rest, meta, attempts, leased_until, lease, job.reason)
+        hold(rest, leased_until)
+        local found = {fields, redis.call('PEXPIRETIME', prefix .. rest), redis.call('PTTL', prefix .. rest)}
+        jobs[#jobs + 1] = {rest, found, attempts, lease, job.reason}
+        for _, part in ipairs(fields) do
+          bytes = bytes + #part
+        end
+      end
+    end
+  end
+  work_as_queue(container)
+  if #jobs > 0 then
+    return {word, jobs}
+  end
+  local next_ms = redis.call('ZRANGE', UNTIL, 0, 0, 'WITHSCORES')[2]
+  local log, freed = redis.call('XREVRANGE', LOG, '+', '-', 'COUNT', 1)[1], redis.call('XREVRANGE', FREED, '+', '-', 'COUNT', 1)[1]
+  local in_ms = next_ms and next_ms ~= 'inf' and math.max(0, next_ms - now) + 1
+  return {'none', in_ms or false, log and log[1] or '0-0', freed and freed[1] or '0-0'}
+end

@@ -1,0 +1,140 @@
+"""Requests that wait: for a change to a document or a container (RFC 7240, `Prefer: wait`), or for a job.
+
+Each is carried out again when something has changed. Those who wait for jobs of one container stand in a line, so that one
+change wakes one of them: it takes what there is, and wakes the next.
+"""
+
+import asyncio
+from collections import deque
+from typing import Any
+
+from kvstore.commands import Command
+from kvstore.containers import Wait
+from kvstore.following import is_settled
+from kvstore.jobs import Lease, Taken
+from kvstore.live import Follower, Hub
+from kvstore.paths import Path
+from kvstore.pipeline import AsyncStore
+
+
+class Waits:
+    """Those who wait, in one event loop."""
+
+    def __init__(self, store: AsyncStore, hub: Hub) -> None:
+        self._store = store
+        self._hub = hub
+        self._lines: set[_Line] = set()
+        self._taking: set[asyncio.Task[Any]] = set()
+        self._is_closed = False
+
+    async def outcome(self, wait: Wait) -> Any:
+        """The outcome of a command as soon as there is something to answer with, else its last one; raises Problem."""
+        deadline = asyncio.get_running_loop().time() + wait.wait_s
+        outcome = await self._execute(wait.command)
+        if is_settled(wait.command, outcome) or self._is_closed:
+            return outcome
+        line = self._line(wait.path, is_for_jobs=isinstance(outcome, Taken))
+        line.length += 1
+        try:
+            while True:
+                await line.listen(self._hub)
+                heard = line.heard
+                outcome = await self._execute(wait.command)
+                if is_settled(wait.command, outcome) or self._is_closed:
+                    return outcome
+                if isinstance(outcome, Taken):
+                    line.look_in(outcome.ready_in_ms)
+                if heard == line.heard and not await line.turn(deadline):
+                    return outcome
+        finally:
+            line.length -= 1
+            line.wake()  # there may be more, or this one was woken and has gone
+            if not line.length:
+                line.look_in(None)
+                self._hub.leave(line.follower)
+                self._lines.discard(line)
+
+    def _line(self, path: Path, *, is_for_jobs: bool) -> "_Line":
+        for line in self._lines if is_for_jobs else ():
+            if line.is_for_jobs and line.follower.path == path:
+                return line
+        line = _Line(path, is_for_jobs=is_for_jobs)
+        self._lines.add(line)
+        return line
+
+    async def close(self) -> None:
+        """Answer all who wait with what there is, and wait for jobs that are given back."""
+        self._is_closed = True
+        for line in tuple(self._lines):
+            line.wake()  # who is woken wakes the next
+        await asyncio.gather(*self._taking, return_exceptions=True)
+
+    async def _execute(self, command: Command) -> Any:
+        """The outcome of a command; jobs that it takes for somebody who has gone meanwhile are given back."""
+        task = asyncio.ensure_future(self._store.execute(command))
+        self._taking.add(task)
+        task.add_done_callback(self._taking.discard)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(self._give_back)
+            raise
+
+    def _give_back(self, task: "asyncio.Future[Any]") -> None:
+        if task.cancelled() or task.exception() or not isinstance(task.result(), Taken):
+            return
+        for job in task.result().jobs:
+            self._store.submit(Lease(job.path, f" {job.lease} ", 0, 0, "-"), lambda *_: None, None)
+
+
+class _Line:
+    """Those who wait for a change to one path, in the order in which they came."""
+
+    def __init__(self, path: Path, *, is_for_jobs: bool) -> None:
+        self.is_for_jobs = is_for_jobs
+        self.follower = Follower(path, lambda _: self.hear(), self._lost)
+        self.length = 0
+        self.heard = 0  # changes, so that one that comes while somebody looks is not missed
+        self._listening: asyncio.Future[None] | None = None
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def listen(self, hub: Hub) -> None:
+        """Hear of changes from now on; raises Problem."""
+        if self._listening is None:
+            self._listening = asyncio.ensure_future(hub.listen(self.follower))
+        await asyncio.shield(self._listening)
+
+    def hear(self) -> None:
+        """Something has changed."""
+        self.heard += 1
+        self.wake()
+
+    def _lost(self) -> None:
+        self._listening = None
+        self.hear()
+
+    def wake(self) -> None:
+        """Let the first look."""
+        while self._waiting:
+            first = self._waiting.popleft()
+            if not first.done():
+                first.set_result(None)
+                return
+
+    def look_in(self, ms: int | None) -> None:
+        """Let the first look when a job may be ready by itself; None for never."""
+        if self._timer:
+            self._timer.cancel()
+        self._timer = None if ms is None else asyncio.get_running_loop().call_later(ms / 1000, self.hear)
+
+    async def turn(self, deadline: float) -> bool:
+        """Wait to be woken; False where the time is over."""
+        mine = asyncio.get_running_loop().create_future()
+        self._waiting.append(mine)
+        try:
+            async with asyncio.timeout_at(deadline):
+                await mine
+        except TimeoutError:
+            return False
+        return True
