@@ -9,7 +9,7 @@ are told. Source: XREAD; https://html.spec.whatwg.org/multipage/server-sent-even
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import redis
@@ -33,31 +33,44 @@ BELL_S = 0.1  # that XREAD waits: a namespace that is followed anew is heard aft
 POLL_S = 0.2  # between looks where XREAD cannot be used: a cluster, fakeredis
 RETRY_S = 0.3  # after trouble with Redis
 MAX_BUFFERED_BYTES = 1024 * 1024  # of a stream whose reader does not read; then it is dropped
-MAX_WAITING = 10_000  # changes that may come while a snapshot is taken
+MAX_WAITING_BYTES = 4 * 1024 * 1024  # of changes that come while a snapshot is read
+
+
+async def _at_once() -> None:
+    """There is room for more."""
 
 
 class Follower:
-    """One stream: `send` takes blocks, `end` closes it."""
+    """One stream: `send` takes blocks, `end` closes it, `room` waits until its reader has taken what was sent before."""
 
-    __slots__ = ("after", "end", "has_left", "hold", "is_ready", "path", "send", "waiting")
+    __slots__ = ("after", "end", "has_left", "hold", "is_ready", "path", "room", "send", "waiting", "waiting_bytes")
 
-    def __init__(self, path: Path, send: Callable[[bytes], None], end: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        send: Callable[[bytes], None],
+        end: Callable[[], None],
+        room: Callable[[], Awaitable[None]] = _at_once,
+    ) -> None:
         self.path = path
         self.send = send
         self.end = end
+        self.room = room
         self.is_ready = False
         self.has_left = False
         self.hold: Hold | None = None
         self.after = (0, 0)  # the place up to which it has everything: the reader of the logs may be behind that
         self.waiting: list[tuple[tuple[int, int], bytes]] = []
+        self.waiting_bytes = 0
 
     def deliver(self, order: tuple[int, int], changed: bytes) -> None:
         """A change, now or when the snapshot is through."""
         if self.is_ready:
             if order > self.after:
                 self.send(changed)
-        elif len(self.waiting) < MAX_WAITING:
+        elif self.waiting_bytes < MAX_WAITING_BYTES:
             self.waiting.append((order, changed))
+            self.waiting_bytes += len(changed)
         else:
             self.end()
 
@@ -133,6 +146,8 @@ class Hub:
         except BaseException:
             self.leave(follower)
             raise
+        if follower.has_left:
+            return
         follower.after = _order(place)
         follower.is_ready = True
         waiting, follower.waiting = follower.waiting, []
@@ -208,7 +223,10 @@ class Hub:
             return space
 
     async def _begin(self, follow: Follow, follower: Follower) -> str:
-        """Send what a stream begins with, and return the place in the log after which changes are to follow."""
+        """Send what a stream begins with, and return the place in the log after which changes are to follow.
+
+        It is sent as fast as it is read, and no further where the reader has left: then the place is "".
+        """
         steps, answer = begin(follow), None
         try:
             while True:
@@ -216,6 +234,9 @@ class Hub:
                 answer = None
                 if isinstance(step, bytes):
                     follower.send(step)
+                    await follower.room()
+                    if follower.has_left:
+                        return ""
                 else:
                     answer = await self._store.execute(step)
         except StopIteration as done:

@@ -1,16 +1,29 @@
 """Following a path: a snapshot, then every change once and in order; and coming back with the place one has."""
 
+import os
+import shutil
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
+from asking import entries
 from stores import Running, wait_until
-from streams import FOLLOWED, LIMIT_S, STREAM_LANES, Event, Followed, following, replay
+from streams import FOLLOWED, LIMIT_S, STREAM_LANES, Event, Followed, OwnServer, following, replay
 from streams import ask as ask_of
+from wires import Wire
+
+from kvstore import following as following_module
+from kvstore import live, web
+from kvstore import server as server_module
+from kvstore.following import HEARTBEAT_S
 
 on_served = pytest.mark.parametrize("lane", [("served", "valkey"), ("served", "redis")], ids="-".join, indirect=True)
 
@@ -209,3 +222,133 @@ def is_put(ask: Callable[..., Any], number: int) -> bool:
     except (AssertionError, OSError, redis.RedisError):
         return False
     return True
+
+
+# --- Large snapshots, and readers that read slowly or not at all --------------------------------------------------------
+
+
+LARGE = "x" * 50_000
+DOCUMENTS = 60  # about 3 MiB
+
+
+@pytest.fixture
+def many(ask: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A container whose snapshot is many events, and larger than what a stream may buffer; its documents' paths."""
+    monkeypatch.setattr(following_module, "PAGE", 10)
+    paths = [f"/large/{number:02}" for number in range(DOCUMENTS)]
+    for at in range(0, DOCUMENTS, 15):
+        ask("POST", "/_/batch", {"requests": [{"method": "PUT", "path": path, "body": LARGE} for path in paths[at : at + 15]]})
+    return paths
+
+
+def test_a_long_snapshot(followed: Followed, ask: Callable[..., Any], many: list[str]) -> None:
+    """It comes in several events. Only the last has an id: who was cut off before that comes back for all of it."""
+    with following(followed, "/large/") as reader:
+        events = reader.wait_for(DOCUMENTS // 10)
+        ask("DELETE", many[0])
+        assert reader.wait_for(len(events) + 1)[-1].name == "delete"
+    snapshots = reader.events[:-1]
+    assert [item["path"] for event in snapshots for item in event.data["value"]["items"]] == many
+    assert [event.data.get("more") for event in snapshots] == [True] * (len(snapshots) - 1) + [None]
+    assert [bool(event.id) for event in snapshots] == [False] * (len(snapshots) - 1) + [True]
+    assert len({event.data["etag"] for event in snapshots}) == 1
+
+
+def read_slowly(at: tuple[str, int], target: str) -> Iterator[bytes]:
+    """A stream, 32 KiB at a time."""
+    wire = Wire(at)
+    wire.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32 * 1024)
+    wire.send(f"GET {target} HTTP/1.0\r\nAccept: text/event-stream\r\n\r\n".encode())
+    try:
+        while piece := wire.socket.recv(32 * 1024):
+            yield piece
+            time.sleep(0.002)
+    finally:
+        wire.close()
+
+
+@on_served
+def test_a_slow_reader_gets_its_snapshot(followed: OwnServer, ask: Callable[..., Any], many: list[str]) -> None:
+    """Page by page as it reads, and what has changed meanwhile."""
+    followed.running.buffer_little()
+    read = b""
+    for number, piece in enumerate(read_slowly(followed.at, "/large/")):
+        read += piece
+        if number == 10:
+            ask("PUT", many[0], 1)
+        if b"event: put" in read and read.endswith(b"\n\n"):
+            break
+    assert read.count(LARGE.encode()) == DOCUMENTS
+    assert read.count(b"event: put") == 1
+    assert read.count(b"id: ") == 2
+
+
+@on_served
+@pytest.mark.parametrize("target", ["/large/", "/small/"])
+def test_a_reader_that_does_not_read(
+    followed: OwnServer, ask: Callable[..., Any], many: list[str], target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is dropped, in the snapshot after the time that a reply has, and later at 1 MiB buffered; others miss nothing."""
+    monkeypatch.setattr(server_module, "WRITE_S", 0.5)
+    followed.running.buffer_little()
+    with following(followed, "/small/") as reader:
+        reader.wait_for(1)
+        stalled = read_slowly(followed.at, target + "?hold=/people/stalled")
+        next(stalled)
+        for number in range(60 if target == "/small/" else 1):
+            ask("PUT", "/small/1", f"{number}{LARGE}")
+            reader.wait_for(number + 2)
+        wait_until(lambda: followed.request("GET", "/people/stalled").status == 404, LIMIT_S)
+        stalled.close()
+        assert [event.data["value"] for event in reader.events[1:]] == [f"{each}{LARGE}" for each in range(number + 1)]
+
+
+@on_served
+def test_a_stop_ends_streams_cleanly(lane: tuple[str, str], store: Running) -> None:
+    """With the last chunk, so that no client takes it for a failure."""
+    running = OwnServer(store)
+    wire = Wire(running.at)
+    wire.send(b"GET /room/ HTTP/1.1\r\nHost: x\r\nAccept: text/event-stream\r\n\r\n")
+    with following(running, "/room/") as reader:
+        reader.wait_for(1)
+        running.stop()
+        reader.wait_for_end()
+    assert wire.rest().endswith(b'"value":{"items":[]}}\n\n\r\n0\r\n\r\n')
+
+
+def test_heartbeats(followed: Followed, ask: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quiet reader hears something within 15 s, and its place moves on with what others write."""
+    assert HEARTBEAT_S + 2 < 15
+    for module in (live, web):
+        monkeypatch.setattr(module, "HEARTBEAT_S", 0.2)
+    with following(followed, "/room/1") as reader:
+        place = reader.wait_for(1)[0].id
+        for number in range(3):
+            ask("PUT", "/room/2", number)
+        now = ask("GET", "/room/")["items"][0]["etag"].strip('"')
+        assert now != place
+        wait_until(lambda: f"id: {now}".encode() in reader.blocks, LIMIT_S)
+    with following(followed, "/room/1", Last_Event_ID=now) as reader:
+        ask("PUT", "/room/1", "next")
+        assert reader.wait_for(1)[0].data["value"] == "next"
+
+
+def test_a_reader_that_vanishes(started: Callable[[str], Running]) -> None:
+    """Without a word, as in a tunnel: it is given up after two heartbeats, and what it held goes."""
+    unshare = ["unshare", "--user", "--map-root-user", "--net"]
+    if not shutil.which("unshare") or subprocess.run([*unshare, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no network namespaces for us on this machine")
+    store = started("redis")
+    store.redis.flushall()
+    script = Path(__file__).with_name("vanishing.py")
+    said = subprocess.run(
+        [*unshare, sys.executable, str(script), store.url, "/room/?hold=/people/ada"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(script.parent), str(script.parent.parent)])},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert said.returncode == 0, said.stderr
+    assert 0.5 < float(said.stdout) < 10
+    assert [entry.op for entry in entries(store.redis, "people")] == ["put", "delete"]
