@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from urllib.parse import quote
 import pytest
 from asking import entries, expire, on_few
 from clients import Checked
-from serving import start_kvstore
+from serving import Served, start_kvstore
 from stores import Running, start_valkey, wait_until
 from streams import FOLLOWED, LIMIT_S, STREAM_LANES, FlaskServer, Followed, OwnServer, Reader, ask, following, open_reader
 
@@ -306,6 +307,21 @@ def test_a_process_that_is_killed(directory: Path, started: Callable[[str], Runn
         watching.stop()
 
 
+def test_flask_is_interrupted(directory: Path, started: Callable[[str], Running]) -> None:
+    """Ctrl-C in `flask run` releases what its streams hold."""
+    store = started("redis")
+    store.redis.flushall()
+    arguments = [sys.executable, "-m", "flask", "--app", "kvstore", "run", "-p", "0"]
+    serving = Served(directory, arguments, {"REDIS_URL": store.url})
+    try:
+        open_reader(serving.at, named("Alice"), {}).wait_for(1)
+        os.kill(serving.process.pid, signal.SIGINT)
+        assert goes(store, LIMIT_S)
+        assert ops(store) == ["put", "delete"]
+    finally:
+        serving.kill()
+
+
 @pytest.mark.parametrize("kind", [OwnServer, FlaskServer])
 def test_redis_is_away_when_it_is_released(directory: Path, kind: type[Followed]) -> None:
     """Release is tried again until Redis is back."""
@@ -327,9 +343,9 @@ def test_redis_is_away_when_it_is_released(directory: Path, kind: type[Followed]
         store.stop()
 
 
-@on_own
+@pytest.mark.parametrize("lane", [("served", "redis"), ("asgi", "cluster")], ids="-".join, indirect=True)
 def test_streams_that_come_and_go(followed: Followed, store: Running) -> None:
-    """However they overlap, the document is there while one lives, and gone when none does."""
+    """However they overlap, and whichever script is first, the document is there while one lives, and gone when none does."""
     readers: list[Reader] = []
     for number in range(60):
         readers.append(followed.open(named("Alice"), {}))
