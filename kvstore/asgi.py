@@ -114,27 +114,44 @@ class Application:
 async def _follow(hub: Hub, follow: Follow, receive: Receive, send: Send) -> None:
     """Send a stream of events until the client goes, or the stream ends; raises Problem before it begins."""
     blocks: asyncio.Queue[bytes | None] = asyncio.Queue()
+    is_taken = asyncio.Event()
     waiting = 0
 
     def put(block: bytes) -> None:
         nonlocal waiting
         waiting += len(block)
-        blocks.put_nowait(block if waiting <= MAX_BUFFERED_BYTES else None)
+        blocks.put_nowait(block if waiting <= MAX_BUFFERED_BYTES or not follower.is_ready else None)
 
-    follower = Follower(follow.path, put, lambda: blocks.put_nowait(None))
-    await hub.follow(follow, follower)
+    async def room() -> None:
+        while waiting and not follower.has_left:
+            is_taken.clear()
+            await is_taken.wait()
+
+    def end(*_: object) -> None:
+        blocks.put_nowait(None)
+
+    follower = Follower(follow.path, put, end, room)
+    starting = asyncio.create_task(hub.follow(follow, follower))
+    starting.add_done_callback(lambda task: end() if task.cancelled() or task.exception() else None)
     gone = asyncio.create_task(_gone(receive))
-    gone.add_done_callback(lambda _: blocks.put_nowait(None))
+    gone.add_done_callback(end)
     try:
+        block = await blocks.get()
+        if block is None and starting.done():
+            await starting
         headers = [(name.lower().encode(), value.encode()) for name, value in STREAM]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
-        while (block := await blocks.get()) is not None:
-            waiting -= len(block)
+        while block is not None:
             await send({"type": "http.response.body", "body": block, "more_body": True})
+            waiting -= len(block)
+            is_taken.set()
+            block = await blocks.get()
         await send({"type": "http.response.body", "body": b""})
     finally:
         gone.cancel()
         hub.leave(follower)
+        is_taken.set()
+        await asyncio.gather(starting, return_exceptions=True)
 
 
 class _Gone(Exception):

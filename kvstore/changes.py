@@ -59,11 +59,14 @@ def event(path: str, change: Change) -> bytes:
 def block(  # noqa: PLR0913, PLR0917  # the members of an event
     name: bytes, place: str, path: str, tag: str | None, ttl_ms: int | None, text: bytes | None, *, more: bool = False
 ) -> bytes:
-    """One event: `place` is what a reader resumes from; `more` says that another event of the same snapshot follows."""
+    """One event: `place` is what a reader resumes from; `more` says that another event of the same snapshot follows.
+
+    Then it has no id: a reader that has a part of a snapshot must not come back as one that has all of it.
+    """
     etag = b'"\\"%b\\""' % tag.encode() if tag else b"null"
     ttl = b"%d" % ttl_s(ttl_ms) if ttl_ms is not None else b"null"
-    return b'id: %b\nevent: %b\ndata: {"path":%b,"etag":%b,"ttl":%b,"value":%b%b}\n\n' % (
-        place.encode(),
+    return b'%bevent: %b\ndata: {"path":%b,"etag":%b,"ttl":%b,"value":%b%b}\n\n' % (
+        b"" if more else b"id: %b\n" % place.encode(),
         name,
         json.dumps(path).encode(),
         etag,

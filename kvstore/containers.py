@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from kvstore.codec import META
 from kvstore.commands import Again, Command, Conclude, Found, Reply, below, found_in
 from kvstore.paths import Path, own_key, parse_path
+from kvstore.presence import Hold
 from kvstore.scripts import CENSUS, CHANGES, DELETE_BELOW, LIST, PLACE, Script
 
 MAX_PAGE_BYTES = 4 * 1024 * 1024  # of values in a page of a listing, or one document
@@ -238,3 +239,4 @@ class Follow(NamedTuple):
     path: Path
     place: str | None
     recursive: bool  # the snapshot of a container: all documents below it, not only what lies directly below
+    hold: Hold | None = None  # a document to keep there for as long as the stream lives

@@ -124,6 +124,12 @@ class WrongType(Problem):
     status = 409
 
 
+class AlreadyStored(Problem):
+    """A document is there that no stream holds."""
+
+    status = 409
+
+
 class BatchRefused(Problem):
     """A request of the atomic batch was refused."""
 

@@ -9,7 +9,7 @@ https://html.spec.whatwg.org/multipage/server-sent-events.html
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from itertools import cycle
 from typing import Any
 
@@ -21,8 +21,10 @@ from kvstore.clients import close_sentinels, sentinels
 from kvstore.containers import Changes, Follow, Place
 from kvstore.errors import Problem, unavailable
 from kvstore.following import HEARTBEAT_S, PAGE, begin, path_of, prefix
+from kvstore.holding import Holding
 from kvstore.paths import Path
 from kvstore.pipeline import AsyncStore, Pipeline
+from kvstore.presence import Hold
 
 log = logging.getLogger("kvstore")
 
@@ -31,24 +33,38 @@ POLL_S = 0.2  # between looks where it cannot: a cluster, fakeredis
 PAUSE_S = 0.001  # between looks at a log that grows all the time, so that a look finds several changes
 RETRY_S = 0.3  # after trouble with Redis
 SPREAD_S = 1.0  # over which all logs are looked at again after that
-BEATS = 48  # parts of the followers, each of which has its heartbeat at another time: thousands at once would hold up others
+BEATS = 48  # parts of a heartbeat's period, in each of which some followers have theirs: thousands at once hold up others
 MAX_JOINED_BYTES = 64 * 1024  # of changes that are sent to a follower at once
 MAX_BUFFERED_BYTES = 1024 * 1024  # of a stream whose reader does not read; then it is dropped
-MAX_WAITING = 10_000  # changes that may come while a snapshot is taken
+MAX_WAITING_BYTES = 4 * 1024 * 1024  # of changes that come while a snapshot is read
+
+
+async def _at_once() -> None:
+    """There is room for more."""
 
 
 class Follower:
-    """One stream: `send` takes blocks, `end` closes it."""
+    """One stream: `send` takes blocks, `end` closes it, `room` waits until its reader has taken what was sent before."""
 
-    __slots__ = ("after", "beat", "end", "is_ready", "path", "send", "waiting")
+    __slots__ = ("after", "beat", "end", "has_left", "hold", "is_ready", "path", "room", "send", "waiting", "waiting_bytes")
 
-    def __init__(self, path: Path, send: Callable[[bytes], None], end: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        send: Callable[[bytes], None],
+        end: Callable[[], None],
+        room: Callable[[], Awaitable[None]] = _at_once,
+    ) -> None:
         self.path = path
         self.send = send
         self.end = end
+        self.room = room
         self.is_ready = False
+        self.has_left = False
+        self.hold: Hold | None = None
         self.after = (0, 0)  # the place up to which it has everything: the reader of the logs may be behind that
         self.waiting: list[tuple[tuple[int, int], bytes]] = []
+        self.waiting_bytes = 0
         self.beat: set[Follower] = set()  # those who have their heartbeat together
 
     def deliver(self, order: tuple[int, int], changed: bytes) -> None:
@@ -56,8 +72,9 @@ class Follower:
         if self.is_ready:
             if order > self.after:
                 self.send(changed)
-        elif len(self.waiting) < MAX_WAITING:
+        elif self.waiting_bytes < MAX_WAITING_BYTES:
             self.waiting.append((order, changed))
+            self.waiting_bytes += len(changed)
         else:
             self.end()
 
@@ -152,24 +169,31 @@ class Hub:
         self._logs, self._look_s = store, POLL_S
         if address.kind in ("single", "sentinel"):
             self._logs, self._look_s = Pipeline(address, heard=self._heard, find=_primary), LOOK_S
+        self._holding = Holding(store)
         self._max_streams = max_streams
+        self._is_closed = False
         self._spaces: dict[str, _Space] = {}
         self._by_key: dict[bytes, _Space] = {}  # by those keys of it that say that something has happened
         self._opening: dict[str, asyncio.Task[None]] = {}
         self._count = 0
         self._complained = 0.0
         self._beats = [set[Follower]() for _ in range(BEATS)]
-        self._next_beat = cycle(self._beats)
+        self._beating = 0  # which of them has its heartbeat next
+        self._turn = cycle(range(BEATS // 2))
         self._heart: asyncio.Task[None] | None = None
 
     async def follow(self, follow: Follow, follower: Follower) -> None:
         """Send a follower its snapshot, or what it has missed, and every change from then on; raises Problem before that."""
-        await self._register(follower)
+        await self._register(follower, follow.hold)
+        if follower.has_left:
+            return
         try:
             place = await self._begin(follow, follower)
         except BaseException:
             self.leave(follower)
             raise
+        if follower.has_left:
+            return
         follower.after = _order(place)
         follower.is_ready = True
         waiting, follower.waiting = follower.waiting, []
@@ -179,34 +203,54 @@ class Hub:
     async def listen(self, follower: Follower) -> None:
         """Send a follower every change from now on, without a snapshot; raises Problem."""
         follower.is_ready = True
-        await self._register(follower)
+        follower.has_left = False  # it may have been here before
+        await self._register(follower, None)
 
-    async def _register(self, follower: Follower) -> None:
+    async def _register(self, follower: Follower, hold: Hold | None) -> None:
+        self._check_open()
         if self._count >= self._max_streams:
             raise unavailable("this server has as many streams as it holds; come back later")
         self._count += 1
         try:
+            if hold:
+                await self._holding.begin(hold, follower.end)
+                follower.hold = hold
             space = await self._space(follower.path)
+            self._check_open()
         except BaseException:
             self._count -= 1
+            self._release(follower)
             raise
         space.add(follower)
-        follower.beat = next(self._next_beat)
+        follower.beat = self._beats[self._beating - 1 - next(self._turn)]  # it has just heard something
         follower.beat.add(follower)
+        if follower.has_left:  # while this was held up
+            self.leave(follower)
 
     def leave(self, follower: Follower) -> None:
         """The stream has ended; a second time does nothing."""
+        follower.has_left = True
         if follower not in follower.beat:
             return
         follower.beat.discard(follower)
         self._count -= 1
+        self._release(follower)
         space = self._spaces[follower.path.namespace]
         space.leave(follower)
         if not space.documents and not space.containers:
             self._drop(space)
 
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise unavailable("this server is stopping; come back")
+
+    def _release(self, follower: Follower) -> None:
+        if follower.hold:
+            self._holding.leave(follower.hold, follower.end)
+
     async def close(self) -> None:
-        """End all streams and the reader."""
+        """End all streams and the reader, and release what was held."""
+        self._is_closed = True
         for space in list(self._spaces.values()):
             self._end(space)
         tasks = [*self._opening.values(), *([self._heart] if self._heart else [])]
@@ -215,6 +259,7 @@ class Hub:
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._logs is not self._store:
             await self._logs.close()
+        await self._holding.close()
 
     async def _space(self, path: Path) -> _Space:
         if self._heart is None:
@@ -247,7 +292,10 @@ class Hub:
             space.timer.cancel()
 
     async def _begin(self, follow: Follow, follower: Follower) -> str:
-        """Send what a stream begins with, and return the place in the log after which changes are to follow."""
+        """Send what a stream begins with, and return the place in the log after which changes are to follow.
+
+        It is sent as fast as it is read, and no further where the reader has left: then the place is "".
+        """
         steps, answer = begin(follow), None
         try:
             while True:
@@ -255,6 +303,9 @@ class Hub:
                 answer = None
                 if isinstance(step, bytes):
                     follower.send(step)
+                    await follower.room()
+                    if follower.has_left:
+                        return ""
                 else:
                     answer = await self._store.execute(step)
         except StopIteration as done:
@@ -352,13 +403,13 @@ class Hub:
     async def _beat(self) -> None:
         """A sign of life for every reader, which moves the place of one that heard nothing."""
         while True:
-            for followers in self._beats:
-                await asyncio.sleep(HEARTBEAT_S / BEATS)
-                for follower in tuple(followers):
-                    if follower.is_ready:  # one that is ahead of the reader keeps its place
-                        place = self._spaces[follower.path.namespace].place
-                        is_ahead = follower.after > _order(place)
-                        follower.send(b":\n\n" if is_ahead else b"id: %b\n\n" % place.encode())
+            await asyncio.sleep(HEARTBEAT_S / BEATS)
+            for follower in tuple(self._beats[self._beating]):
+                if follower.is_ready:  # one that is ahead of the reader keeps its place
+                    place = self._spaces[follower.path.namespace].place
+                    is_ahead = follower.after > _order(place)
+                    follower.send(b":\n\n" if is_ahead else b"id: %b\n\n" % place.encode())
+            self._beating = (self._beating + 1) % BEATS
 
     def _end(self, space: _Space) -> None:
         for follower in space.all():

@@ -65,10 +65,17 @@ def refuse(problem: Problem) -> Reply:
 
 def parameter(raw_query: bytes, name: str) -> str | None:
     """The value of a query parameter, None where it is not there; raises InvalidParameter where it comes twice."""
-    values = [value for key, value in parse_qsl(raw_query.decode("utf-8", "replace"), keep_blank_values=True) if key == name]
+    raw = raw_parameter(raw_query, name)
+    return None if raw is None else raw.decode("utf-8", "replace")
+
+
+def raw_parameter(raw_query: bytes, name: str) -> bytes | None:
+    """The same, where a value that is not UTF-8 is to be refused and not to be mended."""
+    query = raw_query.decode("utf-8", "surrogateescape")
+    values = [value for key, value in parse_qsl(query, keep_blank_values=True, errors="surrogateescape") if key == name]
     if len(values) > 1:
         raise InvalidParameter(f"the query parameter {name} comes {len(values)} times; send it once")
-    return values[0] if values else None
+    return values[0].encode("utf-8", "surrogateescape") if values else None
 
 
 def tag_header(tag: str | None) -> Headers:

@@ -144,5 +144,9 @@ def _namespace_keys(namespace: str) -> tuple[str, str]:
 
 
 def own_key(path: Path, name: str) -> str:
-    """A key of the path's namespace: one of OWN_KEYS, or `once:` and a digest, the answer kept for an Idempotency-Key."""
+    """A key of the path's namespace: one of OWN_KEYS, or one that is for a single thing in it.
+
+    `once:` and a digest is the answer kept for an Idempotency-Key; `holds:` and a document's name in the namespace is a sorted
+    set of who holds that document, by the ms until which they do.
+    """
     return path.keys.log.removesuffix("log") + name

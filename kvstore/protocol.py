@@ -60,10 +60,12 @@ from kvstore.messages import (
     http_date,
     parameter,
     parse_duration_s,
+    raw_parameter,
     tag_header,
     ttl_s,
 )
 from kvstore.paths import Path, own_key, parse_path, split_target
+from kvstore.presence import Hold, asked_hold
 from kvstore.queues import MAX_WAIT_S, delayed, lease, render_held, render_taken, take
 from kvstore.settings import Settings
 
@@ -102,7 +104,7 @@ def parse(request: Request, settings: Settings) -> Command | Follow | Wait | Rep
         raise NotFound("thing doesn't exist: paths under /_/ belong to the service, and there is nothing at this one")
     if method == "GET" and EVENT_STREAM in request.headers.get("accept", ""):
         recursive = path.text != "/" and parameter(raw_query, "recursive") is not None
-        return Follow(path, _place(request, raw_query), recursive)
+        return Follow(path, _place(request, raw_query), recursive, _hold(raw_query, settings))
     if method == "GET" and not raw_query and not path.is_container and "prefer" not in request.headers:
         return Get(path)
     allow = ALLOW_CONTAINER if path.is_container else ALLOW_DOCUMENT
@@ -111,6 +113,8 @@ def parse(request: Request, settings: Settings) -> Command | Follow | Wait | Rep
     if method not in allow.split(", "):
         raise MethodNotAllowed(f"{path.text} takes {allow}", headers={"Allow": allow})
     if method in ("GET", "HEAD"):
+        if b"hold=" in raw_query and parameter(raw_query, "hold") is not None:
+            raise InvalidParameter("?hold= is for a stream: send Accept: text/event-stream with it")
         is_listing = path.is_container or (path.text == "/" and parameter(raw_query, "list") is not None)
         read = list_below(request, path, raw_query) if is_listing else Get(path, parse_conditions(request.headers))
         wait_s = _wait_s(request)
@@ -141,6 +145,10 @@ def _place(request: Request, raw_query: bytes) -> str | None:
     if place and not _PLACE.fullmatch(place):
         raise InvalidParameter("Last-Event-ID is the id of an event, as it came")
     return place or None
+
+
+def _hold(raw_query: bytes, settings: Settings) -> Hold | None:
+    return asked_hold(raw_parameter(raw_query, "hold"), raw_parameter(raw_query, "as"), settings.log_length)
 
 
 def _wait_s(request: Request) -> int:

@@ -186,6 +186,7 @@ class Connection(asyncio.Protocol):
         "_over",
         "_paused",
         "_request",
+        "_room",
         "_scanned",
         "_server",
         "_streams",
@@ -212,6 +213,7 @@ class Connection(asyncio.Protocol):
         self._is_1_1 = True
         self._follower: Follower | None = None
         self._streams = False  # the head of a stream is written
+        self._room: asyncio.Future[None] | None = None  # to send more of a snapshot
         self._wait: asyncio.Task[None] | None = None  # of a request that waits for something to answer with
         self.due = server.loop.time() + HEAD_S
 
@@ -227,6 +229,7 @@ class Connection(asyncio.Protocol):
         self._over = True
         if self._follower:
             self._server.hub.leave(self._follower)
+            self._make_room()
         if self._wait:
             self._wait.cancel()
 
@@ -253,15 +256,17 @@ class Connection(asyncio.Protocol):
         return self._busy and self._follower is None and self._wait is None
 
     def pause_writing(self) -> None:
-        if self._follower:
-            return  # a stream is bounded by what it may buffer
+        if self._follower and self._follower.is_ready:
+            return  # from then on a stream is bounded by what it may buffer
         self._choked = True
         self.due = self._server.loop.time() + WRITE_S
 
     def resume_writing(self) -> None:
-        if self._follower:
-            return
         self._choked = False
+        if self._follower:
+            self.due = _NEVER
+            self._make_room()
+            return
         if self._over:
             return
         self.due = _NEVER if self._busy else self._server.loop.time() + IDLE_S
@@ -525,7 +530,7 @@ class Connection(asyncio.Protocol):
         server = self._server
         self._busy = True
         self.due = _NEVER
-        self._follower = Follower(follow.path, self._send_block, self._end_stream)
+        self._follower = Follower(follow.path, self._send_block, self._end_stream, self._has_room)
         socket = self._transport.get_extra_info("socket")
         if socket.family != AF_UNIX and hasattr(socket_constants, "TCP_USER_TIMEOUT"):  # a peer that vanished without a word
             socket.setsockopt(IPPROTO_TCP, socket_constants.TCP_USER_TIMEOUT, int(2000 * HEARTBEAT_S))
@@ -563,6 +568,17 @@ class Connection(asyncio.Protocol):
                 server.framed = block, b"%x\r\n%b\r\n" % (len(block), block)
             block = server.framed[1]
         transport.write(block)
+
+    async def _has_room(self) -> None:
+        """Wait until the client has read what a snapshot has sent so far; it has WRITE_S for that."""
+        if self._choked and not self._over:
+            self._room = self._server.loop.create_future()
+            await self._room
+
+    def _make_room(self) -> None:
+        room, self._room = self._room, None
+        if room and not room.done():
+            room.set_result(None)
 
     def _end_stream(self) -> None:
         if self._is_1_1 and self._streams and not self._transport.is_closing():

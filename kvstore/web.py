@@ -4,11 +4,13 @@ It carries bytes between WSGI and `protocol`, and decides nothing. The path is t
 WSGI's PATH_INFO is percent-decoded already. Source: PEP 3333; Werkzeug's routing.
 """
 
+import atexit
 import logging
 import threading
 import time
 from collections.abc import Generator, Iterator
 from itertools import chain
+from secrets import token_hex
 from typing import Any
 from urllib.parse import quote, unquote_to_bytes
 
@@ -19,10 +21,11 @@ from werkzeug.routing import BaseConverter
 from werkzeug.wsgi import get_input_stream
 
 from kvstore.containers import Follow, Wait
-from kvstore.errors import ContentTooLarge, InvalidPath, InvalidRequest, Problem, bug, unavailable
+from kvstore.errors import AlreadyStored, ContentTooLarge, InvalidPath, InvalidRequest, Problem, bug, unavailable
 from kvstore.following import HEARTBEAT_S, Steps, begin, catch_up, is_settled
 from kvstore.messages import MAX_BODY_BYTES, Reply, Request, refuse
 from kvstore.paths import split_target
+from kvstore.presence import HOLD_S, RENEW_S, RETRY_S, Hold, Release
 from kvstore.protocol import STREAM, parse, render
 from kvstore.settings import Settings
 from kvstore.store import Store
@@ -74,7 +77,9 @@ def _answer(store: Store, settings: Settings, environ: Environ, prefix_segments:
         command = parse(request, settings)
         if isinstance(command, Follow):
             blocks = _stream(store, command)
-            return flask.Response(chain([next(blocks)], blocks), 200, STREAM)
+            response = flask.Response(chain([next(blocks)], blocks), 200, STREAM)
+            response.call_on_close(blocks.close)
+            return response
         if isinstance(command, Wait):
             reply = render(request, _waited(store, command))
         else:
@@ -102,14 +107,16 @@ MAX_STREAMS = 32  # each holds a thread: for development
 _streams = threading.BoundedSemaphore(MAX_STREAMS)
 
 
-def _stream(store: Store, asked: Follow) -> Iterator[bytes]:
+def _stream(store: Store, asked: Follow) -> Generator[bytes, None, None]:
     """The blocks of a stream, without an end, by looking at the log again and again."""
     if not _streams.acquire(blocking=False):
         raise unavailable(f"Flask serves {MAX_STREAMS} streams at most; the command kvstore serves thousands")
+    stay = None
     try:
+        stay = _Stay(store, asked.hold) if asked.hold else None
         place = yield from _driven(store, begin(asked))
         said = time.monotonic()
-        while place:  # else the log was trimmed: the reader comes back with its place, and is told
+        while place and (stay is None or stay.goes_on()):  # else the reader comes back with its place, and is told
             before = place
             place = yield from _driven(store, catch_up(asked.path, place))
             if place != before:
@@ -117,9 +124,63 @@ def _stream(store: Store, asked: Follow) -> Iterator[bytes]:
             elif time.monotonic() - said > HEARTBEAT_S:
                 yield b"id: %b\n\n" % place.encode()
                 said = time.monotonic()
+            elif stay:
+                yield b":\n\n"  # WSGI tells that a client has gone only when it is sent something
             time.sleep(LOOK_S)
     finally:
         _streams.release()
+        if stay:
+            stay.end()
+
+
+class _Stay:
+    """A document held for one stream; raises Problem where it cannot be."""
+
+    def __init__(self, store: Store, hold: Hold) -> None:
+        self._store = store
+        self._hold = hold._replace(holder=token_hex(8))
+        self._due = time.monotonic() + RENEW_S
+        _stays.add(self)
+        try:
+            store.execute(self._hold)
+        except BaseException:
+            self.end()
+            raise
+
+    def goes_on(self) -> bool:
+        """Renew where that is due; whether the document is still held."""
+        if time.monotonic() < self._due:
+            return True
+        self._due = time.monotonic() + RENEW_S
+        try:
+            self._store.execute(self._hold._replace(renews=True))
+        except AlreadyStored:
+            return False
+        except Problem:
+            self._due = time.monotonic() + RETRY_S
+        return True
+
+    def end(self, limit_s: float = HOLD_S) -> None:
+        """Release it, as soon as Redis answers; after `limit_s` it expires by itself."""
+        until = time.monotonic() + limit_s
+        _stays.discard(self)
+        while time.monotonic() < until:
+            try:
+                self._store.execute(Release(self._hold))
+                return
+            except Problem as problem:
+                if problem.status < 500:  # another client's key: nothing of ours
+                    return
+                time.sleep(RETRY_S)
+
+
+_stays: set[_Stay] = set()
+
+
+@atexit.register
+def _end_stays() -> None:
+    for stay in list(_stays):
+        stay.end(RETRY_S)
 
 
 def _waited(store: Store, wait: Wait) -> Any:

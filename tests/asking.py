@@ -176,5 +176,5 @@ def documents_and_indexes(raw: redis.Redis) -> dict[bytes, Any]:
 def expire(raw: redis.Redis, path: str) -> None:
     """Let a document's time be over, as it is in Redis when that happens by itself."""
     at = parse_path(path.encode())
-    raw.zadd(own_key(at, "expiry"), {at.rest: 1})
     raw.pexpireat(at.keys.document, 1)
+    raw.zadd(own_key(at, "expiry"), {at.rest: 1})  # who follows it looks at once

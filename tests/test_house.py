@@ -27,6 +27,7 @@ ORDER = [
     "patch",
     "scripts",
     "commands",
+    "presence",
     "containers",
     "jobs",
     "messages",
@@ -40,6 +41,7 @@ ORDER = [
     "store",
     "pipeline",
     "clients",
+    "holding",
     "live",
     "waiting",
     "web",
@@ -67,15 +69,16 @@ PACKAGES = {
 
 # What of the standard library reaches the world outside, and who may import it. Everybody else is a function of values.
 WORLD = {
-    "asyncio": {"pipeline", "clients", "live", "waiting", "asgi", "server", "worker"},
-    "atexit": {"app"},
+    "asyncio": {"pipeline", "clients", "holding", "live", "waiting", "asgi", "server", "worker"},
+    "atexit": {"app", "web"},
     "ctypes": {"embedded"},
     "fcntl": {"embedded"},
     "gc": {"worker"},
     "importlib": {"scripts"},  # they lie beside it
-    "logging": {"errors", "pipeline", "clients", "live", "web", "embedded", "app", "asgi", "server"},
+    "logging": {"errors", "pipeline", "clients", "holding", "live", "web", "embedded", "app", "asgi", "server"},
     "os": {"embedded", "app", "asgi", "worker", "serve"},
     "pathlib": {"embedded", "app", "serve"},
+    "secrets": {"holding", "web"},
     "signal": {"embedded", "worker"},
     "socket": {"embedded", "server"},
     "ssl": {"store", "pipeline"},
@@ -177,7 +180,9 @@ def test_every_problem_is_in_the_readme(readme: str, problem: type[Problem]) -> 
 ADA = parse_path(b"/people/ada")
 
 
-@pytest.mark.parametrize("key", [*ADA.keys, *(own_key(ADA, name) for name in OWN_KEYS), own_key(ADA, "once:…")])
+@pytest.mark.parametrize(
+    "key", [*ADA.keys, *(own_key(ADA, name) for name in OWN_KEYS), *(own_key(ADA, each) for each in ("once:…", "holds:…"))]
+)
 def test_every_redis_key_is_in_the_readme(readme: str, key: str) -> None:
     """The data layout names every kind of key that we use."""
     assert f"`{key}`" in readme

@@ -1,211 +1,162 @@
 """Following a path: a snapshot, then every change once and in order; and coming back with the place one has."""
 
-import http.client
-import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from itertools import groupby
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
-from inprocess import InProcess
-from stores import SERVERS, Running, wait_until
+from asking import entries
+from stores import Running, wait_until
+from streams import FOLLOWED, LIMIT_S, STREAM_LANES, Event, Followed, OwnServer, following, replay
+from streams import ask as ask_of
+from wires import Wire
 
-LIMIT_S = 10
+from kvstore import following as following_module
+from kvstore import live, web
+from kvstore import server as server_module
+from kvstore.following import HEARTBEAT_S
 
-
-class Event(NamedTuple):
-    """A block of text/event-stream."""
-
-    name: str
-    id: str
-    data: Any
-
-
-class Reader:
-    """A client that follows: `events` are what has come so far."""
-
-    def __init__(self, at: tuple[str, int], target: str, **headers: str) -> None:
-        self._connection = http.client.HTTPConnection(*at, timeout=30)
-        sent = {"Accept": "text/event-stream"} | {name.replace("_", "-"): value for name, value in headers.items()}
-        self._connection.request("GET", target, headers=sent)
-        self.answer = self._connection.getresponse()
-        self.events: list[Event] = []
-        self.has_ended = False
-        if self.answer.status == 200:
-            threading.Thread(target=self._read, daemon=True).start()
-
-    def _read(self) -> None:
-        fields: dict[str, str] = {}
-        try:
-            for raw in self.answer:
-                line = raw.decode().rstrip("\n")
-                name, _, value = line.partition(": ")
-                if line:
-                    fields[name] = value
-                elif fields:
-                    if "data" in fields:
-                        self.events.append(Event(fields["event"], fields.get("id", ""), json.loads(fields["data"])))
-                    fields = {}
-        except (OSError, http.client.HTTPException, ValueError):
-            pass
-        self.has_ended = True
-
-    def wait_for(self, count: int) -> list[Event]:
-        """The events, when there are so many."""
-        wait_until(lambda: len(self.events) >= count, LIMIT_S)
-        return self.events
-
-    def close(self) -> None:
-        if self.answer.fp:
-            self.answer.fp.raw._sock.shutdown(2)
+on_served = pytest.mark.parametrize("lane", [("served", "valkey"), ("served", "redis")], ids="-".join, indirect=True)
 
 
-@pytest.fixture(params=SERVERS)
-def server(request: pytest.FixtureRequest, started: Callable[[str], Running]) -> Running:
-    """A real server, empty."""
-    running = started(request.param)
-    running.redis.flushall()
-    return running
+@pytest.fixture(params=STREAM_LANES, ids="-".join)
+def lane(request: pytest.FixtureRequest) -> tuple[str, str]:
+    """What serves streams, and a store."""
+    return request.param
 
 
 @pytest.fixture
-def served(server: Running) -> Iterator[InProcess]:
-    """Our own server on an empty Redis."""
-    running = InProcess(server.url)
+def followed(lane: tuple[str, str], store: Running) -> Iterator[Followed]:
+    """What serves streams, on an empty store."""
+    running = FOLLOWED[lane[0]](store)
     yield running
     running.stop()
 
 
 @pytest.fixture
-def ask(served: InProcess) -> Callable[..., Any]:
-    """One request on a connection of its own: its JSON, None for none."""
-
-    def request(method: str, target: str, body: object = None) -> Any:
-        connection = http.client.HTTPConnection(*served.at, timeout=LIMIT_S)
-        connection.request(method, target, None if body is None else json.dumps(body))
-        answer = connection.getresponse()
-        text = answer.read()
-        assert answer.status < 400, text
-        return json.loads(text) if text else None
-
-    return request
+def ask(followed: Followed) -> Callable[..., Any]:
+    """One request: its JSON, None for none."""
+    return lambda *request: ask_of(followed, *request)
 
 
-@contextmanager
-def reader(served: InProcess, target: str, **headers: str) -> Iterator[Reader]:
-    """A reader that has its snapshot."""
-    following = Reader(served.at, target, **headers)
-    try:
-        yield following
-    finally:
-        following.close()
-
-
-def test_a_document(served: InProcess, ask: Callable[..., Any], server: Running) -> None:
+def test_a_document(followed: Followed, ask: Callable[..., Any], store: Running) -> None:
     """Snapshot, patch, delete, put; ids are entity-tags, and what is gone has no value."""
     ask("PUT", "/room/1", {"a": 1})
-    with reader(served, "/room/1") as following:
-        following.wait_for(1)
+    with following(followed, "/room/1") as reader:
+        reader.wait_for(1)
         ask("PATCH", "/room/1", {"b": 2})
         ask("PUT", "/room/2", {"other": True})
         ask("DELETE", "/room/1")
         ask("PUT", "/room/1?ttl=1", 5)
-        events = following.wait_for(5)
+        events = reader.wait_for(5)
     assert [event.name for event in events] == ["snapshot", "patch", "delete", "put", "expire"]
     assert [event.data["value"] for event in events] == [{"a": 1}, {"a": 1, "b": 2}, None, 5, None]
     assert all(list(event.data) == ["path", "etag", "ttl", "value"] for event in events)
     assert all(event.data["path"] == "/room/1" for event in events)
     assert all(event.data["etag"] == f'"{event.id}"' for event in events)
-    assert events[1].id == [id_.decode() for id_, _ in server.redis.xrange("kv:{room}!log")][1]
+    assert events[1].id == [id_.decode() for id_, _ in store.redis.xrange("kv:{room}!log")][1]
 
 
-def test_a_container(served: InProcess, ask: Callable[..., Any]) -> None:
+def test_a_container(followed: Followed, ask: Callable[..., Any]) -> None:
     """What lies below, then every change below, appended documents under their own path."""
     ask("PUT", "/room/1", {"a": 1})
     ask("PUT", "/roommate", 1)
-    with reader(served, "/room/") as following:
-        first = following.wait_for(1)[0]
+    with following(followed, "/room/") as reader:
+        first = reader.wait_for(1)[0]
         assert [item["path"] for item in first.data["value"]["items"]] == ["/room/1"]
         path = ask("POST", "/room/sub/", [1])["path"]
         ask("PUT", "/roommate", 2)
         ask("DELETE", "/room/1")
-        events = following.wait_for(3)
+        events = reader.wait_for(3)
         assert [(event.name, event.data["path"]) for event in events[1:]] == [("put", path), ("delete", "/room/1")]
-    with reader(served, "/room/?recursive") as following:
-        assert [item["path"] for item in following.wait_for(1)[0].data["value"]["items"]] == [path]
+    with following(followed, "/room/?recursive") as reader:
+        assert [item["path"] for item in reader.wait_for(1)[0].data["value"]["items"]] == [path]
 
 
-def test_what_is_not_there(served: InProcess, ask: Callable[..., Any]) -> None:
+def test_what_is_not_there(followed: Followed, ask: Callable[..., Any]) -> None:
     """A path that nobody has written can be followed."""
-    with reader(served, "/new/thing") as following:
-        assert following.wait_for(1)[0].data | {"etag": None} == {
+    with following(followed, "/new/thing") as reader:
+        assert reader.wait_for(1)[0].data | {"etag": None} == {
             "path": "/new/thing",
             "etag": None,
             "ttl": None,
             "value": None,
         }
         ask("PUT", "/new/thing", {})
-        assert following.wait_for(2)[1].data["value"] == {}
+        assert reader.wait_for(2)[1].data["value"] == {}
 
 
-def test_coming_back(served: InProcess, ask: Callable[..., Any]) -> None:
+def test_coming_back(followed: Followed, ask: Callable[..., Any]) -> None:
     """With the last id, by header or query, there is no snapshot, only what was missed."""
     ask("PUT", "/room/1", 0)
-    with reader(served, "/room/1") as following:
-        place = following.wait_for(1)[0].id
+    with following(followed, "/room/1") as reader:
+        place = reader.wait_for(1)[0].id
     for number in (1, 2, 3):
         ask("PUT", "/room/1", number)
     for headers, target in (({"Last_Event_ID": place}, "/room/1"), ({}, f"/room/1?last_event_id={place}")):
-        with reader(served, target, **headers) as following:
-            assert [event.data["value"] for event in following.wait_for(3)] == [1, 2, 3]
-            assert {event.name for event in following.events} == {"put"}
+        with following(followed, target, **headers) as reader:
+            assert [event.data["value"] for event in reader.wait_for(3)] == [1, 2, 3]
+            assert {event.name for event in reader.events} == {"put"}
 
 
 @pytest.mark.parametrize("place", ["1-0", "9999999999999-0"])
-def test_a_place_that_is_lost(served: InProcess, ask: Callable[..., Any], place: str) -> None:
+def test_a_place_that_is_lost(followed: Followed, ask: Callable[..., Any], place: str) -> None:
     """What the log does not hold, or not yet, is announced, and a snapshot follows."""
     ask("PUT", "/room/1", 7)
-    with reader(served, "/room/1", Last_Event_ID=place) as following:
-        events = following.wait_for(2)
+    with following(followed, "/room/1", Last_Event_ID=place) as reader:
+        events = reader.wait_for(2)
     assert [event.name for event in events] == ["reset", "snapshot"]
     assert events[1].data["value"] == 7
 
 
-def test_a_log_that_was_trimmed(served: InProcess, ask: Callable[..., Any], server: Running) -> None:
+def test_a_log_that_was_trimmed(followed: Followed, ask: Callable[..., Any], store: Running) -> None:
     """Changes that are no longer there are never passed over in silence."""
     ask("PUT", "/room/1", 0)
-    with reader(served, "/room/1") as following:
-        place = following.wait_for(1)[0].id
+    with following(followed, "/room/1") as reader:
+        place = reader.wait_for(1)[0].id
     for number in range(5):
         ask("PUT", "/room/1", number)
-    server.redis.xtrim("kv:{room}!log", maxlen=2, approximate=False)
-    with reader(served, "/room/1", Last_Event_ID=place) as following:
-        assert following.wait_for(2)[0].name == "reset"
+    store.redis.xtrim("kv:{room}!log", maxlen=2, approximate=False)
+    with following(followed, "/room/1", Last_Event_ID=place) as reader:
+        assert reader.wait_for(2)[0].name == "reset"
 
 
-def test_a_malformed_place(served: InProcess) -> None:
+def test_a_malformed_place(followed: Followed) -> None:
     """400, not a stream."""
-    assert Reader(served.at, "/room/1", Last_Event_ID="x").answer.status == 400
+    with following(followed, "/room/1", Last_Event_ID="x") as reader:
+        assert reader.status == 400
 
 
-def test_no_more_streams_than_allowed(server: Running) -> None:
+@pytest.mark.parametrize("lane", [("served", "redis"), ("asgi", "redis")], ids="-".join, indirect=True)
+def test_no_more_streams_than_allowed(lane: tuple[str, str], store: Running) -> None:
     """503 and Retry-After; one that has gone makes room."""
-    running = InProcess(server.url, {"KVSTORE_MAX_STREAMS": "1"})
+    running = FOLLOWED[lane[0]](store, {"KVSTORE_MAX_STREAMS": "1"})
+
+    def status() -> int:
+        with following(running, "/a/b") as reader:
+            return reader.status
+
     try:
-        with reader(running, "/a/b") as following:
-            following.wait_for(1)
-            refused = Reader(running.at, "/a/b").answer
-            assert (refused.status, refused.headers["Retry-After"]) == (503, "1")
-        wait_until(lambda: Reader(running.at, "/a/b").answer.status == 200, LIMIT_S)
+        with following(running, "/a/b") as reader:
+            reader.wait_for(1)
+            with following(running, "/a/b") as refused:
+                assert (refused.status, refused.headers["Retry-After"]) == (503, "1")
+        wait_until(lambda: status() == 200, LIMIT_S)
     finally:
         running.stop()
 
 
-def test_replayed_changes_give_what_is_stored(served: InProcess, ask: Callable[..., Any]) -> None:
+@on_served
+def test_replayed_changes_give_what_is_stored(followed: Followed, ask: Callable[..., Any]) -> None:
     """Streams that are opened, cut and resumed while others write miss nothing and get nothing twice."""
     stop = threading.Event()
 
@@ -225,10 +176,10 @@ def test_replayed_changes_give_what_is_stored(served: InProcess, ask: Callable[.
             events: list[Event] = []
             headers: dict[str, str] = {}
             for _ in range(3):
-                with reader(served, "/busy/", **headers) as following:
+                with following(followed, "/busy/", **headers) as reader:
                     time.sleep(0.15)
-                following_events = list(following.events)
-                events += following_events
+                so_far = list(reader.events)
+                events += so_far
                 if events:
                     headers = {"Last_Event_ID": events[-1].id}
             seen.append(events)
@@ -236,9 +187,9 @@ def test_replayed_changes_give_what_is_stored(served: InProcess, ask: Callable[.
         stop.set()
         for writer in writers:
             writer.join()
-    with reader(served, "/busy/", Last_Event_ID=seen[-1][-1].id) as following:
+    with following(followed, "/busy/", Last_Event_ID=seen[-1][-1].id) as reader:
         time.sleep(0.5)
-        last = following.events
+        last = reader.events
     stored = {item["path"]: item["value"] for item in ask("GET", "/busy/")["items"]}
     for events in seen:
         assert events[0].name == "snapshot"
@@ -251,26 +202,16 @@ def test_replayed_changes_give_what_is_stored(served: InProcess, ask: Callable[.
     assert numbers == [number for number in range(numbers[0], numbers[-1] + 1) if number % 7]
 
 
-def replay(events: list[Event]) -> dict[str, Any]:
-    """What is stored after these events."""
-    state = {item["path"]: item["value"] for item in events[0].data["value"]["items"]}
-    for event in events[1:]:
-        if event.name in ("delete", "expire"):
-            state.pop(event.data["path"], None)
-        else:
-            state[event.data["path"]] = event.data["value"]
-    return state
-
-
-def test_redis_connections_that_are_killed(served: InProcess, ask: Callable[..., Any], server: Running) -> None:
+@on_served
+def test_redis_connections_that_are_killed(followed: Followed, ask: Callable[..., Any], store: Running) -> None:
     """The reader of the logs comes back with its place."""
-    with reader(served, "/room/1") as following:
-        following.wait_for(1)
+    with following(followed, "/room/1") as reader:
+        reader.wait_for(1)
         for number in range(10):
             wait_until(lambda number=number: is_put(ask, number), LIMIT_S)
-            server.redis.client_kill_filter(_type="normal", skipme=True)
-        wait_until(lambda: following.events[-1].data["value"] == 9, LIMIT_S)
-    values = [event.data["value"] for event in following.events[1:]]
+            store.redis.client_kill_filter(_type="normal", skipme=True)
+        wait_until(lambda: reader.events[-1].data["value"] == 9, LIMIT_S)
+    values = [event.data["value"] for event in reader.events[1:]]
     assert [value for value, _ in groupby(values)] == list(range(10))  # one whose answer was lost was put again
 
 
@@ -281,3 +222,133 @@ def is_put(ask: Callable[..., Any], number: int) -> bool:
     except (AssertionError, OSError, redis.RedisError):
         return False
     return True
+
+
+# --- Large snapshots, and readers that read slowly or not at all --------------------------------------------------------
+
+
+LARGE = "x" * 50_000
+DOCUMENTS = 60  # about 3 MiB
+
+
+@pytest.fixture
+def many(ask: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A container whose snapshot is many events, and larger than what a stream may buffer; its documents' paths."""
+    monkeypatch.setattr(following_module, "PAGE", 10)
+    paths = [f"/large/{number:02}" for number in range(DOCUMENTS)]
+    for at in range(0, DOCUMENTS, 15):
+        ask("POST", "/_/batch", {"requests": [{"method": "PUT", "path": path, "body": LARGE} for path in paths[at : at + 15]]})
+    return paths
+
+
+def test_a_long_snapshot(followed: Followed, ask: Callable[..., Any], many: list[str]) -> None:
+    """It comes in several events. Only the last has an id: who was cut off before that comes back for all of it."""
+    with following(followed, "/large/") as reader:
+        reader.wait_for(DOCUMENTS // 10)
+        ask("DELETE", many[0])
+        assert reader.wait_for(DOCUMENTS // 10 + 1)[-1].name == "delete"
+    snapshots = reader.events[:-1]
+    assert [item["path"] for event in snapshots for item in event.data["value"]["items"]] == many
+    assert [event.data.get("more") for event in snapshots] == [True] * (len(snapshots) - 1) + [None]
+    assert [bool(event.id) for event in snapshots] == [False] * (len(snapshots) - 1) + [True]
+    assert len({event.data["etag"] for event in snapshots}) == 1
+
+
+def read_slowly(at: tuple[str, int], target: str) -> Iterator[bytes]:
+    """A stream, 32 KiB at a time."""
+    wire = Wire(at)
+    wire.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32 * 1024)
+    wire.send(f"GET {target} HTTP/1.0\r\nAccept: text/event-stream\r\n\r\n".encode())
+    try:
+        while piece := wire.socket.recv(32 * 1024):
+            yield piece
+            time.sleep(0.002)
+    finally:
+        wire.close()
+
+
+@on_served
+def test_a_slow_reader_gets_its_snapshot(followed: OwnServer, ask: Callable[..., Any], many: list[str]) -> None:
+    """Page by page as it reads, and what has changed meanwhile."""
+    followed.running.buffer_little()
+    read = b""
+    for number, piece in enumerate(read_slowly(followed.at, "/large/")):
+        read += piece
+        if number == 10:
+            ask("PUT", many[0], 1)
+        if b"event: put" in read and read.endswith(b"\n\n"):
+            break
+    assert read.count(LARGE.encode()) == DOCUMENTS
+    assert read.count(b"event: put") == 1
+    assert read.count(b"id: ") == 2
+
+
+@on_served
+@pytest.mark.parametrize("target", ["/large/", "/small/"])
+def test_a_reader_that_does_not_read(
+    followed: OwnServer, ask: Callable[..., Any], many: list[str], target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is dropped, in the snapshot after the time that a reply has, and later at 1 MiB buffered; others miss nothing."""
+    monkeypatch.setattr(server_module, "WRITE_S", 0.5)
+    followed.running.buffer_little()
+    with following(followed, "/small/") as reader:
+        reader.wait_for(1)
+        stalled = read_slowly(followed.at, target + "?hold=/people/stalled")
+        next(stalled)
+        for number in range(60 if target == "/small/" else 1):
+            ask("PUT", "/small/1", f"{number}{LARGE}")
+            reader.wait_for(number + 2)
+        wait_until(lambda: followed.request("GET", "/people/stalled").status == 404, LIMIT_S)
+        stalled.close()
+        assert [event.data["value"] for event in reader.events[1:]] == [f"{each}{LARGE}" for each in range(number + 1)]
+
+
+@on_served
+def test_a_stop_ends_streams_cleanly(lane: tuple[str, str], store: Running) -> None:
+    """With the last chunk, so that no client takes it for a failure."""
+    running = OwnServer(store)
+    wire = Wire(running.at)
+    wire.send(b"GET /room/ HTTP/1.1\r\nHost: x\r\nAccept: text/event-stream\r\n\r\n")
+    with following(running, "/room/") as reader:
+        reader.wait_for(1)
+        running.stop()
+        reader.wait_for_end()
+    assert wire.rest().endswith(b'"value":{"items":[]}}\n\n\r\n0\r\n\r\n')
+
+
+def test_heartbeats(followed: Followed, ask: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quiet reader hears something within 15 s, and its place moves on with what others write."""
+    assert HEARTBEAT_S + 2 < 15
+    for module in (live, web):
+        monkeypatch.setattr(module, "HEARTBEAT_S", 0.2)
+    with following(followed, "/room/1") as reader:
+        place = reader.wait_for(1)[0].id
+        for number in range(3):
+            ask("PUT", "/room/2", number)
+        now = ask("GET", "/room/")["items"][0]["etag"].strip('"')
+        assert now != place
+        wait_until(lambda: f"id: {now}".encode() in reader.blocks, LIMIT_S)
+    with following(followed, "/room/1", Last_Event_ID=now) as reader:
+        ask("PUT", "/room/1", "next")
+        assert reader.wait_for(1)[0].data["value"] == "next"
+
+
+def test_a_reader_that_vanishes(started: Callable[[str], Running]) -> None:
+    """Without a word, as in a tunnel: it is given up after two heartbeats, and what it held goes."""
+    unshare = ["unshare", "--user", "--map-root-user", "--net"]
+    if not shutil.which("unshare") or subprocess.run([*unshare, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no network namespaces for us on this machine")
+    store = started("redis")
+    store.redis.flushall()
+    script = Path(__file__).with_name("vanishing.py")
+    said = subprocess.run(
+        [*unshare, sys.executable, str(script), store.url, "/room/?hold=/people/ada"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(script.parent), str(script.parent.parent)])},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert said.returncode == 0, said.stderr
+    assert 0.5 < float(said.stdout) < 10
+    assert [entry.op for entry in entries(store.redis, "people")] == ["put", "delete"]

@@ -1,0 +1,99 @@
+"""Presence: a document that is there for as long as somebody holds it. What is asked of a store, and the query that asks it.
+
+Whoever holds a document (`holder`: a process, or a stream) is registered beside it, until a time that is put off again and
+again. The document goes when the last one is released, or it expires when those that held it are heard of no more. Nothing
+here does I/O; `live.py` and `web.py` hold.
+"""
+
+from typing import NamedTuple
+
+from kvstore.codec import Encoded, encode
+from kvstore.commands import Again, Register, Reply
+from kvstore.errors import AlreadyStored, InvalidParameter, Problem
+from kvstore.paths import Path, own_key, parse_path
+from kvstore.scripts import KEEP, RELEASE, Script
+
+HOLD_S = 28.0  # that a document outlives a process that died: 30 s, the 2 s included in which an expiry is noticed
+RENEW_S = 9.0  # so that two attempts may fail
+RETRY_S = 0.5  # after trouble with Redis
+
+
+class Kept(NamedTuple):
+    """The document is there, and held."""
+
+
+class Released(NamedTuple):
+    """The document is no longer held by this holder."""
+
+
+class Hold(NamedTuple):
+    """Keep a document there for HOLD_S: Kept.
+
+    Raises AlreadyStored where a document is there that nobody holds. With `renews` what is stored there is left as it is.
+    """
+
+    path: Path
+    encoded: Encoded
+    log_length: int
+    holder: str = ""
+    renews: bool = False
+    script: Script = KEEP
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return _keys(self.path)
+
+    @property
+    def arguments(self) -> tuple[bytes | str | int, ...]:
+        ttl_ms, encoded = int(HOLD_S * 1000), self.encoded
+        word = "renew" if self.renews else "hold"
+        return (self.holder, word, self.path.rest, ttl_ms, self.log_length, encoded.shape, "", *encoded.fields)
+
+    def outcome(self, reply: Reply) -> Kept | Again:
+        if reply[0] == b"taken":
+            raise AlreadyStored(
+                f"a document is stored at {self.path.text} that no stream holds, and holding it would delete it in the end;"
+                " delete it first, or hold another path"
+            )
+        news, namespace = reply[1] if len(reply) > 1 else None, self.path.namespace
+        return Kept() if news is None or namespace == "/" else Again(Register(namespace, int(news), Kept()))
+
+
+class Release(NamedTuple):
+    """Hold a document no longer, and delete it where nobody else holds it: Released."""
+
+    hold: Hold
+    script: Script = RELEASE
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return _keys(self.hold.path)
+
+    @property
+    def arguments(self) -> tuple[bytes | str | int, ...]:
+        return (self.hold.holder, self.hold.path.rest, "*", "", "", self.hold.log_length)
+
+    def outcome(self, _: Reply) -> Released:
+        return Released()
+
+
+def asked_hold(path: bytes | None, value: bytes | None, log_length: int) -> Hold | None:
+    """What `?hold=` and `?as=` of a stream ask for, as they were sent but percent-decoded; raises InvalidParameter."""
+    if path is None:
+        if value is not None:
+            raise InvalidParameter("?as= is the document that ?hold= keeps at its path; send both, or none")
+        return None
+    try:
+        held = parse_path(path)
+        encoded = encode(b"null" if value is None else value)
+    except Problem as problem:
+        raise InvalidParameter(f"?hold= is the path of a document, and ?as= its JSON: {problem.detail}") from None
+    if held.is_container or held.text == "/_" or held.text.startswith("/_/"):
+        raise InvalidParameter("?hold= is the path of a document: not of a container, and not one of the service's own")
+    if encoded.ttl_s is not None or encoded.has_server_values:
+        raise InvalidParameter("?as= has no server values, and no member ttl: it is there for as long as it is held")
+    return Hold(held, encoded, log_length)
+
+
+def _keys(path: Path) -> tuple[str, ...]:
+    return (*path.keys, own_key(path, "holds:" + path.rest))
