@@ -74,6 +74,9 @@ class ClientStore:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._client is not None:
             await self._client.aclose()
+            pool = getattr(self._client, "connection_pool", None)
+            if isinstance(pool, redis.asyncio.SentinelConnectionPool):
+                await close_sentinels(pool.sentinel_manager)
 
 
 def open_async_store(redis_url: str, *, verify_tls: bool = True) -> AsyncStore:
@@ -88,11 +91,21 @@ def open_async_store(redis_url: str, *, verify_tls: bool = True) -> AsyncStore:
     return ClientStore(lambda: _client(address))
 
 
+def sentinels(address: Address) -> Any:
+    """redis-py's client of the Sentinels at an address."""
+    timeouts = {"socket_connect_timeout": CONNECT_S, "socket_timeout": CONNECT_S}
+    return redis.asyncio.Sentinel(address.nodes, sentinel_kwargs=timeouts)
+
+
+async def close_sentinels(client: Any) -> None:
+    """Close the connections to the Sentinels, which redis-py leaves open."""
+    for sentinel in client.sentinels:
+        await sentinel.aclose()
+
+
 def _client(address: Address) -> Any:
     options = client_options(address) | {"retry": Retry(NoBackoff(), 0), "max_connections": 2 * MAX_CONNECTIONS}
     if address.kind == "cluster":
         nodes = [redis.asyncio.cluster.ClusterNode(host, port) for host, port in address.nodes]
         return redis.asyncio.RedisCluster(startup_nodes=nodes, ssl=address.tls, **options)
-    of_sentinels = {"socket_connect_timeout": CONNECT_S, "socket_timeout": CONNECT_S}
-    sentinel = redis.asyncio.Sentinel(address.nodes, sentinel_kwargs=of_sentinels)
-    return sentinel.master_for(address.primary, ssl=address.tls, **options)
+    return sentinels(address).master_for(address.primary, ssl=address.tls, **options)

@@ -17,6 +17,7 @@ import redis.asyncio
 
 from kvstore.address import Address
 from kvstore.changes import event, parse_entry
+from kvstore.clients import close_sentinels, sentinels
 from kvstore.containers import Changes, Follow, Place
 from kvstore.errors import Problem, unavailable
 from kvstore.following import HEARTBEAT_S, PAGE, begin, path_of, prefix
@@ -325,8 +326,11 @@ class _Bell:
     async def _connect(self) -> Any:
         options = client_options(self._address)
         if self._address.kind == "sentinel":
-            sentinel = redis.asyncio.Sentinel(self._address.nodes)
-            options["host"], options["port"] = await sentinel.discover_master(self._address.primary)
+            client = sentinels(self._address)
+            try:
+                options["host"], options["port"] = await client.discover_master(self._address.primary)
+            finally:
+                await close_sentinels(client)
         elif not self._address.path:
             options["host"], options["port"] = self._address.nodes[0]
         kind: Any = redis.asyncio.SSLConnection if self._address.tls else redis.asyncio.Connection
