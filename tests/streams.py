@@ -4,13 +4,13 @@ Our own server and Flask's are real ones on a port of this process; the ASGI app
 """
 
 import asyncio
+import contextlib
 import http.client
 import json
 import queue
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
 import flask
@@ -110,7 +110,7 @@ def open_reader(at: tuple[str, int], target: str, headers: dict[str, str]) -> Re
     answer = connection.getresponse()
 
     def close() -> None:
-        if answer.fp:
+        with contextlib.suppress(OSError):  # it has ended
             raw.shutdown(socket.SHUT_RDWR)
 
     return Reader(answer.status, Headers(answer.getheaders()), iter(lambda: answer.read1(65536), b""), close)
@@ -195,7 +195,7 @@ FOLLOWED: dict[str, type[Followed]] = {"served": OwnServer, "flask": FlaskServer
 STREAM_LANES = [("served", "valkey"), ("served", "redis"), ("flask", "redis"), ("asgi", "redis"), ("asgi", "cluster")]
 
 
-@contextmanager
+@contextlib.contextmanager
 def following(followed: Followed, target: str, **headers: str) -> Iterator[Reader]:
     """A reader, closed in the end; a header field's name has _ for -."""
     reader = followed.open(target, {name.replace("_", "-"): value for name, value in headers.items()})
@@ -210,16 +210,3 @@ def ask(followed: Followed, method: str, target: str, body: object = None) -> An
     answer = followed.request(method, target, b"" if body is None else json.dumps(body).encode())
     assert answer.status < 400, answer
     return answer.json if answer.body else None
-
-
-def replay(events: list[Event]) -> dict[str, Any]:
-    """What lies below a container after these events, by path."""
-    state: dict[str, Any] = {}
-    for event in events:
-        if event.name == "snapshot":
-            state |= {item["path"]: item["value"] for item in event.data["value"]["items"]}
-        elif event.name in ("delete", "expire"):
-            state.pop(event.data["path"], None)
-        else:
-            state[event.data["path"]] = event.data["value"]
-    return state

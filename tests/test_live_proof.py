@@ -85,7 +85,7 @@ async def blocks(reader: asyncio.StreamReader) -> AsyncIterator[dict[str, str]]:
 
 async def write(at: tuple[str, int], writer: int, counts: Counter[int], stopped: asyncio.Event) -> None:
     """Put, patch, append, delete, and let expire, until it is stopped; what came of a write is not asked."""
-    number = 0
+    number, begun = 0, time.monotonic()
     while not stopped.is_set():
         number += 1
         name = random.choice(NAMES)
@@ -97,11 +97,10 @@ async def write(at: tuple[str, int], writer: int, counts: Counter[int], stopped:
             ("POST", "/busy/sub/?ttl=2", b'{"n":%d}' % number),
             ("DELETE", f"/busy/{name}", b""),
         ]
-        begun = time.monotonic()
         with suppress(OSError, asyncio.IncompleteReadError):
             async with asyncio.timeout(10):
                 counts[(await ask(at, *random.choice(requests))).status] += 1
-        await asyncio.sleep(max(0.0, WRITERS / WRITES_PER_S - (time.monotonic() - begun)))
+        await asyncio.sleep(begun + number * WRITERS / WRITES_PER_S - time.monotonic())
 
 
 async def ask(at: tuple[str, int], method: str, target: str, body: bytes = b"") -> Answer:
@@ -159,6 +158,7 @@ async def run(
 ) -> tuple[list[Follower], list[Follower], Counter[int]]:
     """Followers that came and went, followers that stayed to the end, and how many writes were answered how."""
     counts: Counter[int] = Counter()
+    begun = time.monotonic()
     stopped = asyncio.Event()
     writers = [asyncio.create_task(write(serving.at, number, counts, stopped)) for number in range(WRITERS)]
     trouble = asyncio.create_task(make_trouble(serving, raw))
@@ -179,6 +179,7 @@ async def run(
         trouble.cancel()
         stopped.set()
         await asyncio.gather(*writers)
+        print(f"{counts.total() / (time.monotonic() - begun):.0f} writes a second;", end=" ")
         await asyncio.sleep(EXPIRED_S)
         for name in NAMES:
             await ask(serving.at, "PUT", f"/busy/{name}", b'"last"')

@@ -252,6 +252,21 @@ def test_a_holder_that_is_heard_of_no_more(followed: Followed, store: Running) -
 
 
 @on_own
+def test_a_document_that_is_leased_as_a_job(followed: Followed, store: Running) -> None:
+    """Nobody but who has the lease writes it while it is held; it goes all the same, with what is known of the job."""
+    with following(followed, named("Alice")) as reader:
+        reader.wait_for(1)
+        [job] = ask(followed, "POST", "/room/42/people/?lease=60s")["items"]
+        assert job["value"]["name"] == "Alice"
+        with following(followed, named("Alicia")) as other:
+            other.wait_for(1)
+            assert ask(followed, "GET", ALICE)["name"] == "Alice"
+    assert goes(store)
+    assert store.redis.zcard("kv:{room}!held") == 0
+    assert ops(store) == ["put", "delete"]
+
+
+@on_own
 def test_a_stop_releases(start: Callable[[], Followed], store: Running) -> None:
     """Streams are ended, and their documents deleted, before the server is gone."""
     followed = OwnServer(store)
