@@ -8,6 +8,7 @@ import pytest
 from asking import JSON, as_body, stream
 from clients import Checked, FlaskClient
 from stores import SERVERS, STORES, Running
+from streams import OwnServer, ask, following
 
 README = Path(__file__).parent.parent / "README.md"
 RULES = re.search(r"An ACL user needs `([^`]+)`", README.read_text("utf-8"))[1].split()
@@ -48,6 +49,17 @@ def limited(request: pytest.FixtureRequest, directory: Path) -> Iterator[Checked
     running.stop()
 
 
+@pytest.fixture(params=SERVERS)
+def followed(request: pytest.FixtureRequest, directory: Path) -> Iterator[OwnServer]:
+    """Our own server with such a user."""
+    running = STORES[request.param](directory)
+    running.redis.execute_command("ACL", "SETUSER", "limited", "on", ">secret", *RULES)
+    served = OwnServer(Running(running.url.replace("unix://", "unix://limited:secret@"), None, lambda: None))
+    yield served
+    served.stop()
+    running.stop()
+
+
 def test_the_acl_suffices(limited: Checked) -> None:
     """No request needs more."""
     for method, target, headers, body in REQUESTS:
@@ -57,3 +69,11 @@ def test_the_acl_suffices(limited: Checked) -> None:
     assert limited.request("POST", "/_/batch", [], as_body(REFUSED)).status == 409
     assert limited.get("/ns/a").json == 1
     assert len(stream(limited, "/ns/")[1]) == 1
+
+
+def test_the_acl_suffices_to_follow(followed: OwnServer) -> None:
+    """Our own server has Redis say which logs have grown."""
+    with following(followed, "/ns/a") as reader:
+        reader.wait_for(1)
+        ask(followed, "PUT", "/ns/a", 1)
+        assert reader.wait_for(2)[1].data["value"] == 1

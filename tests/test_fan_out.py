@@ -1,0 +1,181 @@
+"""One reader of the logs for many streams: many changes at once, many namespaces, and Redis that says which have grown."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+from asking import entries
+from stores import SERVERS, Running, wait_until
+from streams import LIMIT_S, OwnServer, Reader, ask, following
+
+from kvstore import live
+from kvstore.following import PAGE
+
+NAMESPACES = 30
+KIB = "x" * 1024
+
+
+@pytest.fixture
+def store(request: pytest.FixtureRequest, started: Callable[[str], Running]) -> Running:
+    """A server of Redis or Valkey, empty."""
+    running = started(request.param)
+    running.redis.flushall()
+    return running
+
+
+@pytest.fixture
+def followed(store: Running) -> Iterator[OwnServer]:
+    """Our own server on it."""
+    running = OwnServer(store)
+    yield running
+    running.stop()
+
+
+on_both = pytest.mark.parametrize("store", SERVERS, indirect=True)
+on_redis = pytest.mark.parametrize("store", ["redis"], indirect=True)
+
+
+@pytest.fixture
+def readers(followed: OwnServer) -> Iterator[list[Reader]]:
+    """Readers of as many namespaces, each of which has its snapshot."""
+    with ExitStack() as stack:
+        opened = [stack.enter_context(following(followed, f"/space{number}/path")) for number in range(NAMESPACES)]
+        for reader in opened:
+            reader.wait_for(1)
+        yield opened
+
+
+def put_everywhere(served: OwnServer, value: int) -> None:
+    """Write to every namespace."""
+    for number in range(NAMESPACES):
+        ask(served, "PUT", f"/space{number}/path", value)
+
+
+def values(reader: Reader) -> list[Any]:
+    return [event.data["value"] for event in reader.events[1:]]
+
+
+@on_both
+def test_many_changes_at_once(followed: OwnServer) -> None:
+    """More than are read at once, and than are sent at once: each comes once, in order, to whom it concerns."""
+    bodies = [f"{number} {KIB}" for number in range(PAGE + 200)]
+    batch = [{"method": "PUT", "path": f"/busy/{number % 3}", "body": body} for number, body in enumerate(bodies)]
+    with (
+        following(followed, "/busy/") as of_all,
+        following(followed, "/busy/1") as of_one,
+        following(followed, "/busy/x/") as of_none,
+    ):
+        for reader in (of_all, of_one, of_none):
+            reader.wait_for(1)
+        ask(followed, "POST", "/_/batch", {"requests": batch})
+        of_all.wait_for(1 + len(batch))
+        of_one.wait_for(1 + len(batch[1::3]))
+        ask(followed, "PUT", "/busy/x/1", "last")
+        of_none.wait_for(2)
+        assert values(of_all)[: len(batch)] == bodies
+        assert values(of_one) == bodies[1::3]
+        assert values(of_none) == ["last"]
+        assert len(KIB) * len(batch) > live.MAX_JOINED_BYTES
+
+
+@on_redis
+def test_a_change_within_a_snapshot_is_not_joined_to_it(followed: OwnServer) -> None:
+    """Readers that come while others write each have every change after their snapshot, whatever is sent together."""
+    with ExitStack() as stack:
+        opened = []
+        for number in range(60):
+            opened.append(stack.enter_context(following(followed, "/busy/path")))
+            ask(
+                followed,
+                "POST",
+                "/_/batch",
+                {"requests": [{"method": "PUT", "path": "/busy/path", "body": 10 * number + each} for each in range(10)]},
+            )
+        for reader in opened:
+            wait_until(lambda reader=reader: reader.events and reader.events[-1].data["value"] == 599, LIMIT_S)
+            first = reader.events[0].data["value"]
+            assert values(reader) == list(range(0 if first is None else first + 1, 600))
+
+
+@on_both
+def test_many_namespaces(followed: OwnServer, readers: list[Reader]) -> None:
+    """Redis says which log has grown, each time; a reader hears of its own namespace only."""
+    for value in range(3):
+        put_everywhere(followed, value)
+    for reader in readers:
+        reader.wait_for(4)
+        assert values(reader) == [0, 1, 2]
+
+
+@on_both
+def test_what_changes_while_the_connection_is_lost(followed: OwnServer, readers: list[Reader], store: Running) -> None:
+    """All logs are looked at again, also where nothing happens afterwards; and Redis goes on saying which grow."""
+    other = OwnServer(store)
+    try:
+        put_everywhere(other, 0)
+        for reader in readers:
+            reader.wait_for(2)
+        store.redis.client_kill_filter(_type="normal", skipme=True)
+        wait_until(lambda: is_put(other, 1), LIMIT_S)
+        put_everywhere(other, 2)
+        for reader in readers:
+            wait_until(lambda reader=reader: values(reader)[-1] == 2, LIMIT_S)
+        put_everywhere(other, 3)
+        for reader in readers:
+            wait_until(lambda reader=reader: values(reader)[-1] == 3, LIMIT_S)
+            assert values(reader) in ([0, 2, 3], [0, 1, 2, 3], [0, 1, 1, 2, 3])
+    finally:
+        other.stop()
+
+
+def is_put(served: OwnServer, value: int) -> bool:
+    """Whether the write was acknowledged; the connection to Redis may just be lost."""
+    return served.request("PUT", "/space0/path", json.dumps(value).encode()).status == 200
+
+
+@on_both
+def test_a_redis_that_was_emptied(followed: OwnServer, readers: list[Reader], store: Running) -> None:
+    """What is written afterwards is heard."""
+    put_everywhere(followed, 0)
+    for reader in readers:
+        reader.wait_for(2)
+    store.redis.flushall()
+    put_everywhere(followed, 1)
+    for reader in readers:
+        wait_until(lambda reader=reader: values(reader) == [0, 1], LIMIT_S)
+
+
+@on_both
+def test_a_ttl_that_is_made_shorter(followed: OwnServer, store: Running) -> None:
+    """It is no change, yet the expiry is told when it comes: nobody looks for it meanwhile."""
+    ask(followed, "PUT", "/room/1", 1)
+    with following(followed, "/room/") as reader:
+        reader.wait_for(1)
+        ask(followed, "PATCH", "/room/1?ttl=1")
+        assert [event.name for event in reader.wait_for(2)] == ["snapshot", "expire"]
+    assert [entry.op for entry in entries(store.redis, "room")] == ["put", "expire"]
+
+
+@on_redis
+def test_everybody_has_heartbeats(followed: OwnServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At different times, and yet each within the period."""
+    monkeypatch.setattr(live, "HEARTBEAT_S", 0.5)
+    with ExitStack() as stack:
+        opened = [stack.enter_context(following(followed, "/room/1")) for _ in range(live.BEATS + 10)]
+        for reader in opened:
+            reader.wait_for(1)
+        begun = [len(reader.blocks) for reader in opened]
+        wait_until(lambda: all(len(reader.blocks) >= at + 2 for reader, at in zip(opened, begun, strict=True)), LIMIT_S)
+
+
+@on_redis
+def test_idle_namespaces_cost_redis_nothing(readers: list[Reader], store: Running) -> None:
+    """No command is sent for them, however many there are."""
+    assert len(readers) == NAMESPACES
+    time.sleep(0.5)  # until all have been looked at
+    before = store.redis.info("stats")["total_commands_processed"]
+    time.sleep(1)
+    assert store.redis.info("stats")["total_commands_processed"] - before <= 2  # the INFO that asks, and one look at most
