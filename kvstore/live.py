@@ -39,6 +39,9 @@ MAX_BUFFERED_BYTES = 1024 * 1024  # of a stream whose reader does not read; then
 MAX_WAITING_BYTES = 4 * 1024 * 1024  # of changes that come while a snapshot is read
 
 
+Changed = tuple[tuple[int, int], bytes]  # the place of a change, and its event
+
+
 async def _at_once() -> None:
     """There is room for more."""
 
@@ -63,7 +66,7 @@ class Follower:
         self.has_left = False
         self.hold: Hold | None = None
         self.after = (0, 0)  # the place up to which it has everything: the reader of the logs may be behind that
-        self.waiting: list[tuple[tuple[int, int], bytes]] = []
+        self.waiting: list[Changed] = []
         self.waiting_bytes = 0
         self.beat: set[Follower] = set()  # those who have their heartbeat together
 
@@ -82,30 +85,25 @@ class Follower:
 class _Audience:
     """All who follow one path."""
 
-    __slots__ = ("blocks", "followers", "size")
+    __slots__ = ("followers",)
 
     def __init__(self) -> None:
         self.followers: set[Follower] = set()
-        self.blocks: list[tuple[tuple[int, int], bytes]] = []  # changes that are to be delivered together
-        self.size = 0  # of the blocks, in bytes
 
-    def add(self, order: tuple[int, int], changed: bytes) -> None:
-        """A change, to be delivered with the others that were read with it."""
-        if self.size > MAX_JOINED_BYTES:
-            self.deliver()
-        self.blocks.append((order, changed))
-        self.size += len(changed)
-
-    def deliver(self) -> None:
-        """Send what was added: to most followers in one piece, which costs the same as one change."""
-        blocks, self.blocks, self.size = self.blocks, [], 0
-        first = blocks[0][0]
-        joined = b"".join([changed for _, changed in blocks])
+    def deliver(self, changes: list[Changed]) -> None:
+        """Send changes that were read together: to most followers in one piece, which costs as much as one change."""
+        if sum(len(changed) for _, changed in changes) > MAX_JOINED_BYTES and len(changes) > 1:
+            middle = len(changes) // 2
+            self.deliver(changes[:middle])
+            self.deliver(changes[middle:])
+            return
+        first = changes[0][0]
+        joined = b"".join([changed for _, changed in changes])
         for follower in tuple(self.followers):
             if follower.is_ready and first > follower.after:
                 follower.send(joined)
             else:
-                for order, changed in blocks:
+                for order, changed in changes:
                     follower.deliver(order, changed)
 
 
@@ -174,6 +172,7 @@ class Hub:
         self._is_closed = False
         self._spaces: dict[str, _Space] = {}
         self._by_key: dict[bytes, _Space] = {}  # by those keys of it that say that something has happened
+        self._rung: dict[_Space, None] = {}  # of which one has changed, in this turn of the loop
         self._opening: dict[str, asyncio.Task[None]] = {}
         self._count = 0
         self._complained = 0.0
@@ -253,10 +252,10 @@ class Hub:
         self._is_closed = True
         for space in list(self._spaces.values()):
             self._end(space)
-        tasks = [*self._opening.values(), *([self._heart] if self._heart else [])]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self._opening.values(), return_exceptions=True)
+        if self._heart:
+            self._heart.cancel()
+            await asyncio.gather(self._heart, return_exceptions=True)
         if self._logs is not self._store:
             await self._logs.close()
         await self._holding.close()
@@ -276,6 +275,7 @@ class Hub:
         """Begin to read the log of a namespace."""
         try:
             at = await self._store.execute(Place(path))
+            self._check_open()
             space = self._spaces[path.namespace] = _Space(path, at.place)
             for key in Changes(path, "", 0).keys:
                 self._by_key[key.encode()] = space
@@ -318,10 +318,18 @@ class Hub:
         """A key of a log that was read has changed; None: any may have, since the connection is lost."""
         if key is not None:
             if space := self._by_key.get(key):
-                self._look_on(space)
+                if not self._rung:  # one change rings for the log and for the expiries, and many come in one turn of the loop
+                    self._loop.call_soon(self._look_on_rung)
+                self._rung[space] = None
             return
         for number, space in enumerate(self._spaces.values()):
             self._look_in(space, RETRY_S + SPREAD_S * number / len(self._spaces))
+
+    def _look_on_rung(self) -> None:
+        rung, self._rung = self._rung, {}
+        for space in rung:
+            if self._spaces.get(space.path.namespace) is space:
+                self._look_on(space)
 
     def _look_on(self, space: _Space) -> None:
         """Look again, at once where the last look is some time ago; after a question that is open."""
@@ -386,19 +394,18 @@ class Hub:
 
     def _fan_out(self, space: _Space, entries: list[Any]) -> None:
         """Send changes to who follows them. Only what somebody follows is decoded; all that a follower gets is sent at once."""
-        listening: dict[_Audience, None] = {}
+        heard: dict[_Audience, list[Changed]] = {}
         for entry in entries:
             audiences = space.heard_by(changed_name(entry))
             if audiences:
                 change = parse_entry(entry)
-                changed, order = event(path_of(space.path, change), change), _order(change.id)
+                changed = _order(change.id), event(path_of(space.path, change), change)
                 for audience in audiences:
-                    audience.add(order, changed)
-                    listening[audience] = None
+                    heard.setdefault(audience, []).append(changed)
         if entries:
             space.place = entries[-1][0].decode()
-        for audience in listening:
-            audience.deliver()
+        for audience, changes in heard.items():
+            audience.deliver(changes)
 
     async def _beat(self) -> None:
         """A sign of life for every reader, which moves the place of one that heard nothing."""
