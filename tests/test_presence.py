@@ -266,15 +266,15 @@ def test_a_document_that_is_leased_as_a_job(followed: Followed, store: Running) 
     assert ops(store) == ["put", "delete"]
 
 
-@on_own
-def test_a_stop_releases(start: Callable[[], Followed], store: Running) -> None:
+@pytest.mark.parametrize("lane", [("served", "redis"), ("asgi", "redis")], ids="-".join, indirect=True)
+def test_a_stop_releases(lane: tuple[str, str], store: Running) -> None:
     """Streams are ended, and their documents deleted, before the server is gone."""
-    followed = OwnServer(store)
-    with following(followed, named("Alice")) as reader:
-        reader.wait_for(1)
-        followed.stop()
-        assert not store.redis.exists(KEY, HOLDS)
-        reader.wait_for_end()
+    followed = FOLLOWED[lane[0]](store)
+    reader = followed.open(named("Alice"), {})
+    reader.wait_for(1)
+    followed.stop()
+    assert not store.redis.exists(KEY, HOLDS)
+    reader.wait_for_end()
     assert ops(store) == ["put", "delete"]
 
 
