@@ -9,13 +9,11 @@ import logging
 from collections.abc import Callable
 from secrets import token_hex
 
-from kvstore.errors import AlreadyStored, Problem
+from kvstore.errors import Problem
 from kvstore.pipeline import AsyncStore
-from kvstore.presence import HOLD_S, RENEW_S, RETRY_S, Hold, Release
+from kvstore.presence import CLOSE_S, HOLD_S, RENEW_S, RETRY_S, Hold, Release
 
 log = logging.getLogger("kvstore")
-
-CLOSE_S = 5.0  # that a stop waits for releases: gunicorn gives 20 s for all of it
 
 End = Callable[[], None]
 
@@ -79,12 +77,12 @@ class Holding:
             pause_s = RENEW_S
             try:
                 await self._store.execute(document.hold._replace(renews=True))
-            except AlreadyStored:  # Redis was away for long, and others have the path: who comes back is told
-                for end in list(document.ends):
+            except Problem as problem:
+                if problem.status >= 500:  # of Redis; the store has said so in the log
+                    pause_s = RETRY_S
+                    continue
+                for end in list(document.ends):  # others have the path by now: who comes back is told
                     end()
-            except Problem as error:
-                log.warning("a document could not be held on to: %s", error)
-                pause_s = RETRY_S
             except Exception:
                 log.exception("holding is held up by a bug of ours")
         await self._release(document.hold)
@@ -101,7 +99,7 @@ class Holding:
                             return
                         await asyncio.sleep(RETRY_S)
         except TimeoutError:
-            log.warning("a document could not be released; it expires")
+            return
         except Exception:
             log.exception("a document was not released by a bug of ours; it expires")
 

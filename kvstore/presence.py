@@ -15,7 +15,8 @@ from kvstore.scripts import KEEP, RELEASE, Script
 
 HOLD_S = 28.0  # that a document outlives a process that died: 30 s, the 2 s included in which an expiry is noticed
 RENEW_S = 9.0  # so that two attempts may fail
-RETRY_S = 0.5  # after trouble with Redis
+RETRY_S = 1.0  # after trouble with Redis
+CLOSE_S = 5.0  # that a stop waits for releases: gunicorn gives 20 s for all of it
 
 
 class Kept(NamedTuple):

@@ -21,11 +21,11 @@ from werkzeug.routing import BaseConverter
 from werkzeug.wsgi import get_input_stream
 
 from kvstore.containers import Follow, Wait
-from kvstore.errors import AlreadyStored, ContentTooLarge, InvalidPath, InvalidRequest, Problem, bug, unavailable
+from kvstore.errors import ContentTooLarge, InvalidPath, InvalidRequest, Problem, bug, unavailable
 from kvstore.following import HEARTBEAT_S, Steps, begin, catch_up, is_settled
 from kvstore.messages import MAX_BODY_BYTES, Reply, Request, refuse
 from kvstore.paths import split_target
-from kvstore.presence import HOLD_S, RENEW_S, RETRY_S, Hold, Release
+from kvstore.presence import CLOSE_S, HOLD_S, RENEW_S, RETRY_S, Hold, Release
 from kvstore.protocol import STREAM, parse, render
 from kvstore.settings import Settings
 from kvstore.store import Store
@@ -154,9 +154,9 @@ class _Stay:
         self._due = time.monotonic() + RENEW_S
         try:
             self._store.execute(self._hold._replace(renews=True))
-        except AlreadyStored:
-            return False
-        except Problem:
+        except Problem as problem:
+            if problem.status < 500:  # others have the path by now
+                return False
             self._due = time.monotonic() + RETRY_S
         return True
 
@@ -179,8 +179,9 @@ _stays: set[_Stay] = set()
 
 @atexit.register
 def _end_stays() -> None:
+    until = time.monotonic() + CLOSE_S
     for stay in list(_stays):
-        stay.end(RETRY_S)
+        stay.end(until - time.monotonic())
 
 
 def _waited(store: Store, wait: Wait) -> Any:

@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from asking import entries, expire, on_few
+from asking import entries, on_few
 from clients import Checked
 from serving import Served, start_kvstore
 from stores import Running, start_valkey, wait_until
@@ -266,15 +266,15 @@ def test_a_document_that_is_leased_as_a_job(followed: Followed, store: Running) 
     assert ops(store) == ["put", "delete"]
 
 
-@on_own
-def test_a_stop_releases(start: Callable[[], Followed], store: Running) -> None:
+@pytest.mark.parametrize("lane", [("served", "redis"), ("asgi", "redis")], ids="-".join, indirect=True)
+def test_a_stop_releases(lane: tuple[str, str], store: Running) -> None:
     """Streams are ended, and their documents deleted, before the server is gone."""
-    followed = OwnServer(store)
-    with following(followed, named("Alice")) as reader:
-        reader.wait_for(1)
-        followed.stop()
-        assert not store.redis.exists(KEY, HOLDS)
-        reader.wait_for_end()
+    followed = FOLLOWED[lane[0]](store)
+    reader = followed.open(named("Alice"), {})
+    reader.wait_for(1)
+    followed.stop()
+    assert not store.redis.exists(KEY, HOLDS)
+    reader.wait_for_end()
     assert ops(store) == ["put", "delete"]
 
 
@@ -297,7 +297,7 @@ def test_sigterm(directory: Path, started: Callable[[str], Running]) -> None:
 
 
 def test_a_process_that_is_killed(directory: Path, started: Callable[[str], Running]) -> None:
-    """Its documents expire, and that is told; KVSTORE_LIVE_STREAMS waits for it, else it is brought about."""
+    """Its documents expire, and that is told; KVSTORE_LIVE_STREAMS waits for it, else it is hastened."""
     store = started("redis")
     store.redis.flushall()
     serving = start_kvstore(directory, REDIS_URL=store.url)
@@ -314,7 +314,7 @@ def test_a_process_that_is_killed(directory: Path, started: Callable[[str], Runn
                 wait_until(lambda: len(watcher.events) == 3, 30)
                 print(f"after kill -9 the expire event came within {time.monotonic() - begun:.1f} s")
             else:
-                expire(store.redis, ALICE)
+                ask(watching, "PATCH", ALICE + "?ttl=1")
             assert [event.name for event in watcher.wait_for(3)] == ["snapshot", "put", "expire"]
             assert watching.request("GET", ALICE).status == 404
     finally:
