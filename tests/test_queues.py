@@ -1,0 +1,595 @@
+"""A container worked as a queue: its jobs are enqueued, taken, done, given back, and buried.
+
+Time is not waited for: `end_hold` writes into Redis what it would be later. How long a hold lasts is measured once, where it is short.
+"""
+
+import re
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import redis
+from asking import (
+    JSON,
+    MERGE,
+    as_body,
+    batch,
+    entries,
+    keys_of,
+    listed,
+    on_few,
+    on_one,
+    on_two,
+    patch,
+    post,
+    stream,
+)
+from clients import Answer, Checked
+from stores import contents
+
+from kvstore.paths import own_key, parse_path
+
+
+def take(client: Checked, target: str = "/ns/q/?lease=60s", headers: Any = ()) -> Answer:
+    """A take."""
+    return client.request("POST", target, headers)
+
+
+def taken(client: Checked, target: str = "/ns/q/?lease=60s") -> list[Any]:
+    """The jobs that a take gives."""
+    answer = take(client, target)
+    assert answer.status in (200, 204), answer
+    return answer.json["items"] if answer.status == 200 else []
+
+
+def with_lease(job: Any) -> list[tuple[str, str]]:
+    """The precondition that a job is leased as it was taken."""
+    return [("If-Match", f'"{job["lease"]}"')]
+
+
+def lease_for(client: Checked, job: Any, lease: str = "60s", body: bytes = b"") -> Answer:
+    """Change a job's lease; `lease` goes on with other parameters."""
+    return client.request("PATCH", f"{job['path']}?lease={lease}", with_lease(job), body)
+
+
+def done(client: Checked, job: Any) -> int:
+    """Say that a job is done."""
+    return client.delete(job["path"], with_lease(job)).status
+
+
+def end_hold(raw: redis.Redis, path: str) -> None:
+    """Let the time be over until which a job cannot be taken."""
+    at = parse_path(path.encode())
+    mark = raw.hget(at.keys.document, "$kv")
+    assert re.match(rb"job \d+ \d+ \S+ \S+\n", mark), mark
+    raw.hset(at.keys.document, "$kv", re.sub(rb"^(job \d+) \d+", rb"\1 1", mark))
+    raw.zadd(own_key(at, "until"), {at.rest: 1})
+
+
+def states(client: Checked, target: str = "/ns/q/") -> dict[str, tuple[str, int]]:
+    """What a listing says of jobs, by name."""
+    return {item["name"]: (item["state"], item["attempts"]) for item in listed(client, target) if "state" in item}
+
+
+# --- Taking -------------------------------------------------------------------------------------------------------------
+
+# The targets of a take, what is put, where its jobs are.
+PLACES = [
+    ("/ns/q/?lease=60s", "/ns/q/a"),
+    ("/ns/q?lease=60s", "/ns/q/a"),
+    ("/ns/?lease=60s", "/ns/a"),
+    ("/ns?lease=1", "/ns/a"),
+    ("/?lease=60s", "/a"),
+    ("/n%2Fs/%C3%A9/?lease=60s", "/n%2Fs/%C3%A9/%7B%25%7D"),
+    ("/n%2fs/é?lease=60s", "/n%2Fs/%C3%A9/a%20b"),
+    ("/ns/%71/?lease=365d&x=1", "/ns/q/a"),
+]
+
+
+@on_few
+@pytest.mark.parametrize(("target", "path"), PLACES)
+def test_a_job(client: Checked, raw: redis.Redis, target: str, path: str) -> None:
+    """200 with the job, as the contract has it; done by DELETE with its lease; then there is nothing, and nothing was left."""
+    client.put(path + "?ttl=2h", '{"z":1.0,"a":[]}')
+    answer = take(client, target)
+    assert (answer.status, answer.headers["Content-Type"], answer.headers["Cache-Control"]) == (
+        200,
+        "application/json",
+        "no-store",
+    )
+    [job] = answer.json["items"]
+    assert list(job) == ["path", "value", "attempts", "lease", "ttl"]
+    assert (job["path"], job["attempts"], job["ttl"]) == (path, 1, 7200)
+    assert b'"value":{"z":1.0,"a":[]}' in answer.body
+    assert re.fullmatch("[!#-~]+", job["lease"]), "it goes between the quotes of an entity-tag"
+    again = take(client, target)
+    assert (again.status, again.body) == (204, b"")
+    assert done(client, job) == 204
+    assert client.get(path).status == 404
+    assert done(client, job) == 404
+    assert taken(client, target) == []
+    namespace = parse_path(path.encode()).namespace
+    assert not raw.exists(keys_of(namespace).held)
+    assert all(raw.pttl(key) > 0 for key in contents(raw)), "all keys expire"
+
+
+@on_few
+def test_order_and_limit(client: Checked) -> None:
+    """By name, by commit for names that POST made; each job once."""
+    for name in ("b", "a%20b", "a", "Z", "~", "%C3%A9", "10", "9"):
+        client.put(f"/ns/q/{name}", "1")
+    posted = [post(client, "/ns/q/", n).json["path"] for n in range(3)]
+    names = sorted(["b", "a%20b", "a", "Z", "~", "%C3%A9", "10", "9", *(path.rpartition("/")[2] for path in posted)])
+    got = [taken(client), taken(client, "/ns/q/?lease=60s&limit=4"), taken(client, "/ns/q/?lease=60s&limit=100"), taken(client)]
+    assert [len(jobs) for jobs in got] == [1, 4, 6, 0]
+    jobs = [job for some in got for job in some]
+    assert [job["path"].rpartition("/")[2] for job in jobs] == names
+    assert len({job["lease"] for job in jobs}) == 11
+    assert [job["value"] for job in jobs if job["path"] in posted] == [0, 1, 2]
+
+
+@on_few
+def test_only_what_is_directly_below(client: Checked) -> None:
+    """Containers within the container, its neighbours, and the document of its own name are no jobs."""
+    for path in (
+        "/ns/q",
+        "/ns/q/a/x",
+        "/ns/q/a/x/y",
+        "/ns/q/b",
+        "/ns/q/b/x",
+        "/ns/q/dead/x",
+        "/ns/q0",
+        "/ns/q.",
+        "/ns/p/a",
+        "/q/b",
+    ):
+        client.put(path, "1")
+    assert [job["path"] for job in taken(client, "/ns/q/?lease=60s&limit=100")] == ["/ns/q/b"]
+    assert [job["path"] for job in taken(client, "/ns/?lease=60s&limit=100")] == ["/ns/q", "/ns/q.", "/ns/q0"]
+    assert taken(client, "/?lease=60s&limit=100") == []
+
+
+@on_few
+def test_the_root(client: Checked) -> None:
+    """Documents of one segment are the root's jobs; the root document and the namespaces are none."""
+    for path in ("/", "/b", "/a", "/ns/a"):
+        client.put(path, "1")
+    assert [job["path"] for job in taken(client, "/?lease=60s&limit=100")] == ["/a", "/b"]
+    items = listed(client, "/?list")
+    assert [(item["name"], item.get("state")) for item in items] == [("a", "leased"), ("b", "leased"), ("ns/", None)]
+
+
+# What is wrong with a take: its query, headers, body.
+BAD_TAKES: list[tuple[str, list[tuple[str, str]], bytes]] = [
+    ("lease=0", [], b""),
+    ("lease", [], b""),
+    ("lease=", [], b""),
+    ("lease=-1", [], b""),
+    ("lease=1.5", [], b""),
+    ("lease=1w", [], b""),
+    ("lease=366d", [], b""),
+    ("lease=1&lease=1", [], b""),
+    ("lease=1&limit=0", [], b""),
+    ("lease=1&limit=101", [], b""),
+    ("lease=1&limit=", [], b""),
+    ("lease=1&limit=1e1", [], b""),
+    ("lease=1&limit=%D9%A1", [], b""),
+    ("lease=1&limit=1&limit=1", [], b""),
+    ("lease=1&wait=26", [], b""),
+    ("lease=1&wait=1m", [], b""),
+    ("lease=1&wait=-1", [], b""),
+    ("lease=1&wait=", [], b""),
+    ("lease=1&max_attempts=0", [], b""),
+    ("lease=1&max_attempts=1000001", [], b""),
+    ("lease=1&max_attempts=many", [], b""),
+    ("lease=1", [], b"{}"),
+    ("lease=1", [("Transfer-Encoding", "chunked")], b"1"),
+    ("lease=1", [("If-Match", "*")], b""),
+    ("lease=1", [("If-None-Match", "*")], b""),
+    ("lease=1", [("If-Unmodified-Since", "Fri, 20 Nov 2026 10:00:00 GMT")], b""),
+]
+
+
+@on_two
+@pytest.mark.parametrize(("query", "headers", "body"), BAD_TAKES)
+def test_a_bad_take(client: Checked, raw: redis.Redis, query: str, headers: Any, body: bytes) -> None:
+    """400, and nothing is taken, nothing appended."""
+    client.put("/ns/q/a", "1")
+    before = contents(raw)
+    assert client.request("POST", f"/ns/q/?{query}", headers, body).status == 400
+    assert contents(raw) == before
+
+
+@on_few
+@pytest.mark.parametrize("path", ["/ns/q/", "/ns/q/?list", "/ns/q"])
+def test_other_methods_take_nothing(client: Checked, raw: redis.Redis, path: str) -> None:
+    """?lease= means something to POST and PATCH alone."""
+    client.put("/ns/q/a", "1")
+    for method in ("GET", "HEAD", "OPTIONS", "PUT"):
+        client.request(method, f"{path}{'&' if '?' in path else '?'}lease=60s", [], b"1" if method == "PUT" else b"")
+    assert client.request("PATCH", "/ns/q/?lease=60s").status == 405
+    assert not raw.exists(keys_of("ns").held)
+
+
+@on_one
+def test_large_values(client: Checked) -> None:
+    """A take gives up to some MiB at once, and at least one job; the others can be taken next."""
+    for n in range(12):
+        client.put(f"/ns/q/{n:02}", f'{{"n":{n},"x":"{"x" * 1_000_000}"}}')
+    got = [[job["value"]["n"] for job in taken(client, "/ns/q/?lease=60s&limit=100")] for _ in range(4)]
+    assert [n for some in got for n in some] == list(range(12))
+    assert 3 <= len(got[0]) <= 6
+
+
+# --- Delay --------------------------------------------------------------------------------------------------------------
+
+
+@on_few
+def test_a_delayed_job(client: Checked, raw: redis.Redis) -> None:
+    """It is there and can be read and changed; it cannot be taken before its time."""
+    path = post(client, "/ns/q/?delay=1h", '{"a":1}').json["path"]
+    assert client.get(path).json["a"] == 1
+    [name] = states(client)
+    assert states(client) == {name: ("delayed", 0)}
+    assert taken(client) == []
+    assert patch(client, path, {"b": 2}).status == 200
+    assert client.put(path, "3").status == 200
+    assert states(client) == {name: ("delayed", 0)}
+    assert taken(client) == []
+    end_hold(raw, path)
+    assert states(client) == {name: ("ready", 0)}
+    [job] = taken(client)
+    assert (job["path"], job["value"], job["attempts"]) == (path, 3, 1)
+    assert done(client, job) == 204
+
+
+@on_few
+def test_a_delayed_job_can_be_deleted(client: Checked, raw: redis.Redis) -> None:
+    """Without a precondition: nobody has it."""
+    path = post(client, "/ns/q/?delay=1h", "1").json["path"]
+    assert client.delete(path).status == 204
+    assert not raw.exists(keys_of("ns").held)
+
+
+# The query of a POST, and its status.
+DELAYS = [
+    ("delay=1", 201),
+    ("delay=0", 201),
+    ("delay=365d", 201),
+    ("delay=10s&ttl=10", 201),
+    ("delay=11s&ttl=10", 400),
+    ("delay=366d", 400),
+    ("delay", 400),
+    ("delay=", 400),
+    ("delay=-1", 400),
+    ("delay=soon", 400),
+    ("delay=1&delay=1", 400),
+]
+
+
+@on_few
+@pytest.mark.parametrize(("query", "status"), DELAYS)
+def test_what_a_delay_may_be(client: Checked, raw: redis.Redis, query: str, status: int) -> None:
+    """A time, not longer than the document lives; none is no delay."""
+    assert post(client, f"/ns/q/?{query}", "1").status == status
+    assert bool(raw.keys()) == (status == 201)
+    assert len(taken(client)) == (query == "delay=0")
+
+
+@on_two
+def test_times_are_kept(client: Checked) -> None:
+    """A delay and a lease of one second end after one second, and not before."""
+    begun = time.monotonic()
+    post(client, "/ns/delayed/?delay=1", "1")
+    client.put("/ns/leased/a", "1")
+    client.put("/ns/back/a", "1")
+    assert len(taken(client, "/ns/leased/?lease=1")) == 1
+    [job] = taken(client, "/ns/back/?lease=60s")
+    assert lease_for(client, job, "0&delay=1").status == 200
+    for container, attempts in (("delayed", 1), ("leased", 2), ("back", 2)):
+        jobs: list[Any] = []
+        while not jobs:
+            asked = time.monotonic()
+            jobs = taken(client, f"/ns/{container}/?lease=60s")
+            assert asked - begun < 10
+        assert jobs[0]["attempts"] == attempts
+        assert time.monotonic() - begun > 0.9
+
+
+@on_two
+def test_many_delayed_before_one(client: Checked, raw: redis.Redis) -> None:
+    """A ready job behind 10,000 delayed ones is found, and by few commands more than behind ten."""
+
+    def commands(few: int, many: int) -> int:
+        for first in range(few, many, 1000):
+            count = min(1000, many - first)
+            assert batch(client, [("POST", "/ns/q/?delay=1h", n) for n in range(count)]).status == 200
+        client.put("/ns/q/ready", "1")
+        raw.config_resetstat()
+        [job] = taken(client)
+        ran = sum(stat["calls"] for stat in raw.info("commandstats").values())
+        assert job["path"] == "/ns/q/ready"
+        assert done(client, job) == 204
+        return ran
+
+    with_ten = commands(0, 10)
+    with_many = commands(10, 10_010)
+    assert with_many < with_ten + 200
+    assert taken(client) == []
+
+
+# --- States -------------------------------------------------------------------------------------------------------------
+
+
+@on_few
+def test_states(client: Checked, raw: redis.Redis) -> None:
+    """Of a container that is worked as a queue, and only there."""
+    for name in "abc":
+        client.put(f"/ns/q/{name}", "1")
+        client.put(f"/ns/other/{name}", "1")
+    assert states(client) == {}
+    first, second = taken(client, "/ns/q/?lease=60s&limit=2")
+    assert states(client) == {"a": ("leased", 1), "b": ("leased", 1), "c": ("ready", 0)}
+    assert lease_for(client, first, "0&delay=1h").status == 200
+    end_hold(raw, second["path"])
+    assert states(client) == {"a": ("delayed", 1), "b": ("ready", 1), "c": ("ready", 0)}
+    assert states(client, "/ns/q/?keys") == states(client)
+    assert states(client, "/ns/q/?order=desc&limit=1") == states(client)
+    _, items = stream(client, "/ns/q/")
+    assert {item["name"]: (item["state"], item["attempts"]) for item in items} == states(client)
+    for target in ("/ns/q/?recursive", "/ns/?recursive", "/ns/other/", "/ns/", "/?list"):
+        items = listed(client, target)
+        assert items
+        assert not [item for item in items if "state" in item or "attempts" in item]
+    [item] = listed(client, "/ns/q/?after=b")
+    assert list(item) == ["name", "path", "state", "attempts", "etag", "ttl", "value"]
+
+
+@on_few
+def test_a_queue_that_is_empty(client: Checked) -> None:
+    """A delay, or a take that found nothing beside others, makes a queue of a container; containers in it have no state."""
+    post(client, "/ns/q/?delay=1h", "1")
+    assert list(states(client).values()) == [("delayed", 0)]
+    assert taken(client, "/ns/empty/?lease=1") == []
+    client.put("/ns/empty/a", "1")
+    client.put("/ns/empty/b/c", "1")
+    assert states(client, "/ns/empty/") == {"a": ("ready", 0)}
+    assert [item["name"] for item in listed(client, "/ns/empty/")] == ["a", "b/"]
+
+
+@on_few
+def test_leases_are_no_changes(client: Checked, raw: redis.Redis) -> None:
+    """Taking, extending, giving back: the entity-tags of job and container stay, and the log has no entry of it."""
+    client.put("/ns/q/a", '{"a":1}')
+    tags, log = (client.get("/ns/q/a").tag, client.get("/ns/q/").tag), entries(raw)
+
+    def is_unchanged() -> bool:
+        return tags == (client.get("/ns/q/a").tag, client.get("/ns/q/").tag) and entries(raw) == log
+
+    [job] = taken(client)
+    assert is_unchanged()
+    assert client.get("/ns/q/", [("If-None-Match", tags[1])]).status == 304
+    assert client.get("/ns/q/a", [("If-None-Match", tags[0])]).status == 304
+    assert lease_for(client, job, "2h").status == 200
+    assert is_unchanged()
+    assert lease_for(client, job, "0&delay=1h", b'{"reason":"later"}').status == 200
+    assert is_unchanged()
+    end_hold(raw, "/ns/q/a")
+    assert len(taken(client)) == 1
+    assert is_unchanged()
+
+
+# --- Leases -------------------------------------------------------------------------------------------------------------
+
+
+@on_few
+def test_extending(client: Checked, raw: redis.Redis) -> None:
+    """The lease string stays; from then on it lasts for what was asked, longer or shorter."""
+    client.put("/ns/q/a?ttl=2h", '{"a":1}')
+    [job] = taken(client, "/ns/q/?lease=60s")
+    for lease, lease_s in (("2h", 7200), ("10", 10), ("1h", 3600)):
+        answer = lease_for(client, job, lease)
+        assert answer.status == 200
+        assert list(answer.json) == ["path", "lease", "ttl"]
+        assert answer.json == {"path": job["path"], "lease": job["lease"], "ttl": 7200}
+        left_ms = raw.zscore(keys_of("ns").until, "q/a") - time.time() * 1000
+        assert (lease_s - 30) * 1000 < left_ms <= (lease_s + 1) * 1000
+    assert taken(client) == []
+    assert done(client, job) == 204
+
+
+@on_few
+def test_giving_back(client: Checked) -> None:
+    """At once, or with a delay; the old lease is over, and the next take counts."""
+    client.put("/ns/q/a", '{"a":1}')
+    [first] = taken(client)
+    answer = lease_for(client, first, "0")
+    assert (answer.status, answer.json["path"], answer.json["lease"]) == (200, first["path"], None)
+    assert [status(client, first) for status in FENCED.values()] == [412] * len(FENCED)
+    assert states(client) == {"a": ("ready", 1)}
+    [second] = taken(client)
+    assert second["attempts"] == 2
+    assert second["lease"] != first["lease"]
+    assert lease_for(client, second, "0&delay=1h").status == 200
+    assert states(client) == {"a": ("delayed", 2)}
+    assert taken(client) == []
+
+
+# What is wrong with a change of a lease: its query, body, headers, status.
+BAD_LEASES: list[tuple[str, bytes, list[tuple[str, str]], int]] = [
+    ("lease", b"", [], 400),
+    ("lease=-1", b"", [], 400),
+    ("lease=366d", b"", [], 400),
+    ("lease=1&lease=1", b"", [], 400),
+    ("lease=1&delay=1", b"", [], 400),
+    ("lease=1&delay=0", b"", [], 400),
+    ("lease=0&delay=x", b"", [], 400),
+    ("lease=0&delay=366d", b"", [], 400),
+    ("lease=1", b"{}", [], 400),
+    ("lease=1", b'{"reason":"x"}', [], 400),
+    ("lease=0", b'{"reason":1}', [], 400),
+    ("lease=0", b'{"reason":"x","other":1}', [], 400),
+    ("lease=0", b'"x"', [], 400),
+    ("lease=0", b"x", [], 400),
+    ("lease=0", b'{"reason":"\\ud800"}', [], 400),
+    ("lease=1", b"", [("If-None-Match", "*")], 400),
+]
+
+
+@on_few
+@pytest.mark.parametrize("row", BAD_LEASES)
+def test_a_bad_change_of_a_lease(client: Checked, raw: redis.Redis, row: Any) -> None:
+    """Refused, and the lease is as it was."""
+    query, body, headers, status = row
+    client.put("/ns/q/a", '{"a":1}')
+    [job] = taken(client)
+    before = contents(raw)
+    assert client.request("PATCH", f"/ns/q/a?{query}", [*with_lease(job), *headers], body).status == status
+    assert contents(raw) == before
+
+
+# Whether a job that is there is leased, If-Match (t: its entity-tag, l: its lease, o: a lease it had before), and the status.
+LEASES = [
+    ("leased", None, 409),
+    ("leased", "l", 200),
+    ("leased", '"x", l', 200),
+    ("leased", "*", 200),
+    ("leased", "t", 412),
+    ("leased", "o", 412),
+    ("leased", "W/l", 412),
+    ("leased", '""', 412),
+    ("ready", None, 412),
+    ("ready", "o", 412),
+    ("ready", "t", 412),
+    ("ready", "*", 412),
+    ("never taken", "t", 412),
+    ("never taken", None, 412),
+    ("gone", "o", 404),
+    ("gone", None, 404),
+    ("gone", "*", 404),
+]
+
+
+@on_few
+@pytest.mark.parametrize("query", ["lease=2h", "lease=0"])
+@pytest.mark.parametrize("row", LEASES)
+def test_who_may_change_a_lease(client: Checked, raw: redis.Redis, query: str, row: Any) -> None:
+    """Whoever has it, and whoever says *; only while it is leased."""
+    kind, match, status = row
+    tag = client.put("/ns/q/a", '{"a":1}').tag
+    old, new = "never-was", "never-was"
+    if kind != "never taken":
+        [job] = taken(client)
+        old = job["lease"]
+        lease_for(client, job, "0")
+    if kind == "leased":
+        [job] = taken(client)
+        new = job["lease"]
+    if kind == "gone":
+        client.delete("/ns/q/a")
+    headers = [("If-Match", match.replace("t", tag).replace("l", f'"{new}"').replace("o", f'"{old}"'))] if match else []
+    before = contents(raw)
+    answer = client.request("PATCH", f"/ns/q/a?{query}", headers)
+    assert answer.status == status
+    if status >= 400:
+        assert contents(raw) == before
+    else:
+        assert answer.json["lease"] == (None if query == "lease=0" else new)
+
+
+# --- Writing while somebody has the job ---------------------------------------------------------------------------------
+
+
+def _status(method: str, *more: tuple[str, str], query: str = "", body: Any = b"") -> Callable[..., int]:
+    def ask(client: Checked, job: Any, match: str | None = None) -> int:
+        headers = with_lease(job) if match is None else [("If-Match", match)] if match else []
+        return client.request(method, job["path"] + query, [*headers, *more], as_body(body)).status
+
+    return ask
+
+
+# Every write to a document.
+WRITES = {
+    "PUT": _status("PUT", body={"b": 2}),
+    "PUT, not an object": _status("PUT", body="[1]"),
+    "merge patch": _status("PATCH", MERGE, body={"b": 2}),
+    "nested merge patch": _status("PATCH", MERGE, body={"o": {"b": 2}}),
+    "merge patch, not an object": _status("PATCH", MERGE, body="5"),
+    "increment": _status("PATCH", body={"n": {".sv": {"increment": 1}}}),
+    "JSON Patch": _status("PATCH", JSON, body='[{"op":"add","path":"/b","value":2}]'),
+    "touch": _status("PATCH", query="?ttl=1h"),
+    "DELETE": _status("DELETE"),
+}
+# What a worker whose lease has ended may not do.
+FENCED = {**WRITES, "extend": _status("PATCH", query="?lease=60s"), "give back": _status("PATCH", query="?lease=0")}
+
+
+@on_few
+@pytest.mark.parametrize("kind", WRITES)
+def test_a_write_to_a_leased_job(client: Checked, raw: redis.Redis, kind: str) -> None:
+    """409 without If-Match, 412 with another, applied with the lease; the lease stays, but where the job is deleted."""
+    tag = client.put("/ns/q/a", '{"a":1}').tag
+    [job] = taken(client)
+    before = contents(raw)
+    assert WRITES[kind](client, job, "") == 409
+    assert WRITES[kind](client, job, tag) == 412
+    assert WRITES[kind](client, job, '"1-1.1"') == 412
+    assert contents(raw) == before
+    answer = client.request("PUT", "/ns/q/a", [], b"1").json
+    assert (answer["type"], answer["status"]) == ("urn:kvstore:leased", 409)
+    assert WRITES[kind](client, job) == (204 if kind == "DELETE" else 200)
+    assert taken(client) == []
+    if kind != "DELETE":
+        assert states(client) == {"a": ("leased", 1)}
+        assert WRITES[kind](client, job) == 200, "the lease is the same after a write"
+        assert lease_for(client, job).json["lease"] == job["lease"]
+        assert done(client, job) == 204
+    assert client.get("/ns/q/a").status == 404
+
+
+@on_few
+@pytest.mark.parametrize("kind", WRITES)
+def test_override(client: Checked, kind: str) -> None:
+    """If-Match: * writes to a leased job as well: so it is cancelled."""
+    client.put("/ns/q/a", '{"a":1}')
+    [job] = taken(client)
+    assert WRITES[kind](client, job, "*") == (204 if kind == "DELETE" else 200)
+    assert done(client, job) == (404 if kind == "DELETE" else 204)
+
+
+@on_few
+@pytest.mark.parametrize("ending", ["time", "taken again", "time, and written", "deleted", "deleted, and taken again"])
+def test_a_fencing_token(client: Checked, raw: redis.Redis, ending: str) -> None:
+    """A worker whose lease has ended cannot do anything any more, not even to another document of that name."""
+    client.put("/ns/q/a", '{"a":1}')
+    [job] = taken(client)
+    if ending.startswith("time"):
+        end_hold(raw, "/ns/q/a")
+    if ending == "taken again":
+        lease_for(client, job, "0")
+        assert len(taken(client)) == 1
+    if ending == "time, and written":
+        assert client.put("/ns/q/a", "1").status == 200
+    if ending.startswith("deleted"):
+        assert client.delete("/ns/q/a", [("If-Match", "*")]).status == 204
+        assert client.put("/ns/q/a", '{"a":1}').status == 201
+    if ending.endswith(", and taken again"):
+        [again] = taken(client)
+        assert again["attempts"] == 1
+    before = contents(raw)
+    assert {kind: status(client, job) for kind, status in FENCED.items()} == dict.fromkeys(FENCED, 412)
+    assert contents(raw) == before
+
+
+@on_one
+@pytest.mark.parametrize(
+    "request_", [("POST", "/ns/q/?lease=1"), ("PATCH", "/ns/q/a?lease=1"), ("POST", "/ns/q/?lease=1&wait=1")]
+)
+def test_what_is_not_for_batches(client: Checked, request_: tuple[str, str]) -> None:
+    """A take, and a change of a lease, are requests of their own."""
+    client.put("/ns/q/a", "1")
+    assert batch(client, [request_], atomic=True).status in (409, 422)
+    [response] = batch(client, [request_], atomic=False).json["responses"]
+    assert response["status"] == 422
+    assert states(client) == {}
