@@ -26,6 +26,7 @@ DEFAULT_ATTEMPTS = 5
 MAX_ATTEMPTS = 1_000_000
 MAX_WAIT_S = 25
 MAX_REASON_BYTES = 1000
+LEASE_BYTES = 40  # of a lease, which names a dead job where its own name is too long; really some 30
 
 
 def take(request: Request, path: Path, raw_query: bytes, settings: Settings) -> Take | Wait:
@@ -35,7 +36,7 @@ def take(request: Request, path: Path, raw_query: bytes, settings: Settings) -> 
     if parse_conditions(request.headers) is not NO_CONDITIONS:
         raise InvalidPrecondition("a take has no precondition")
     container = path.container
-    parse_path((container.text + DEAD + "0").encode())  # that there is a place for what dies
+    parse_path((container.text + DEAD + "0" * LEASE_BYTES).encode())  # that there is a place for what dies
     lease_s = _duration_s(raw_query, "lease", 1, settings.max_ttl_s)
     assert lease_s is not None
     limit = _number(raw_query, "limit", 1, 1, MAX_LIMIT)

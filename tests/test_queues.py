@@ -201,6 +201,25 @@ def test_a_bad_take(client: Checked, raw: redis.Redis, query: str, headers: Any,
     assert contents(raw) == before
 
 
+@on_one
+def test_no_room_for_the_dead(client: Checked) -> None:
+    """A container too deep, or with too long a name, for what becomes of its dead jobs is refused before anything is taken."""
+    deep = "/" + "/".join("a" * 31)
+    assert client.put(f"{deep}/x", "1").status == 201
+    assert take(client, f"{deep}/?lease=1").status == 400
+    for length in range(970, 1023):
+        container = "/ns/" + "q" * (length - 5) + "/"
+        assert client.put(container + "x" * (1024 - length), "1").status == 201
+        answer = take(client, f"{container}?lease=60s&max_attempts=1")
+        assert answer.status in (200, 414)
+        if answer.status == 200:
+            [job] = answer.json["items"]
+            assert lease_for(client, job, "0").status == 200
+            assert taken(client, f"{container}?lease=60s&max_attempts=1") == []
+            assert len(listed(client, container + "dead/")) == 1
+    assert answer.status == 414
+
+
 @on_few
 @pytest.mark.parametrize("path", ["/ns/q/", "/ns/q/?list", "/ns/q"])
 def test_other_methods_take_nothing(client: Checked, raw: redis.Redis, path: str) -> None:
