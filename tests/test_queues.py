@@ -338,6 +338,20 @@ def test_many_delayed_before_one(client: Checked, raw: redis.Redis) -> None:
     assert taken(client) == []
 
 
+@on_one
+def test_many_whose_time_is_over(client: Checked, raw: redis.Redis) -> None:
+    """However many holds have ended, and wherever in the namespace, the next take knows of all of them."""
+    for _ in range(3):
+        batch(client, [("POST", "/ns/other/?delay=1h", n) for n in range(1000)])
+    path = post(client, "/ns/q/?delay=1h", "1").json["path"]
+    until = keys_of("ns").until
+    raw.zadd(until, dict.fromkeys(raw.zrange(until, 0, -2), 1))
+    raw.zadd(until, {parse_path(path.encode()).rest: 2})
+    end_hold(raw, path)
+    raw.zadd(until, {parse_path(path.encode()).rest: 2})
+    assert [job["path"] for job in taken(client)] == [path]
+
+
 # --- States -------------------------------------------------------------------------------------------------------------
 
 

@@ -4,8 +4,10 @@
 --        3 ms for which they are leased  4 most jobs  5 most takes of a job: one that had so many is dead  6 most bytes of values
 -- reply  {'taken', jobs}; {'none', the ms after which one may be ready by itself or nil, the log's place, the place in what is
 --        freed}; {'dead', jobs} where there are dead ones before any other: they are leased to whoever buries them, and then
---        it is asked again. A job is {rest, what is there, attempts, lease, reason}.
+--        it is asked again; {'more'} where so many holds have ended that Redis does something else in between. A job is
+--        {rest, what is there, attempts, lease, reason}.
 
+local MOST_DUE = 1000 -- holds that have ended, in one call
 local BURY_MS = 10000 -- that a dead job is leased to whoever buries it
 
 -- How many of names[first] to names[last], counted from 0, can be taken: those that are not held.
@@ -49,8 +51,12 @@ local function take(_, at)
   redis.call('XLEN', FREED)
   local now = clock()
   sweep(prefix, now, 100)
-  for _, rest in ipairs(redis.call('ZRANGEBYSCORE', UNTIL, '-inf', now, 'LIMIT', 0, 1000)) do
+  local due = redis.call('ZRANGEBYSCORE', UNTIL, '-inf', now, 'LIMIT', 0, MOST_DUE)
+  for _, rest in ipairs(due) do
     forget(rest)
+  end
+  if #due == MOST_DUE then
+    return {'more'}
   end
 
   local low = container == '' and '-' or '[' .. container
