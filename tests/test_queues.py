@@ -1,6 +1,6 @@
 """A container worked as a queue: its jobs are enqueued, taken, done, given back, and buried.
 
-Time is not waited for: `end_hold` writes into Redis what it would be later. How long a hold lasts is measured once, where it is short.
+Time is not waited for: `end_hold` writes into Redis what it would be later. How long a hold lasts is measured in one test.
 """
 
 import re
@@ -15,6 +15,7 @@ from asking import (
     MERGE,
     as_body,
     batch,
+    documents_and_indexes,
     entries,
     keys_of,
     listed,
@@ -613,6 +614,40 @@ def test_a_fencing_token(client: Checked, raw: redis.Redis, ending: str) -> None
     before = contents(raw)
     assert {kind: status(client, job) for kind, status in FENCED.items()} == dict.fromkeys(FENCED, 412)
     assert contents(raw) == before
+
+
+@on_few
+@pytest.mark.parametrize("atomic", [True, False])
+def test_in_batches(client: Checked, raw: redis.Redis, atomic: bool) -> None:
+    """Writes in a batch are refused as others are; an atomic one that is refused leaves leases and delays as they were."""
+    client.put("/ns/q/a", '{"a":1}')
+    client.put("/ns/q/b", "1")
+    [job] = taken(client)
+    before = documents_and_indexes(raw)
+    bodies: list[tuple[Any, ...]] = [
+        ("PUT", "/ns/q/a", {"b": 2}),
+        ("PATCH", "/ns/q/a", {"b": 2}),
+        ("PATCH", "/ns/q/a?ttl=1h"),
+        ("DELETE", "/ns/q/a"),
+    ]
+    for request in bodies:
+        answer = batch(client, [("POST", "/ns/q/?delay=1h", 1), ("POST", "/ns/r/?delay=1h", 1), request], atomic=atomic)
+        if atomic:
+            assert (answer.status, answer.json["index"], answer.json["problem"]["status"]) == (409, 2, 409)
+            assert documents_and_indexes(raw) == before
+        else:
+            assert [response["status"] for response in answer.json["responses"]] == [201, 201, 409]
+    lease = {"If-Match": f'"{job["lease"]}"'}
+    answer = batch(client, [("DELETE", "/ns/q/a", None, lease), ("PUT", "/ns/q/b", 2, lease)], atomic=atomic)
+    if atomic:
+        assert (answer.status, answer.json["index"]) == (409, 1)
+        assert documents_and_indexes(raw) == before
+        assert [job["path"] for job in taken(client, "/ns/q/?lease=60s&limit=9")] == ["/ns/q/b"]
+        answer = batch(client, [("DELETE", "/ns/q/a", None, lease), ("POST", "/ns/q/", 2)])
+        assert answer.status == 200
+    else:
+        assert [response["status"] for response in answer.json["responses"]] == [204, 412]
+    assert client.get("/ns/q/a").status == 404
 
 
 @on_one
