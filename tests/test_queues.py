@@ -14,22 +14,29 @@ from asking import (
     JSON,
     MERGE,
     as_body,
+    at_once,
     batch,
     documents_and_indexes,
     entries,
+    expire,
     keys_of,
     listed,
     on_few,
     on_one,
+    on_servers,
     on_two,
     patch,
     post,
     stream,
 )
 from clients import Answer, Checked
-from stores import contents
+from hypothesis import given
+from hypothesis import strategies as st
+from stores import Running, contents
 
+from kvstore.jobs import Take
 from kvstore.paths import own_key, parse_path
+from kvstore.scripts import TAKE
 
 
 def take(client: Checked, target: str = "/ns/q/?lease=60s", headers: Any = ()) -> Answer:
@@ -661,3 +668,455 @@ def test_what_is_not_for_batches(client: Checked, request_: tuple[str, str]) -> 
     [response] = batch(client, [request_], atomic=False).json["responses"]
     assert response["status"] == 422
     assert states(client) == {}
+
+
+# --- Dead letters -------------------------------------------------------------------------------------------------------
+
+
+def let_die(client: Checked, path: str, reason: str | None = None) -> None:
+    """Take a job that is ready, give it back, and take again, so that it is dead after one take."""
+    container = path.rpartition("/")[0]
+    target = f"{container}/?lease=60s&max_attempts=1"
+    [job] = taken(client, target)
+    assert job["path"] == path
+    body = b"" if reason is None else as_body({"reason": reason})
+    assert lease_for(client, job, "0", body).status == 200
+    assert taken(client, target) == []
+
+
+DEEP = "[" * 64 + "]" * 64
+VALUES = [
+    "null",
+    "0",
+    "-1.50",
+    "1e2",
+    "123456789012345678901234567890",
+    '"x"',
+    '""',
+    '"@"',
+    '"+1"',
+    "[]",
+    "{}",
+    '{"z":1.0,"a":{"b":[null,true]},"é":"\\u0000"}',
+    '{"$kv":1,"$value":2,"value":3}',
+    DEEP,
+    '"' + "x" * (1024 * 1024 - 2) + '"',
+    "{" + ",".join(f'"m{n}":{n}' for n in range(10_000)) + "}",
+]
+
+
+@on_few
+@pytest.mark.parametrize("value", VALUES, ids=lambda value: value[:20])
+def test_a_dead_job(client: Checked, raw: redis.Redis, value: str) -> None:
+    """It is at dead/ with its value to the letter, the reason, how often it was taken, when it died, the time it had left."""
+    client.put("/ns/q/a?ttl=2h", value)
+    let_die(client, "/ns/q/a")
+    dead = client.get("/ns/q/dead/a")
+    assert dead.status == 200
+    assert dead.body.startswith(b'{"value":' + value.encode() + b',"reason":"')
+    assert list(dead.json) == ["value", "reason", "attempts", "died", "ttl"]
+    assert dead.json["attempts"] == 1
+    assert abs(dead.json["died"] - time.time() * 1000) < 60_000
+    assert 7000 < dead.json["ttl"] <= 7200
+    assert "never done" in dead.json["reason"]
+    assert client.get("/ns/q/a").status == 404
+    assert [item["name"] for item in listed(client, "/ns/q/?keys")] == ["dead/"]
+    assert [(entry.op, entry.name) for entry in entries(raw)] == [("put", "q/a"), ("put", "q/dead/a"), ("delete", "q/a")]
+    assert not raw.exists(keys_of("ns").held)
+
+
+# What a worker says, and what stands in the dead letter; None: our own words.
+REASONS = [
+    ("no such host", "no such host"),
+    ('"\n\u0000é\U0001f600 - %41', '"\n\u0000é\U0001f600 - %41'),
+    ("-", "-"),
+    ("", None),
+    ("x" * 2000, "x" * 1000),
+    ("é" * 501, "é" * 500),
+]
+
+
+@on_few
+@pytest.mark.parametrize("ending", ["given back", "time"])
+@pytest.mark.parametrize("query", ["&max_attempts=1", "&max_attempts=2", "&max_attempts=3", ""])
+def test_max_attempts(client: Checked, raw: redis.Redis, query: str, ending: str) -> None:
+    """A job is taken exactly so often; the next take finds it dead, and gives what comes after it."""
+    most = int(query[-1]) if query else 5
+    client.put("/ns/q/a", "1")
+    for attempts in range(1, most + 1):
+        [job] = taken(client, f"/ns/q/?lease=60s{query}")
+        assert job["attempts"] == attempts
+        if ending == "time":
+            end_hold(raw, "/ns/q/a")
+        else:
+            assert lease_for(client, job, "0").status == 200
+    client.put("/ns/q/b", "2")
+    assert [job["path"] for job in taken(client, f"/ns/q/?lease=60s{query}")] == ["/ns/q/b"]
+    assert client.get("/ns/q/dead/a").json["attempts"] == most
+    assert done(client, job) == 404
+
+
+@on_few
+def test_done_at_the_last_attempt(client: Checked) -> None:
+    """It is done, and not dead."""
+    client.put("/ns/q/a", "1")
+    [job] = taken(client, "/ns/q/?lease=60s&max_attempts=1")
+    assert taken(client, "/ns/q/?lease=60s&max_attempts=1") == []
+    assert done(client, job) == 204
+    assert taken(client, "/ns/q/?lease=60s&max_attempts=1") == []
+    assert listed(client, "/ns/q/") == []
+
+
+@on_few
+def test_many_dead_among_others(client: Checked, raw: redis.Redis) -> None:
+    """Takes bury all the dead, and give all the others, however they stand."""
+    for n in range(30):
+        client.put(f"/ns/q/{n:02}", str(n))
+    assert len(taken(client, "/ns/q/?lease=60s&limit=100")) == 30
+    for n in range(30):
+        end_hold(raw, f"/ns/q/{n:02}")
+    alive = [n for n in range(30) if n % 3 == 0]
+    for n in alive:
+        client.delete(f"/ns/q/{n:02}")
+        client.put(f"/ns/q/{n:02}", str(n))
+    got: list[Any] = []
+    while jobs := taken(client, "/ns/q/?lease=60s&limit=100&max_attempts=1"):
+        got += jobs
+    assert [job["value"] for job in got] == alive
+    dead = {item["name"]: item["value"]["value"] for item in listed(client, "/ns/q/dead/")}
+    assert dead == {f"{n:02}": n for n in range(30) if n % 3}
+
+
+@on_few
+def test_a_long_name(client: Checked) -> None:
+    """Where dead/ and the name together are too long, a dead job is named by a lease."""
+    name = "x" * 1015
+    client.put(f"/ns/q/{name}", "1")
+    let_die(client, f"/ns/q/{name}")
+    [item] = listed(client, "/ns/q/dead/")
+    assert item["value"]["value"] == 1
+    assert client.get(item["path"]).status == 200
+
+
+@on_few
+def test_the_dead_are_documents(client: Checked, raw: redis.Redis) -> None:
+    """They can be worked as a queue themselves, read, put back; a second one of that name replaces the first."""
+    client.put("/ns/q/a", "1")
+    let_die(client, "/ns/q/a")
+    client.put("/ns/q/a", "2")
+    let_die(client, "/ns/q/a")
+    [job] = taken(client, "/ns/q/dead/?lease=60s")
+    assert (job["path"], job["value"]["value"]) == ("/ns/q/dead/a", 2)
+    assert lease_for(client, job, "0").status == 200
+    let_die_again = taken(client, "/ns/q/dead/?lease=60s&max_attempts=1")
+    assert let_die_again == []
+    assert client.get("/ns/q/dead/dead/a").json["value"]["value"] == 2
+
+
+@on_few
+def test_a_dead_job_waits_for_one_that_is_looked_at(client: Checked, raw: redis.Redis) -> None:
+    """Somebody has leased the dead job of that name: it is not replaced, and the new one is not lost."""
+    client.put("/ns/q/a", "1")
+    let_die(client, "/ns/q/a")
+    [looked_at] = taken(client, "/ns/q/dead/?lease=60s")
+    client.put("/ns/q/a", "2")
+    let_die(client, "/ns/q/a")
+    assert client.get("/ns/q/a").json == 2
+    assert client.get("/ns/q/dead/a").json["value"] == 1
+    assert done(client, looked_at) == 204
+    end_hold(raw, "/ns/q/a")
+    assert taken(client, "/ns/q/?lease=60s&max_attempts=1") == []
+    assert client.get("/ns/q/dead/a").json["value"] == 2
+    assert client.get("/ns/q/a").status == 404
+
+
+@on_few
+def test_whoever_buries_dies(client: Checked, raw: redis.Redis, store: Running) -> None:
+    """A process that ends between finding a dead job and burying it loses nothing: the next does it, after a while."""
+    client.put("/ns/q/a", "1")
+    [job] = taken(client, "/ns/q/?lease=60s&max_attempts=1")
+    lease_for(client, job, "0")
+    found = raw.eval(TAKE.text, 2, *parse_path(b"/ns/q/").keys, *Take(parse_path(b"/ns/q/"), 60_000, 1, 1, 1000).arguments)
+    assert found[0] == b"dead"
+    assert states(client) == {"a": ("leased", 1)}
+    assert taken(client, "/ns/q/?lease=60s&max_attempts=1") == []
+    assert client.get("/ns/q/a").status == 200
+    end_hold(raw, "/ns/q/a")
+    assert taken(client, "/ns/q/?lease=60s&max_attempts=1") == []
+    assert client.get("/ns/q/dead/a").json["attempts"] == 1
+
+
+# --- Expiry, and other hands --------------------------------------------------------------------------------------------
+
+
+@on_few
+def test_a_job_that_expires(client: Checked, raw: redis.Redis) -> None:
+    """Leased or delayed, it goes when its time is over: 404 for its worker, an event, and nothing left of it."""
+    client.put("/ns/q/a", "1")
+    [job] = taken(client)
+    delayed = post(client, "/ns/q/?delay=1h", "2").json["path"]
+    for path in ("/ns/q/a", delayed):
+        expire(raw, path)
+    statuses = {kind: status(client, job) for kind, status in FENCED.items()}
+    assert {kind for kind, status in statuses.items() if status == 404} == {"DELETE", "extend", "give back"}
+    assert set(statuses.values()) == {404, 412}
+    assert taken(client) == []
+    assert listed(client, "/ns/q/") == []
+    assert not raw.exists(keys_of("ns").held)
+    assert sorted(entry.name for entry in entries(raw) if entry.op == "expire") == sorted(["q/a", delayed[4:]])
+    client.put("/ns/q/a", "3")
+    [again] = taken(client)
+    assert (again["value"], again["attempts"]) == (3, 1)
+
+
+@on_few
+@pytest.mark.parametrize("method", ["PUT", "PATCH"])
+def test_born_again(client: Checked, raw: redis.Redis, method: str) -> None:
+    """What is put where a leased job has expired is another job, that nobody has taken."""
+    client.put("/ns/q/a", '{"a":1}')
+    [job] = taken(client)
+    expire(raw, "/ns/q/a")
+    assert client.request(method, "/ns/q/a", [], b'{"a":1}').status == 201
+    assert done(client, job) == 412
+    [again] = taken(client)
+    assert again["attempts"] == 1
+
+
+@on_few
+def test_recursive_delete(client: Checked, raw: redis.Redis) -> None:
+    """Deletes leased and delayed jobs as well."""
+    for n in range(3):
+        client.put(f"/ns/q/{n}", "1")
+    jobs = taken(client, "/ns/q/?lease=60s&limit=2")
+    post(client, "/ns/q/?delay=1h", "1")
+    assert client.delete("/ns/q/?recursive").json == {"deleted": 4}
+    assert [done(client, job) for job in jobs] == [404, 404]
+    assert not raw.exists(keys_of("ns").held)
+    assert taken(client) == []
+
+
+# What another Redis client does to the hash of a leased job.
+HANDS: dict[str, Callable[[redis.Redis, str], Any]] = {
+    "deletes it": lambda raw, key: raw.delete(key),
+    "replaces it": lambda raw, key: raw.delete(key) and raw.hset(key, "a", 2),
+    "takes our field away": lambda raw, key: raw.hdel(key, "$kv"),
+    "spoils our field": lambda raw, key: raw.hset(key, "$kv", "job x"),
+    "makes it a string": lambda raw, key: raw.set(key, "x"),
+    "keeps it": lambda raw, key: raw.persist(key),
+}
+
+
+@on_few
+def test_a_hash_that_is_no_job(client: Checked, raw: redis.Redis) -> None:
+    """What another client made in place of a job has no entity-tag, and cannot be taken until we have written it."""
+    client.put("/ns/q/a", "1")
+    raw.delete("kv:{ns}/q/a")
+    raw.hset("kv:{ns}/q/a", "n", 2)
+    assert taken(client) == []
+    assert patch(client, "/ns/q/a", {"b": 1}).status == 200
+    [job] = taken(client)
+    assert job["value"] == {"n": 2, "b": 1}
+    assert "ttl" not in job
+
+
+@on_few
+def test_a_job_that_does_not_expire(client: Checked, raw: redis.Redis) -> None:
+    """Another client has taken the expiry away: there is no ttl to say, and the dead letter does not expire either."""
+    client.put("/ns/q/a", "1")
+    raw.persist("kv:{ns}/q/a")
+    [job] = taken(client)
+    assert list(job) == ["path", "value", "attempts", "lease"]
+    assert list(lease_for(client, job).json) == ["path", "lease"]
+    lease_for(client, job, "0")
+    assert taken(client, "/ns/q/?lease=1&max_attempts=1") == []
+    assert client.get("/ns/q/dead/a").json["value"] == 1
+    assert raw.pttl("kv:{ns}/q/dead/a") == -1
+
+
+@on_few
+def test_indexes_that_are_lost(client: Checked, raw: redis.Redis) -> None:
+    """What is held is known of each job itself as well: without the indexes nobody gets a job that is leased or delayed."""
+    for name in "abc":
+        client.put(f"/ns/q/{name}", "1")
+    [job] = taken(client)
+    post(client, "/ns/q/?delay=1h", "1")
+    raw.delete(keys_of("ns").held, keys_of("ns").until)
+    assert [job["path"] for job in taken(client, "/ns/q/?lease=60s&limit=100")] == ["/ns/q/b", "/ns/q/c"]
+    assert taken(client) == []
+    assert done(client, job) == 204
+
+
+@on_few
+def test_nothing_is_left_for_ever(client: Checked, raw: redis.Redis) -> None:
+    """All that a queue makes has an end, a take of what is not there makes nothing."""
+    assert taken(client, "/nothing/here/?lease=60s") == []
+    assert raw.keys() == []
+    for n in range(4):
+        client.put(f"/ns/q/{n}", "1")
+    post(client, "/ns/q/?delay=1h", "1")
+    first, second, third = taken(client, "/ns/q/?lease=60s&limit=3")
+    lease_for(client, first, "2h")
+    lease_for(client, second, "0", b'{"reason":"x"}')
+    done(client, third)
+    taken(client, "/ns/q/?lease=60s&max_attempts=1&limit=100")
+    assert client.get("/ns/q/dead/1").status == 200
+    ends = {key: at for key, (_, at) in contents(raw).items()}
+    assert len(ends) > 8
+    assert all(at > 0 for at in ends.values()), ends
+
+
+# --- Idempotency-Key ----------------------------------------------------------------------------------------------------
+
+KEY = ("Idempotency-Key", "one")
+
+
+@on_few
+def test_a_take_asked_again(client: Checked, raw: redis.Redis) -> None:
+    """The same jobs under the same leases; nothing else is taken. With another request 422."""
+    for name in "abc":
+        client.put(f"/ns/q/{name}", '{"z":1.0,"a":[],"o":{}}')
+    first = take(client, "/ns/q/?lease=60s&limit=2", [KEY])
+    assert first.status == 200
+    assert [job["path"] for job in first.json["items"]] == ["/ns/q/a", "/ns/q/b"]
+    again = take(client, "/ns/q/?lease=60s&limit=2", [KEY])
+    assert (again.status, again.body, again.headers["Idempotency-Replayed"]) == (200, first.body, "true")
+    assert "Idempotency-Replayed" not in first.headers
+    assert take(client, "/ns/q/?lease=61s&limit=2", [KEY]).status == 422
+    assert len(taken(client, "/ns/q/?lease=60s&limit=9")) == 1
+    assert done(client, again.json["items"][0]) == 204
+
+
+@on_few
+def test_a_take_of_nothing_asked_again(client: Checked) -> None:
+    """That there was no job is not kept: whoever asks again wants one."""
+    assert take(client, "/ns/q/?lease=60s", [KEY]).status == 204
+    client.put("/ns/q/a", "1")
+    first = take(client, "/ns/q/?lease=60s", [KEY])
+    assert (first.status, "Idempotency-Replayed" in first.headers) == (200, False)
+    assert take(client, "/ns/q/?lease=60s", [KEY]).body == first.body
+
+
+@on_few
+def test_a_take_that_buries_asked_again(client: Checked) -> None:
+    """It is the jobs it gave that are kept."""
+    client.put("/ns/q/a", "1")
+    client.put("/ns/q/b", "2")
+    [job] = taken(client)
+    lease_for(client, job, "0")
+    target = "/ns/q/?lease=60s&limit=9&max_attempts=1"
+    first = take(client, target, [KEY])
+    assert [job["path"] for job in first.json["items"]] == ["/ns/q/b"]
+    assert client.get("/ns/q/dead/a").status == 200
+    again = take(client, target, [KEY])
+    assert (again.body, again.headers["Idempotency-Replayed"]) == (first.body, "true")
+
+
+@on_few
+@pytest.mark.parametrize("query", ["lease=2h", "lease=0&delay=1h"])
+def test_a_lease_asked_again(client: Checked, query: str) -> None:
+    """The first answer, though the lease has changed since; what was refused is refused again."""
+    client.put("/ns/q/a", "1")
+    [job] = taken(client)
+    answers = [client.request("PATCH", f"/ns/q/a?{query}", [*with_lease(job), KEY]) for _ in range(2)]
+    assert [answer.status for answer in answers] == [200, 200]
+    assert answers[0].body == answers[1].body
+    assert ["Idempotency-Replayed" in answer.headers for answer in answers] == [False, True]
+    other = [client.request("PATCH", "/ns/q/a?lease=9", [("If-Match", '"x"'), ("Idempotency-Key", "two")]) for _ in range(2)]
+    assert [answer.status for answer in other] == [412, 412]
+    assert other[1].headers["Idempotency-Replayed"] == "true"
+
+
+@on_few
+def test_a_delayed_post_and_done_asked_again(client: Checked, raw: redis.Redis) -> None:
+    """One job is enqueued, one is done, however often it is asked."""
+    paths = {post(client, "/ns/q/?delay=1h", "1", [KEY]).json["path"] for _ in range(3)}
+    assert len(listed(client, "/ns/q/")) == len(paths) == 1
+    end_hold(raw, paths.pop())
+    [job] = taken(client)
+    answers = [client.delete(job["path"], [*with_lease(job), ("Idempotency-Key", "two")]) for _ in range(3)]
+    assert [answer.status for answer in answers] == [204] * 3
+    assert ["Idempotency-Replayed" in answer.headers for answer in answers] == [False, True, True]
+
+
+# --- Many at once, and a full Redis -------------------------------------------------------------------------------------
+
+
+@on_servers
+def test_takers_at_once(client: Checked) -> None:
+    """Each job goes to one of them."""
+    for n in range(40):
+        client.put(f"/ns/q/{n}", "1")
+    got = at_once(lambda n: [taken(client, f"/ns/q/?lease=60s&limit={1 + n % 3}") for _ in range(4)], 8)
+    paths = [job["path"] for some in got for jobs in some for job in jobs]
+    assert len(paths) == len(set(paths)) == 40
+
+
+@on_servers
+def test_the_dead_are_buried_once(client: Checked, raw: redis.Redis) -> None:
+    """Takers that find the same dead jobs bury each of them once."""
+    for n in range(20):
+        client.put(f"/ns/q/{n:02}", str(n))
+    for job in taken(client, "/ns/q/?lease=60s&limit=100"):
+        lease_for(client, job, "0")
+    at_once(lambda _: taken(client, "/ns/q/?lease=60s&limit=7&max_attempts=1"), 6)
+    assert taken(client, "/ns/q/?lease=60s&limit=7&max_attempts=1") == []
+    assert sorted(item["value"]["value"] for item in listed(client, "/ns/q/dead/")) == list(range(20))
+    ops = [entry.op for entry in entries(raw) if entry.name.startswith("q/dead/")]
+    assert len(ops) == 20
+
+
+@pytest.mark.parametrize("lane", [("flask", "valkey"), ("served", "redis")], ids="-".join, indirect=True)
+def test_redis_is_full(client: Checked, raw: redis.Redis) -> None:
+    """507 for what would write, and nothing changed; done is a DELETE, and goes on."""
+    for name in "abc":
+        client.put(f"/ns/q/{name}", "1")
+    first, second = taken(client, "/ns/q/?lease=60s&limit=2")
+    lease_for(client, second, "0")
+    before = contents(raw)
+    raw.config_set("maxmemory", "1")
+    try:
+        assert take(client).status == 507
+        assert take(client, "/ns/q/?lease=1&max_attempts=1").status == 507
+        assert lease_for(client, first, "2h").status == 507
+        assert lease_for(client, first, "0").status == 507
+        assert post(client, "/ns/q/?delay=1h", "1").status == 507
+        assert contents(raw) == before
+        assert states(client) == {"a": ("leased", 1), "b": ("ready", 1), "c": ("ready", 0)}
+        assert done(client, first) == 204
+    finally:
+        raw.config_set("maxmemory", "0")
+    assert [job["path"] for job in taken(client, "/ns/q/?lease=60s&limit=9")] == ["/ns/q/b", "/ns/q/c"]
+
+
+# --- The search for what can be taken -----------------------------------------------------------------------------------
+
+NAME = st.text("ab/0", min_size=1, max_size=5).map(lambda text: re.sub("/+", "/", text).strip("/") or "a")
+
+
+@on_one
+@given(
+    names=st.lists(NAME, max_size=40),
+    queue=st.sampled_from(["", "a/", "a/b/", "b/"]),
+    is_held=st.randoms(),
+)
+def test_the_first_that_is_free(client: Checked, raw: redis.Redis, names: list[str], queue: str, is_held: Any) -> None:
+    """Against a plain model: names and held ones at random, containers within containers, all taken one by one or at once."""
+    raw.flushall()
+    held = set()
+    share = is_held.choice([0.1, 0.5, 0.9])
+    for name in set(names):
+        client.put(f"/ns/{name}", "1")
+        if is_held.random() < share:
+            held.add(name)
+            raw.hset(f"kv:{{ns}}/{name}", "$kv", b"job 1 9999999999999 - -\n" + raw.hget(f"kv:{{ns}}/{name}", "$kv"))
+            raw.zadd(keys_of("ns").held, {name: 0})
+            raw.zadd(keys_of("ns").until, {name: 9_999_999_999_999})
+    free = sorted(
+        name for name in set(names) - held if name.startswith(queue) and "/" not in name[len(queue) :] and name != queue
+    )
+    limit = is_held.choice([1, 2, 100])
+    got: list[str] = []
+    while jobs := taken(client, f"/ns/{queue}?lease=60s&limit={limit}"):
+        got += [job["path"].removeprefix("/ns/") for job in jobs]
+        assert len(jobs) == min(limit, len(free) - len(got) + len(jobs))
+    assert got == free
