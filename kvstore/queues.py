@@ -98,7 +98,7 @@ def _reason(body: bytes) -> str:
     if not (isinstance(given, dict) and given.keys() <= {"reason"} and isinstance(given.get("reason", ""), str)):
         raise InvalidDocument('a job is given back without a body, or with {"reason":"…"}')
     reason = given.get("reason", "").encode()[:MAX_REASON_BYTES].decode("utf-8", "ignore")
-    return quote(reason, safe="") or "-"
+    return quote(reason, safe="").replace("-", "%2D") or "-"
 
 
 def _duration_s(raw_query: bytes, name: str, low: int, high: int) -> int | None:

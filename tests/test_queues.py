@@ -737,6 +737,16 @@ REASONS = [
 
 
 @on_few
+@pytest.mark.parametrize(("said", "reason"), REASONS)
+def test_the_reason(client: Checked, said: str, reason: str | None) -> None:
+    """Why it was given back the last time, cut at 1,000 bytes."""
+    client.put("/ns/q/a", "1")
+    let_die(client, "/ns/q/a", said)
+    dead = client.get("/ns/q/dead/a").json
+    assert dead["reason"] == reason if reason else "never done" in dead["reason"]
+
+
+@on_few
 @pytest.mark.parametrize("ending", ["given back", "time"])
 @pytest.mark.parametrize("query", ["&max_attempts=1", "&max_attempts=2", "&max_attempts=3", ""])
 def test_max_attempts(client: Checked, raw: redis.Redis, query: str, ending: str) -> None:
@@ -907,6 +917,34 @@ HANDS: dict[str, Callable[[redis.Redis, str], Any]] = {
 
 
 @on_few
+@pytest.mark.parametrize("then", ["DELETE", "PUT and DELETE", "recursive DELETE"])
+@pytest.mark.parametrize("hand", HANDS)
+def test_another_client(client: Checked, raw: redis.Redis, hand: str, then: str) -> None:
+    """Whatever becomes of a leased job, in the end it is gone as a whole, and jobs around it are found."""
+    for name in "abc":
+        client.put(f"/ns/q/{name}", '{"a":1}')
+    assert len(taken(client, "/ns/q/?lease=60s&limit=2")) == 2
+    key = parse_path(b"/ns/q/b").keys.document
+    HANDS[hand](raw, key)
+    if then == "recursive DELETE":
+        assert client.delete("/ns/q/?recursive").status == 200
+    else:
+        if then.startswith("PUT"):
+            assert client.put("/ns/q/b", "1", [("If-Match", "*")]).status in (200, 409, 412)
+        assert client.delete("/ns/q/b", [("If-Match", "*")]).status in (204, 404, 409)
+        listed(client, "/ns/q/")
+    if hand == "makes it a string":
+        raw.delete(key)
+        listed(client, "/ns/q/")
+    assert not raw.exists(key)
+    held, names = raw.zrange(keys_of("ns").held, 0, -1), raw.zrange(keys_of("ns").names, 0, -1)
+    assert set(held) <= set(names), "the search for what can be taken counts on that"
+    assert b"q/b" not in held
+    client.put("/ns/q/c", "5")
+    assert [job["path"] for job in taken(client)] == ["/ns/q/c"]
+
+
+@on_few
 def test_a_hash_that_is_no_job(client: Checked, raw: redis.Redis) -> None:
     """What another client made in place of a job has no entity-tag, and cannot be taken until we have written it."""
     client.put("/ns/q/a", "1")
@@ -934,6 +972,26 @@ def test_a_job_that_does_not_expire(client: Checked, raw: redis.Redis) -> None:
 
 
 @on_few
+@pytest.mark.parametrize("name", ["held", "until", "freed", "names", "log"])
+def test_keys_of_another_type(client: Checked, raw: redis.Redis, name: str) -> None:
+    """409, and nothing is changed: not half of it."""
+    client.put("/ns/q/a", '{"a":1}')
+    client.put("/ns/q/b", '{"a":1}')
+    [job] = taken(client)
+    post(client, "/ns/q/?delay=1h", "1")
+    lease_for(client, taken(client)[0], "0")
+    key = getattr(keys_of("ns"), name)
+    raw.delete(key)
+    raw.set(key, "x")
+    before = contents(raw)
+    assert take(client).status == 409
+    assert lease_for(client, job, "0").status == 409
+    assert lease_for(client, job, "2h").status == 409
+    assert post(client, "/ns/q/?delay=1h", "1").status == 409
+    assert contents(raw) == before
+
+
+@on_few
 def test_indexes_that_are_lost(client: Checked, raw: redis.Redis) -> None:
     """What is held is known of each job itself as well: without the indexes nobody gets a job that is leased or delayed."""
     for name in "abc":
@@ -944,6 +1002,21 @@ def test_indexes_that_are_lost(client: Checked, raw: redis.Redis) -> None:
     assert [job["path"] for job in taken(client, "/ns/q/?lease=60s&limit=100")] == ["/ns/q/b", "/ns/q/c"]
     assert taken(client) == []
     assert done(client, job) == 204
+
+
+@on_few
+def test_indexes_live_as_long_as_what_they_say(client: Checked, raw: redis.Redis) -> None:
+    """A namespace that began with short-lived jobs, and goes on with long-lived ones."""
+    post(client, "/ns/q/?delay=1&ttl=60", "1")
+    client.put("/ns/q/a?ttl=60", "1")
+    lease_for(client, taken(client)[0], "0")
+    client.put("/ns/q/b?ttl=30d", "1")
+    keys = keys_of("ns")
+    ends = [raw.pexpiretime(key) for key in (keys.log, keys.names, keys.expiry, keys.until, keys.freed)]
+    assert ends == [ends[0]] * 5
+    assert ends[0] > (time.time() + 30 * 86_400) * 1000
+    post(client, "/ns/q/?delay=1h&ttl=60d", "1")
+    assert raw.pexpiretime(keys.held) == raw.pexpiretime(keys.until) == raw.pexpiretime(keys.names)
 
 
 @on_few
