@@ -106,6 +106,13 @@ local function check_types(rest)
   return redis.call('ZSCORE', EXPIRY, rest) or nil
 end
 
+-- The same for the keys of queues.
+local function check_queue_types()
+  redis.call('ZCARD', HELD)
+  redis.call('ZCARD', UNTIL)
+  redis.call('XLEN', FREED)
+end
+
 -- Append a document's change to the log and return its id, which is the document's entity-tag, and its time in ms. An entry
 -- is three pairs of ours, then the members: {op, rest, 'ttl', ttl_ms, '$kv', shape, field, value, ...}. A document with too
 -- many members for one call has '$packed' for '$kv', then '' and all of it as netstrings (3:abc,).
