@@ -169,9 +169,9 @@ local function note(rest, due, at)
   local last = at and (math.floor(at / DAY_MS) + 2) * DAY_MS or 4102444800000 -- the year 2100
   if redis.call('PEXPIRETIME', NAMES) < last then
     last = string.format('%.0f', last)
-    redis.call('PEXPIREAT', LOG, last)
-    redis.call('PEXPIREAT', NAMES, last)
-    redis.call('PEXPIREAT', EXPIRY, last)
+    for _, key in ipairs({LOG, NAMES, EXPIRY, HELD, UNTIL, FREED}) do
+      redis.call('PEXPIREAT', key, last)
+    end
     return last
   end
   return false
