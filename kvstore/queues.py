@@ -43,7 +43,9 @@ def take(request: Request, path: Path, raw_query: bytes, settings: Settings) -> 
     max_attempts = _number(raw_query, "max_attempts", DEFAULT_ATTEMPTS, 1, MAX_ATTEMPTS)
     asked = Take(container, lease_s * 1000, limit, max_attempts, settings.log_length)
     wait_s = _duration_s(raw_query, "wait", 0, MAX_WAIT_S)
-    return Wait(asked, container, wait_s) if wait_s else asked
+    if not wait_s:
+        return asked
+    return Wait(asked, container._replace(is_container=True), wait_s)  # also of `/`, which as a path is the root document
 
 
 def lease(request: Request, path: Path, raw_query: bytes, settings: Settings) -> Lease:

@@ -196,6 +196,16 @@ def test_a_lease_that_ends(client: Checked) -> None:
     assert [job["attempts"] for job in answer.json["items"]] == [2]
 
 
+@on_servers
+def test_the_root_as_a_queue(client: Checked) -> None:
+    """Its jobs are the documents of one segment."""
+    waiting = later(lambda: client.request("POST", f"/?lease=60s&wait={WAIT_S}"))
+    client.put("/ns/a", "1")
+    client.put("/", "1")
+    client.put("/a", "1")
+    assert [job["path"] for job in waiting.result(LIMIT_S).json["items"]] == ["/a"]
+
+
 # --- On our own server, with many who wait ------------------------------------------------------------------------------
 
 
