@@ -61,6 +61,7 @@ CHANGES: dict[str, tuple[Callable[[Checked], Any], int]] = {
     "patched": (lambda client: patch(client, "/ns/a", {"a": 2}), 200),
     "patched, nested": (lambda client: patch(client, "/ns/a", {"a": 2, "o": {}}), 200),
     "in a batch": (lambda client: batch(client, [("PUT", "/ns/b", 1), ("PATCH", "/ns/a", {"a": 2})]), 200),
+    "deleted": (lambda client: client.delete("/ns/a"), 404),
 }
 
 
