@@ -324,6 +324,30 @@ def test_requests_behind_one_that_waits(serving: Serving) -> None:
     assert [wire.answer().status for _ in range(3)] == [204, 200, 204]
 
 
+def test_while_all_changes(serving: Serving) -> None:
+    """Changes without an end, none of them a job: who waits is answered in time."""
+    is_over = threading.Event()
+
+    def write() -> None:
+        wire = serving.send("PUT", "/ns/q/deep/x", (), b"1")
+        while not is_over.is_set():
+            wire.answer()
+            wire.send(request_bytes("PUT", "/ns/q/deep/x", (), b"1"))
+
+    writers = [threading.Thread(target=write) for _ in range(4)]
+    for writer in writers:
+        writer.start()
+    try:
+        begun = time.monotonic()
+        wires = [serving.send("POST", "/ns/q/?lease=60s&wait=1") for _ in range(3)]
+        assert [wire.answer().status for wire in wires] == [204] * 3
+        assert 0.9 < time.monotonic() - begun < 6
+    finally:
+        is_over.set()
+        for writer in writers:
+            writer.join()
+
+
 # --- Who has gone -------------------------------------------------------------------------------------------------------
 
 
@@ -338,6 +362,28 @@ def test_takers_that_have_gone(serving: Serving) -> None:
     serving.wait_for(1)
     assert serving.ask("PUT", "/ns/q/a", (), b"1").status == 201
     assert [(job["path"], job["attempts"]) for job in jobs_of(left.answer())] == [("/ns/q/a", 1)]
+
+
+@pytest.mark.parametrize("key", [(), [("Idempotency-Key", "one")]], ids=["", "with a key"])
+def test_gone_while_the_job_was_on_its_way(serving: Serving, server: Running, key: Any) -> None:
+    """Redis has taken a job for somebody who is no longer there: it is given back at once, under a lease of an hour.
+
+    With an Idempotency-Key the answer can be asked for again, so the job stays with who asked.
+    """
+    target = f"/ns/q/?lease=1h&wait={WAIT_S}"
+    assert serving.ask("PUT", "/ns/q/a", (), b"1").status == 201
+    server.signal(signal.SIGSTOP)
+    try:
+        wire = serving.send("POST", target, key)
+        wait_until(lambda: serving.waiting() == 1, LIMIT_S)
+        time.sleep(0.1)
+        wire.close()
+        wait_until(lambda: not serving.running.server.connections, LIMIT_S)
+    finally:
+        server.signal(signal.SIGCONT)
+    [job] = jobs_of(serving.ask("POST", target, key))
+    assert job["attempts"] == (1 if key else 2)
+    assert serving.ask("DELETE", job["path"], [("If-Match", f'"{job["lease"]}"')]).status == 204
 
 
 def test_takers_that_go_at_random(serving: Serving) -> None:
@@ -368,6 +414,23 @@ def test_takers_that_go_at_random(serving: Serving) -> None:
             rest += [job["path"] for job in jobs]
     assert len(done) == 18
     assert sorted(done + rest) == sorted(f"/ns/{turn}/{n}" for turn in range(3) for n in range(16))
+
+
+def test_who_has_gone_leaves_nothing(server: Running) -> None:
+    """Requests that are given up at any moment do not use up the streams that there are."""
+    serving = Serving(server.url, KVSTORE_MAX_STREAMS="3")
+    chance = random.Random(7)
+    try:
+        for n in range(300):
+            method, target = ("GET", f"/ns{n}/x") if n % 2 else ("POST", f"/ns{n}/?lease=1&wait=9")
+            wire = serving.send(method, target, waits(9))
+            time.sleep(chance.random() * 0.003)
+            wire.abort()
+        wait_until(lambda: serving.waiting() == 0, LIMIT_S)
+        wires = [serving.send("GET", f"/new{n}/x", waits(1)) for n in range(3)]
+        assert [wire.answer().status for wire in wires] == [404] * 3
+    finally:
+        serving.close()
 
 
 @pytest.mark.parametrize("is_before", [True, False])
@@ -468,6 +531,17 @@ def test_a_stop(server: Running, directory: Path) -> None:
             wire.close()
     finally:
         served.kill()
+
+
+def test_a_stop_in_process(server: Running) -> None:
+    """Closing what serves an event loop answers those who wait; nobody is told that Redis is away."""
+    serving = Serving(server.url, loop="asyncio")  # uvloop is not closed as long as a client has not closed
+    wires = [serving.send("POST", TAKE) for _ in range(10)] + [serving.send("GET", "/ns/b", waits(WAIT_S)) for _ in range(5)]
+    serving.wait_for(15)
+    serving.running.stop()
+    assert [wire.answer().status for wire in wires] == [204] * 10 + [404] * 5
+    for wire in wires:
+        wire.close()
 
 
 def test_connections_to_redis_that_are_cut(serving: Serving, server: Running) -> None:
