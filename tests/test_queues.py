@@ -1005,6 +1005,19 @@ def test_indexes_that_are_lost(client: Checked, raw: redis.Redis) -> None:
 
 
 @on_few
+def test_an_index_that_is_lost(client: Checked, raw: redis.Redis) -> None:
+    """Without the times at which holds end a job is taken again all the same, when its lease has ended, and not before."""
+    for name in "ab":
+        client.put(f"/ns/q/{name}", "1")
+    assert len(taken(client, "/ns/q/?lease=60s&limit=2")) == 2
+    end_hold(raw, "/ns/q/b")
+    raw.delete(keys_of("ns").until)
+    assert [job["path"] for job in taken(client, "/ns/q/?lease=60s&limit=2")] == ["/ns/q/b"]
+    end_hold(raw, "/ns/q/a")
+    assert [job["path"] for job in taken(client, "/ns/q/?lease=60s&limit=2")] == ["/ns/q/a"]
+
+
+@on_few
 def test_indexes_live_as_long_as_what_they_say(client: Checked, raw: redis.Redis) -> None:
     """A namespace that began with short-lived jobs, and goes on with long-lived ones."""
     post(client, "/ns/q/?delay=1&ttl=60", "1")

@@ -57,6 +57,10 @@ local function take(_, at)
   if #due == MOST_DUE then
     return {'more'}
   end
+  -- What is held without an end was lost by another client's hand, or evicted. Each job knows by itself, and is held again.
+  if redis.call('ZCARD', HELD) > redis.call('ZCOUNT', UNTIL, '-inf', '(inf') then
+    redis.call('DEL', HELD)
+  end
 
   local low = container == '' and '-' or '[' .. container
   local high = container == '' and '+' or '(' .. string.sub(container, 1, -2) .. '0'
