@@ -268,9 +268,9 @@ class Delete(NamedTuple):
         return (self.path.rest, *_judged(self.conditions), self.log_length)
 
     def outcome(self, reply: Reply) -> Deleted | Missing | Failed:
-        if reply[0] == b"failed":
-            return refused(reply)
-        return Deleted() if reply[0] == b"deleted" else Missing()
+        if reply[0] == b"deleted":
+            return Deleted()
+        return Missing() if reply[0] == b"missing" else refused(reply)
 
 
 class Edit(NamedTuple):

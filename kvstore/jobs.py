@@ -64,6 +64,8 @@ class Take(NamedTuple):
         return (*below(self.container), self.lease_ms, self.limit, self.max_attempts, MAX_PAGE_BYTES)
 
     def outcome(self, reply: Reply) -> Taken | Again:
+        if reply[0] == b"more":
+            return Again(self)
         if reply[0] == b"none":
             return Taken([], reply[1], (reply[2].decode(), reply[3].decode()))
         jobs = [self._job(*job) for job in reply[1]]

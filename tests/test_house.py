@@ -91,8 +91,8 @@ WORLD = {
 
 # The rest of the standard library that is in use: it touches nothing.
 PURE = {
-    *("bisect", "collections", "copy", "dataclasses", "datetime", "decimal", "email", "functools", "hashlib", "http"),
-    *("itertools", "json", "re", "typing", "urllib"),
+    *("bisect", "collections", "contextlib", "copy", "dataclasses", "datetime", "decimal", "email", "functools", "hashlib"),
+    *("http", "itertools", "json", "re", "typing", "urllib"),
 }
 
 

@@ -4,7 +4,7 @@
 -- reply  what the request answers, {'error', what Redis said} where a key has another type; {'replayed', what the first answered}; {'reused'} where the first was another request
 
 -- Replies after which more is asked, or that changed nothing and may be another next time.
-local NOT_LAST = {lost = true, read = true, none = true, dead = true, buried = true}
+local NOT_LAST = {lost = true, read = true, none = true, more = true, dead = true, buried = true}
 
 local function once(act, key)
   local kept, request = KEYS[#KEYS], table.remove(ARGV)

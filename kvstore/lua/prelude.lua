@@ -106,6 +106,13 @@ local function check_types(rest)
   return redis.call('ZSCORE', EXPIRY, rest) or nil
 end
 
+-- The same for the keys of queues.
+local function check_queue_types()
+  redis.call('ZCARD', HELD)
+  redis.call('ZCARD', UNTIL)
+  redis.call('XLEN', FREED)
+end
+
 -- Append a document's change to the log and return its id, which is the document's entity-tag, and its time in ms. An entry
 -- is three pairs of ours, then the members: {op, rest, 'ttl', ttl_ms, '$kv', shape, field, value, ...}. A document with too
 -- many members for one call has '$packed' for '$kv', then '' and all of it as netstrings (3:abc,).
@@ -162,9 +169,9 @@ local function note(rest, due, at)
   local last = at and (math.floor(at / DAY_MS) + 2) * DAY_MS or 4102444800000 -- the year 2100
   if redis.call('PEXPIRETIME', NAMES) < last then
     last = string.format('%.0f', last)
-    redis.call('PEXPIREAT', LOG, last)
-    redis.call('PEXPIREAT', NAMES, last)
-    redis.call('PEXPIREAT', EXPIRY, last)
+    for _, key in ipairs({LOG, NAMES, EXPIRY, HELD, UNTIL, FREED}) do
+      redis.call('PEXPIREAT', key, last)
+    end
     return last
   end
   return false

@@ -44,6 +44,8 @@ local function put(key, at, last)
   end
   if due and not exists then
     expire(rest)
+  elseif exists and not tag then -- another client's hash, perhaps where a job was
+    forget(rest)
   end
   local keeps_expiry = ttl_ms == ''
   local expires_at = -1
