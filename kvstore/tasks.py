@@ -147,9 +147,15 @@ _tasks: dict[str, Task[..., Any]] = {}
 
 
 @overload
-def queuefunc(function: Callable[P, R], /) -> Task[P, R]: ...
+def queuefunc(function: Callable[P, R], /) -> Task[P, R]:
+    """`@queuefunc`."""
+
+
 @overload
-def queuefunc(*, queue: str) -> Callable[[Callable[P, R]], Task[P, R]]: ...
+def queuefunc(*, queue: str) -> Callable[[Callable[P, R]], Task[P, R]]:
+    """`@queuefunc(queue="/mail/")`."""
+
+
 def queuefunc(function: Callable[..., Any] | None = None, /, *, queue: str = QUEUE) -> Any:
     """Make a function one that workers can run: `@queuefunc`, or `@queuefunc(queue="/mail/")`.
 
