@@ -34,10 +34,11 @@ check: $(VENV)/ready-dev ## ruff, mypy
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-bench: $(VENV)/ready-dev ## measure beside webdis and a plain Flask app, about 8 minutes
+bench: $(VENV)/ready-dev ## measure beside webdis and a plain Flask app, about 10 minutes
 	@$(BIN)/python bench/peers
 	@$(BIN)/python bench/inside
 	@$(BIN)/python bench/containers
+	@$(BIN)/python bench/jobs
 
 load: ## PUT and GET 2,000 things at a server that runs; URL=http://127.0.0.1:8000
 	@bench/load.sh $(URL)

@@ -13,7 +13,7 @@ from kvstore.commands import Again, Failed, Found, Missing, Reply, below, found_
 from kvstore.containers import MAX_PAGE_BYTES, Mark, read_mark
 from kvstore.errors import InvalidPath, PathTooLong
 from kvstore.paths import Path, parse_path
-from kvstore.scripts import BURY, LEASE, READ, TAKE, Script
+from kvstore.scripts import BURY, FINISH, LEASE, READ, TAKE, Script
 
 DEAD = "dead/"  # below the queue: where its dead jobs go
 MAX_REASON_BYTES = 1000
@@ -175,6 +175,28 @@ class Finish(NamedTuple):
         if reply[0] != b"buried":
             return Lost()
         return registered(self.container, reply[1], Finished())
+
+
+class FinishAndTake(NamedTuple):
+    """Finish a job as `finish` does, then take the next one as `take` does: Taken, or Lost, and then nothing is taken."""
+
+    finish: Finish
+    take: Take
+    script: Script = FINISH
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return self.take.keys
+
+    @property
+    def arguments(self) -> tuple[bytes | str | int, ...]:
+        return (*self.take.arguments, *self.finish.arguments)
+
+    def outcome(self, reply: Reply) -> Taken | Lost | Again:
+        if reply[0] != b"finished":
+            return Lost()
+        following = self.take.outcome(reply[2]) if len(reply) > 2 else Again(self.take)
+        return registered(self.take.container, reply[1], following)
 
 
 class See(NamedTuple):

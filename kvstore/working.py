@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from kvstore.codec import Encoded
 from kvstore.commands import Command
 from kvstore.errors import Problem, StoreFull, StoreUnavailable
-from kvstore.jobs import Finish, Finished, Held, Job, Lease, Take, Taken, below_queue, spell_reason
+from kvstore.jobs import Finish, FinishAndTake, Held, Job, Lease, Lost, Take, Taken, below_queue, spell_reason
 from kvstore.paths import Path
 from kvstore.settings import Settings
 from kvstore.store import Store, open_store
@@ -31,6 +31,7 @@ RESULTS = "results/"  # below the queue: where the results of its jobs are
 
 MAX_RETRY_S = 60.0
 _MAX_IDLE_S = 30.0  # of one wait for a job
+_MAX_YIELD_S = 0.02
 _MAX_PAUSE_S = 2.0  # while Redis is away
 _STOP_S = 20.0  # for which a stopping worker tries to reach a Redis that is away; Heroku kills 30 s after SIGTERM
 _LOOK_S = 0.1  # between the parent's looks at its workers
@@ -64,19 +65,23 @@ class Worker:
         self._stopped_at: float | None = None
         self._is_idle = False
         self._is_away = False
+        self._idle_wakes = 0  # in a row, one soon after the other
         self._has_ended = threading.Event()
         self._parent = os.getppid()
 
     def work(self) -> None:
         """Take jobs and run them, one at a time, until stop()."""
         threading.Thread(target=self._hold_leases, name="leases", daemon=True).start()
+        taken: Taken | None = None
         try:
-            while self._stopped_at is None:
-                taken = self._persist(self._take())
-                if taken and taken.jobs:
-                    self._attempt(taken.jobs[0])
-                elif taken:
+            while self._stopped_at is None or (taken and taken.jobs):
+                if taken is None:
+                    taken = self._persist(self._take())
+                elif taken.jobs:
+                    taken = self._attempt(taken.jobs[0])
+                else:
                     self._wait(taken)
+                    taken = None
         except _Idle:
             pass
         finally:
@@ -111,31 +116,35 @@ class Worker:
         terms = self._terms
         return Take(terms.queue, int(terms.lease_s * 1000), 1, terms.max_attempts, self._settings.log_length)
 
-    def _attempt(self, job: Job) -> None:
+    def _attempt(self, job: Job) -> Taken | None:
+        """Run a job. What was taken in the same step as it was finished, None where nothing was asked for."""
+        self._idle_wakes = 0
         self._leased_at = time.monotonic()
         self._job = job
         try:
             result = self._run(job.document.text)
         except BaseException as error:  # sys.exit() in a task is no order to the worker
             self._fail(job, error)
+            taken = None
         else:
-            self._finish(job, result)
+            taken = self._finish(job, result)
         self._job = None
+        return taken
 
-    def _finish(self, job: Job, result: Encoded) -> None:
-        terms = self._terms
+    def _finish(self, job: Job, result: Encoded) -> Taken | None:
+        terms, log_length = self._terms, self._settings.log_length
         at = below_queue(terms.queue, RESULTS, job)
+        finish = Finish(terms.queue, job, at, result, terms.result_ttl_s * 1000, log_length)
         try:
-            outcome = self._persist(Finish(terms.queue, job, at, result, terms.result_ttl_s * 1000, self._settings.log_length))
+            outcome = self._persist(finish if self.is_stopping else FinishAndTake(finish, self._take()))
         except Problem as problem:
             self._fail(job, problem)
-        else:
-            if outcome is None:
-                log.error("%s is done, and Redis does not answer to hear it: it will be run again", job.path.text)
-            elif not isinstance(outcome, Finished):
-                log.warning(
-                    "%s was done by a lease that had ended: somebody else has it, and its result is theirs", job.path.text
-                )
+            return None
+        if outcome is None:
+            log.error("%s was done, and Redis did not answer to hear it: it will be run again", job.path.text)
+        elif isinstance(outcome, Lost):
+            log.warning("%s was done when its lease had ended, or Redis did not say at once that it heard of it", job.path.text)
+        return outcome if isinstance(outcome, Taken) else None
 
     def _fail(self, job: Job, error: BaseException) -> None:
         terms = self._terms
@@ -151,11 +160,18 @@ class Worker:
     def _wait(self, taken: Taken) -> None:
         """Wait until there may be a job."""
         limit_s = _MAX_IDLE_S if taken.ready_in_ms is None else min(_MAX_IDLE_S, taken.ready_in_ms / 1000)
+        begun = time.monotonic()
         with self._idle():
             try:
                 self._store.wait(self._terms.queue, taken.places, limit_s)
             except Problem:
                 time.sleep(_LOOK_S)  # the next take says what is wrong
+            if time.monotonic() - begun > _LOOK_S:
+                self._idle_wakes = 0
+            elif self._idle_wakes:
+                # Every change wakes all who wait. Those who came in vain just now let others go first.
+                time.sleep(min(_MAX_YIELD_S, 0.001 * 2 ** min(self._idle_wakes, 10)))
+            self._idle_wakes += 1
 
     def _persist(self, command: Command) -> Any:
         """The outcome of a command, which is safe to repeat, from a Redis that may be away; None where we were to stop.
