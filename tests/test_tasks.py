@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -35,9 +36,11 @@ QUEUE = parse_path(b"/tasks/")
 @pytest.fixture(scope="module")
 def server() -> Iterator[Running]:
     """One Redis for all of these tests."""
-    running = start_valkey(make_directory())
+    directory = make_directory()
+    running = start_valkey(directory)
     yield running
     running.stop()
+    shutil.rmtree(directory)
 
 
 @pytest.fixture
@@ -52,11 +55,13 @@ def redis_(server: Running) -> Iterator[redis.Redis]:
 @pytest.fixture(scope="module")
 def crew() -> Iterator[tuple[Running, Workers]]:
     """Two workers on a Redis of their own, for the tests that do no harm to them."""
-    running = start_valkey(make_directory())
-    workers = start_workers(make_directory(), running.url, "--concurrency", "2", "--max-attempts", "3")
+    directory = make_directory()
+    running = start_valkey(directory / "data")
+    workers = start_workers(directory, running.url, "--concurrency", "2", "--max-attempts", "3")
     yield running, workers
     workers.stop()
     running.stop()
+    shutil.rmtree(directory)
 
 
 @pytest.fixture
@@ -364,6 +369,24 @@ def test_a_worker_that_is_killed(redis_: redis.Redis, alone: Workers) -> None:
     (_, (other, again_at)) = ran(redis_, "killed")
     assert other != pid
     assert again_at - killed_at < LEASE_S + 2
+
+
+def test_a_worker_that_is_held_up(server: Running, redis_: redis.Redis, alone: Workers, directory: Path) -> None:
+    """Longer than its lease: another takes the job, and what the first one makes of it is dropped."""
+    result = own("note", "twice", 2.0)
+    wait_until(lambda: ran(redis_, "twice"), JOB_S)
+    ((pid, _),) = ran(redis_, "twice")
+    os.kill(pid, signal.SIGSTOP)
+    others = start_workers(directory, server.url, "--lease", str(LEASE_S), "--queue", "/own/")
+    try:
+        wait_until(lambda: len(ran(redis_, "twice")) == 2, JOB_S)
+        os.kill(pid, signal.SIGCONT)
+        assert result.wait(JOB_S) == "twice"
+        wait_until(lambda: "was done when its lease had ended" in alone.said, JOB_S)
+    finally:
+        others.stop()
+    changes = [next(iter(fields)) for _, fields in redis_.xrange("kv:{own}!log")]
+    assert changes == [b"post", b"put", b"delete"]
 
 
 def test_a_parent_that_is_killed(redis_: redis.Redis, alone: Workers) -> None:

@@ -7,7 +7,7 @@ from flask import Flask, Response, jsonify, request, session
 from kvstore import DelayedResult, queuefunc
 
 app = Flask(__name__)
-app.secret_key = os.environ.get("SECRET_KEY", "only for trying it out")
+app.secret_key = os.environ.get("SECRET_KEY", "dev")
 
 
 @queuefunc
