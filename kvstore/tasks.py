@@ -293,8 +293,8 @@ def _ask_again(store: Store, once: Once) -> Appended:
         except StoreUnavailable as problem:
             if time.monotonic() + pause_s > deadline:
                 raise unavailable(
-                    f"Redis did not answer for {ASK_AGAIN_S:.0f} s, so it is unknown whether the job is queued: queue it again"
-                    " where it may run twice, or look at the queue first"
+                    f"for {ASK_AGAIN_S:.0f} s Redis did not do it, so it is unknown whether the job is queued: queue it again"
+                    f" where it may run twice, or look at the queue first. The last answer: {problem.detail}"
                 ) from problem
             time.sleep(pause_s)
             pause_s = min(1.0, 2 * pause_s)

@@ -24,6 +24,7 @@ from kvstore import DelayedResult, TaskFailed, queuefunc
 from kvstore.jobs import Lease, Take
 from kvstore.paths import parse_path
 from kvstore.store import Store
+from kvstore.tasks import worker_command
 
 # The long forms: 2,000 jobs on 8 workers, Redis halted for 8 s, a worker that idles for a minute.
 LONG = bool(os.environ.get("KVSTORE_TASKS_LONG"))
@@ -31,6 +32,7 @@ LONG = bool(os.environ.get("KVSTORE_TASKS_LONG"))
 JOB_S = 20  # in which a job is done on a busy machine
 LEASE_S = 1.0
 QUEUE = parse_path(b"/tasks/")
+WHOLE_LOG = "1000000"  # changes that it keeps
 
 
 @pytest.fixture(scope="module")
@@ -415,15 +417,17 @@ def test_a_worker_that_idled(redis_: redis.Redis, alone: Workers) -> None:
     assert own("note", "late").wait(5) == "late"
 
 
-def test_killed_again_and_again(server: Running, redis_: redis.Redis, directory: Path) -> None:
+def test_killed_again_and_again(server: Running, redis_: redis.Redis, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """kill -9 of a worker every second: every job ends done or dead, once, and none is lost."""
     jobs, concurrency, pause_s, every_s = (2000, 8, 0.02, 1.0) if LONG else (120, 3, 0.03, 0.4)
+    monkeypatch.setenv("KVSTORE_LOG_LENGTH", WHOLE_LOG)  # what is queued here must not trim it either
+    monkeypatch.setattr("kvstore.tasks._connections", {})
     workers = Workers(
         directory,
         Path(worked.__file__),
         *("--concurrency", str(concurrency), "--lease", "1", "--queue", "/own/"),
         REDIS_URL=server.url,
-        KVSTORE_LOG_LENGTH="1000000",
+        KVSTORE_LOG_LENGTH=WHOLE_LOG,
     )
     try:
         results = [own("note", str(number), pause_s) for number in range(jobs)]
@@ -437,7 +441,7 @@ def test_killed_again_and_again(server: Running, redis_: redis.Redis, directory:
             left = {result for result in left if result.status not in ("done", "failed")}
         assert not left
         assert killed >= 2
-        assert len(workers.pids()) == concurrency
+        wait_until(lambda: len(workers.pids()) == concurrency, JOB_S)
     finally:
         workers.stop()
     ends: dict[str, list[str]] = {}
@@ -523,6 +527,48 @@ def test_a_worker_waits_for_redis(directory: Path) -> None:
     finally:
         workers.stop()
         running.stop()
+
+
+# --- Other ways to start one ----------------------------------------------------------------------------------------------
+
+
+def test_queue_daemon(server: Running, redis_: redis.Redis, directory: Path) -> None:
+    """One worker in somebody's own process: results are kept as long as was said, and SIGTERM means the same."""
+    script = "from kvstore import queue_daemon; from worked import app; queue_daemon(app, 60, queue='/own/'); print('ended')"
+    process = subprocess.Popen(
+        [sys.executable, "-c", script],
+        env=bare_environ(directory) | {"REDIS_URL": server.url},
+        cwd=Path(worked.__file__).parent,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        first = own("note", "first", 1.0)
+        wait_until(lambda: ran(redis_, "first"), JOB_S)
+        process.terminate()
+        assert process.communicate(timeout=JOB_S)[0] == "ended\n"
+        assert first.return_value == "first"
+        assert 50_000 < redis_.pttl("kv:{own}/" + first.key.removeprefix("/own/")) <= 60_000
+    finally:
+        process.kill()
+        process.wait()
+
+
+WRONG = [
+    ("fake://", ["--queue", "/own/"], "a worker needs a Redis that others see as well"),
+    ("http://x", [], "REDIS_URL must be"),
+    ("redis://x", ["--queue", "/"], "not the root"),
+    ("redis://x", ["--queue", "//"], "a segment of a path is not empty"),
+]
+
+
+@pytest.mark.parametrize(("url", "options", "said"), WRONG, ids=["no Redis", "no URL", "the root", "no path"])
+def test_a_worker_that_cannot_work(url: str, options: list[str], said: str) -> None:
+    """It says why in one line, and ends."""
+    worked.app.config["REDIS_URL"] = url
+    result = worked.app.test_cli_runner().invoke(worker_command, options)
+    assert (result.exit_code, len(result.output.splitlines())) == (1, 1)
+    assert said in result.output
 
 
 # --- Where Redis is -----------------------------------------------------------------------------------------------------
