@@ -8,7 +8,6 @@ Enqueueing is POST, and done is DELETE with the lease, as for any document.
 """
 
 import json
-from urllib.parse import quote
 
 from kvstore import codec
 from kvstore.commands import Post
@@ -16,7 +15,7 @@ from kvstore.conditions import NONE as NO_CONDITIONS
 from kvstore.conditions import parse_conditions
 from kvstore.containers import Wait
 from kvstore.errors import InvalidDocument, InvalidParameter, InvalidPrecondition
-from kvstore.jobs import DEAD, Held, Job, Lease, Take, Taken
+from kvstore.jobs import DEAD, Held, Job, Lease, Take, Taken, spell_reason
 from kvstore.messages import DOCUMENT, SAFE, Reply, Request, parameter, parse_duration_s, ttl_s
 from kvstore.paths import Path, parse_path
 from kvstore.settings import Settings
@@ -25,7 +24,6 @@ MAX_LIMIT = 100
 DEFAULT_ATTEMPTS = 5
 MAX_ATTEMPTS = 1_000_000
 MAX_WAIT_S = 25
-MAX_REASON_BYTES = 1000
 LEASE_BYTES = 40  # of a lease, which names a dead job where its own name is too long; really some 30
 
 
@@ -99,8 +97,7 @@ def _reason(body: bytes) -> str:
     given = json.loads(body)
     if not (isinstance(given, dict) and given.keys() <= {"reason"} and isinstance(given.get("reason", ""), str)):
         raise InvalidDocument('a job is given back without a body, or with {"reason":"…"}')
-    reason = given.get("reason", "").encode()[:MAX_REASON_BYTES].decode("utf-8", "ignore")
-    return quote(reason, safe="").replace("-", "%2D") or "-"
+    return spell_reason(given.get("reason", ""))
 
 
 def _duration_s(raw_query: bytes, name: str, low: int, high: int) -> int | None:

@@ -61,6 +61,7 @@ DELETE_BELOW = _act("delete_below")
 TAKE = _act("take")
 LEASE = _act("lease")
 BURY = _act("bury", "put")
+FINISH = _act("finish", "put", "bury", "take")
 _WRITES = (PUT, PATCH, TOUCH, DELETE, POST, BEGIN, CONCLUDE, DELETE_BELOW, TAKE, LEASE)
 ONCE = {script.name: _once(script.name) for script in _WRITES} | {"bury": _once("bury", "put")}
 BATCH_PARTS = ("get", "put", "patch", "touch", "delete", "post", "begin", "batch")

@@ -1,9 +1,9 @@
--- Put a dead job where the dead are, if nobody has done so meanwhile.
+-- Put what a job has become in its place, a dead job where the dead are or a result, if nobody has taken the job since.
 -- KEYS   1 log
--- ARGV   1 what stands before a name in the documents' keys  2 the job's name in names and log  3 the lease it was found dead with
---        4… as in put.lua, of the document that it becomes
+-- ARGV   1 what stands before a name in the documents' keys  2 the job's name in names and log  3 the job's lease
+--        4… as in put.lua, of what it has become
 -- reply  {'buried', as in put.lua the ms at which the namespace's own keys expire}, {'lost'} where the lease is another, or
---        a document in its place is leased
+--        somebody has leased what stands in that place: nothing is changed
 
 local function bury(_, at, last)
   local prefix, rest = ARGV[at], ARGV[at + 1]
