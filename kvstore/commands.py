@@ -80,7 +80,7 @@ class Replayed(NamedTuple):
     outcome: Any
 
 
-Written = TypeVar("Written", Stored, Appended)
+Written = TypeVar("Written")
 
 Reply: TypeAlias = Any  # what Redis answers: bytes, int, None, or a list of these
 

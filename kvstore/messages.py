@@ -80,6 +80,13 @@ def ttl_s(ttl_ms: int) -> int:
     return max(1, -(-ttl_ms // 1000))
 
 
+def with_ttl(text: bytes, ttl_ms: int | None) -> bytes:
+    """A document with its remaining TTL as the last member, where it is an object and expires (`ttl_ms` is not None)."""
+    if ttl_ms is None or not text.startswith(b"{"):
+        return text
+    return b'%b%b"ttl":%d}' % (text[:-1], b"," if len(text) > 2 else b"", ttl_s(ttl_ms))
+
+
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 
 from kvstore import codec
+from kvstore.alike import AllRead, AllWritten, parse_alike, render_responses
 from kvstore.batch import Answers, Batch, Refused, parse_batch, render_answers, render_refused
 from kvstore.commands import (
     Appended,
@@ -48,7 +49,19 @@ from kvstore.errors import (
     UnsupportedMediaType,
 )
 from kvstore.listings import delete_below, list_below, render_listing, render_unchanged
-from kvstore.messages import DOCUMENT, SAFE, UNCHANGED, Headers, Reply, Request, http_date, parameter, tag_header, ttl_s
+from kvstore.messages import (
+    DOCUMENT,
+    SAFE,
+    UNCHANGED,
+    Headers,
+    Reply,
+    Request,
+    http_date,
+    parameter,
+    tag_header,
+    ttl_s,
+    with_ttl,
+)
 from kvstore.paths import Path, own_key, parse_path, split_target
 from kvstore.settings import Settings
 
@@ -127,8 +140,8 @@ def render(request: Request, outcome: object) -> Reply:
             return render_listing(request, outcome)
         case Unchanged(tag):
             return render_unchanged(tag)
-        case Answers():
-            return render_answers(outcome, render)
+        case Answers() | AllWritten() | AllRead():
+            return render_responses(request, outcome, render)
         case Refused():
             raise render_refused(outcome, render)
         case DeletedBelow(documents):
@@ -156,6 +169,14 @@ def _batch(request: Request, path: Path, settings: Settings) -> Command | Reply:
     if request.method != "POST":
         raise MethodNotAllowed(f"{path.text} takes POST", headers={"Allow": "POST, OPTIONS"})
     _check_json(request.headers)
+    if "idempotency-key" not in request.headers:
+        alike = parse_alike(request, settings, lambda: _any_batch(request, settings))
+        if alike is not None:
+            return alike
+    return _any_batch(request, settings)
+
+
+def _any_batch(request: Request, settings: Settings) -> Command | Reply:
     atomic, batch = parse_batch(request, lambda part: _in_batch(parse(part, settings)))
     first = batch.next()
     key = request.headers.get("idempotency-key")
@@ -347,7 +368,7 @@ def _failed(current: Found | None) -> PreconditionFailed:
     return PreconditionFailed(
         "what is stored is not what a precondition asked for; read it again, decide, and send its entity-tag",
         etag=f'"{current.tag}"' if current.tag else None,
-        current=_body(current).rstrip(),
+        current=with_ttl(current.text, current.ttl_ms),
     )
 
 
@@ -357,12 +378,4 @@ def _document(status: int, found: Found, headers: Headers) -> Reply:
         headers = (("Sunset", http_date(expires_at_ms // 1000)), *headers)
     if tag is not None:
         headers = (("ETag", f'"{tag}"'), ("Last-Modified", http_date(tag_time_ms(tag) // 1000)), *headers)
-    return Reply(status, DOCUMENT + headers, _body(found))
-
-
-def _body(found: Found) -> bytes:
-    """The document with its remaining TTL as the last member, in whole seconds, rounded up so that it is never 0."""
-    text, ttl_ms = found.text, found.ttl_ms
-    if ttl_ms is None or not found.is_object:
-        return text + b"\n"
-    return b'%b%b"ttl":%d}\n' % (text[:-1], b"," if len(text) > 2 else b"", ttl_s(ttl_ms))
+    return Reply(status, DOCUMENT + headers, with_ttl(found.text, found.ttl_ms) + b"\n")

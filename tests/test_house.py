@@ -32,6 +32,7 @@ ORDER = [
     "edits",
     "listings",
     "batch",
+    "alike",
     "changes",
     "following",
     "protocol",
