@@ -17,6 +17,7 @@ from kvstore.codec import Decoded, Encoded
 from kvstore.commands import Again, Reply, below, registered
 from kvstore.conditions import tag_time_ms
 from kvstore.errors import Problem
+from kvstore.joint import CREATED, put_all_arguments
 from kvstore.messages import DOCUMENT, Request, http_date, with_ttl
 from kvstore.messages import Reply as Answer
 from kvstore.paths import MAX_BYTES, Path, parse_path
@@ -35,7 +36,7 @@ class AllWritten(NamedTuple):
     path: Path
     names: Sequence[bytes]
     documents: list[Encoded]
-    default_ttl_ms: int
+    ttls_ms: list[int]
     tags: list[bytes]
     words: bytes
 
@@ -49,12 +50,12 @@ class AllRead(NamedTuple):
 
 
 class PutAll(NamedTuple):
-    """Replace documents of one namespace, or create them: AllWritten. `path` is that of the first."""
+    """Replace documents of one namespace, or create them: AllWritten. `path` is that of the first; no name comes twice."""
 
     path: Path
     names: Sequence[bytes]
     documents: list[Encoded]
-    default_ttl_ms: int
+    ttls_ms: list[int]
     log_length: int
     otherwise: Otherwise
     script: Script = PUT_ALL
@@ -65,23 +66,13 @@ class PutAll(NamedTuple):
 
     @property
     def arguments(self) -> tuple[bytes | str | int, ...]:
-        arguments: list[bytes | str | int] = [below(self.path)[0], self.log_length]
-        run, at = None, 0
-        for name, document in zip(self.names, self.documents, strict=True):
-            shape, fields, _, asked_s, _ = document
-            if run != (run := (asked_s, shape, len(fields))):
-                at = len(arguments)
-                ttl_ms = self.default_ttl_ms if asked_s is None else asked_s * 1000
-                arguments += (0, 1 + len(fields), ttl_ms, shape)
-            arguments[at] += 1  # type: ignore[operator]  # the run's count
-            arguments.append(name)
-            arguments += fields
-        return tuple(arguments)
+        puts = zip(self.names, self.documents, self.ttls_ms, strict=True)
+        return put_all_arguments(below(self.path)[0], self.log_length, puts)
 
     def outcome(self, reply: Reply) -> AllWritten | Again:
         if reply[0] == b"refused":
             return Again(self.otherwise())
-        written = AllWritten(self.path, self.names, self.documents, self.default_ttl_ms, reply[1], reply[2])
+        written = AllWritten(self.path, self.names, self.documents, self.ttls_ms, reply[1], reply[2])
         return registered(self.path, reply[3], written)
 
 
@@ -102,7 +93,7 @@ class GetAll(NamedTuple):
         return (below(self.path)[0], *self.names)
 
     def outcome(self, reply: Reply) -> AllRead | Again:
-        if reply[0] == b"refused":
+        if reply[0] == b"refused" or None in reply[2]:  # nothing there is a refusal
             return Again(self.otherwise())
         return AllRead([codec.decode(fields) for fields in reply[2]], reply[3], reply[1])
 
@@ -124,10 +115,13 @@ def parse_alike(request: Request, settings: Settings, otherwise: Otherwise) -> P
         documents = [codec.encode(body or b"") for body in bodies]
     except Problem:
         return None
+    ttls_ms = []
     for _, _, _, asked_s, has_server_values in documents:
-        if has_server_values or not (asked_s is None or 1 <= asked_s <= settings.max_ttl_s):
+        ttl_s = settings.default_ttl_s if asked_s is None else asked_s
+        if has_server_values or not 1 <= ttl_s <= settings.max_ttl_s:
             return None
-    return PutAll(path, names, documents, settings.default_ttl_s * 1000, settings.log_length, otherwise)
+        ttls_ms.append(ttl_s * 1000)
+    return PutAll(path, names, documents, ttls_ms, settings.log_length, otherwise)
 
 
 # What a request is, as far as it takes to find its end: whether a body is JSON is for codec.encode to say. Brackets are four
@@ -183,11 +177,10 @@ def render_responses(request: Request, outcome: Answers | AllWritten | AllRead, 
 
 def _written(request: Request, written: AllWritten) -> Answer:
     """The reply to the PUTs of a batch."""
-    path, names, documents, default_ttl_ms, tags, words = written
+    path, names, documents, ttls_ms, tags, words = written
     location = b',"Location":' + encode_basestring(f"{request.base}/{path.namespace}/")[:-1].encode()
     texts = []
-    for name, (_, _, text, asked_s, _), tag, word in zip(names, documents, tags, words, strict=True):
-        ttl_ms = default_ttl_ms if asked_s is None else asked_s * 1000
+    for name, (_, _, text, *_), ttl_ms, tag, word in zip(names, documents, ttls_ms, tags, words, strict=True):
         dates = _dates(tag.partition(b"-")[0], ttl_ms)
         if word == CREATED:
             texts.append(
@@ -197,9 +190,6 @@ def _written(request: Request, written: AllWritten) -> Answer:
         else:
             texts.append(b'{"status":200,"headers":{"ETag":"\\"%b\\"",%b},"body":%b}' % (tag, dates, with_ttl(text, ttl_ms)))
     return _responses(texts)
-
-
-CREATED = ord("c")  # of the letters that put_all.lua answers
 
 
 @lru_cache(maxsize=1024)  # most of a batch is written in the same ms

@@ -17,6 +17,7 @@ import hiredis
 from kvstore.address import Address
 from kvstore.commands import Again, Command
 from kvstore.errors import Problem, problem_of_reply, unavailable
+from kvstore.joint import Kin, join, kin
 
 log = logging.getLogger("kvstore")
 
@@ -25,6 +26,7 @@ UNSENT_S = 1.5  # that a command may wait for a connection
 CONNECT_S = 3.0  # from opening a connection to the end of its handshake
 BACKOFF_S = (0.02, 0.05, 0.1, 0.2, 0.4)  # between attempts to connect, then the last one again and again
 CHECK_S = 0.25  # between looks at what is overdue
+MAX_JOINED = 64  # commands sent as one: more of them would gain little, and hold Redis up for the other clients
 MAX_WAITING = 20_000  # commands without a reply
 MAX_WAITING_BYTES = 64 * 1024 * 1024  # of commands without a reply
 
@@ -43,15 +45,19 @@ class _Waiting:
         self.done = done
         self.context = context
         self.due = due
-        self.pack("EVALSHA", command.script.sha)
 
-    def pack(self, *script: str) -> None:
-        """Put the command into Redis's protocol, by EVALSHA or EVAL."""
+    def pack(self) -> "_Waiting":
+        """Put the command into Redis's protocol, by EVALSHA."""
+        return self.pack_as("EVALSHA", self.command.script.sha)
+
+    def pack_as(self, *script: str) -> "_Waiting":
+        """The same, by EVALSHA or EVAL."""
         command = self.command
         keys = command.keys
         words: tuple[Any, ...] = (*script, len(keys), *keys, *command.arguments)
         self.packed = hiredis.pack_command(words)
         self.size = len(self.packed)
+        return self
 
 
 class AsyncStore(Protocol):
@@ -87,10 +93,14 @@ class Pipeline:
             loop = self._start()
         connection = self._connection
         if connection is not None and connection.has_room:
-            connection.send(_Waiting(command, done, context, loop.time() + ANSWER_S))
+            waiting = _Waiting(command, done, context, loop.time() + ANSWER_S)
+            if (alike := kin(command)) is None:
+                connection.send(waiting.pack())
+            else:
+                connection.gather(alike, waiting)
             return
         if connection is None and not self._closed and len(self._unsent) < MAX_WAITING:
-            waiting = _Waiting(command, done, context, loop.time() + UNSENT_S)
+            waiting = _Waiting(command, done, context, loop.time() + UNSENT_S).pack()
             if self._unsent_bytes + waiting.size <= MAX_WAITING_BYTES:
                 self._unsent_bytes += waiting.size
                 self._unsent.append(waiting)
@@ -184,6 +194,8 @@ class _Connection(asyncio.Protocol):
         self._sent: deque[_Waiting] = deque()
         self._bytes = 0  # of the commands in _sent
         self._buffer: list[bytes] = []
+        self._gathered: dict[Kin, dict[str, _Waiting]] = {}  # commands that are packed at the end of this turn, by their names
+        self._is_scheduled = False  # the end of this turn
         self._transport: asyncio.Transport = None  # type: ignore[assignment]  # set by connection_made
         self._greeting: asyncio.Future[Any] | None = None
 
@@ -208,11 +220,43 @@ class _Connection(asyncio.Protocol):
         self._sent.append(waiting)
         if self._bytes > MAX_WAITING_BYTES or len(self._sent) >= MAX_WAITING:
             self.has_room = False
-        if not self._buffer:
-            self._loop.call_soon(self._flush)
         self._buffer.append(packed)
+        self._schedule()
+
+    def gather(self, alike: Kin, waiting: _Waiting) -> None:
+        """Keep a command to the end of this turn of the loop, to send it with others of its kin as one (joint.py)."""
+        gathered = self._gathered.setdefault(alike, {})
+        name = waiting.command.path.rest  # type: ignore[attr-defined]  # what has kin has a path
+        if name in gathered or len(gathered) >= MAX_JOINED:
+            self.send(waiting.pack())
+        else:
+            gathered[name] = waiting
+            self._schedule()
+
+    def _schedule(self) -> None:
+        if not self._is_scheduled:
+            self._is_scheduled = True
+            self._loop.call_soon(self._flush)
+
+    def _part(self, joined: list[_Waiting], outcomes: Any) -> None:
+        """Give each of the commands that were sent as one its outcome; where one of them is refused, each is sent by itself."""
+        if outcomes is None:
+            for waiting in joined:
+                self.send(waiting.pack())
+            return
+        for place, waiting in enumerate(joined):
+            waiting.done(waiting.context, outcomes if isinstance(outcomes, Exception) else outcomes[place])
 
     def _flush(self) -> None:
+        gathered, self._gathered = self._gathered, {}
+        for alike in gathered.values():
+            waiting = list(alike.values())
+            if len(waiting) > 1:
+                command = join([each.command for each in waiting])
+                self.send(_Waiting(command, self._part, waiting, waiting[0].due).pack())
+            else:
+                self.send(waiting[0].pack())
+        self._is_scheduled = False
         buffer, self._buffer = self._buffer, []
         if buffer and not self._transport.is_closing():
             self._transport.write(b"".join(buffer) if len(buffer) > 1 else buffer[0])
@@ -237,9 +281,8 @@ class _Connection(asyncio.Protocol):
                     outcome = error
                 if type(outcome) is Again:
                     waiting.command = outcome.command
-                    waiting.pack("EVALSHA", waiting.command.script.sha)
                     waiting.due = self._loop.time() + ANSWER_S
-                    self.send(waiting)
+                    self.send(waiting.pack())
                     continue
                 waiting.done(waiting.context, outcome)
         except hiredis.ProtocolError:
@@ -255,8 +298,7 @@ class _Connection(asyncio.Protocol):
     def _refused(self, waiting: _Waiting, reply: Any) -> None:
         text = str(reply)
         if text.startswith("NOSCRIPT"):  # nothing was run, so this is not a second sending
-            waiting.pack("EVAL", waiting.command.script.text)
-            self.send(waiting)
+            self.send(waiting.pack_as("EVAL", waiting.command.script.text))
         else:
             waiting.done(waiting.context, problem_of_reply(text))
 
@@ -272,7 +314,8 @@ class _Connection(asyncio.Protocol):
             self._greeting.set_exception(ConnectionError("Redis closed the connection"))
         sent, self._sent = self._sent, deque()
         self._buffer, self._bytes = [], 0
-        for waiting in sent:
+        gathered, self._gathered = self._gathered, {}
+        for waiting in (*sent, *(each for alike in gathered.values() for each in alike.values())):
             waiting.done(waiting.context, unavailable(f"Redis did not answer; {UNKNOWN}"))
 
     def connection_lost(self, _: Exception | None) -> None:

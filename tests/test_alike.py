@@ -1,5 +1,9 @@
-"""Batches that go the straight way are answered, and leave in Redis, what the same batches do that go the other."""
+"""What goes a straight way is answered, and leaves in Redis, as if it had gone the other.
 
+Batches of requests that are alike, and commands that a pipeline sends as one.
+"""
+
+import asyncio
 import json
 import re
 import time
@@ -9,16 +13,18 @@ from typing import Any
 
 import pytest
 import redis
-from asking import documents_and_indexes, expire, on_few, on_one
+from asking import documents_and_indexes, expire, on_few, on_one, on_two
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stores import Running
 
-from kvstore import codec, protocol
+from kvstore import codec, joint, pipeline, protocol, scripts
+from kvstore.address import parse_address
 from kvstore.alike import GetAll, PutAll
 from kvstore.batch import Batch
 from kvstore.errors import Problem
 from kvstore.messages import Reply, Request, refuse
+from kvstore.pipeline import Pipeline
 from kvstore.settings import read_settings
 from kvstore.store import Store
 
@@ -251,3 +257,159 @@ def test_plain_documents(members: dict[str, str], gap: str, more: int) -> None:
         fields = [part for pair in members.items() for part in (codec._field(pair[0]), pair[1].encode())]
         flat = [codec.META, b"1700000000000-0 object" + order, *fields]
         assert codec._decode(flat) == codec._decode_any(flat)
+
+
+# --- Commands that wait for one turn of the event loop ------------------------------------------------------------------
+
+
+def in_one_turn(running: Running, requests: list[Request], act: Callable[[Pipeline], object] = lambda _: None) -> list[Any]:
+    """What requests come to that are submitted together, on a connection that stands; `act` follows in the same turn."""
+
+    async def ask() -> list[Any]:
+        asked_of = Pipeline(parse_address(running.url))
+        await asked_of.execute(protocol.parse(Request("GET", b"/x/y", {}), SETTINGS))
+        running.redis.config_resetstat()
+        asked = [asyncio.create_task(asked_of.execute(protocol.parse(request, SETTINGS))) for request in requests]
+        await asyncio.sleep(0)
+        act(asked_of)
+        outcomes = await asyncio.gather(*asked, return_exceptions=True)
+        await asked_of.close()
+        return outcomes
+
+    return asyncio.run(ask())
+
+
+def one_by_one(running: Running, requests: list[Request]) -> list[Any]:
+    """What they come to one after the other."""
+    store, outcomes = running.open(), []
+    for request in requests:
+        try:
+            outcomes.append(store.execute(protocol.parse(request, SETTINGS)))
+        except Problem as problem:
+            outcomes.append(problem)
+    store.close()
+    return outcomes
+
+
+def scripts_run(raw: redis.Redis) -> int:
+    """How many scripts Redis has been asked for."""
+    return sum(raw.info("commandstats").get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in ("eval", "evalsha"))
+
+
+def single(method: str, path: str, body: str = "", **headers: str) -> Request:
+    return Request(method, path.encode(), headers, body.encode())
+
+
+singles = st.lists(st.sampled_from([*NAMES, "string"]), min_size=1, max_size=10, unique=True).flatmap(
+    lambda names: st.tuples(
+        *[
+            st.builds(single, st.just("PUT"), st.just(f"/ns/{name}"), st.sampled_from([*TAKEN, OTHER[0]]))
+            | st.just(single("GET", f"/ns/{name}"))
+            | st.just(single("PUT", f"/ns/{name}", "1", **{"if-none-match": "*"}))
+            for name in names
+        ]
+    )
+)
+
+
+@on_two
+@settings(max_examples=50)
+@given(singles)
+def test_in_one_turn(store: Running, requests: tuple[Request, ...]) -> None:
+    """Requests for different documents come to the same, and leave the same in Redis, together and one by one."""
+    opened, told = store.open(), []
+    for way in (in_one_turn, one_by_one):
+        prepare(store, opened)
+        store.redis.set("kv:{ns}/string", "x")
+        replies = [replied(request, outcome) for request, outcome in zip(requests, way(store, list(requests)), strict=True)]
+        told.append((replies, documents_and_indexes(store.redis)))
+    opened.close()
+    (together, held), (alone, other_held) = told
+    for one, other in zip(together, alone, strict=True):
+        assert without_tags(one) == without_tags(other)
+    assert unordered(held) == unordered(other_held)
+
+
+def replied(request: Request, outcome: Any) -> Reply:
+    try:
+        if isinstance(outcome, Exception):
+            raise outcome
+        return protocol.render(request, outcome)
+    except Problem as problem:
+        return refuse(problem)
+
+
+def without_tags(reply: Reply) -> str:
+    return TIMES.sub("time", repr(reply))
+
+
+def unordered(held: dict[bytes, Any]) -> list[str]:
+    """What Redis holds, without times, and the log in whatever order the documents were written in."""
+    texts = []
+    for key, value in sorted(held.items()):
+        if key.endswith(b"!log"):
+            parts = sorted(TIMES.sub("time", repr(entry)) for entry in value)
+        else:
+            parts = sorted(
+                TIMES.sub("time", repr(part)) for part in (value[0].items() if isinstance(value[0], dict) else value)
+            )
+        texts.append(f"{key!r}: {parts}")
+    return texts
+
+
+@on_two
+def test_one_script_for_many(store: Running) -> None:
+    """Those of one kind in one namespace; a second write to a document is a script of its own, and so is all that differs."""
+    for script in (scripts.PUT_ALL, scripts.GET_ALL, scripts.PUT, scripts.DELETE, scripts.REGISTER):
+        store.redis.script_load(script.text)
+    puts = [single("PUT", f"/ns/{n}", str(n)) for n in range(50)]
+    gets = [single("GET", f"/ns/{n}") for n in range(50)]
+    in_one_turn(store, puts)
+    for requests, count in (
+        (puts, 1),
+        ([*puts, *gets], 2),
+        ([*puts, puts[0], puts[1]], 3),
+        ([*puts, single("PUT", "/ns2/a", "1"), single("PUT", "/ns2/b", "1")], 2 + 1),  # and one that tells of a new namespace
+        ([*puts, single("PUT", "/ns/x", "1", **{"if-none-match": "*"}), single("DELETE", "/ns/x")], 3),
+        ([*puts, single("PUT", "/ns/x", json.dumps("x" * joint.MAX_BYTES))], 2),
+        ([single("PUT", f"/ns/{n}", "1") for n in range(pipeline.MAX_JOINED + 1)], 2),
+    ):
+        outcomes = in_one_turn(store, requests)
+        assert scripts_run(store.redis) == count
+        assert not [outcome for outcome in outcomes if isinstance(outcome, Exception)]
+
+
+@on_two
+def test_one_that_is_refused(store: Running) -> None:
+    """A key of another type is one request's concern only."""
+    store.redis.set("kv:{ns}/b", "x")
+    for method in ("PUT", "GET"):
+        outcomes = in_one_turn(store, [single(method, f"/ns/{name}", "1") for name in "abc"])
+        assert [isinstance(outcome, Problem) for outcome in outcomes] == [False, True, False]
+        assert outcomes[1].status == 409
+
+
+@on_two
+def test_scripts_that_redis_has_forgotten(store: Running) -> None:
+    """They are sent whole, and each request is carried out once."""
+    requests = [single("PUT", f"/ns/{n}", "1") for n in range(10)]
+    outcomes = in_one_turn(store, requests, lambda _: store.redis.script_flush())
+    assert [outcome.created for outcome in outcomes] == [True] * 10
+    assert store.redis.xlen("kv:{ns}!log") == 10
+
+
+@on_two
+def test_a_connection_that_is_lost(store: Running) -> None:
+    """Before or after they are sent: each request fails once, as unknown."""
+    requests = [single("PUT", f"/ns/{n}", "1") for n in range(10)]
+
+    def lose(lost: Pipeline) -> None:
+        lost._connection.abort()
+
+    def send_and_lose(lost: Pipeline) -> None:
+        lost._connection._flush()
+        lost._connection.abort()
+
+    for act in (lose, send_and_lose):
+        outcomes = in_one_turn(store, requests, act)
+        assert [isinstance(outcome, Problem) and outcome.status for outcome in outcomes] == [503] * 10

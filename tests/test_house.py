@@ -27,6 +27,7 @@ ORDER = [
     "patch",
     "scripts",
     "commands",
+    "joint",
     "containers",
     "messages",
     "edits",
