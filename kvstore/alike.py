@@ -24,6 +24,8 @@ from kvstore.paths import MAX_BYTES, Path, parse_path
 from kvstore.scripts import GET_ALL, PUT_ALL, Script
 from kvstore.settings import Settings
 
+MAX_READ_BYTES = 16 * 1024 * 1024  # of the documents that a batch reads
+
 Otherwise = Callable[[], Any]  # makes the command of batch.py for the same batch
 
 
@@ -90,12 +92,13 @@ class GetAll(NamedTuple):
 
     @property
     def arguments(self) -> tuple[bytes | str | int, ...]:
-        return (below(self.path)[0], *self.names)
+        return (below(self.path)[0], MAX_READ_BYTES, *self.names)
 
     def outcome(self, reply: Reply) -> AllRead | Again:
-        if reply[0] == b"refused" or None in reply[2]:  # nothing there is a refusal
+        time_ms, documents, expires_at_ms = reply
+        if not all(documents) or 1 in documents:  # one is not there, or was not read
             return Again(self.otherwise())
-        return AllRead([codec.decode(fields) for fields in reply[2]], reply[3], reply[1])
+        return AllRead([codec.decode(fields) for fields in documents], expires_at_ms, time_ms)
 
 
 def parse_alike(request: Request, settings: Settings, otherwise: Otherwise) -> PutAll | GetAll | None:

@@ -8,11 +8,12 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from kvstore.codec import Encoded, decode
-from kvstore.commands import Found, Get, Missing, Put, Reply, Stored, below, registered
+from kvstore.commands import Again, Found, Get, Missing, Put, Reply, Stored, below, registered
 from kvstore.conditions import NONE, tag_time_ms
 from kvstore.scripts import GET_ALL, PUT_ALL, Script
 
 MAX_BYTES = 4096  # of a document; a larger one costs so much more than its command that joining it gains nothing
+MAX_READ_BYTES = 256 * 1024  # of the documents that are read as one, so that they do not hold up the other clients
 
 CREATED = ord("c")  # of the letters that put_all.lua answers
 Arguments = tuple[bytes | str | int, ...]
@@ -34,7 +35,10 @@ def put_all_arguments(prefix: str, log_length: int, puts: Iterable[tuple[bytes |
 
 
 class JointPut(NamedTuple):
-    """PUTs of one kin, no two of one document: their outcomes, or None where one would be refused, with nothing changed."""
+    """PUTs of one kin, no two of one document: their outcomes.
+
+    None for each where one of them would be refused; nothing is changed then, and each is to be sent by itself.
+    """
 
     commands: list[Put]
     script: Script = PUT_ALL
@@ -50,10 +54,10 @@ class JointPut(NamedTuple):
         puts = [(path.rest, encoded, ttl_ms) for path, encoded, ttl_ms, *_ in self.commands]
         return put_all_arguments(prefix, first.log_length, puts)
 
-    def outcome(self, reply: Reply) -> Any:
+    def outcome(self, reply: Reply) -> list[Stored | None] | Again:
         if reply[0] == b"refused":
-            return None
-        outcomes = []
+            return [None] * len(self.commands)
+        outcomes: list[Stored | None] = []
         for (_, encoded, ttl_ms, *_), raw_tag, word in zip(self.commands, reply[1], reply[2], strict=True):
             tag = raw_tag.decode()
             expires_at_ms = tag_time_ms(tag) + ttl_ms  # type: ignore[operator]  # a Put without an edit has a TTL
@@ -63,7 +67,7 @@ class JointPut(NamedTuple):
 
 
 class JointGet(NamedTuple):
-    """GETs of one kin: their outcomes, or None where a key has another type."""
+    """GETs of one kin: their outcomes, None for one that is to be sent by itself."""
 
     commands: list[Get]
     script: Script = GET_ALL
@@ -75,16 +79,14 @@ class JointGet(NamedTuple):
     @property
     def arguments(self) -> Arguments:
         prefix, _ = below(self.commands[0].path)
-        return (prefix, *[command.path.rest for command in self.commands])
+        return (prefix, MAX_READ_BYTES, *[command.path.rest for command in self.commands])
 
-    def outcome(self, reply: Reply) -> list[Found | Missing] | None:
-        if reply[0] == b"refused":
-            return None
-        _, time_ms, documents, expires_at_ms = reply
-        outcomes: list[Found | Missing] = []
+    def outcome(self, reply: Reply) -> list[Found | Missing | None]:
+        time_ms, documents, expires_at_ms = reply
+        outcomes: list[Found | Missing | None] = []
         for fields, at_ms in zip(documents, expires_at_ms, strict=True):
-            if fields is None:
-                outcomes.append(Missing())
+            if not isinstance(fields, list):
+                outcomes.append(Missing() if fields is None else None)
             elif at_ms < 0:
                 outcomes.append(Found(*decode(fields), None, None))
             else:

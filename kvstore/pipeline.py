@@ -239,13 +239,14 @@ class _Connection(asyncio.Protocol):
             self._loop.call_soon(self._flush)
 
     def _part(self, joined: list[_Waiting], outcomes: Any) -> None:
-        """Give each of the commands that were sent as one its outcome; where one of them is refused, each is sent by itself."""
-        if outcomes is None:
-            for waiting in joined:
+        """Give each of the commands that were sent as one its outcome; one that has none is sent by itself."""
+        if isinstance(outcomes, Exception):
+            outcomes = [outcomes] * len(joined)
+        for waiting, outcome in zip(joined, outcomes, strict=True):
+            if outcome is None:
                 self.send(waiting.pack())
-            return
-        for place, waiting in enumerate(joined):
-            waiting.done(waiting.context, outcomes if isinstance(outcomes, Exception) else outcomes[place])
+            else:
+                waiting.done(waiting.context, outcome)
 
     def _flush(self) -> None:
         gathered, self._gathered = self._gathered, {}

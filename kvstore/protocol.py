@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 
 from kvstore import codec
 from kvstore.alike import AllRead, AllWritten, parse_alike, render_responses
@@ -72,6 +73,8 @@ BATCH_PATH = "/_/batch"
 ALLOW_DOCUMENT = "GET, HEAD, PUT, PATCH, POST, DELETE, OPTIONS"
 ALLOW_CONTAINER = "GET, HEAD, POST, DELETE, OPTIONS"
 
+_ALLOWED = tuple(frozenset(allow.split(", ")) for allow in (ALLOW_DOCUMENT, ALLOW_CONTAINER))  # by whether it is a container
+
 MERGE_PATCH = "application/merge-patch+json"
 JSON_PATCH = "application/json-patch+json"
 ACCEPT_PATCH = f"{MERGE_PATCH}, {JSON_PATCH}, application/json"
@@ -108,7 +111,7 @@ def parse(request: Request, settings: Settings) -> Command | Follow | Reply:
     allow = ALLOW_CONTAINER if path.is_container else ALLOW_DOCUMENT
     if method == "OPTIONS":
         return _options(allow)
-    if method not in allow.split(", "):
+    if method not in _ALLOWED[path.is_container]:
         raise MethodNotAllowed(f"{path.text} takes {allow}", headers={"Allow": allow})
     if method in ("GET", "HEAD"):
         is_listing = path.is_container or (path.text == "/" and parameter(raw_query, "list") is not None)
@@ -282,6 +285,8 @@ def _check_json(headers: Mapping[str, str]) -> None:
     _check_coding(headers)
     if "content-type" not in headers:
         return
+    if headers["content-type"] in JSON_TYPES:
+        return
     media_type = _media_type(headers)
     if media_type and media_type not in JSON_TYPES and not _JSON_SUFFIX.fullmatch(media_type):
         raise UnsupportedMediaType(
@@ -373,9 +378,12 @@ def _failed(current: Found | None) -> PreconditionFailed:
 
 
 def _document(status: int, found: Found, headers: Headers) -> Reply:
-    tag, expires_at_ms = found.tag, found.expires_at_ms
-    if expires_at_ms is not None:
-        headers = (("Sunset", http_date(expires_at_ms // 1000)), *headers)
-    if tag is not None:
-        headers = (("ETag", f'"{tag}"'), ("Last-Modified", http_date(tag_time_ms(tag) // 1000)), *headers)
-    return Reply(status, DOCUMENT + headers, with_ttl(found.text, found.ttl_ms) + b"\n")
+    text, _, tag, expires_at_ms, ttl_ms = found
+    dates = _dates(None if tag is None else tag_time_ms(tag) // 1000, None if expires_at_ms is None else expires_at_ms // 1000)
+    return Reply(status, (*DOCUMENT, *tag_header(tag), *dates, *headers), with_ttl(text, ttl_ms) + b"\n")
+
+
+@lru_cache(maxsize=1024)  # what is written in one second with one TTL has the same
+def _dates(written_at_s: int | None, expires_at_s: int | None) -> Headers:
+    dates = ("Last-Modified", written_at_s), ("Sunset", expires_at_s)
+    return tuple((name, http_date(time_s)) for name, time_s in dates if time_s is not None)

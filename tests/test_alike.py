@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stores import Running
 
-from kvstore import codec, joint, pipeline, protocol, scripts
+from kvstore import alike, codec, joint, pipeline, protocol, scripts
 from kvstore.address import parse_address
 from kvstore.alike import GetAll, PutAll
 from kvstore.batch import Batch
@@ -193,6 +193,19 @@ def test_a_full_redis(store: Running, atomic: str) -> None:
     assert replies[0] == replies[1]
     assert b"urn:kvstore:store-full" in replies[0].body
     assert documents_and_indexes(store.redis) == before
+
+
+@on_two
+def test_more_than_is_read_at_once(store: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch of large documents goes the other way; joined GETs that are left over are sent by themselves."""
+    monkeypatch.setattr(alike, "MAX_READ_BYTES", 100)
+    monkeypatch.setattr(joint, "MAX_READ_BYTES", 100)
+    paths = [f"/ns/{name}" for name in ("many", "a", "b")]
+    assert "m39" in both_ways(store, envelope([("GET", path, None) for path in paths]))
+    requests = [single("GET", path) for path in paths]
+    texts = [outcome.text for outcome in in_one_turn(store, requests)]
+    assert scripts_run(store.redis) >= 3
+    assert texts == [outcome.text for outcome in one_by_one(store, requests)]
 
 
 TWO = [("PUT", "/ns/a", "1"), ("PUT", "/ns/b/c", '{"x":[{"y":[]}]}')]
