@@ -1,7 +1,7 @@
 """Many commands as one: PUTs of plain documents, or GETs, in one namespace, carried out by one script.
 
-A store that has several of them to send at once sends one command, which knows what each of them came to. Redis then spends
-about half the time on each, and so does packing them.
+A store that has several of them to send at once sends one command, which knows what each of them came to. That saves a third of
+what each costs Redis.
 """
 
 from collections.abc import Iterable
@@ -103,6 +103,12 @@ def kin(command: Any) -> Kin | None:
         if not encoded.has_server_values and len(encoded.text) <= MAX_BYTES:
             return Put, command.path.namespace, command.log_length
     return None
+
+
+def place_among(command: Any, count: int) -> str | int:
+    """Where a command stands among `count` others of its kin: two PUTs in one place cannot be joined."""
+    name: str = command.path.rest
+    return name if type(command) is Put else count
 
 
 def join(commands: list[Any]) -> JointPut | JointGet:

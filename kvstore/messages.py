@@ -84,7 +84,12 @@ def with_ttl(text: bytes, ttl_ms: int | None) -> bytes:
     """A document with its remaining TTL as the last member, where it is an object and expires (`ttl_ms` is not None)."""
     if ttl_ms is None or not text.startswith(b"{"):
         return text
-    return b'%b%b"ttl":%d}' % (text[:-1], b"," if len(text) > 2 else b"", ttl_s(ttl_ms))
+    return (text[:-1] + b"," if len(text) > 2 else b"{") + _ttl_member(ttl_s(ttl_ms))
+
+
+@lru_cache(maxsize=1024)
+def _ttl_member(seconds: int) -> bytes:
+    return b'"ttl":%d}' % seconds
 
 
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")

@@ -17,7 +17,7 @@ import hiredis
 from kvstore.address import Address
 from kvstore.commands import Again, Command
 from kvstore.errors import Problem, problem_of_reply, unavailable
-from kvstore.joint import Kin, join, kin
+from kvstore.joint import Kin, join, kin, place_among
 
 log = logging.getLogger("kvstore")
 
@@ -38,13 +38,14 @@ Done = Callable[[Any, Any], None]
 class _Waiting:
     """A command without a reply: what to call with its outcome, and when that is overdue."""
 
-    __slots__ = ("command", "context", "done", "due", "packed", "size")
+    __slots__ = ("command", "context", "count", "done", "due", "packed", "size")
 
-    def __init__(self, command: Command, done: Done, context: Any, due: float) -> None:
+    def __init__(self, command: Command, done: Done, context: Any, due: float, count: int = 1) -> None:
         self.command = command
         self.done = done
         self.context = context
         self.due = due
+        self.count = count  # of the commands that it stands for
 
     def pack(self) -> "_Waiting":
         """Put the command into Redis's protocol, by EVALSHA."""
@@ -192,9 +193,9 @@ class _Connection(asyncio.Protocol):
         self._loop = loop
         self._reader = hiredis.Reader()
         self._sent: deque[_Waiting] = deque()
-        self._bytes = 0  # of the commands in _sent
+        self._bytes = self._count = 0  # of the commands in _sent
         self._buffer: list[bytes] = []
-        self._gathered: dict[Kin, dict[str, _Waiting]] = {}  # commands that are packed at the end of this turn, by their names
+        self._gathered: dict[Kin, dict[str | int, _Waiting]] = {}  # commands that are packed at the end of this turn
         self._is_scheduled = False  # the end of this turn
         self._transport: asyncio.Transport = None  # type: ignore[assignment]  # set by connection_made
         self._greeting: asyncio.Future[Any] | None = None
@@ -217,8 +218,9 @@ class _Connection(asyncio.Protocol):
         """Write a packed command with the others of this turn of the loop."""
         packed, waiting.packed = waiting.packed, b""
         self._bytes += waiting.size
+        self._count += waiting.count
         self._sent.append(waiting)
-        if self._bytes > MAX_WAITING_BYTES or len(self._sent) >= MAX_WAITING:
+        if self._bytes > MAX_WAITING_BYTES or self._count >= MAX_WAITING:
             self.has_room = False
         self._buffer.append(packed)
         self._schedule()
@@ -226,12 +228,23 @@ class _Connection(asyncio.Protocol):
     def gather(self, alike: Kin, waiting: _Waiting) -> None:
         """Keep a command to the end of this turn of the loop, to send it with others of its kin as one (joint.py)."""
         gathered = self._gathered.setdefault(alike, {})
-        name = waiting.command.path.rest  # type: ignore[attr-defined]  # what has kin has a path
-        if name in gathered or len(gathered) >= MAX_JOINED:
+        place = place_among(waiting.command, len(gathered))
+        if place in gathered:
             self.send(waiting.pack())
+            return
+        gathered[place] = waiting
+        if len(gathered) == MAX_JOINED:
+            self._send_joined(self._gathered.pop(alike))
         else:
-            gathered[name] = waiting
             self._schedule()
+
+    def _send_joined(self, gathered: dict[str | int, _Waiting]) -> None:
+        joined = list(gathered.values())
+        if len(joined) == 1:
+            self.send(joined[0].pack())
+            return
+        command = join([waiting.command for waiting in joined])
+        self.send(_Waiting(command, self._part, joined, joined[0].due, len(joined)).pack())
 
     def _schedule(self) -> None:
         if not self._is_scheduled:
@@ -251,12 +264,7 @@ class _Connection(asyncio.Protocol):
     def _flush(self) -> None:
         gathered, self._gathered = self._gathered, {}
         for alike in gathered.values():
-            waiting = list(alike.values())
-            if len(waiting) > 1:
-                command = join([each.command for each in waiting])
-                self.send(_Waiting(command, self._part, waiting, waiting[0].due).pack())
-            else:
-                self.send(waiting[0].pack())
+            self._send_joined(alike)
         self._is_scheduled = False
         buffer, self._buffer = self._buffer, []
         if buffer and not self._transport.is_closing():
@@ -272,6 +280,7 @@ class _Connection(asyncio.Protocol):
                     continue
                 waiting = sent.popleft()
                 self._bytes -= waiting.size
+                self._count -= waiting.count
                 self.has_room = True
                 if isinstance(reply, hiredis.ReplyError):
                     self._refused(waiting, reply)
@@ -314,7 +323,7 @@ class _Connection(asyncio.Protocol):
         if self._greeting and not self._greeting.done():
             self._greeting.set_exception(ConnectionError("Redis closed the connection"))
         sent, self._sent = self._sent, deque()
-        self._buffer, self._bytes = [], 0
+        self._buffer, self._bytes, self._count = [], 0, 0
         gathered, self._gathered = self._gathered, {}
         for waiting in (*sent, *(each for alike in gathered.values() for each in alike.values())):
             waiting.done(waiting.context, unavailable(f"Redis did not answer; {UNKNOWN}"))

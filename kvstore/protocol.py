@@ -283,9 +283,7 @@ def _check_coding(headers: Mapping[str, str]) -> None:
 
 def _check_json(headers: Mapping[str, str]) -> None:
     _check_coding(headers)
-    if "content-type" not in headers:
-        return
-    if headers["content-type"] in JSON_TYPES:
+    if "content-type" not in headers or headers["content-type"] in JSON_TYPES:
         return
     media_type = _media_type(headers)
     if media_type and media_type not in JSON_TYPES and not _JSON_SUFFIX.fullmatch(media_type):

@@ -6,6 +6,7 @@ Batches of requests that are alike, and commands that a pipeline sends as one.
 import asyncio
 import json
 import re
+import signal
 import time
 from collections.abc import Callable
 from email.utils import parsedate_to_datetime
@@ -381,11 +382,12 @@ def test_one_script_for_many(store: Running) -> None:
     for requests, count in (
         (puts, 1),
         ([*puts, *gets], 2),
+        ([*puts, *gets[:10], gets[0], gets[0]], 2),
         ([*puts, puts[0], puts[1]], 3),
         ([*puts, single("PUT", "/ns2/a", "1"), single("PUT", "/ns2/b", "1")], 2 + 1),  # and one that tells of a new namespace
         ([*puts, single("PUT", "/ns/x", "1", **{"if-none-match": "*"}), single("DELETE", "/ns/x")], 3),
         ([*puts, single("PUT", "/ns/x", json.dumps("x" * joint.MAX_BYTES))], 2),
-        ([single("PUT", f"/ns/{n}", "1") for n in range(pipeline.MAX_JOINED + 1)], 2),
+        ([single("PUT", f"/ns/{n}", "1") for n in range(pipeline.MAX_JOINED * 2 + 2)], 3),
     ):
         outcomes = in_one_turn(store, requests)
         assert scripts_run(store.redis) == count
@@ -426,3 +428,30 @@ def test_a_connection_that_is_lost(store: Running) -> None:
     for act in (lose, send_and_lose):
         outcomes = in_one_turn(store, requests, act)
         assert [isinstance(outcome, Problem) and outcome.status for outcome in outcomes] == [503] * 10
+
+
+@on_two
+def test_the_bound_on_what_waits(store: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of the commands that were sent as one counts; the next is refused at once, and what waits is answered."""
+    monkeypatch.setattr(pipeline, "MAX_WAITING", 50)
+
+    async def ask() -> tuple[list[Any], Any]:
+        asked_of = Pipeline(parse_address(store.url))
+        await asked_of.execute(protocol.parse(single("GET", "/x/y"), SETTINGS))
+        store.signal(signal.SIGSTOP)
+        try:
+            puts = [protocol.parse(single("PUT", f"/ns/{n}", "1"), SETTINGS) for n in range(50)]
+            waiting = [asyncio.create_task(asked_of.execute(put)) for put in puts]
+            await asyncio.sleep(0.01)
+            (refused,) = await asyncio.gather(asked_of.execute(puts[0]), return_exceptions=True)
+        finally:
+            store.signal(signal.SIGCONT)
+        outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+        await asked_of.execute(puts[0])
+        await asked_of.close()
+        return outcomes, refused
+
+    outcomes, refused = asyncio.run(ask())
+    assert [outcome.created for outcome in outcomes] == [True] * 50
+    assert refused.status == 503
+    assert "Nothing was changed" in refused.detail
