@@ -9,7 +9,6 @@ local LOG = KEYS[1]
 local MOST_ARGUMENTS = 7000 -- of one call: unpack of 8,000 overflows Lua's stack. Even, so that pairs stay together
 local LOG_BYTES = 4194304 -- of a change log, about: the larger a change, the fewer stay
 local DAY_MS = 86400000
-local FEW_FIELDS = 16 -- of a hash: with more of them finding each costs more than making all anew
 
 -- Whether a document is there, its entity-tag (nil: another client's hash), and our own field. Raises WRONGTYPE.
 local function look(key)
@@ -138,7 +137,7 @@ local function replace(key, held, due, length, op, rest, ttl_ms, expires_at, sha
   local id, now = append(length, op, rest, ttl_ms, shape, ARGV, first, last)
   local meta, stop = id .. shape, math.min(last, first + MOST_ARGUMENTS - 1)
   -- A document with as many fields as it will have, none of them new, is written over: DEL and making a hash cost more.
-  local is_over = held * 2 == last - first + 3 and held <= FEW_FIELDS
+  local is_over = held * 2 == last - first + 3 and stop == last
   if not is_over or redis.call('HSET', key, '$kv', meta, unpack(ARGV, first, stop)) > 0 then
     if exists then
       redis.call('DEL', key)
