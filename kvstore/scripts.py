@@ -67,6 +67,8 @@ ONCE = {script.name: _once(script.name) for script in _WRITES} | {"bury": _once(
 BATCH_PARTS = ("get", "put", "patch", "touch", "delete", "post", "begin", "batch")
 BATCH = _script("batch", "prelude", *BATCH_PARTS, main="return batch(nil, 1, #ARGV)")
 ONCE["batch"] = _script("batch once", "prelude", *BATCH_PARTS, "once", main="return once(batch)")
+PUT_ALL = _act("put_all")
+GET_ALL = _act("get_all")
 LIST = _act("list")
 REGISTER = _act("register")
 CENSUS = _act("census")
