@@ -32,6 +32,7 @@ from kvstore.embedded import StartFailed
 from kvstore.errors import Problem, StoreUnavailable, unavailable
 from kvstore.jobs import DEAD, See, Seen
 from kvstore.paths import Path, own_key, parse_path
+from kvstore.protocol import ID_BYTES
 from kvstore.queues import DEFAULT_ATTEMPTS, MAX_ATTEMPTS
 from kvstore.settings import InvalidSetting, Settings, read_settings
 from kvstore.store import Store
@@ -125,6 +126,7 @@ class DelayedResult:
         """
         deadline = time.monotonic() + timeout_s
         store, _ = _connection()
+        pause_s = 0.0
         while True:
             at: At = store.execute(Place(self._result))
             if at.document:
@@ -137,6 +139,8 @@ class DelayedResult:
                 raise TimeoutError(f"{self.key} is not there after {timeout_s} s")
             if status != "done":
                 store.wait(self._result, (at.place, "$"), left_s)
+                time.sleep(pause_s)  # on a busy queue there is always a change
+                pause_s = min(0.02, 2 * pause_s + 0.001)
 
     def _seen(self) -> Seen | None:
         seen = _connection().store.execute(See(self._job))
@@ -185,6 +189,7 @@ def _queue(text: str) -> Path:
     path = parse_path(text.encode()).container
     if path.text == "/":
         raise ValueError("a queue is a container such as /tasks/, and not the root")
+    parse_path((path.text + RESULTS).encode() + b"0" * ID_BYTES)  # that there is a place for what comes of its jobs
     return path
 
 
