@@ -209,13 +209,13 @@ def _read(read: AllRead) -> Answer:
     """The reply to the GETs of a batch."""
     documents, expires_at_ms, time_ms = read
     texts = []
-    for (text, _, tag), at_ms in zip(documents, expires_at_ms, strict=True):
+    for (text, is_object, tag), at_ms in zip(documents, expires_at_ms, strict=True):
         headers, ttl_ms = [], None
         if tag is not None:
             headers.append(f'"ETag":"\\"{tag}\\"","Last-Modified":"{http_date(tag_time_ms(tag) // 1000)}"')
         if at_ms >= 0:
             headers.append(f'"Sunset":"{http_date(at_ms // 1000)}"')
-            ttl_ms = at_ms - time_ms
+            ttl_ms = at_ms - time_ms if is_object else None
         texts.append(b'{"status":200,"headers":{%b},"body":%b}' % (",".join(headers).encode(), with_ttl(text, ttl_ms)))
     return _responses(texts)
 

@@ -378,14 +378,14 @@ def _failed(current: Found | None) -> PreconditionFailed:
     return PreconditionFailed(
         "what is stored is not what a precondition asked for; read it again, decide, and send its entity-tag",
         etag=f'"{current.tag}"' if current.tag else None,
-        current=with_ttl(current.text, current.ttl_ms),
+        current=with_ttl(current.text, current.ttl_ms if current.is_object else None),
     )
 
 
 def _document(status: int, found: Found, headers: Headers) -> Reply:
-    text, _, tag, expires_at_ms, ttl_ms = found
+    text, is_object, tag, expires_at_ms, ttl_ms = found
     dates = _dates(None if tag is None else tag_time_ms(tag) // 1000, None if expires_at_ms is None else expires_at_ms // 1000)
-    return Reply(status, (*DOCUMENT, *tag_header(tag), *dates, *headers), with_ttl(text, ttl_ms) + b"\n")
+    return Reply(status, (*DOCUMENT, *tag_header(tag), *dates, *headers), with_ttl(text, ttl_ms if is_object else None) + b"\n")
 
 
 @lru_cache(maxsize=1024)  # what is written in one second with one TTL has the same
