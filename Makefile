@@ -34,11 +34,12 @@ check: $(VENV)/ready-dev ## ruff, mypy
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-bench: $(VENV)/ready-dev ## measure beside webdis, nchan and a plain Flask app, about 18 minutes
+bench: $(VENV)/ready-dev ## measure beside webdis, nchan and a plain Flask app, about 20 minutes
 	@$(BIN)/python bench/peers
 	@$(BIN)/python bench/inside
 	@$(BIN)/python bench/containers
 	@$(BIN)/python bench/live
+	@$(BIN)/python bench/jobs
 
 load: ## PUT and GET 2,000 things at a server that runs; URL=http://127.0.0.1:8000
 	@bench/load.sh $(URL)

@@ -13,7 +13,7 @@ from kvstore import embedded
 from kvstore.errors import InvalidRequest
 from kvstore.messages import refuse
 from kvstore.settings import Settings, read_settings
-from kvstore.store import open_store
+from kvstore.store import Store, open_store
 from kvstore.web import as_response, make_blueprint
 
 log = logging.getLogger("kvstore")
@@ -38,6 +38,15 @@ def locate(settings: Settings) -> tuple[Settings, embedded.Server | None]:
     return replace(settings, redis_url=url), server
 
 
+def connect(settings: Settings) -> tuple[Store, Settings]:
+    """A store on what locate() finds, and the settings; an embedded server that was started ends with this process."""
+    settings, server = locate(settings)
+    if server:
+        server.keep()
+        atexit.register(server.stop)
+    return open_store(settings.redis_url, verify_tls=settings.verify_tls), settings
+
+
 def create_app() -> flask.Flask:
     """The whole service as a Flask application, by the settings in the environment; raises settings.InvalidSetting."""
     app = flask.Flask("kvstore", static_folder=None)
@@ -51,8 +60,4 @@ def blueprint() -> flask.Blueprint:
 
     Register it at the prefix that it shall answer below: `app.register_blueprint(kvstore.blueprint(), url_prefix="/kv")`.
     """
-    settings, server = locate(read_settings(os.environ))
-    if server:
-        server.keep()
-        atexit.register(server.stop)
-    return make_blueprint(open_store(settings.redis_url, verify_tls=settings.verify_tls), settings)
+    return make_blueprint(*connect(read_settings(os.environ)))

@@ -14,7 +14,7 @@ Sources: RFC 8259 (JSON), RFC 3629 (UTF-8), HGETALL.
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import lru_cache
 from json.decoder import scanstring  # type: ignore[attr-defined]  # typeshed leaves it out
 from json.encoder import encode_basestring
@@ -26,6 +26,7 @@ MAX_DEPTH = 64
 MAX_MEMBERS = 10_000
 MAX_BYTES = 1024 * 1024
 MAX_PLAIN_BYTES = 16 * 1024
+MAX_CACHED_BYTES = 1024  # of the names of a document
 
 META = b"$kv"
 VALUE = b"$value"
@@ -136,6 +137,34 @@ MAX_REMEMBERED_BYTES = 1024
 
 
 def _decode(flat: list[bytes]) -> Decoded:
+    if len(flat) < MAX_REMEMBERED_PARTS and flat[0] == META and (ours := _META.fullmatch(flat[1])) and ours[2] == b"object":
+        names = tuple(flat[2::2])
+        if len(flat[1]) + len(b"".join(names)) <= MAX_CACHED_BYTES and (plan := _usual_plan(names, ours[3])):
+            places, template = plan
+            values = [flat[place] for place in places]
+            texts = [value if _is_plain(value) else _json_text(value) for value in values]
+            return Decoded(template % tuple(texts), True, ours[1].decode())
+    return _decode_any(flat)
+
+
+@lru_cache(maxsize=2048)
+def _usual_plan(names: tuple[bytes, ...], order: bytes | None) -> tuple[list[int], bytes] | None:
+    """Where the values stand in a hash of ours, and the document without them; None where a name is special."""
+    if b"ttl" in names or not _is_utf8(list(names)):
+        return None
+    ordered = _in_order(names, order)
+    return [2 * names.index(name) + 3 for name in ordered], _template([_name(name) for name in ordered])
+
+
+def _in_order(names: Collection[bytes], order: bytes | None) -> list[bytes]:
+    """A document's names in the order that our own field lists; sorted those that it does not."""
+    if order is None:
+        return sorted(names)
+    first = [name for name in _names(order) if name in names]
+    return first + sorted(set(names) - set(first)) if len(first) < len(names) else first
+
+
+def _decode_any(flat: list[bytes]) -> Decoded:
     hash_ = dict(zip(flat[::2], flat[1::2], strict=True))
     tag = order = None
     if (meta := hash_.get(META)) is not None and (ours := _META.fullmatch(meta)):
@@ -145,11 +174,7 @@ def _decode(flat: list[bytes]) -> Decoded:
             return Decoded(_json_text(hash_.get(VALUE, b"null")), False, tag)
         order = ours[3]
     hash_.pop(b"ttl", None)  # the name is reserved: what another client stored there cannot be shown beside the TTL
-    if order is None:
-        names = sorted(hash_)
-    else:
-        first = [name for name in _names(order) if name in hash_]
-        names = first + sorted(hash_.keys() - set(first)) if len(first) < len(hash_) else first
+    names = _in_order(hash_, order)
     quote = _name
     if tag is None:  # another client's hash: no name is escaped there
         quote = _quote_foreign
@@ -224,30 +249,44 @@ def _encode(text: str) -> Encoded:
     return Encoded(shape, [part for pair in zip(names, values, strict=True) for part in pair], whole, ttl_s, has_server_values)
 
 
-# An object whose members are all plain, without an escape and in ASCII: most documents are one, and for these two steps of the
-# regex engine do all the work.
+# An object of a few members, all plain, without an escape and in ASCII: most documents are one, and for these one step of the
+# regex engine does all the work.
+MAX_PLAIN_MEMBERS = 32
 _PLAIN_MEMBER = (
-    rb'"([^"\\\x00-\x1f\x80-\xff]*)"[ \t\n\r]*:[ \t\n\r]*'
-    rb'("[^"\\\x00-\x1f\x80-\xff]*"|-?(?:0|[1-9][0-9]{0,17})(?:\.[0-9]{1,17})?|true|false|null)[ \t\n\r]*'
+    rb'"([^"\\\x00-\x1f\x80-\xff]*+)"[ \t\n\r]*+:[ \t\n\r]*+'
+    rb'("[^"\\\x00-\x1f\x80-\xff]*+"|-?(?:0|[1-9][0-9]{0,17})(?:\.[0-9]{1,17})?|true|false|null)[ \t\n\r]*+'
 )
-_is_plain_object = re.compile(rb"[ \t\n\r]*\{[ \t\n\r]*%b(?:,[ \t\n\r]*%b)*\}[ \t\n\r]*" % (2 * (_PLAIN_MEMBER,))).fullmatch
-_plain_members = re.compile(_PLAIN_MEMBER).findall
+_MORE_MEMBERS = b""
+for _ in range(MAX_PLAIN_MEMBERS - 1):
+    _MORE_MEMBERS = rb"(?:,[ \t\n\r]*+%b%b)?+" % (_PLAIN_MEMBER, _MORE_MEMBERS)
+_plain_object = re.compile(rb"[ \t\n\r]*+\{[ \t\n\r]*+%b%b\}[ \t\n\r]*+" % (_PLAIN_MEMBER, _MORE_MEMBERS)).fullmatch
 
 
 def _encode_plain(body: bytes) -> Encoded | None:
     """The same as _encode, for plain objects only; None for all others, and for what is to be refused."""
-    if len(body) > MAX_PLAIN_BYTES or not _is_plain_object(body):
+    if len(body) > MAX_PLAIN_BYTES or not (found := _plain_object(body)):
         return None
-    members: list[tuple[bytes, bytes]] = _plain_members(body)
-    names = [name for name, _ in members]
+    fields = list(found.groups()[: found.lastindex])
+    names = tuple(fields[::2])
+    if len(b"".join(names)) > MAX_CACHED_BYTES or not (plan := _plain_plan(names)):
+        return None
+    shape, template = plan
+    return Encoded(shape, fields, template % tuple(fields[1::2]), None)
+
+
+@lru_cache(maxsize=2048)  # names repeat from document to document
+def _plain_plan(names: tuple[bytes, ...]) -> tuple[bytes, bytes] | None:
+    """What follows the entity-tag, and the document without its values, for plain names; None where one is special."""
     if len(set(names)) < len(names) or b"ttl" in names or b".sv" in names or any(name.startswith(META) for name in names):
         return None
     quoted = [b'"%b"' % name for name in names]
-    shape = OBJECT
-    if len(names) > 1 and names != sorted(names):
-        shape += b" [%b]" % b",".join(quoted)
-    whole = b"{%b}" % b",".join([b'"%b":%b' % member for member in members])
-    return Encoded(shape, [part for member in members for part in member], whole, None)
+    shape = OBJECT if list(names) == sorted(names) else OBJECT + b" [%b]" % b",".join(quoted)
+    return shape, _template([name + b":" for name in quoted])
+
+
+def _template(quoted: list[bytes]) -> bytes:
+    """A document of these names, each quoted and with its colon, to be filled with values by `%`."""
+    return b"{%b}" % b",".join([name.replace(b"%", b"%%") + b"%b" for name in quoted])
 
 
 def _server_values(members: dict[str, str], values: list[bytes]) -> bool:
@@ -434,7 +473,7 @@ def _field(name: str) -> bytes:
 
 def _names(order: bytes) -> list[bytes]:
     """The names that our own field lists, as fields."""
-    return _cached_names(order) if len(order) <= 1024 else _load_names(order)
+    return _cached_names(order) if len(order) <= MAX_CACHED_BYTES else _load_names(order)
 
 
 def _load_names(order: bytes) -> list[bytes]:

@@ -24,6 +24,7 @@ from kvstore.errors import (
 from kvstore.paths import Path, parse_path
 from kvstore.scripts import BEGIN, CONCLUDE, DELETE, ONCE, PATCH, POST, PUT, READ, REGISTER, TOUCH, Script
 
+DAY_MS = 86_400_000
 MAX_ATTEMPTS = 1000  # to write back a document that others write at the same time
 
 
@@ -81,7 +82,7 @@ class Replayed(NamedTuple):
     outcome: Any
 
 
-Written = TypeVar("Written", Stored, Appended, Again)
+Written = TypeVar("Written")  # the outcome of a write
 
 Reply: TypeAlias = Any  # what Redis answers: bytes, int, None, or a list of these
 
@@ -268,9 +269,9 @@ class Delete(NamedTuple):
         return (self.path.rest, *_judged(self.conditions), self.log_length)
 
     def outcome(self, reply: Reply) -> Deleted | Missing | Failed:
-        if reply[0] == b"failed":
-            return refused(reply)
-        return Deleted() if reply[0] == b"deleted" else Missing()
+        if reply[0] == b"deleted":
+            return Deleted()
+        return Missing() if reply[0] == b"missing" else refused(reply)
 
 
 class Edit(NamedTuple):
@@ -363,12 +364,13 @@ class Conclude(NamedTuple):
 class Once(NamedTuple):
     """A command with an Idempotency-Key: carried out once, and answered as then ever after: Replayed.
 
-    `key` is where the answer is kept, `request` tells this request from another with the same key.
+    `key` is where the answer is kept, for `keep_ms`; `request` tells this request from another with the same key.
     """
 
     command: Command
     key: str
     request: str
+    keep_ms: int = DAY_MS
 
     @property
     def script(self) -> Script:
@@ -380,7 +382,7 @@ class Once(NamedTuple):
 
     @property
     def arguments(self) -> tuple[bytes | str | int, ...]:
-        return (*self.command.arguments, self.request)
+        return (*self.command.arguments, self.keep_ms, self.request)
 
     def outcome(self, reply: Reply) -> Any:
         if reply[0] == b"reused":

@@ -86,6 +86,8 @@ def tag_time_ms(tag: str) -> int:
 
 def read_status(conditions: Conditions, tag: str | None) -> int:
     """What a GET or HEAD of a document with this tag (None: it has none) answers: 200, 304 or 412 (RFC 9110 section 13.2.2)."""
+    if conditions is NONE:
+        return 200
     time_s = None if tag is None else tag_time_ms(tag) // 1000
     if conditions.match:
         if not _matches(conditions.match, tag):

@@ -2,6 +2,7 @@
 
 import re
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 from kvstore.codec import META
 from kvstore.commands import Again, Command, Conclude, Found, Reply, below, found_in
@@ -10,7 +11,7 @@ from kvstore.presence import Hold
 from kvstore.scripts import CENSUS, CHANGES, DELETE_BELOW, LIST, PLACE, Script
 
 MAX_PAGE_BYTES = 4 * 1024 * 1024  # of values in a page of a listing, or one document
-_MARK = re.compile(rb"job (\d+) (\d+) (\S+) ")
+_MARK = re.compile(rb"job (\d+) (\d+) (\S+) (\S+)\n")
 MAX_DELETED_AT_ONCE = 1000  # some 10 ms of Redis's time
 
 
@@ -95,13 +96,36 @@ class List(NamedTuple):
         return item if now_ms is None or self.recursive else item._replace(**_as_job(document[0], now_ms))
 
 
-def _as_job(fields: list[bytes], now_ms: int) -> dict[str, Any]:
-    """What is known of a document as a job, from its hash (see read_mark in lua/prelude.lua)."""
+class Mark(NamedTuple):
+    """What is known of a document as a job: see read_mark in lua/prelude.lua. `lease` and `reason` are "" for none."""
+
+    attempts: int
+    held_until_ms: int
+    lease: str
+    reason: str
+
+    def state(self, now_ms: int) -> str:
+        """`ready`, `leased` or `delayed`."""
+        if self.held_until_ms <= now_ms:
+            return "ready"
+        return "leased" if self.lease else "delayed"
+
+
+UNMARKED = Mark(0, 0, "", "")
+
+
+def read_mark(fields: list[bytes]) -> Mark:
+    """The mark in a document's hash: field, value, field, value…"""
     mark = _MARK.match(fields[fields.index(META) + 1]) if META in fields[::2] else None
     if not mark:
-        return {"state": "ready"}
-    is_held = int(mark[2]) > now_ms
-    return {"state": ("delayed" if mark[3] == b"-" else "leased") if is_held else "ready", "attempts": int(mark[1])}
+        return UNMARKED
+    lease, reason = ("" if part == b"-" else part.decode() for part in (mark[3], mark[4]))
+    return Mark(int(mark[1]), int(mark[2]), lease, unquote(reason))
+
+
+def _as_job(fields: list[bytes], now_ms: int) -> dict[str, Any]:
+    mark = read_mark(fields)
+    return {"state": mark.state(now_ms), "attempts": mark.attempts}
 
 
 class Census(NamedTuple):

@@ -73,7 +73,9 @@ def is_settled(command: Command, outcome: object) -> bool:
         return bool(outcome.jobs)
     if isinstance(outcome, Found) and isinstance(command, Get):
         return read_status(command.conditions, outcome.tag) != 304
-    return not isinstance(outcome, Missing | Unchanged)
+    if isinstance(outcome, Missing):  # whoever has a document's tag wants to know that it is gone
+        return isinstance(command, Get) and bool(command.conditions.none_match)
+    return not isinstance(outcome, Unchanged)
 
 
 def prefix(path: Path) -> str:

@@ -6,15 +6,17 @@ was taken, until when it cannot be taken, and its lease, which takes the place o
 
 import json
 from typing import NamedTuple
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
+from kvstore.codec import Encoded
 from kvstore.commands import Again, Failed, Found, Missing, Reply, below, found_in, refused, registered
-from kvstore.containers import MAX_PAGE_BYTES
+from kvstore.containers import MAX_PAGE_BYTES, Mark, read_mark
 from kvstore.errors import InvalidPath, PathTooLong
 from kvstore.paths import Path, parse_path
-from kvstore.scripts import BURY, LEASE, TAKE, Script
+from kvstore.scripts import BURY, FINISH, LEASE, READ, TAKE, Script
 
 DEAD = "dead/"  # below the queue: where its dead jobs go
+MAX_REASON_BYTES = 1000
 _DEAD_SHAPE = b' object ["value","reason","attempts","died"]'
 
 
@@ -45,6 +47,21 @@ class Held(NamedTuple):
     document: Found
 
 
+class Finished(NamedTuple):
+    """A job is done, and its result is stored."""
+
+
+class Lost(NamedTuple):
+    """A job is gone, or somebody else has taken it since. Nothing was changed."""
+
+
+class Seen(NamedTuple):
+    """A job as it stands, and whether somebody has taken it."""
+
+    mark: Mark
+    is_leased: bool
+
+
 class Take(NamedTuple):
     """Take up to `limit` jobs for `lease_ms`: Taken. One that was taken `max_attempts` times already is dead, and is buried."""
 
@@ -64,6 +81,8 @@ class Take(NamedTuple):
         return (*below(self.container), self.lease_ms, self.limit, self.max_attempts, MAX_PAGE_BYTES)
 
     def outcome(self, reply: Reply) -> Taken | Again:
+        if reply[0] == b"more":
+            return Again(self)
         if reply[0] == b"none":
             return Taken([], reply[1], (reply[2].decode(), reply[3].decode()))
         jobs = [self._job(*job) for job in reply[1]]
@@ -92,7 +111,7 @@ class Bury(NamedTuple):
         reason = job.reason or f"taken {job.attempts} times, and never done"
         fields = [b"value", job.document.text, b"reason", json.dumps(reason).encode()]
         fields += [b"attempts", b"%d" % job.attempts, b"died", b"@"]
-        rest = _dead_path(self.take.container, job).rest
+        rest = below_queue(self.take.container, DEAD, job).rest
         ttl_ms = job.document.ttl_ms
         options = "\n".join(("", "", "", "put", "", "sv"))
         prefix, _ = below(self.take.container)
@@ -105,8 +124,7 @@ class Bury(NamedTuple):
     def outcome(self, reply: Reply) -> Again:
         following = Again(self._replace(jobs=self.jobs[1:]) if len(self.jobs) > 1 else self.take)
         if reply[0] == b"buried":
-            again: Again = registered(self.take.container, reply[1], following)
-            return again
+            return registered(self.take.container, reply[1], following)
         return following
 
 
@@ -134,9 +152,87 @@ class Lease(NamedTuple):
         return Missing() if reply[0] == b"missing" else refused(reply)
 
 
-def _dead_path(container: Path, job: Job) -> Path:
-    """Where a dead job goes: its name below `dead/`, or its lease where there is no room for the name."""
+class Finish(NamedTuple):
+    """Store the result of a job below its queue, and delete the job, where nobody has taken it since: Finished or Lost."""
+
+    container: Path
+    job: Job
+    result: Path
+    encoded: Encoded
+    ttl_ms: int
+    log_length: int
+    script: Script = BURY
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return self.container.keys
+
+    @property
+    def arguments(self) -> tuple[bytes | str | int, ...]:
+        prefix, _ = below(self.container)
+        moved = (prefix, self.job.path.rest, self.job.lease, self.result.rest)
+        return (*moved, self.ttl_ms, self.log_length, self.encoded.shape, "", *self.encoded.fields)
+
+    def outcome(self, reply: Reply) -> Finished | Lost | Again:
+        if reply[0] != b"buried":
+            return Lost()
+        return registered(self.container, reply[1], Finished())
+
+
+class FinishAndTake(NamedTuple):
+    """Finish a job as `finish` does, then take the next one as `take` does: Taken, or Lost, and then nothing is taken."""
+
+    finish: Finish
+    take: Take
+    script: Script = FINISH
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return self.take.keys
+
+    @property
+    def arguments(self) -> tuple[bytes | str | int, ...]:
+        return (*self.take.arguments, *self.finish.arguments)
+
+    def outcome(self, reply: Reply) -> Taken | Lost | Again:
+        if reply[0] != b"finished":
+            return Lost()
+        following = self.take.outcome(reply[2]) if len(reply) > 2 else Again(self.take)
+        return registered(self.take.container, reply[1], following)
+
+
+class See(NamedTuple):
+    """Look at a job and leave it as it is: Seen or Missing."""
+
+    path: Path
+    script: Script = READ
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return (self.path.keys.document,)
+
+    @property
+    def arguments(self) -> tuple[bytes | str | int, ...]:
+        return ()
+
+    def outcome(self, reply: Reply) -> Seen | Missing:
+        if not reply:
+            return Missing()
+        fields, expires_at_ms, ttl_ms = reply
+        mark = read_mark(fields)
+        now_ms = expires_at_ms - ttl_ms if expires_at_ms >= 0 else 0  # Redis's clock; 0 where another client made it immortal
+        return Seen(mark, mark.state(now_ms) == "leased")
+
+
+def below_queue(container: Path, place: str, job: Job) -> Path:
+    """Where what a job has become goes: its name below `place`, or its lease where there is no room for the name."""
     try:
-        return parse_path((container.text + DEAD + job.path.text.rpartition("/")[2]).encode())
+        return parse_path((container.text + place + job.path.text.rpartition("/")[2]).encode())
     except (InvalidPath, PathTooLong):
-        return parse_path((container.text + DEAD + job.lease).encode())
+        return parse_path((container.text + place + job.lease).encode())
+
+
+def spell_reason(text: str) -> str:
+    """Why a job is given back, as Lease takes it: percent-encoded, the first MAX_REASON_BYTES of it; `-` for nothing."""
+    cut = text.encode("utf-8", "backslashreplace")[:MAX_REASON_BYTES].decode("utf-8", "ignore")
+    return quote(cut, safe="").replace("-", "%2D") or "-"  # so that a reason "-" is one

@@ -98,6 +98,18 @@ def parse_duration_s(text: str) -> int | None:
     return int(found[1]) * _UNITS_S[found[2]] if found else None
 
 
+def with_ttl(text: bytes, ttl_ms: int | None) -> bytes:
+    """A document with its remaining TTL as the last member, where it is an object and expires (`ttl_ms` is not None)."""
+    if ttl_ms is None or not text.startswith(b"{"):
+        return text
+    return (text[:-1] + b"," if len(text) > 2 else b"{") + _ttl_member(ttl_s(ttl_ms))
+
+
+@lru_cache(maxsize=1024)
+def _ttl_member(seconds: int) -> bytes:
+    return b'"ttl":%d}' % seconds
+
+
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 

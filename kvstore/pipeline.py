@@ -17,6 +17,7 @@ import hiredis
 from kvstore.address import Address
 from kvstore.commands import Again, Command
 from kvstore.errors import Problem, problem_of_reply, unavailable
+from kvstore.joint import Kin, join, kin, place_among
 
 log = logging.getLogger("kvstore")
 
@@ -25,6 +26,7 @@ UNSENT_S = 1.5  # that a command may wait for a connection
 CONNECT_S = 3.0  # from opening a connection to the end of its handshake
 BACKOFF_S = (0.02, 0.05, 0.1, 0.2, 0.4)  # between attempts to connect, then the last one again and again
 CHECK_S = 0.25  # between looks at what is overdue
+MAX_JOINED = 64  # commands sent as one: more of them would gain little, and hold Redis up for the other clients
 MAX_WAITING = 20_000  # commands without a reply
 MAX_WAITING_BYTES = 64 * 1024 * 1024  # of commands without a reply
 
@@ -36,22 +38,27 @@ Done = Callable[[Any, Any], None]
 class _Waiting:
     """A command without a reply: what to call with its outcome, and when that is overdue."""
 
-    __slots__ = ("command", "context", "done", "due", "packed", "size")
+    __slots__ = ("command", "context", "count", "done", "due", "packed", "size")
 
-    def __init__(self, command: Command, done: Done, context: Any, due: float) -> None:
+    def __init__(self, command: Command, done: Done, context: Any, due: float, count: int = 1) -> None:
         self.command = command
         self.done = done
         self.context = context
         self.due = due
-        self.pack("EVALSHA", command.script.sha)
+        self.count = count  # of the commands that it stands for
 
-    def pack(self, *script: str) -> None:
-        """Put the command into Redis's protocol, by EVALSHA or EVAL."""
+    def pack(self) -> "_Waiting":
+        """Put the command into Redis's protocol, by EVALSHA."""
+        return self.pack_as("EVALSHA", self.command.script.sha)
+
+    def pack_as(self, *script: str) -> "_Waiting":
+        """The same, by EVALSHA or EVAL."""
         command = self.command
         keys = command.keys
         words: tuple[Any, ...] = (*script, len(keys), *keys, *command.arguments)
         self.packed = hiredis.pack_command(words)
         self.size = len(self.packed)
+        return self
 
 
 class AsyncStore(Protocol):
@@ -98,10 +105,14 @@ class Pipeline:
             loop = self._start()
         connection = self._connection
         if connection is not None and connection.has_room:
-            connection.send(_Waiting(command, done, context, loop.time() + ANSWER_S))
+            waiting = _Waiting(command, done, context, loop.time() + ANSWER_S)
+            if (alike := kin(command)) is None:
+                connection.send(waiting.pack())
+            else:
+                connection.gather(alike, waiting)
             return
         if connection is None and not self._closed and len(self._unsent) < MAX_WAITING:
-            waiting = _Waiting(command, done, context, loop.time() + UNSENT_S)
+            waiting = _Waiting(command, done, context, loop.time() + UNSENT_S).pack()
             if self._unsent_bytes + waiting.size <= MAX_WAITING_BYTES:
                 self._unsent_bytes += waiting.size
                 self._unsent.append(waiting)
@@ -196,8 +207,10 @@ class _Connection(asyncio.Protocol):
         self._loop = loop
         self._reader = hiredis.Reader()
         self._sent: deque[_Waiting] = deque()
-        self._bytes = 0  # of the commands in _sent
+        self._bytes = self._count = 0  # of the commands in _sent
         self._buffer: list[bytes] = []
+        self._gathered: dict[Kin, dict[str | int, _Waiting]] = {}  # commands that are packed at the end of this turn
+        self._is_scheduled = False  # the end of this turn
         self._transport: asyncio.Transport = None  # type: ignore[assignment]  # set by connection_made
         self._greeting: asyncio.Future[Any] | None = None
 
@@ -219,14 +232,54 @@ class _Connection(asyncio.Protocol):
         """Write a packed command with the others of this turn of the loop."""
         packed, waiting.packed = waiting.packed, b""
         self._bytes += waiting.size
+        self._count += waiting.count
         self._sent.append(waiting)
-        if self._bytes > MAX_WAITING_BYTES or len(self._sent) >= MAX_WAITING:
+        if self._bytes > MAX_WAITING_BYTES or self._count >= MAX_WAITING:
             self.has_room = False
-        if not self._buffer:
-            self._loop.call_soon(self._flush)
         self._buffer.append(packed)
+        self._schedule()
+
+    def gather(self, alike: Kin, waiting: _Waiting) -> None:
+        """Keep a command to the end of this turn of the loop, to send it with others of its kin as one (joint.py)."""
+        gathered = self._gathered.setdefault(alike, {})
+        place = place_among(waiting.command, len(gathered))
+        if place in gathered:
+            self.send(waiting.pack())
+            return
+        gathered[place] = waiting
+        if len(gathered) == MAX_JOINED:
+            self._send_joined(self._gathered.pop(alike))
+        else:
+            self._schedule()
+
+    def _send_joined(self, gathered: dict[str | int, _Waiting]) -> None:
+        joined = list(gathered.values())
+        if len(joined) == 1:
+            self.send(joined[0].pack())
+            return
+        command = join([waiting.command for waiting in joined])
+        self.send(_Waiting(command, self._part, joined, joined[0].due, len(joined)).pack())
+
+    def _schedule(self) -> None:
+        if not self._is_scheduled:
+            self._is_scheduled = True
+            self._loop.call_soon(self._flush)
+
+    def _part(self, joined: list[_Waiting], outcomes: Any) -> None:
+        """Give each of the commands that were sent as one its outcome; one that has none is sent by itself."""
+        if isinstance(outcomes, Exception):
+            outcomes = [outcomes] * len(joined)
+        for waiting, outcome in zip(joined, outcomes, strict=True):
+            if outcome is None:
+                self.send(waiting.pack())
+            else:
+                waiting.done(waiting.context, outcome)
 
     def _flush(self) -> None:
+        gathered, self._gathered = self._gathered, {}
+        for alike in gathered.values():
+            self._send_joined(alike)
+        self._is_scheduled = False
         buffer, self._buffer = self._buffer, []
         if buffer and not self._transport.is_closing():
             self._transport.write(b"".join(buffer) if len(buffer) > 1 else buffer[0])
@@ -244,6 +297,7 @@ class _Connection(asyncio.Protocol):
                     continue
                 waiting = sent.popleft()
                 self._bytes -= waiting.size
+                self._count -= waiting.count
                 self.has_room = True
                 if isinstance(reply, hiredis.ReplyError):
                     self._refused(waiting, reply)
@@ -254,9 +308,8 @@ class _Connection(asyncio.Protocol):
                     outcome = error
                 if type(outcome) is Again:
                     waiting.command = outcome.command
-                    waiting.pack("EVALSHA", waiting.command.script.sha)
                     waiting.due = self._loop.time() + ANSWER_S
-                    self.send(waiting)
+                    self.send(waiting.pack())
                     continue
                 waiting.done(waiting.context, outcome)
         except hiredis.ProtocolError:
@@ -279,8 +332,7 @@ class _Connection(asyncio.Protocol):
     def _refused(self, waiting: _Waiting, reply: Any) -> None:
         text = str(reply)
         if text.startswith("NOSCRIPT"):  # nothing was run, so this is not a second sending
-            waiting.pack("EVAL", waiting.command.script.text)
-            self.send(waiting)
+            self.send(waiting.pack_as("EVAL", waiting.command.script.text))
         else:
             waiting.done(waiting.context, problem_of_reply(text))
 
@@ -295,8 +347,9 @@ class _Connection(asyncio.Protocol):
         if self._greeting and not self._greeting.done():
             self._greeting.set_exception(ConnectionError("Redis closed the connection"))
         sent, self._sent = self._sent, deque()
-        self._buffer, self._bytes = [], 0
-        for waiting in sent:
+        self._buffer, self._bytes, self._count = [], 0, 0
+        gathered, self._gathered = self._gathered, {}
+        for waiting in (*sent, *(each for alike in gathered.values() for each in alike.values())):
             waiting.done(waiting.context, unavailable(f"Redis did not answer; {UNKNOWN}"))
 
     def connection_lost(self, _: Exception | None) -> None:

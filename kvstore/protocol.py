@@ -8,9 +8,11 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 from kvstore import codec
+from kvstore.alike import AllRead, AllWritten, parse_alike, render_responses
 from kvstore.batch import Answers, Batch, Refused, parse_batch, render_answers, render_refused
 from kvstore.commands import (
     Appended,
@@ -63,6 +65,7 @@ from kvstore.messages import (
     raw_parameter,
     tag_header,
     ttl_s,
+    with_ttl,
 )
 from kvstore.paths import Path, own_key, parse_path, split_target
 from kvstore.presence import Hold, asked_hold
@@ -75,6 +78,8 @@ BATCH_PATH = "/_/batch"
 
 ALLOW_DOCUMENT = "GET, HEAD, PUT, PATCH, POST, DELETE, OPTIONS"
 ALLOW_CONTAINER = "GET, HEAD, POST, DELETE, OPTIONS"
+
+_ALLOWED = tuple(frozenset(allow.split(", ")) for allow in (ALLOW_DOCUMENT, ALLOW_CONTAINER))  # by whether it is a container
 
 MERGE_PATCH = "application/merge-patch+json"
 JSON_PATCH = "application/json-patch+json"
@@ -110,7 +115,7 @@ def parse(request: Request, settings: Settings) -> Command | Follow | Wait | Rep
     allow = ALLOW_CONTAINER if path.is_container else ALLOW_DOCUMENT
     if method == "OPTIONS":
         return _options(allow)
-    if method not in allow.split(", "):
+    if method not in _ALLOWED[path.is_container]:
         raise MethodNotAllowed(f"{path.text} takes {allow}", headers={"Allow": allow})
     if method in ("GET", "HEAD"):
         if b"hold=" in raw_query and parameter(raw_query, "hold") is not None:
@@ -167,6 +172,14 @@ def _batch(request: Request, path: Path, settings: Settings) -> Command | Reply:
     if request.method != "POST":
         raise MethodNotAllowed(f"{path.text} takes POST", headers={"Allow": "POST, OPTIONS"})
     _check_json(request.headers)
+    if "idempotency-key" not in request.headers:
+        alike = parse_alike(request, settings, lambda: _any_batch(request, settings))
+        if alike is not None:
+            return alike
+    return _any_batch(request, settings)
+
+
+def _any_batch(request: Request, settings: Settings) -> Command | Reply:
     atomic, batch = parse_batch(request, lambda part: _in_batch(parse(part, settings)))
     first = batch.next()
     key = request.headers.get("idempotency-key")
@@ -275,7 +288,7 @@ def _check_coding(headers: Mapping[str, str]) -> None:
 
 def _check_json(headers: Mapping[str, str]) -> None:
     _check_coding(headers)
-    if "content-type" not in headers:
+    if "content-type" not in headers or headers["content-type"] in JSON_TYPES:
         return
     media_type = _media_type(headers)
     if media_type and media_type not in JSON_TYPES and not _JSON_SUFFIX.fullmatch(media_type):
@@ -365,25 +378,20 @@ def _failed(current: Found | None) -> PreconditionFailed:
     return PreconditionFailed(
         "what is stored is not what a precondition asked for; read it again, decide, and send its entity-tag",
         etag=f'"{current.tag}"' if current.tag else None,
-        current=_body(current).rstrip(),
+        current=with_ttl(current.text, current.ttl_ms),
     )
 
 
 def _document(status: int, found: Found, headers: Headers) -> Reply:
-    tag, expires_at_ms = found.tag, found.expires_at_ms
-    if expires_at_ms is not None:
-        headers = (("Sunset", http_date(expires_at_ms // 1000)), *headers)
-    if tag is not None:
-        headers = (("ETag", f'"{tag}"'), ("Last-Modified", http_date(tag_time_ms(tag) // 1000)), *headers)
-    return Reply(status, DOCUMENT + headers, _body(found))
+    text, _, tag, expires_at_ms, ttl_ms = found
+    dates = _dates(None if tag is None else tag_time_ms(tag) // 1000, None if expires_at_ms is None else expires_at_ms // 1000)
+    return Reply(status, (*DOCUMENT, *tag_header(tag), *dates, *headers), with_ttl(text, ttl_ms) + b"\n")
 
 
-def _body(found: Found) -> bytes:
-    """The document with its remaining TTL as the last member, in whole seconds, rounded up so that it is never 0."""
-    text, ttl_ms = found.text, found.ttl_ms
-    if ttl_ms is None or not found.is_object:
-        return text + b"\n"
-    return b'%b%b"ttl":%d}\n' % (text[:-1], b"," if len(text) > 2 else b"", ttl_s(ttl_ms))
+@lru_cache(maxsize=1024)  # what is written in one second with one TTL has the same
+def _dates(written_at_s: int | None, expires_at_s: int | None) -> Headers:
+    dates = ("Last-Modified", written_at_s), ("Sunset", expires_at_s)
+    return tuple((name, http_date(time_s)) for name, time_s in dates if time_s is not None)
 
 
 def _stored(request: Request, stored: Stored) -> Reply:
@@ -414,7 +422,7 @@ _RENDERERS: dict[type, Callable[[Request, Any], Reply]] = {
     Listing: render_listing,
     Unchanged: lambda _, unchanged: render_unchanged(unchanged.tag),
     DeletedBelow: lambda _, deleted: Reply(200, DOCUMENT, b'{"deleted":%d}\n' % deleted.documents),
-    Answers: lambda _, answers: render_answers(answers, render),
+    **dict.fromkeys((Answers, AllWritten, AllRead), lambda request, answers: render_responses(request, answers, render)),
     Refused: _refused,
     Taken: lambda _, taken: render_taken(taken),
     Held: lambda _, held: render_held(held),

@@ -8,7 +8,6 @@ Enqueueing is POST, and done is DELETE with the lease, as for any document.
 """
 
 import json
-from urllib.parse import quote
 
 from kvstore import codec
 from kvstore.commands import Post
@@ -16,7 +15,7 @@ from kvstore.conditions import NONE as NO_CONDITIONS
 from kvstore.conditions import parse_conditions
 from kvstore.containers import Wait
 from kvstore.errors import InvalidDocument, InvalidParameter, InvalidPrecondition
-from kvstore.jobs import DEAD, Held, Job, Lease, Take, Taken
+from kvstore.jobs import DEAD, Held, Job, Lease, Take, Taken, spell_reason
 from kvstore.messages import DOCUMENT, SAFE, Reply, Request, parameter, parse_duration_s, ttl_s
 from kvstore.paths import Path, parse_path
 from kvstore.settings import Settings
@@ -25,7 +24,7 @@ MAX_LIMIT = 100
 DEFAULT_ATTEMPTS = 5
 MAX_ATTEMPTS = 1_000_000
 MAX_WAIT_S = 25
-MAX_REASON_BYTES = 1000
+LEASE_BYTES = 40  # of a lease, which names a dead job where its own name is too long; really some 30
 
 
 def take(request: Request, path: Path, raw_query: bytes, settings: Settings) -> Take | Wait:
@@ -35,14 +34,16 @@ def take(request: Request, path: Path, raw_query: bytes, settings: Settings) -> 
     if parse_conditions(request.headers) is not NO_CONDITIONS:
         raise InvalidPrecondition("a take has no precondition")
     container = path.container
-    parse_path((container.text + DEAD + "0").encode())  # that there is a place for what dies
+    parse_path((container.text + DEAD + "0" * LEASE_BYTES).encode())  # that there is a place for what dies
     lease_s = _duration_s(raw_query, "lease", 1, settings.max_ttl_s)
     assert lease_s is not None
     limit = _number(raw_query, "limit", 1, 1, MAX_LIMIT)
     max_attempts = _number(raw_query, "max_attempts", DEFAULT_ATTEMPTS, 1, MAX_ATTEMPTS)
     asked = Take(container, lease_s * 1000, limit, max_attempts, settings.log_length)
     wait_s = _duration_s(raw_query, "wait", 0, MAX_WAIT_S)
-    return Wait(asked, container, wait_s) if wait_s else asked
+    if not wait_s:
+        return asked
+    return Wait(asked, container._replace(is_container=True), wait_s)  # also of `/`, which as a path is the root document
 
 
 def lease(request: Request, path: Path, raw_query: bytes, settings: Settings) -> Lease:
@@ -96,8 +97,7 @@ def _reason(body: bytes) -> str:
     given = json.loads(body)
     if not (isinstance(given, dict) and given.keys() <= {"reason"} and isinstance(given.get("reason", ""), str)):
         raise InvalidDocument('a job is given back without a body, or with {"reason":"…"}')
-    reason = given.get("reason", "").encode()[:MAX_REASON_BYTES].decode("utf-8", "ignore")
-    return quote(reason, safe="") or "-"
+    return spell_reason(given.get("reason", ""))
 
 
 def _duration_s(raw_query: bytes, name: str, low: int, high: int) -> int | None:

@@ -50,6 +50,7 @@ MAX_CACHED_BLOCK_BYTES = 2048
 MAX_CACHED_BLOCKS = 1024
 MAX_READ_AHEAD_BYTES = 64 * 1024  # of requests that wait for the one before them
 
+CR = ord("\r")
 _LINE = re.compile(rb"([A-Za-z0-9!#$%&'*+.^_`|~-]{1,32}) ([!-~\x80-\xff]+) HTTP/1\.([01])").fullmatch
 _OTHER_VERSION = re.compile(rb"[A-Za-z0-9!#$%&'*+.^_`|~-]+ [!-~\x80-\xff]+ HTTP/[0-9](?:\.[0-9])?").fullmatch
 _EMPTY_LINES = re.compile(rb"(?:\r\n)+").match
@@ -310,7 +311,7 @@ class Connection(asyncio.Protocol):
         """Read a head, if it is there whole."""
         buffer = self._buffer
         self._request = ("", b"")
-        if empty := _EMPTY_LINES(buffer):  # RFC 9112 section 2.2: before the request line they are ignored
+        if buffer[0] == CR and (empty := _EMPTY_LINES(buffer)):  # RFC 9112 section 2.2: they are ignored
             self._buffer = buffer = buffer[empty.end() :]
         end = buffer.find(b"\r\n\r\n", self._scanned)
         if end < 0:

@@ -6,9 +6,10 @@ change wakes one of them: it takes what there is, and wakes the next.
 
 import asyncio
 from collections import deque
+from contextlib import suppress
 from typing import Any
 
-from kvstore.commands import Command
+from kvstore.commands import Command, Once
 from kvstore.containers import Wait
 from kvstore.following import is_settled
 from kvstore.jobs import Lease, Taken
@@ -29,7 +30,8 @@ class Waits:
 
     async def outcome(self, wait: Wait) -> Any:
         """The outcome of a command as soon as there is something to answer with, else its last one; raises Problem."""
-        deadline = asyncio.get_running_loop().time() + wait.wait_s
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + wait.wait_s
         outcome = await self._execute(wait.command)
         if is_settled(wait.command, outcome) or self._is_closed:
             return outcome
@@ -44,14 +46,15 @@ class Waits:
                     return outcome
                 if isinstance(outcome, Taken):
                     line.look_in(outcome.ready_in_ms)
-                if heard == line.heard and not await line.turn(deadline):
+                if heard == line.heard:
+                    await line.turn(deadline)
+                if self._is_closed or loop.time() >= deadline:
                     return outcome
         finally:
             line.length -= 1
             line.wake()  # there may be more, or this one was woken and has gone
             if not line.length:
-                line.look_in(None)
-                self._hub.leave(line.follower)
+                line.close(self._hub)
                 self._lines.discard(line)
 
     def _line(self, path: Path, *, is_for_jobs: bool) -> "_Line":
@@ -67,24 +70,35 @@ class Waits:
         self._is_closed = True
         for line in tuple(self._lines):
             line.wake()  # who is woken wakes the next
-        await asyncio.gather(*self._taking, return_exceptions=True)
+        while self._lines or self._taking:
+            await asyncio.sleep(0.01)
 
     async def _execute(self, command: Command) -> Any:
         """The outcome of a command; jobs that it takes for somebody who has gone meanwhile are given back."""
-        task = asyncio.ensure_future(self._store.execute(command))
-        self._taking.add(task)
-        task.add_done_callback(self._taking.discard)
+        task = self._begin(command)
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
-            task.add_done_callback(self._give_back)
+            if not isinstance(command, Once):  # its answer is kept, and asked for again
+                task.add_done_callback(self._give_back)
             raise
+
+    def _begin(self, command: Command) -> "asyncio.Task[Any]":
+        task = asyncio.ensure_future(self._store.execute(command))
+        self._taking.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: "asyncio.Task[Any]") -> None:
+        self._taking.discard(task)
+        if not task.cancelled():
+            task.exception()  # whoever waits for it is told; a job that cannot be given back is free when its lease ends
 
     def _give_back(self, task: "asyncio.Future[Any]") -> None:
         if task.cancelled() or task.exception() or not isinstance(task.result(), Taken):
             return
         for job in task.result().jobs:
-            self._store.submit(Lease(job.path, f" {job.lease} ", 0, 0, "-"), lambda *_: None, None)
+            self._begin(Lease(job.path, f" {job.lease} ", 0, 0, "-"))
 
 
 class _Line:
@@ -122,19 +136,23 @@ class _Line:
                 first.set_result(None)
                 return
 
+    def close(self, hub: Hub) -> None:
+        """Nobody waits any more."""
+        self.look_in(None)
+        if self._listening:
+            self._listening.cancel()
+        hub.leave(self.follower)
+
     def look_in(self, ms: int | None) -> None:
         """Let the first look when a job may be ready by itself; None for never."""
         if self._timer:
             self._timer.cancel()
         self._timer = None if ms is None else asyncio.get_running_loop().call_later(ms / 1000, self.hear)
 
-    async def turn(self, deadline: float) -> bool:
-        """Wait to be woken; False where the time is over."""
+    async def turn(self, deadline: float) -> None:
+        """Wait to be woken, until the time is over."""
         mine = asyncio.get_running_loop().create_future()
         self._waiting.append(mine)
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout_at(deadline):
                 await mine
-        except TimeoutError:
-            return False
-        return True

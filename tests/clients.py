@@ -25,6 +25,7 @@ from kvstore.asgi import Application, Opened
 from kvstore.clients import ClientStore
 from kvstore.live import Hub
 from kvstore.settings import read_settings
+from kvstore.waiting import Waits
 from kvstore.web import make_blueprint
 
 Lines = Iterable[tuple[str, str | bytes]]
@@ -138,7 +139,8 @@ class AsgiClient:
         if isinstance(store, Fake):
             on_loop = ClientStore(lambda: fakeredis.FakeAsyncRedis(server=store.server))
             settings = read_settings(environ)
-            self.app._opened = Opened(settings, on_loop, Hub(on_loop, parse_address(store.url), settings.max_streams))
+            hub = Hub(on_loop, parse_address(store.url), settings.max_streams)
+            self.app._opened = Opened(settings, on_loop, hub, Waits(on_loop, hub))
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
@@ -160,15 +162,19 @@ class AsgiClient:
         half = len(body) // 2
         parts = [body[:half], body[half:]]
         sent: list[dict[str, Any]] = []
+        is_answered = asyncio.Event()
 
         async def receive() -> dict[str, Any]:
             if not parts:
+                await is_answered.wait()
                 return {"type": "http.disconnect"}
             part = parts.pop(0)
             return {"type": "http.request", "body": part, "more_body": bool(parts)}
 
         async def send(message: dict[str, Any]) -> None:
             sent.append(message)
+            if message["type"] == "http.response.body" and not message.get("more_body"):
+                is_answered.set()
 
         await self.app(make_scope(method, target, headers), receive, send)
         start, *chunks = sent
@@ -253,6 +259,7 @@ class Checked:
 
 
 STRONG_TAG = re.compile(r'"[!#-~]+"')
+TAKEN = b'{"items":[{"path":'  # jobs; an item of a listing begins with its name
 CSP = "default-src 'none'; frame-ancestors 'none'; sandbox"
 
 
@@ -275,7 +282,7 @@ def check_promises(method: str, answer: Answer) -> None:
         if status == 201 and not body:
             return  # Prefer: return=minimal
         assert headers["Content-Type"] == "application/json"
-        assert headers["Cache-Control"] == "no-cache"
+        assert headers["Cache-Control"] == ("no-store" if body.startswith(TAKEN) else "no-cache")
         return
     assert headers["Content-Type"] == "application/problem+json"
     assert status != 405 or "Allow" in headers

@@ -12,7 +12,7 @@ local REFUSALS = {
   ['no sum'] = true, ['too large'] = true, ['too many'] = true,
 }
 
--- What a document and its places in the indexes are before the batch.
+-- What a document and its places in the indexes are before the batch. Of a container it is known whether it was a queue.
 local function remember(before, key, rest)
   if before[key] then
     return
@@ -22,21 +22,31 @@ local function remember(before, key, rest)
     was.expires_at = redis.call('PEXPIRETIME', key)
     was.due = redis.call('ZSCORE', EXPIRY, rest)
     was.named = was.due or redis.call('ZSCORE', NAMES, rest)
+    was.held_until = redis.call('ZSCORE', UNTIL, rest)
   end
   before[key] = was
 end
 
 local function act(name, key, first, last, before)
-  if before and name ~= 'read' and name ~= 'post' then
-    remember(before, key, ARGV[first])
+  if before and name == 'post' then
+    local queue = ARGV[first + 1] .. '/'
+    before.queues[queue] = before.queues[queue] or redis.call('ZSCORE', UNTIL, queue) or 'new'
+  elseif before and name ~= 'read' then
+    remember(before.documents, key, ARGV[first])
   end
   return ACTS[name](key, first, last)
 end
 
 -- Put everything back. What the log says has expired has expired all the same.
 local function undo(before, last_id)
-  for key, was in pairs(before) do
+  for queue, was in pairs(before.queues) do
+    if was == 'new' then
+      redis.call('ZREM', UNTIL, queue)
+    end
+  end
+  for key, was in pairs(before.documents) do
     redis.call('DEL', key)
+    forget(was.rest)
     redis.call('ZREM', EXPIRY, was.rest)
     redis.call('ZREM', NAMES, was.rest)
     if was.dump then
@@ -50,6 +60,9 @@ local function undo(before, last_id)
       if was.named then
         redis.call('ZADD', NAMES, 0, was.rest)
       end
+      if was.held_until then
+        hold(was.rest, was.held_until)
+      end
     end
   end
   for _, entry in ipairs(redis.call('XRANGE', LOG, '(' .. last_id, '+')) do
@@ -62,7 +75,7 @@ end
 local function batch(_, at, last)
   local prefix, atomic = ARGV[at], ARGV[at + 1] == 'atomic'
   local newest = redis.call('XREVRANGE', LOG, '+', '-', 'COUNT', 1)[1]
-  local before, replies, word = {}, {}, 'read'
+  local before, replies, word = {documents = {}, queues = {}}, {}, 'read'
   at = at + 2
   while at <= last do
     local name, first = ARGV[at], at + 2
@@ -72,7 +85,7 @@ local function batch(_, at, last)
     if not ok then
       reply = {'error', type(reply) == 'table' and reply.err or tostring(reply)}
     elseif name == 'post' and reply[3] then
-      before[prefix .. reply[3]] = {rest = reply[3]}
+      before.documents[prefix .. reply[3]] = {rest = reply[3]}
     end
     if atomic and REFUSALS[reply[1]] then
       undo(before, newest and newest[1] or '0-0')

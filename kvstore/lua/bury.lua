@@ -1,8 +1,9 @@
--- Put a dead job where the dead are, if nobody has done so meanwhile.
+-- Put what a job has become in its place, a dead job where the dead are or a result, if nobody has taken the job since.
 -- KEYS   1 log
--- ARGV   1 what stands before a name in the documents' keys  2 the job's name in names and log  3 the lease it was found dead with
---        4… as in put.lua, of the document that it becomes
--- reply  {'buried', as in put.lua the ms at which the namespace's own keys expire}, {'lost'} where the lease is another
+-- ARGV   1 what stands before a name in the documents' keys  2 the job's name in names and log  3 the job's lease
+--        4… as in put.lua, of what it has become
+-- reply  {'buried', as in put.lua the ms at which the namespace's own keys expire}, {'lost'} where the lease is another, or
+--        somebody has leased what stands in that place: nothing is changed
 
 local function bury(_, at, last)
   local prefix, rest = ARGV[at], ARGV[at + 1]
@@ -12,6 +13,9 @@ local function bury(_, at, last)
     return {'lost'}
   end
   local reply = put(prefix .. ARGV[at + 3], at + 3, last)
+  if reply[1] == 'leased' then -- a dead one of that name, by somebody who looks into it: this one stays until that is over
+    return {'lost'}
+  end
   remove(key, rest, ARGV[at + 5])
   forget(rest)
   return {'buried', reply[6]}

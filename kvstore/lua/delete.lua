@@ -15,7 +15,7 @@ local function delete(key, at)
   end
   check_types(ARGV[at])
   local id = remove(key, ARGV[at], ARGV[at + 4])
-  if job then
+  if job or not tag then -- another client's hash may stand where a job was
     forget(ARGV[at])
   end
   return {'deleted', id}

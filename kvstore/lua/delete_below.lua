@@ -24,6 +24,7 @@ local function delete_below(_, at)
     else -- another client's
       redis.call('ZREM', EXPIRY, rest)
       redis.call('ZREM', NAMES, rest)
+      forget(rest)
     end
   end
   return {'some', deleted, #names == tonumber(ARGV[at + 2]) and 'more' or false}

@@ -15,6 +15,7 @@ local function lease(key, at)
     return refusal or {'failed', read(key)}
   end
   check_types(rest)
+  check_queue_types()
   local lease_ms, delay_ms, now = tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3]), clock()
   if lease_ms > 0 then
     write_mark(key, meta, job.attempts, now + lease_ms, job.lease, job.reason)

@@ -1,13 +1,13 @@
 -- Carry out a request with an Idempotency-Key once, and answer every later one as the first.
--- KEYS   the last one: where the answer is kept, for a day
--- ARGV   the last one: what tells this request from another with the same key
+-- KEYS   the last one: where the answer is kept
+-- ARGV   the last but one: ms for which it is kept; the last one: what tells this request from another with the same key
 -- reply  what the request answers, {'error', what Redis said} where a key has another type; {'replayed', what the first answered}; {'reused'} where the first was another request
 
 -- Replies after which more is asked, or that changed nothing and may be another next time.
-local NOT_LAST = {lost = true, read = true, none = true, dead = true, buried = true}
+local NOT_LAST = {lost = true, read = true, none = true, more = true, dead = true, buried = true}
 
 local function once(act, key)
-  local kept, request = KEYS[#KEYS], table.remove(ARGV)
+  local kept, request, keep_ms = KEYS[#KEYS], table.remove(ARGV), table.remove(ARGV)
   local first = redis.call('HMGET', kept, 'request', 'reply')
   if first[1] then
     if first[1] ~= request then
@@ -25,10 +25,10 @@ local function once(act, key)
   end
   if reply[1] == 'some' then -- of a recursive DELETE, which several may be sending at once
     reply[2] = redis.call('HINCRBY', kept, 'so far', reply[2])
-    redis.call('PEXPIRE', kept, DAY_MS)
+    redis.call('PEXPIRE', kept, keep_ms)
   elseif not NOT_LAST[reply[1]] then
     redis.call('HSET', kept, 'request', request, 'reply', cjson.encode(reply))
-    redis.call('PEXPIRE', kept, DAY_MS)
+    redis.call('PEXPIRE', kept, keep_ms)
   end
   return reply
 end

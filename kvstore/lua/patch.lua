@@ -73,6 +73,8 @@ local function patch(key, at, last)
 
   if due and not exists then
     expire(rest)
+  elseif exists and not tag then -- another client's hash, perhaps where a job was
+    forget(rest)
   end
   if not exists and ttl_ms == '' then
     ttl_ms = ARGV[at + 6]

@@ -7,8 +7,11 @@
 --        namespace's own keys expire}, {'no sum', field}
 
 local function post(_, at, last)
-  local container = ARGV[at + 1]
+  local container, delay_ms = ARGV[at + 1], tonumber(ARGV[at + 6])
   check_types(container)
+  if delay_ms > 0 then
+    check_queue_types()
+  end
   if ARGV[at + 5] ~= '' then
     local field = resolve(nil, at + 8, last)
     if field then
@@ -28,7 +31,6 @@ local function post(_, at, last)
   if now % 16 == 0 then
     sweep(ARGV[at], now, 100)
   end
-  local delay_ms = tonumber(ARGV[at + 6])
   if delay_ms > 0 then
     write_mark(key, id .. ARGV[at + 4], 0, now + delay_ms, '-', '-')
     hold(rest, now + delay_ms)

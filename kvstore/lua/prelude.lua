@@ -106,6 +106,13 @@ local function check_types(rest)
   return redis.call('ZSCORE', EXPIRY, rest) or nil
 end
 
+-- The same for the keys of queues.
+local function check_queue_types()
+  redis.call('ZCARD', HELD)
+  redis.call('ZCARD', UNTIL)
+  redis.call('XLEN', FREED)
+end
+
 -- Append a document's change to the log and return its id, which is the document's entity-tag, and its time in ms. An entry
 -- is three pairs of ours, then the members: {op, rest, 'ttl', ttl_ms, '$kv', shape, field, value, ...}. A document with too
 -- many members for one call has '$packed' for '$kv', then '' and all of it as netstrings (3:abc,).
@@ -150,8 +157,8 @@ end
 -- Returns the ms at which they expire where that is new: the root's index must be told.
 local function note(rest, due, at)
   if at then
-    local day = math.floor(at / DAY_MS)
-    if due and at >= tonumber(due) and day == math.floor(due / DAY_MS) then
+    due = tonumber(due or nil)
+    if due and at >= due and due >= at - at % DAY_MS then -- no sooner than it says, and of the same day
       return false
     end
     redis.call('ZADD', EXPIRY, string.format('%.0f', at), rest)
@@ -162,9 +169,9 @@ local function note(rest, due, at)
   local last = at and (math.floor(at / DAY_MS) + 2) * DAY_MS or 4102444800000 -- the year 2100
   if redis.call('PEXPIRETIME', NAMES) < last then
     last = string.format('%.0f', last)
-    redis.call('PEXPIREAT', LOG, last)
-    redis.call('PEXPIREAT', NAMES, last)
-    redis.call('PEXPIREAT', EXPIRY, last)
+    for _, key in ipairs({LOG, NAMES, EXPIRY, HELD, UNTIL, FREED}) do
+      redis.call('PEXPIREAT', key, last)
+    end
     return last
   end
   return false
@@ -208,6 +215,35 @@ end
 local function expire(rest)
   redis.call('XADD', LOG, '*', 'expire', rest)
   forget(rest)
+end
+
+-- Put ARGV[first..last] in the place of all that a document holds, and say so in the log and the indexes: how many fields it
+-- has (0: it is not there), `mark`, what is known of it as a job, and `due`, as note() takes it, are known by now, and so is that
+-- no key has another type. The first write is XADD, which a full Redis refuses with nothing changed. `expires_at` is -1 for never, nil for ttl_ms from now on.
+-- Returns the entity-tag, expires_at, the time in ms, and what note() returns.
+local function replace(key, held, mark, due, length, op, rest, ttl_ms, expires_at, shape, first, last)
+  local exists = held > 0
+  if due and not exists then
+    expire(rest)
+  end
+  local id, now = append(length, op, rest, ttl_ms, shape, ARGV, first, last)
+  local meta, stop = mark .. id .. shape, math.min(last, first + MOST_ARGUMENTS - 1)
+  -- A document with as many fields as it will have, none of them new, is written over: DEL and making a hash cost more.
+  local is_over = held * 2 == last - first + 3 and stop == last
+  if not is_over or redis.call('HSET', key, '$kv', meta, unpack(ARGV, first, stop)) > 0 then
+    if exists then
+      redis.call('DEL', key)
+    end
+    redis.call('HSET', key, '$kv', meta, unpack(ARGV, first, stop))
+    set(key, ARGV, stop + 1, last)
+  end
+  if not expires_at then
+    redis.call('PEXPIRE', key, ttl_ms)
+    expires_at = now + ttl_ms
+  elseif expires_at >= 0 then
+    redis.call('PEXPIREAT', key, expires_at)
+  end
+  return id, expires_at, now, note(rest, exists and due, expires_at >= 0 and expires_at)
 end
 
 -- Take a document that is no longer there out of the indexes, and say so in the log. Its first write is one that a full

@@ -12,8 +12,11 @@
 local function put(key, at, last)
   local rest, ttl_ms, shape, options = ARGV[at], ARGV[at + 1], ARGV[at + 3], ARGV[at + 4]
   local op, base, server_values = 'put', '', false
-  local exists, tag, meta, job = look(key)
-  local mark = job and job.mark or ''
+  local held = redis.call('HLEN', key)
+  local exists, tag, meta, job = held > 0, nil, nil, nil
+  if exists then
+    exists, tag, meta, job = look(key)
+  end
   if options ~= '' then
     local match, none_match, since_s, sv
     match, none_match, since_s, op, base, sv = string.match(options, '^(.-)\n(.-)\n(.-)\n(.-)\n(.-)\n(.-)$')
@@ -29,8 +32,7 @@ local function put(key, at, last)
     return {'leased'}
   end
 
-  -- A key of another type is found before anything is written: what is known to be in the index was written there by us, and
-  -- XADD is the first write. It is also where a full Redis refuses, with nothing changed.
+  -- A key of another type is found before anything is written: what is known to be in the index was written there by us.
   local due = redis.call('ZSCORE', EXPIRY, rest)
   if not (due and exists) then
     check_types(rest)
@@ -42,33 +44,18 @@ local function put(key, at, last)
       return {'no sum', field}
     end
   end
-  if due and not exists then
-    expire(rest)
+  if exists and not tag then -- another client's hash, perhaps where a job was
+    forget(rest)
   end
-  local keeps_expiry = ttl_ms == ''
-  local expires_at = -1
-  if keeps_expiry then
+  local expires_at
+  if ttl_ms == '' then -- it stays
     expires_at = redis.call('PEXPIRETIME', key)
     ttl_ms = redis.call('PTTL', key)
   end
-  local id, now = append(ARGV[at + 2], op, rest, ttl_ms, shape, ARGV, at + 5, last)
-
-  if exists then
-    redis.call('DEL', key)
-  end
-  if last - at < MOST_ARGUMENTS then
-    redis.call('HSET', key, '$kv', mark .. id .. shape, unpack(ARGV, at + 5, last))
-  else
-    redis.call('HSET', key, '$kv', mark .. id .. shape)
-    set(key, ARGV, at + 5, last)
-  end
-  if not keeps_expiry then
-    redis.call('PEXPIRE', key, ttl_ms)
-    expires_at = now + ttl_ms
-  elseif expires_at >= 0 then
-    redis.call('PEXPIREAT', key, expires_at)
-  end
-  local news = note(rest, exists and due, expires_at >= 0 and expires_at)
+  local id, now, news
+  id, expires_at, now, news = replace(
+    key, held, job and job.mark or '', due, ARGV[at + 2], op, rest, ttl_ms, expires_at, shape, at + 5, last
+  )
   if now % 16 == 0 then -- often enough that the indexes hold little that has expired, seldom enough to cost nothing
     sweep(string.sub(key, 1, #key - #rest), now, 100)
   end

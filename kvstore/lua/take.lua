@@ -4,8 +4,10 @@
 --        3 ms for which they are leased  4 most jobs  5 most takes of a job: one that had so many is dead  6 most bytes of values
 -- reply  {'taken', jobs}; {'none', the ms after which one may be ready by itself or nil, the log's place, the place in what is
 --        freed}; {'dead', jobs} where there are dead ones before any other: they are leased to whoever buries them, and then
---        it is asked again. A job is {rest, what is there, attempts, lease, reason}.
+--        it is asked again; {'more'} where so many holds have ended that Redis does something else in between. A job is
+--        {rest, what is there, attempts, lease, reason}.
 
+local MOST_DUE = 1000 -- holds that have ended, in one call
 local BURY_MS = 10000 -- that a dead job is leased to whoever buries it
 
 -- How many of names[first] to names[last], counted from 0, can be taken: those that are not held.
@@ -45,12 +47,19 @@ local function take(_, at)
   local prefix, container, lease_ms = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2])
   local most, most_attempts, most_bytes = tonumber(ARGV[at + 3]), tonumber(ARGV[at + 4]), tonumber(ARGV[at + 5])
   check_types(container)
-  redis.call('ZCARD', HELD)
-  redis.call('XLEN', FREED)
+  check_queue_types()
   local now = clock()
   sweep(prefix, now, 100)
-  for _, rest in ipairs(redis.call('ZRANGEBYSCORE', UNTIL, '-inf', now, 'LIMIT', 0, 1000)) do
+  local due = redis.call('ZRANGEBYSCORE', UNTIL, '-inf', now, 'LIMIT', 0, MOST_DUE)
+  for _, rest in ipairs(due) do
     forget(rest)
+  end
+  if #due == MOST_DUE then
+    return {'more'}
+  end
+  -- What is held without an end was lost by another client's hand, or evicted. Each job knows by itself, and is held again.
+  if redis.call('ZCARD', HELD) > redis.call('ZCOUNT', UNTIL, '-inf', '(inf') then
+    redis.call('DEL', HELD)
   end
 
   local low = container == '' and '-' or '[' .. container

@@ -1,0 +1,224 @@
+"""The straight way for most batches: PUTs of documents, or GETs, of plain paths in one namespace, each path once.
+
+What `batch.py` answers, by one script without undoing and with few values for each request. A batch is read here only where
+nothing about it is special, and where the script finds that one of it would be refused it has changed nothing: then, and for
+every other batch, `batch.py` does it all.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from json.encoder import encode_basestring
+from typing import Any, NamedTuple
+
+from kvstore import codec
+from kvstore.batch import MAX_REQUESTS, Answers, render_answers
+from kvstore.codec import Decoded, Encoded
+from kvstore.commands import Again, Reply, below, registered
+from kvstore.conditions import tag_time_ms
+from kvstore.errors import Problem
+from kvstore.joint import CREATED, put_all_arguments
+from kvstore.messages import DOCUMENT, Request, http_date, with_ttl
+from kvstore.messages import Reply as Answer
+from kvstore.paths import MAX_BYTES, Path, parse_path
+from kvstore.scripts import GET_ALL, PUT_ALL, Script
+from kvstore.settings import Settings
+
+MAX_READ_BYTES = 16 * 1024 * 1024  # of the documents that a batch reads
+
+Otherwise = Callable[[], Any]  # makes the command of batch.py for the same batch
+
+
+class AllWritten(NamedTuple):
+    """Documents were written, each at its name in the namespace of `path`.
+
+    They have `tags`; `words` says CREATED where there was none.
+    """
+
+    path: Path
+    names: Sequence[bytes]
+    documents: list[Encoded]
+    ttls_ms: list[int]
+    tags: list[bytes]
+    words: bytes
+
+
+class AllRead(NamedTuple):
+    """Documents were read at `time_ms`; the ms at which each expires is -1 for never."""
+
+    documents: list[Decoded]
+    expires_at_ms: list[int]
+    time_ms: int
+
+
+class PutAll(NamedTuple):
+    """Replace documents of one namespace, or create them: AllWritten. `path` is that of the first; no name comes twice."""
+
+    path: Path
+    names: Sequence[bytes]
+    documents: list[Encoded]
+    ttls_ms: list[int]
+    log_length: int
+    otherwise: Otherwise
+    script: Script = PUT_ALL
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return self.path.keys[:1]
+
+    @property
+    def arguments(self) -> tuple[bytes | str | int, ...]:
+        puts = zip(self.names, self.documents, self.ttls_ms, strict=True)
+        return put_all_arguments(below(self.path)[0], self.log_length, puts)
+
+    def outcome(self, reply: Reply) -> AllWritten | Again:
+        if reply[0] == b"refused":
+            return Again(self.otherwise())
+        written = AllWritten(self.path, self.names, self.documents, self.ttls_ms, reply[1], reply[2])
+        return registered(self.path, reply[3], written)
+
+
+class GetAll(NamedTuple):
+    """Read documents of one namespace: AllRead. `path` is that of the first."""
+
+    path: Path
+    names: Sequence[bytes]
+    otherwise: Otherwise
+    script: Script = GET_ALL
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return self.path.keys[:1]
+
+    @property
+    def arguments(self) -> tuple[bytes | str | int, ...]:
+        return (below(self.path)[0], MAX_READ_BYTES, *self.names)
+
+    def outcome(self, reply: Reply) -> AllRead | Again:
+        time_ms, documents, expires_at_ms = reply
+        if not all(documents) or 1 in documents:  # one is not there, or was not read
+            return Again(self.otherwise())
+        return AllRead([codec.decode(fields) for fields in documents], expires_at_ms, time_ms)
+
+
+def parse_alike(request: Request, settings: Settings, otherwise: Otherwise) -> PutAll | GetAll | None:
+    """What a batch asks whose requests are alike; None for another one, and for what may be refused."""
+    requests = _split(request.body)
+    if not requests:
+        return None
+    methods, namespaces, names, bodies = zip(*requests, strict=True)
+    if not len(set(methods)) == len(set(namespaces)) == 1 or len(set(names)) < len(names):
+        return None
+    path = parse_path(b"/%b/%b" % (namespaces[0], names[0]))
+    if path.text.startswith("/_/") or len(path.namespace) + max(map(len, names)) + 2 > MAX_BYTES:
+        return None
+    if methods[0] == b"GET":
+        return None if any(bodies) else GetAll(path, names, otherwise)
+    try:
+        documents = [codec.encode(body or b"") for body in bodies]
+    except Problem:
+        return None
+    ttls_ms = []
+    for _, _, _, asked_s, has_server_values in documents:
+        ttl_s = settings.default_ttl_s if asked_s is None else asked_s
+        if has_server_values or not 1 <= ttl_s <= settings.max_ttl_s:
+            return None
+        ttls_ms.append(ttl_s * 1000)
+    return PutAll(path, names, documents, ttls_ms, settings.log_length, otherwise)
+
+
+# What a request is, as far as it takes to find its end: whether a body is JSON is for codec.encode to say. Brackets are four
+# deep at most. No quantifier gives back what it took, so that each byte is looked at once.
+_SPACE = r"[ \t\n\r]*+"
+_STRING = r'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
+_INSIDE = rf'(?:[^\[\]{{}}"]++|{_STRING})*+'
+for _ in range(3):
+    _INSIDE = rf'(?:[^\[\]{{}}"]++|{_STRING}|[\[{{]{_INSIDE}[\]}}])*+'
+_VALUE = rf'{_STRING}|[\[{{]{_INSIDE}[\]}}]|[^\[\]{{}}", \t\n\r]++'
+_SEGMENT = "[A-Za-z0-9_~-][A-Za-z0-9._~-]*+"  # one that has one spelling only, as in paths.py
+
+
+def _pattern(tokens: str) -> re.Pattern[bytes]:
+    """A pattern in which a space stands for JSON's whitespace."""
+    return re.compile(
+        tokens.replace(" ", _SPACE).replace("SEGMENT", _SEGMENT).replace("VALUE", _VALUE).encode("ascii"), re.DOTALL
+    )
+
+
+_begins = _pattern(r' \{ (?:("atomic") : (?:true|false) , )?"requests" : \[').match
+_ends = _pattern(r' (?:, ("atomic") : (?:true|false) )?\} ').fullmatch
+_request = _pattern(
+    r' \{ "method" : "(PUT|GET)" , "path" : "/(SEGMENT)/(SEGMENT(?:/SEGMENT){0,30}+)" (?:, "body" : (VALUE) )?\} ([\],])'
+).match
+
+
+def _split(body: bytes) -> list[Sequence[bytes]]:
+    """The method, namespace, name and body of each request of a batch; none where there is another one among them."""
+    begin = _begins(body)
+    at, following = begin.end() if begin else 0, b","
+    requests: list[Sequence[bytes]] = []
+    while following == b",":
+        request = _request(body, at)
+        if not request or len(requests) == MAX_REQUESTS:
+            return []
+        at = request.end()
+        *parts, following = request.groups()
+        requests.append(parts)
+    end = _ends(body, at)
+    return requests if begin and end and not (begin[1] and end[1]) else []
+
+
+def render_responses(request: Request, outcome: Answers | AllWritten | AllRead, render: Callable[..., Answer]) -> Answer:
+    """The reply to a batch that was carried out. `render` is for the requests in it."""
+    match outcome:
+        case AllWritten():
+            return _written(request, outcome)
+        case AllRead():
+            return _read(outcome)
+    return render_answers(outcome, render)
+
+
+def _written(request: Request, written: AllWritten) -> Answer:
+    """The reply to the PUTs of a batch."""
+    path, names, documents, ttls_ms, tags, words = written
+    location = b',"Location":' + encode_basestring(f"{request.base}/{path.namespace}/")[:-1].encode()
+    texts = []
+    for name, (_, _, text, *_), ttl_ms, tag, word in zip(names, documents, ttls_ms, tags, words, strict=True):
+        dates = _dates(tag.partition(b"-")[0], ttl_ms)
+        if word == CREATED:
+            texts.append(
+                b'{"status":201,"headers":{"ETag":"\\"%b\\"",%b%b%b"},"body":%b}'
+                % (tag, dates, location, name, with_ttl(text, ttl_ms))
+            )
+        else:
+            texts.append(b'{"status":200,"headers":{"ETag":"\\"%b\\"",%b},"body":%b}' % (tag, dates, with_ttl(text, ttl_ms)))
+    return _responses(texts)
+
+
+@lru_cache(maxsize=1024)  # most of a batch is written in the same ms
+def _dates(time_ms: bytes, ttl_ms: int) -> bytes:
+    """The header fields of a document that was written at a time, and expires so much later."""
+    written_at_ms = int(time_ms)
+    return b'"Last-Modified":"%b","Sunset":"%b"' % (
+        http_date(written_at_ms // 1000).encode(),
+        http_date((written_at_ms + ttl_ms) // 1000).encode(),
+    )
+
+
+def _read(read: AllRead) -> Answer:
+    """The reply to the GETs of a batch."""
+    documents, expires_at_ms, time_ms = read
+    texts = []
+    for (text, _, tag), at_ms in zip(documents, expires_at_ms, strict=True):
+        headers, ttl_ms = [], None
+        if tag is not None:
+            headers.append(f'"ETag":"\\"{tag}\\"","Last-Modified":"{http_date(tag_time_ms(tag) // 1000)}"')
+        if at_ms >= 0:
+            headers.append(f'"Sunset":"{http_date(at_ms // 1000)}"')
+            ttl_ms = at_ms - time_ms
+        texts.append(b'{"status":200,"headers":{%b},"body":%b}' % (",".join(headers).encode(), with_ttl(text, ttl_ms)))
+    return _responses(texts)
+
+
+def _responses(texts: list[bytes]) -> Answer:
+    return Answer(200, DOCUMENT, b'{"responses":[%b]}\n' % b",".join(texts))

@@ -1,0 +1,59 @@
+-- Replace documents of one namespace as a whole, or create them: what put.lua does without options, for many, no two of one name.
+-- KEYS   1 log
+-- ARGV   1 what stands before a name in the documents' keys  2 length of the log
+--        3… for each run of documents that are alike: how many, how many arguments each has, ttl_ms, what follows the
+--        entity-tag in our own field; and for each document its name in names and log, field, value, …
+-- reply  {'done', the entity-tags, a letter for each: 'c' created or 'r' replaced, as in put.lua the ms at which the
+--        namespace's own keys expire}; {'refused'} where one would be, with nothing changed
+
+-- How many fields each has, and what the expiry index says of it. Raises WRONGTYPE, and where one is not plainly ours: a job,
+-- or another client's hash.
+local function look_at_all(prefix, names)
+  local held = {}
+  for i, rest in ipairs(names) do
+    held[i] = redis.call('HLEN', prefix .. rest)
+    if held[i] > 0 and not string.find(redis.call('HGET', prefix .. rest, '$kv') or '', '^%d') then
+      error('not plainly ours')
+    end
+  end
+  check_types('')
+  return held, redis.call('ZMSCORE', EXPIRY, unpack(names))
+end
+
+local function put_all(_, at, last)
+  local prefix, length, runs = ARGV[at], ARGV[at + 1], at + 2
+  local names, run = {}, runs
+  while run <= last do
+    local count, width = tonumber(ARGV[run]), tonumber(ARGV[run + 1])
+    run = run + 4 + count * width
+    for first = run - count * width, run - 1, width do
+      names[#names + 1] = ARGV[first]
+    end
+  end
+  local is_fine, held, due = pcall(look_at_all, prefix, names)
+  if not is_fine then
+    return {'refused'}
+  end
+
+  local tags, words, news, now = {}, {}, false, nil
+  run = runs
+  while run <= last do
+    local count, width, ttl_ms, shape = tonumber(ARGV[run]), tonumber(ARGV[run + 1]), ARGV[run + 2], ARGV[run + 3]
+    run = run + 4 + count * width
+    for first = run - count * width, run - 1, width do
+      local i = #tags + 1
+      local rest = ARGV[first]
+      local is_written, tag, _, time, new = pcall(
+        replace, prefix .. rest, held[i], '', due[i], length, 'put', rest, ttl_ms, nil, shape, first + 1, first + width - 1
+      )
+      if not is_written then -- the first of them, by a full Redis
+        return {'refused'}
+      end
+      tags[i], words[i], now, news = tag, held[i] > 0 and 'r' or 'c', time, new or news
+    end
+  end
+  if now % 16 == 0 then -- as put.lua does
+    sweep(prefix, now, 100)
+  end
+  return {'done', tags, table.concat(words), news}
+end

@@ -1,0 +1,94 @@
+"""A Flask application whose functions the workers of the tests run. What ran is noted in Redis, beside our own keys."""
+
+import os
+import signal
+import sys
+import time
+from typing import Any
+
+import flask
+import redis
+
+from kvstore import queuefunc
+
+app = flask.Flask("worked")
+app.config["GREETING"] = "hello"
+
+
+def _note(name: str) -> None:
+    """Append this process and the time to the list `ran:{name}`."""
+    with redis.Redis.from_url(os.environ["REDIS_URL"], protocol=2) as client:
+        client.rpush(f"ran:{name}", f"{os.getpid()} {time.time()}")
+
+
+class Unspeakable(Exception):
+    """An exception that cannot even be printed."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no")
+
+
+@queuefunc
+def add(a: Any, b: Any) -> Any:
+    """The sum."""
+    return a + b
+
+
+@queuefunc
+def echo(*args: Any, **kwargs: Any) -> Any:
+    """What it was given, as it was given."""
+    return [list(args), kwargs]
+
+
+@queuefunc
+def give(value: Any) -> Any:
+    """The value alone."""
+    return value
+
+
+@queuefunc
+def greet() -> str:
+    """What only the application's context knows."""
+    return flask.current_app.config["GREETING"]
+
+
+@queuefunc
+def note(name: str, pause_s: float = 0) -> str:
+    """Note that it ran, and take its time."""
+    _note(name)
+    time.sleep(pause_s)
+    return name
+
+
+@queuefunc
+def fail(name: str) -> None:
+    """Note that it ran, and fail."""
+    _note(name)
+    raise ValueError(f"never: {name}")
+
+
+@queuefunc
+def misbehave(how: str) -> Any:
+    """End in one of the ways in which a task should not."""
+    if how == "exit":
+        sys.exit(3)
+    if how == "interrupt":
+        raise KeyboardInterrupt
+    if how == "unspeakable":
+        raise Unspeakable
+    if how == "recursion":
+        return misbehave(how)
+    return {"nan": float("nan"), "object": object(), "name": {1: 2}, "large": "x" * 1_100_000}[how]
+
+
+@queuefunc
+def poison(name: str) -> None:
+    """Note that it ran, and kill the worker."""
+    _note(name)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@queuefunc(queue="/mail/")
+def post(to: str) -> str:
+    """A task with a queue of its own."""
+    return to
