@@ -12,6 +12,8 @@ from kvstore.scripts import CENSUS, CHANGES, DELETE_BELOW, LIST, PLACE, Script
 
 MAX_PAGE_BYTES = 4 * 1024 * 1024  # of values in a page of a listing, or one document
 _MARK = re.compile(rb"job (\d+) (\d+) (\S+) (\S+)\n")
+MAX_CHANGES = 500  # read at once
+MAX_CHANGED_BYTES = 256 * 1024  # of them, about: readers take these before the next come, else 1 MiB would drop them
 MAX_DELETED_AT_ONCE = 1000  # some 10 ms of Redis's time
 
 
@@ -215,10 +217,16 @@ class Place(NamedTuple):
 
 
 class Logged(NamedTuple):
-    """Entries of a change log, None where it has lost some; and when the namespace's next document expires, None for never."""
+    """Entries of a change log, None where it has lost some.
+
+    Also the ms until the namespace's next document expires (None: never), the place in the stream of jobs that were given
+    back, and whether there are more entries.
+    """
 
     entries: list[Any] | None
-    next_expiry_ms: int | None
+    next_expiry_ms: int | None = None
+    freed: bytes = b""
+    has_more: bool = False
 
 
 class Changes(NamedTuple):
@@ -229,21 +237,20 @@ class Changes(NamedTuple):
 
     path: Path
     place: str
-    most: int
     script: Script = CHANGES
 
     @property
     def keys(self) -> tuple[str, ...]:
-        return (self.path.keys.log, own_key(self.path, "expiry"))
+        return (self.path.keys.log, own_key(self.path, "expiry"), own_key(self.path, "freed"))
 
     @property
     def arguments(self) -> tuple[bytes | str | int, ...]:
-        return (self.place, self.most, below(self.path)[0])
+        return (self.place, MAX_CHANGES, below(self.path)[0], MAX_CHANGED_BYTES)
 
     def outcome(self, reply: Reply) -> Logged:
         if reply[0] == b"lost":
-            return Logged(None, None)
-        return Logged(reply[1], reply[2] if reply[2] >= 0 else None)
+            return Logged(None)
+        return Logged(reply[1], reply[2] if reply[2] >= 0 else None, reply[3], reply[4] is not None)
 
 
 class Wait(NamedTuple):

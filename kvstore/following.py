@@ -10,12 +10,12 @@ from typing import Any, TypeAlias
 from kvstore.changes import Change, block, event, parse_entry
 from kvstore.commands import Command, Found, Get, Missing
 from kvstore.conditions import read_status
-from kvstore.containers import At, Changes, Follow, List, Listing, Place, Unchanged
+from kvstore.containers import At, Changes, Follow, List, Listing, Logged, Place, Unchanged
 from kvstore.jobs import Taken
 from kvstore.listings import render_items
 from kvstore.paths import Path
 
-PAGE = 500  # changes, or items of a snapshot, at once
+PAGE = 500  # items of a snapshot at once
 HEARTBEAT_S = 12.0  # a reader hears something every 15 s
 RETRY = b"retry: 2000\n\n"
 RESET = b"event: reset\ndata: {}\n\n"
@@ -39,15 +39,15 @@ def begin(asked: Follow) -> Steps:
 def catch_up(path: Path, place: str) -> Steps:
     """The changes to a path since a place; returns the place after them, "" where the log has lost some."""
     while True:
-        entries = (yield Changes(path, place, PAGE)).entries
-        if entries is None:
+        logged: Logged = yield Changes(path, place)
+        if logged.entries is None:
             return ""
-        for entry in entries:
+        for entry in logged.entries:
             change = parse_entry(entry)
             place = change.id
             if concerns(path, change.rest):
                 yield event(path_of(path, change), change)
-        if len(entries) < PAGE:
+        if not logged.has_more:
             return place
 
 

@@ -20,7 +20,7 @@ from kvstore.changes import changed_name, event, parse_entry
 from kvstore.clients import close_sentinels, sentinels
 from kvstore.containers import Changes, Follow, Place
 from kvstore.errors import Problem, unavailable
-from kvstore.following import HEARTBEAT_S, PAGE, begin, path_of, prefix
+from kvstore.following import HEARTBEAT_S, begin, path_of, prefix
 from kvstore.holding import Holding
 from kvstore.paths import Path
 from kvstore.pipeline import AsyncStore, Pipeline
@@ -110,13 +110,15 @@ class _Audience:
 class _Space:
     """A namespace that somebody follows."""
 
-    __slots__ = ("containers", "documents", "due", "is_asking", "looked", "path", "place", "rang", "timer")
+    __slots__ = ("containers", "documents", "due", "freed", "is_asking", "looked", "path", "place", "rang", "takers", "timer")
 
     def __init__(self, path: Path, place: str) -> None:
         self.path = path
         self.place = place
         self.documents: dict[str, _Audience] = {}
         self.containers: dict[str, _Audience] = {}
+        self.takers: set[Follower] = set()  # those of them who wait for jobs
+        self.freed = b""  # the place in what was given back
         self.is_asking = False  # its changes are being read
         self.rang = False  # and have grown meanwhile
         self.looked = 0.0  # when they were asked for
@@ -130,6 +132,7 @@ class _Space:
     def leave(self, follower: Follower) -> None:
         table, name = self._table(follower.path)
         table[name].followers.discard(follower)
+        self.takers.discard(follower)
         if not table[name].followers:
             del table[name]
 
@@ -199,11 +202,16 @@ class Hub:
         for order, changed in waiting:
             follower.deliver(order, changed)
 
-    async def listen(self, follower: Follower) -> None:
-        """Send a follower every change from now on, without a snapshot; raises Problem."""
+    async def listen(self, follower: Follower, *, is_taker: bool) -> None:
+        """Send a follower every change from now on, without a snapshot, and a taker an empty block when a job is given back.
+
+        Raises Problem.
+        """
         follower.is_ready = True
         follower.has_left = False  # it may have been here before
         await self._register(follower, None)
+        if is_taker and not follower.has_left:
+            self._spaces[follower.path.namespace].takers.add(follower)
 
     async def _register(self, follower: Follower, hold: Hold | None) -> None:
         self._check_open()
@@ -277,7 +285,7 @@ class Hub:
             at = await self._store.execute(Place(path))
             self._check_open()
             space = self._spaces[path.namespace] = _Space(path, at.place)
-            for key in Changes(path, "", 0).keys:
+            for key in Changes(path, "").keys:
                 self._by_key[key.encode()] = space
             self._look(space)
         finally:
@@ -286,7 +294,7 @@ class Hub:
     def _drop(self, space: _Space) -> None:
         """Nobody follows the namespace any more."""
         del self._spaces[space.path.namespace]
-        for key in Changes(space.path, "", 0).keys:
+        for key in Changes(space.path, "").keys:
             del self._by_key[key.encode()]
         if space.timer:
             space.timer.cancel()
@@ -346,7 +354,7 @@ class Hub:
         """Read the changes of a namespace, which also has Redis say when there are more; one question at a time."""
         if not space.is_asking:
             space.is_asking, space.rang, space.looked = True, False, self._loop.time()
-            self._logs.submit(Changes(space.path, space.place, PAGE), self._read, space)
+            self._logs.submit(Changes(space.path, space.place), self._read, space)
 
     def _look_in(self, space: _Space, wait_s: float) -> None:
         """Look after some time, or earlier where that is planned already."""
@@ -374,6 +382,7 @@ class Hub:
                 self._end(space)
                 return
             self._fan_out(space, outcome.entries)
+            self._tell_takers(space, outcome.freed)
         except Problem as error:
             now = self._loop.time()
             if now - self._complained > SPREAD_S:  # thousands of logs are held up by one thing
@@ -384,7 +393,7 @@ class Hub:
             log.exception("following is held up by a bug of ours")
             self._look_in(space, RETRY_S)
         else:
-            if len(outcome.entries) == PAGE:
+            if outcome.has_more:
                 self._look(space)
             elif space.rang:
                 self._look_on(space)
@@ -406,6 +415,13 @@ class Hub:
             space.place = entries[-1][0].decode()
         for audience, changes in heard.items():
             audience.deliver(changes)
+
+    def _tell_takers(self, space: _Space, freed: bytes) -> None:
+        """Let those who wait for jobs know that one was given back."""
+        if space.freed != freed:
+            space.freed = freed
+            for follower in tuple(space.takers):
+                follower.send(b"")
 
     async def _beat(self) -> None:
         """A sign of life for every reader, which moves the place of one that heard nothing."""

@@ -34,6 +34,8 @@ def take(request: Request, path: Path, raw_query: bytes, settings: Settings) -> 
     if parse_conditions(request.headers) is not NO_CONDITIONS:
         raise InvalidPrecondition("a take has no precondition")
     container = path.container
+    if container.text == "/":
+        raise InvalidParameter("the root container is no queue: what dies would be in another namespace; use one with a name")
     parse_path((container.text + DEAD + "0" * LEASE_BYTES).encode())  # that there is a place for what dies
     lease_s = _duration_s(raw_query, "lease", 1, settings.max_ttl_s)
     assert lease_s is not None

@@ -116,7 +116,7 @@ class _Line:
     async def listen(self, hub: Hub) -> None:
         """Hear of changes from now on; raises Problem."""
         if self._listening is None:
-            self._listening = asyncio.ensure_future(hub.listen(self.follower))
+            self._listening = asyncio.ensure_future(hub.listen(self.follower, is_taker=self.is_for_jobs))
         await asyncio.shield(self._listening)
 
     def hear(self) -> None:

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
 
@@ -12,7 +13,7 @@ from stores import SERVERS, Running, wait_until
 from streams import LIMIT_S, OwnServer, Reader, ask, following
 
 from kvstore import live
-from kvstore.following import PAGE
+from kvstore.containers import MAX_CHANGES
 
 NAMESPACES = 30
 KIB = "x" * 1024
@@ -61,7 +62,7 @@ def values(reader: Reader) -> list[Any]:
 @on_both
 def test_many_changes_at_once(followed: OwnServer) -> None:
     """More than are read at once, and than are sent at once: each comes once, in order, to whom it concerns."""
-    bodies = [f"{number} {KIB}" for number in range(PAGE + 200)]
+    bodies = [f"{number} {KIB}" for number in range(MAX_CHANGES + 200)]
     batch = [{"method": "PUT", "path": f"/busy/{number % 3}", "body": body} for number, body in enumerate(bodies)]
     with (
         following(followed, "/busy/") as of_all,
@@ -79,6 +80,23 @@ def test_many_changes_at_once(followed: OwnServer) -> None:
         assert values(of_one) == bodies[1::3]
         assert values(of_none) == ["last"]
         assert len(KIB) * len(batch) > live.MAX_JOINED_BYTES
+
+
+@on_redis
+def test_more_than_a_reader_may_leave_unread(store: Running, request: pytest.FixtureRequest) -> None:
+    """Readers that read are not dropped, however much changes at once: they get it as fast as they take it."""
+    followed = OwnServer(store, {"KVSTORE_LOG_LENGTH": "10000"})
+    request.addfinalizer(followed.stop)
+    documents = [{"method": "PUT", "path": f"/busy/{number}", "body": KIB} for number in range(900)]
+    with ExitStack() as stack:
+        opened = [stack.enter_context(following(followed, "/busy/")) for _ in range(3)]
+        for reader in opened:
+            reader.wait_for(1)
+        with ThreadPoolExecutor(4) as pool:
+            for _ in range(4):
+                pool.submit(ask, followed, "POST", "/_/batch", {"requests": documents})
+        for reader in opened:
+            assert len(reader.wait_for(1 + 4 * len(documents))) == 1 + 4 * len(documents)
 
 
 @on_redis

@@ -198,13 +198,17 @@ def test_a_lease_that_ends(client: Checked) -> None:
 
 
 @on_servers
-def test_the_root_as_a_queue(client: Checked) -> None:
-    """Its jobs are the documents of one segment."""
-    waiting = later(lambda: client.request("POST", f"/?lease=60s&wait={WAIT_S}"))
-    client.put("/ns/a", "1")
-    client.put("/", "1")
-    client.put("/a", "1")
-    assert [job["path"] for job in waiting.result(LIMIT_S).json["items"]] == ["/a"]
+def test_a_job_that_is_given_back(client: Checked) -> None:
+    """At once, after its delay, or because its lease was made shorter: it goes to who waits, long before it would have."""
+    client.put("/ns/q/a", "1")
+    for attempts, query in enumerate(("lease=0", "lease=0&delay=1", "lease=1"), start=2):
+        lease = client.request("POST", "/ns/q/?lease=60s&max_attempts=9").json["items"][0]["lease"]
+        answer = later(lambda: client.request("POST", TAKE + "&max_attempts=9"))
+        changed = client.request("PATCH", f"/ns/q/a?{query}", [("If-Match", f'"{lease}"')])
+        assert changed.status == 200
+        job = answer.result(LIMIT_S).json["items"][0]
+        assert job["attempts"] == 2 * attempts - 2
+        client.request("PATCH", "/ns/q/a?lease=0", [("If-Match", f'"{job["lease"]}"')])
 
 
 # --- On our own server, with many who wait ------------------------------------------------------------------------------
@@ -574,3 +578,18 @@ def test_redis_is_halted(serving: Serving, server: Running) -> None:
     assert set(statuses) <= {204, 304, 503}
     wait_until(lambda: serving.ask("PUT", "/ns/q/x", (), b"1").status in (200, 201), LIMIT_S)
     assert len(jobs_of(serving.ask("POST", TAKE))) == 1
+
+
+def test_a_job_that_another_process_gives_back(serving: Serving, server: Running) -> None:
+    """Who waits here is woken: by Redis, not by the request."""
+    other = Serving(server.url)
+    try:
+        serving.ask("PUT", "/ns/q/a", (), b"1")
+        lease = jobs_of(other.ask("POST", "/ns/q/?lease=60s"))[0]["lease"]
+        wires = [serving.send("POST", TAKE) for _ in range(3)]
+        serving.wait_for(3)
+        other.ask("PATCH", "/ns/q/a?lease=0", [("If-Match", f'"{lease}"')])
+        ready, _, _ = select.select([wire.socket for wire in wires], [], [], LIMIT_S)
+        assert len(ready) == 1
+    finally:
+        other.close()

@@ -1,8 +1,8 @@
 -- What has changed in a namespace since a place in its log.
--- KEYS   1 log  2 expiry
--- ARGV   1 the place  2 most changes  3 what stands before a name in the documents' keys
--- reply  {'held', entries of the log, the ms until the next document expires (-1: none does)},
---        {'lost'} where the log no longer holds all of them, or does not hold the place yet
+-- KEYS   1 log  2 expiry  3 freed
+-- ARGV   1 the place  2 most changes  3 what stands before a name in the documents' keys  4 most bytes, about
+-- reply  {'held', entries of the log, the ms until the next document expires (-1: none does), the place in what is freed,
+--        'more' where that is not all, else nil}, {'lost'} where the log no longer holds all of them, or does not hold the place yet
 
 local function is_before(one, other)
   local ms1, n1 = string.match(one, '^(%d+)%-(%d+)$')
@@ -17,23 +17,38 @@ local function wait_for_expiry(now)
   return due and math.max(0, due - now + 1) or -1
 end
 
+-- The reply where the log has lost nothing: as many of the entries as may be sent at once.
+local function held(entries, most, most_bytes, wait)
+  local freed = redis.pcall('XREVRANGE', FREED, '+', '-', 'COUNT', 1)[1] -- of another type it frees nothing
+  local bytes = 0
+  for i, entry in ipairs(entries) do
+    if i > most or bytes > most_bytes then
+      return {'held', slice(entries, 1, i - 1), wait, freed and freed[1] or '0-0', 'more'}
+    end
+    for _, part in ipairs(entry[2]) do
+      bytes = bytes + #part
+    end
+  end
+  return {'held', entries, wait, freed and freed[1] or '0-0', false}
+end
+
 local function changes(_, at)
-  local from, most = ARGV[at], ARGV[at + 1]
+  local from, most, most_bytes = ARGV[at], tonumber(ARGV[at + 1]), tonumber(ARGV[at + 3])
   local now = clock()
   local wait = wait_for_expiry(now)
   if wait == 0 then
     sweep(ARGV[at + 2], now, 1000)
     wait = wait_for_expiry(now)
   end
-  local entries = redis.call('XRANGE', LOG, from, '+', 'COUNT', most + 1)
+  local entries = redis.call('XRANGE', LOG, from, '+', 'COUNT', most + 2)
   if entries[1] and entries[1][1] == from then -- where the place itself is still there, so is all that came after it
     table.remove(entries, 1)
-    return {'held', entries, wait}
+    return held(entries, most, most_bytes, wait)
   end
   -- A log lives for a day at least, so within a day of a place none can have come and gone unseen.
   local is_recent = not is_before(from, string.format('%.0f-0', now - DAY_MS))
   if redis.call('EXISTS', LOG) == 0 then
-    return is_recent and {'held', {}, wait} or {'lost'}
+    return is_recent and held({}, most, most_bytes, wait) or {'lost'}
   end
   local first = redis.call('XRANGE', LOG, '-', '+', 'COUNT', 1)[1]
   local facts = redis.call('XINFO', 'STREAM', LOG)
@@ -50,6 +65,5 @@ local function changes(_, at)
       return {'lost'}
     end
   end
-  entries[most + 1] = nil
-  return {'held', entries, wait}
+  return held(entries, most, most_bytes, wait)
 end

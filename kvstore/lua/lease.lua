@@ -4,6 +4,12 @@
 --        4 ms for which it is held back then  5 why, percent-encoded, '-' for nothing
 -- reply  {'held', what is there, the lease or '-'}, {'missing'}, {'leased'}, {'failed', what is there}
 
+-- Let those who wait for a job look again.
+local function ring(rest)
+  redis.call('XADD', FREED, 'MAXLEN', 1, '*', 'rest', rest)
+  keep_as_names(FREED)
+end
+
 local function lease(key, at)
   local rest, match = ARGV[at], ARGV[at + 1]
   local exists, tag, meta, job = look(key)
@@ -20,6 +26,9 @@ local function lease(key, at)
   if lease_ms > 0 then
     write_mark(key, meta, job.attempts, now + lease_ms, job.lease, job.reason)
     hold(rest, now + lease_ms)
+    if now + lease_ms < job.held_until then
+      ring(rest)
+    end
     return {'held', read(key), job.lease}
   end
   write_mark(key, meta, job.attempts, now + delay_ms, '-', ARGV[at + 4])
@@ -28,7 +37,6 @@ local function lease(key, at)
   else
     forget(rest)
   end
-  redis.call('XADD', FREED, 'MAXLEN', 1, '*', 'rest', rest) -- who waits for a job looks again
-  keep_as_names(FREED)
+  ring(rest)
   return {'held', read(key), '-'}
 end
