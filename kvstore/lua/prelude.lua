@@ -293,11 +293,12 @@ end
 -- n and the integer that is stored there (0 where nothing is); JSON texts start with neither. Returns the name of a field whose sum there is none.
 -- Numbers of Lua have 53 bits, so Redis adds.
 local function resolve(key, first, last)
+  local now = string.format('%.0f', clock())
   for i = first, last, 2 do
     local value = ARGV[i]
     local kind = string.sub(value, 1, 1)
     if kind == '@' then
-      ARGV[i] = string.format('%.0f', clock())
+      ARGV[i] = now
     elseif kind == '+' then
       redis.call('SET', SCRATCH, key and redis.call('HGET', key, ARGV[i - 1]) or '0', 'PX', 1000)
       local sum = redis.pcall('INCRBY', SCRATCH, string.sub(value, 2))
