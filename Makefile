@@ -27,7 +27,7 @@ run: $(VENV)/ready ## serve http://127.0.0.1:8000
 	@exec $(BIN)/kvstore
 
 test: $(VENV)/ready-dev ## run the tests
-	@$(BIN)/pytest -n 4 --dist worksteal
+	@$(BIN)/pytest -n 6 --dist worksteal
 
 check: $(VENV)/ready-dev ## ruff, mypy
 	@$(BIN)/ruff check .

@@ -22,7 +22,7 @@ from inprocess import InProcess
 from loops import PRODUCTION, Loop
 from serving import start_kvstore
 from serving import wire as request_bytes
-from stores import SERVERS, Running, wait_until
+from stores import Running, wait_until
 from wires import Raw, Wire
 
 from kvstore.asgi import Application
@@ -214,10 +214,10 @@ def test_a_job_that_is_given_back(client: Checked) -> None:
 # --- On our own server, with many who wait ------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=SERVERS)
-def server(request: pytest.FixtureRequest, started: Callable[[str], Running]) -> Running:
+@pytest.fixture
+def server(started: Callable[[str], Running]) -> Running:
     """A real Redis, empty."""
-    running = started(request.param)
+    running = started("redis")
     running.redis.flushall()
     return running
 
