@@ -29,11 +29,11 @@ from kvstore.presence import Hold
 log = logging.getLogger("kvstore")
 
 LOOK_S = 60.0  # between looks at a log that does not grow, where Redis says when one does
-POLL_S = 0.2  # between looks where it cannot: a cluster, fakeredis
+POLL_S = 0.2  # between looks where it does not: a cluster, fakeredis, a Redis that will not track
 PAUSE_S = 0.001  # between looks at a log that grows all the time, so that a look finds several changes
 RETRY_S = 0.3  # after trouble with Redis
 SPREAD_S = 1.0  # over which all logs are looked at again after that
-BEATS = 48  # parts of a heartbeat's period, in each of which some followers have theirs: thousands at once hold up others
+BEATS = 480  # parts of a heartbeat's period, in each of which some followers have theirs: thousands at once hold up others
 MAX_JOINED_BYTES = 64 * 1024  # of changes that are sent to a follower at once
 MAX_BUFFERED_BYTES = 1024 * 1024  # of a stream whose reader does not read; then it is dropped
 MAX_WAITING_BYTES = 4 * 1024 * 1024  # of changes that come while a snapshot is read
@@ -167,9 +167,9 @@ class Hub:
     def __init__(self, store: AsyncStore, address: Address, max_streams: int) -> None:
         self._store = store
         self._loop: asyncio.AbstractEventLoop = None  # type: ignore[assignment]  # known from the first follower on
-        self._logs, self._look_s = store, POLL_S
+        self._logs = store
         if address.kind in ("single", "sentinel"):
-            self._logs, self._look_s = Pipeline(address, heard=self._heard, find=_primary), LOOK_S
+            self._logs = Pipeline(address, heard=self._heard, find=_primary)
         self._holding = Holding(store)
         self._max_streams = max_streams
         self._is_closed = False
@@ -398,8 +398,9 @@ class Hub:
             elif space.rang:
                 self._look_on(space)
             else:
-                expiry_s = self._look_s if outcome.next_expiry_ms is None else outcome.next_expiry_ms / 1000
-                self._look_in(space, min(expiry_s, self._look_s))
+                look_s = LOOK_S if isinstance(self._logs, Pipeline) and self._logs.is_told else POLL_S
+                expiry_s = look_s if outcome.next_expiry_ms is None else outcome.next_expiry_ms / 1000
+                self._look_in(space, min(expiry_s, look_s))
 
     def _fan_out(self, space: _Space, entries: list[Any]) -> None:
         """Send changes to who follows them. Only what somebody follows is decoded; all that a follower gets is sent at once."""

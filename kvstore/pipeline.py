@@ -87,6 +87,7 @@ class Pipeline:
     ) -> None:
         self._address = address
         self.heard = heard
+        self.is_told = heard is not None  # False where Redis refused to track, so nothing is ever heard
         self._find = find
         self._loop: asyncio.AbstractEventLoop = None  # type: ignore[assignment]  # known from the first submit on
         self._connection: _Connection | None = None
@@ -374,13 +375,25 @@ async def _connect(address: Address, owner: Pipeline) -> _Connection:
         if address.database:
             await connection.greet(("SELECT", address.database))
         if owner.heard:
-            await connection.greet(("HELLO", 3))
-            await connection.greet(("CLIENT", "TRACKING", "ON"))
+            owner.is_told = await _track(connection)
         await connection.greet(("PING",))  # LOADING, NOAUTH and a Redis that hangs show here, before a command is sent
     except BaseException:
         connection.abort()
         raise
     return connection
+
+
+async def _track(connection: _Connection) -> bool:
+    """Have Redis say which keys change that are read on this connection; False where it cannot, or may not."""
+    try:
+        await connection.greet(("HELLO", 3))
+        await connection.greet(("CLIENT", "TRACKING", "ON"))
+    except hiredis.ReplyError as error:
+        if str(error).startswith(("LOADING", "NOAUTH")):
+            raise
+        log.warning("Redis does not track keys for us, so changes are looked for all the time: %s", error)
+        return False
+    return True
 
 
 def _tls(address: Address) -> ssl.SSLContext:

@@ -33,6 +33,12 @@ REQUESTS = [
     ("GET", "/ns/?recursive&keys&order=desc", [], None),
     ("GET", "/?list", [], None),
     ("POST", "/_/batch", [], {"requests": [{"method": "PUT", "path": "/ns/a", "body": 1}, {"method": "GET", "path": "/ns/a"}]}),
+    ("POST", "/jobs/?delay=1h", [], 1),
+    ("PUT", "/jobs/a", [], 1),
+    ("POST", "/jobs/?lease=30s", [], None),
+    ("PATCH", "/jobs/a?lease=60s", [("If-Match", "*")], None),
+    ("PATCH", "/jobs/a?lease=0", [("If-Match", "*")], None),
+    ("POST", "/jobs/?lease=30s&max_attempts=1", [], None),
     ("DELETE", "/ns/a", [], None),
     ("DELETE", "/ns/?recursive", [], None),
 ]
@@ -77,3 +83,19 @@ def test_the_acl_suffices_to_follow(followed: OwnServer) -> None:
         reader.wait_for(1)
         ask(followed, "PUT", "/ns/a", 1)
         assert reader.wait_for(2)[1].data["value"] == 1
+
+
+def test_a_redis_that_does_not_track(directory: Path) -> None:
+    """Then changes are looked for, and streams go on as with any other."""
+    running = STORES["redis"](directory)
+    running.redis.execute_command("ACL", "SETUSER", "limited", "on", ">secret", *RULES, "-client|tracking")
+    served = OwnServer(Running(running.url.replace("unix://", "unix://limited:secret@"), None, lambda: None))
+    try:
+        with following(served, "/room/1") as reader:
+            reader.wait_for(1)
+            for number in range(3):
+                ask(served, "PUT", "/room/1", number)
+                assert reader.wait_for(2 + number)[-1].data["value"] == number
+    finally:
+        served.stop()
+        running.stop()
