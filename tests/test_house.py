@@ -231,7 +231,7 @@ def test_no_script_decodes_json() -> None:
     assert {path.stem for path in (PACKAGE / "lua").glob("*.lua") if "cjson.decode" in path.read_text("utf-8")} <= {"once"}
 
 
-# Words that say nothing about what is behind them (HOUSE: Words).
+# Words that say nothing about what is behind them.
 EMPTY_WORDS = re.compile(
     r"(?:^|_)(?:utils?|helpers?|common|misc|manager|handler|service|data|info|obj|upsert)(?:_|$|\d)", re.IGNORECASE
 )

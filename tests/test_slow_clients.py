@@ -19,7 +19,7 @@ from wires import Wire
 
 from kvstore import server
 
-HEAD_S = 10  # the contract of issue 3
+HEAD_S = 10  # as the README promises
 LATE_S = 2.5  # that a server may be late in noticing, on a machine that is busy with other tests
 SLOW = 200
 REQUESTS = 300
