@@ -15,9 +15,9 @@ from redis.backoff import NoBackoff
 
 from kvstore.address import Address, parse_address
 from kvstore.commands import Again, Command
-from kvstore.errors import unavailable
+from kvstore.errors import UNKNOWN, unavailable
 from kvstore.pipeline import AsyncStore, Done, Pipeline
-from kvstore.store import CONNECT_S, ERRORS, UNKNOWN, client_options, problem_of
+from kvstore.store import CONNECT_S, ERRORS, client_options, problem_of
 
 MAX_CONNECTIONS = 32  # to each node
 ANSWER_S = 5.0  # the turn of a command, waiting for a connection included

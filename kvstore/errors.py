@@ -261,6 +261,10 @@ _REPLIES: dict[str, tuple[type[Problem], str]] = {
 RETRY_AFTER_S = "1"
 
 
+# What is said of a write whose answer did not come.
+UNKNOWN = "whether the request was applied is unknown; it is safe to send again with the same If-Match"
+
+
 def unavailable(detail: str) -> StoreUnavailable:
     """A 503 that says when to ask again (RFC 9110 section 10.2.3)."""
     return StoreUnavailable(detail, headers={"Retry-After": RETRY_AFTER_S})

@@ -16,7 +16,7 @@ import hiredis
 
 from kvstore.address import Address
 from kvstore.commands import Again, Command
-from kvstore.errors import Problem, problem_of_reply, unavailable
+from kvstore.errors import UNKNOWN, Problem, problem_of_reply, unavailable
 from kvstore.joint import Kin, join, kin, place_among
 
 log = logging.getLogger("kvstore")
@@ -29,8 +29,6 @@ CHECK_S = 0.25  # between looks at what is overdue
 MAX_JOINED = 64  # commands sent as one: more of them would gain little, and hold Redis up for the other clients
 MAX_WAITING = 20_000  # commands without a reply
 MAX_WAITING_BYTES = 64 * 1024 * 1024  # of commands without a reply
-
-UNKNOWN = "whether the request was applied is unknown; it is safe to send again with the same If-Match"
 
 Done = Callable[[Any, Any], None]
 

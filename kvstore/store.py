@@ -18,7 +18,7 @@ from redis.retry import Retry
 
 from kvstore.address import Address, parse_address
 from kvstore.commands import Again, Command
-from kvstore.errors import Problem, problem_of_reply, unavailable
+from kvstore.errors import UNKNOWN, Problem, problem_of_reply, unavailable
 from kvstore.paths import Path, own_key
 
 # A request waits for a connection of the pool, then for the connection to open, then for the answer: under 6 s together.
@@ -28,8 +28,6 @@ ANSWER_S = 3.0
 BLOCK_S = 2.0  # of one blocking command: less than an answer may take
 # Heroku's smallest Redis has 20 connections, its smallest dyno two workers.
 MAX_CONNECTIONS = 8
-
-UNKNOWN = "whether the request was applied is unknown; it is safe to send again with the same If-Match"
 
 # redis-py takes the first word of an error reply away where it has a class for it.
 _WORDS: dict[type[redis.RedisError], str] = {

@@ -119,12 +119,12 @@ class DelayedResult:
         dead = _document(self._dead)
         return json.loads(dead)["reason"] if dead else None
 
-    def wait(self, timeout_s: float) -> Any:
-        """What the function returned, as soon as it has; raises TaskFailed, or TimeoutError.
+    def wait(self, timeout: float) -> Any:
+        """What the function returned, as soon as it has; raises TaskFailed, or TimeoutError after `timeout` seconds.
 
         It holds a connection to Redis meanwhile. In a web application, ask for `return_value` again instead.
         """
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + timeout
         store, _ = _connection()
         pause_s = 0.0
         while True:
@@ -136,7 +136,7 @@ class DelayedResult:
                 raise TaskFailed(self.error or "the result has expired, or the job was deleted")
             left_s = deadline - time.monotonic()
             if left_s <= 0:
-                raise TimeoutError(f"{self.key} is not there after {timeout_s} s")
+                raise TimeoutError(f"{self.key} is not there after {timeout} s")
             if status != "done":
                 store.wait(self._result, (at.place, "$"), left_s)
                 time.sleep(pause_s)  # on a busy queue there is always a change

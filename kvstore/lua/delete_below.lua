@@ -6,8 +6,7 @@
 
 local function delete_below(_, at)
   local prefix, container = ARGV[at], ARGV[at + 1]
-  local low = container == '' and '-' or '[' .. container
-  local high = container == '' and '+' or '(' .. string.sub(container, 1, -2) .. '0'
+  local low, high = range_below(container)
   local names = redis.call('ZRANGEBYLEX', NAMES, low, high, 'LIMIT', 0, ARGV[at + 2])
   check_types('')
   local deleted, has_jobs = 0, redis.call('EXISTS', UNTIL) == 1

@@ -22,9 +22,8 @@ local function list(_, at)
 
   local time = redis.call('ZSCORE', UNTIL, container .. '/') and string.format('%.0f', now)
 
-  -- The range of names below the container that are still to come. A slash is followed by a 0 in the order of bytes.
-  local low = container == '' and '-' or '[' .. container
-  local high = container == '' and '+' or '(' .. string.sub(container, 1, -2) .. '0'
+  -- What is still to come. A slash is followed by a 0 in the order of bytes.
+  local low, high = range_below(container)
   local function pass(name)
     if descending then
       high = '(' .. container .. name

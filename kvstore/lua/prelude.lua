@@ -144,6 +144,14 @@ local function slice(list, first, last)
   return part
 end
 
+-- The names below a container, as ZRANGEBYLEX takes a range. A slash is followed by a 0 in the order of bytes.
+local function range_below(container)
+  if container == '' then
+    return '-', '+'
+  end
+  return '[' .. container, '(' .. string.sub(container, 1, -2) .. '0'
+end
+
 -- HSET of fields[first..last], in as many calls as it takes.
 local function set(key, fields, first, last)
   for from = first, last, MOST_ARGUMENTS do

@@ -62,8 +62,7 @@ local function take(_, at)
     redis.call('DEL', HELD)
   end
 
-  local low = container == '' and '-' or '[' .. container
-  local high = container == '' and '+' or '(' .. string.sub(container, 1, -2) .. '0'
+  local low, high = range_below(container)
   local jobs, word, bytes = {}, 'taken', 0
   while #jobs < most and bytes < most_bytes do
     local rest = first_free(low, high)
