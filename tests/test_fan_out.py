@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import Any
 
 import pytest
@@ -13,7 +13,8 @@ from stores import SERVERS, Running, wait_until
 from streams import LIMIT_S, OwnServer, Reader, ask, following
 
 from kvstore import live
-from kvstore.containers import MAX_CHANGES
+from kvstore.containers import MAX_CHANGED_BYTES, MAX_CHANGES, Changes, Place
+from kvstore.paths import parse_path
 
 NAMESPACES = 30
 KIB = "x" * 1024
@@ -97,6 +98,24 @@ def test_more_than_a_reader_may_leave_unread(store: Running, request: pytest.Fix
                 pool.submit(ask, followed, "POST", "/_/batch", {"requests": documents})
         for reader in opened:
             assert len(reader.wait_for(1 + 4 * len(documents))) == 1 + 4 * len(documents)
+
+
+@on_both
+def test_a_look_is_bounded_by_bytes(store: Running, followed: OwnServer) -> None:
+    """One reads some of many large changes and says that there are more; looks that follow each other read each once."""
+    path = parse_path(b"/busy/")
+    with closing(store.open()) as opened:
+        place = opened.execute(Place(path)).place
+        requests = [{"method": "PUT", "path": f"/busy/{number}", "body": KIB} for number in range(600)]
+        ask(followed, "POST", "/_/batch", {"requests": requests})
+        names: list[str] = []
+        has_more = True
+        while has_more:
+            entries, _, _, has_more = opened.execute(Changes(path, place))
+            assert sum(len(part) for _, parts in entries for part in parts) < MAX_CHANGED_BYTES + 2 * len(KIB)
+            names += [parts[1].decode() for _, parts in entries]
+            place = entries[-1][0].decode()
+        assert names == [str(number) for number in range(600)]
 
 
 @on_redis
