@@ -1,38 +1,26 @@
-"""Following paths: one reader of the change logs per process, fanned out to all who follow.
+"""Following paths: what the one reader of the change logs (`logs.py`) finds, fanned out to all who follow.
 
 A follower is registered first, then its snapshot is taken, at a place in the log; changes that come meanwhile wait, and those
 up to that place are dropped. So nothing falls between the snapshot and the changes, and nothing comes twice. When the log has
 lost changes that were not read, the streams of that namespace are ended: their readers come back with the place they have, and
-are told. Redis itself says which logs have grown since they were read. Source: CLIENT TRACKING;
-https://html.spec.whatwg.org/multipage/server-sent-events.html
+are told. Source: https://html.spec.whatwg.org/multipage/server-sent-events.html
 """
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable
 from itertools import cycle
-from typing import Any
-
-import redis
 
 from kvstore.address import Address
 from kvstore.changes import changed_name, event, parse_entry
-from kvstore.clients import close_sentinels, sentinels
-from kvstore.containers import Changes, Follow, Place
-from kvstore.errors import Problem, unavailable
+from kvstore.containers import Follow, Logged, Place
+from kvstore.errors import unavailable
 from kvstore.following import HEARTBEAT_S, begin, path_of, prefix
 from kvstore.holding import Holding
+from kvstore.logs import LogReader, Reading
 from kvstore.paths import Path
-from kvstore.pipeline import AsyncStore, Pipeline
+from kvstore.pipeline import AsyncStore
 from kvstore.presence import Hold
 
-log = logging.getLogger("kvstore")
-
-LOOK_S = 60.0  # between looks at a log that does not grow, where Redis says when one does
-POLL_S = 0.2  # between looks where it does not: a cluster, fakeredis, a Redis that will not track
-PAUSE_S = 0.001  # between looks at a log that grows all the time, so that a look finds several changes
-RETRY_S = 0.3  # after trouble with Redis
-SPREAD_S = 1.0  # over which all logs are looked at again after that
 BEATS = 480  # parts of a heartbeat's period, in each of which some followers have theirs: thousands at once hold up others
 MAX_JOINED_BYTES = 64 * 1024  # of changes that are sent to a follower at once
 MAX_BUFFERED_BYTES = 1024 * 1024  # of a stream whose reader does not read; then it is dropped
@@ -110,20 +98,14 @@ class _Audience:
 class _Space:
     """A namespace that somebody follows."""
 
-    __slots__ = ("containers", "documents", "due", "freed", "is_asking", "looked", "path", "place", "rang", "takers", "timer")
+    __slots__ = ("containers", "documents", "freed", "reading", "takers")
 
-    def __init__(self, path: Path, place: str) -> None:
-        self.path = path
-        self.place = place
+    def __init__(self, reading: Reading) -> None:
+        self.reading = reading
         self.documents: dict[str, _Audience] = {}
         self.containers: dict[str, _Audience] = {}
         self.takers: set[Follower] = set()  # those of them who wait for jobs
         self.freed = b""  # the place in what was given back
-        self.is_asking = False  # its changes are being read
-        self.rang = False  # and have grown meanwhile
-        self.looked = 0.0  # when they were asked for
-        self.timer: asyncio.TimerHandle | None = None  # of the next look, whether it has grown or not
-        self.due = 0.0  # when that is
 
     def add(self, follower: Follower) -> None:
         table, name = self._table(follower.path)
@@ -166,19 +148,13 @@ class Hub:
 
     def __init__(self, store: AsyncStore, address: Address, max_streams: int) -> None:
         self._store = store
-        self._loop: asyncio.AbstractEventLoop = None  # type: ignore[assignment]  # known from the first follower on
-        self._logs = store
-        if address.kind in ("single", "sentinel"):
-            self._logs = Pipeline(address, heard=self._heard, find=_primary)
+        self._logs = LogReader(store, address, told=self._told, lost=self._lost)
         self._holding = Holding(store)
         self._max_streams = max_streams
         self._is_closed = False
         self._spaces: dict[str, _Space] = {}
-        self._by_key: dict[bytes, _Space] = {}  # by those keys of it that say that something has happened
-        self._rung: dict[_Space, None] = {}  # of which one has changed, in this turn of the loop
         self._opening: dict[str, asyncio.Task[None]] = {}
         self._count = 0
-        self._complained = 0.0
         self._beats = [set[Follower]() for _ in range(BEATS)]
         self._beating = 0  # which of them has its heartbeat next
         self._turn = cycle(range(BEATS // 2))
@@ -247,6 +223,11 @@ class Hub:
         if not space.documents and not space.containers:
             self._drop(space)
 
+    def _drop(self, space: _Space) -> None:
+        """Nobody follows the namespace any more."""
+        del self._spaces[space.reading.path.namespace]
+        self._logs.drop(space.reading)
+
     def _check_open(self) -> None:
         if self._is_closed:
             raise unavailable("this server is stopping; come back")
@@ -259,18 +240,16 @@ class Hub:
         """End all streams and the reader, and release what was held."""
         self._is_closed = True
         for space in list(self._spaces.values()):
-            self._end(space)
+            self._lost(space.reading)
         await asyncio.gather(*self._opening.values(), return_exceptions=True)
         if self._heart:
             self._heart.cancel()
             await asyncio.gather(self._heart, return_exceptions=True)
-        if self._logs is not self._store:
-            await self._logs.close()
+        await self._logs.close()
         await self._holding.close()
 
     async def _space(self, path: Path) -> _Space:
         if self._heart is None:
-            self._loop = asyncio.get_running_loop()
             self._heart = asyncio.create_task(self._beat())
         name = path.namespace
         while name not in self._spaces:
@@ -284,20 +263,9 @@ class Hub:
         try:
             at = await self._store.execute(Place(path))
             self._check_open()
-            space = self._spaces[path.namespace] = _Space(path, at.place)
-            for key in Changes(path, "").keys:
-                self._by_key[key.encode()] = space
-            self._look(space)
+            self._spaces[path.namespace] = _Space(self._logs.read(path, at.place))
         finally:
             del self._opening[path.namespace]
-
-    def _drop(self, space: _Space) -> None:
-        """Nobody follows the namespace any more."""
-        del self._spaces[space.path.namespace]
-        for key in Changes(space.path, "").keys:
-            del self._by_key[key.encode()]
-        if space.timer:
-            space.timer.cancel()
 
     async def _begin(self, follow: Follow, follower: Follower) -> str:
         """Send what a stream begins with, and return the place in the log after which changes are to follow.
@@ -320,135 +288,42 @@ class Hub:
             place: str = done.value
             return place
 
-    # Reading the logs
-
-    def _heard(self, key: bytes | None) -> None:
-        """A key of a log that was read has changed; None: any may have, since the connection is lost."""
-        if key is not None:
-            if space := self._by_key.get(key):
-                if not self._rung:  # one change rings for the log and for the expiries, and many come in one turn of the loop
-                    self._loop.call_soon(self._look_on_rung)
-                self._rung[space] = None
-            return
-        for number, space in enumerate(self._spaces.values()):
-            self._look_in(space, RETRY_S + SPREAD_S * number / len(self._spaces))
-
-    def _look_on_rung(self) -> None:
-        rung, self._rung = self._rung, {}
-        for space in rung:
-            if self._spaces.get(space.path.namespace) is space:
-                self._look_on(space)
-
-    def _look_on(self, space: _Space) -> None:
-        """Look again, at once where the last look is some time ago; after a question that is open."""
-        if space.is_asking:
-            space.rang = True
-            return
-        wait_s = space.looked + PAUSE_S - self._loop.time()
-        if wait_s > 0:
-            self._look_in(space, wait_s)
-        else:
-            self._look(space)
-
-    def _look(self, space: _Space) -> None:
-        """Read the changes of a namespace, which also has Redis say when there are more; one question at a time."""
-        if not space.is_asking:
-            space.is_asking, space.rang, space.looked = True, False, self._loop.time()
-            self._logs.submit(Changes(space.path, space.place), self._read, space)
-
-    def _look_in(self, space: _Space, wait_s: float) -> None:
-        """Look after some time, or earlier where that is planned already."""
-        due = self._loop.time() + wait_s
-        if space.timer is None or due < space.due:
-            if space.timer:
-                space.timer.cancel()
-            space.due = due
-            space.timer = self._loop.call_later(wait_s, self._on_time, space)
-
-    def _on_time(self, space: _Space) -> None:
-        space.timer = None
-        self._look(space)
-
-    def _read(self, space: _Space, outcome: Any) -> None:
-        """What a look has found: send it to who follows it."""
-        space.is_asking = False
-        if self._spaces.get(space.path.namespace) is not space:  # nobody follows it any more
-            return
-        try:
-            if isinstance(outcome, Exception):
-                raise outcome
-            if outcome.entries is None:
-                log.warning("a change log was trimmed before it was read; its streams are ended, and their readers told")
-                self._end(space)
-                return
-            self._fan_out(space, outcome.entries)
-            self._tell_takers(space, outcome.freed)
-        except Problem as error:
-            now = self._loop.time()
-            if now - self._complained > SPREAD_S:  # thousands of logs are held up by one thing
-                self._complained = now
-                log.warning("following is held up: %s", error)
-            self._look_in(space, RETRY_S)
-        except Exception:
-            log.exception("following is held up by a bug of ours")
-            self._look_in(space, RETRY_S)
-        else:
-            if outcome.has_more:
-                self._look(space)
-            elif space.rang:
-                self._look_on(space)
-            else:
-                look_s = LOOK_S if isinstance(self._logs, Pipeline) and self._logs.is_told else POLL_S
-                expiry_s = look_s if outcome.next_expiry_ms is None else outcome.next_expiry_ms / 1000
-                self._look_in(space, min(expiry_s, look_s))
-
-    def _fan_out(self, space: _Space, entries: list[Any]) -> None:
-        """Send changes to who follows them. Only what somebody follows is decoded; all that a follower gets is sent at once."""
-        heard: dict[_Audience, list[Changed]] = {}
-        for entry in entries:
-            audiences = space.heard_by(changed_name(entry))
-            if audiences:
-                change = parse_entry(entry)
-                changed = _order(change.id), event(path_of(space.path, change), change)
-                for audience in audiences:
-                    heard.setdefault(audience, []).append(changed)
-        if entries:
-            space.place = entries[-1][0].decode()
-        for audience, changes in heard.items():
-            audience.deliver(changes)
-
-    def _tell_takers(self, space: _Space, freed: bytes) -> None:
-        """Let those who wait for jobs know that one was given back."""
-        if space.freed != freed:
-            space.freed = freed
-            for follower in tuple(space.takers):
-                follower.send(b"")
-
     async def _beat(self) -> None:
         """A sign of life for every reader, which moves the place of one that heard nothing."""
         while True:
             await asyncio.sleep(HEARTBEAT_S / BEATS)
             for follower in tuple(self._beats[self._beating]):
                 if follower.is_ready:  # one that is ahead of the reader keeps its place
-                    place = self._spaces[follower.path.namespace].place
+                    place = self._spaces[follower.path.namespace].reading.place
                     is_ahead = follower.after > _order(place)
                     follower.send(b":\n\n" if is_ahead else b"id: %b\n\n" % place.encode())
             self._beating = (self._beating + 1) % BEATS
 
-    def _end(self, space: _Space) -> None:
+    # What the reader of the logs calls
+
+    def _told(self, reading: Reading, logged: Logged) -> None:
+        """Send changes to who follows them. Only what somebody follows is decoded; all that a follower gets is sent at once."""
+        space = self._spaces[reading.path.namespace]
+        heard: dict[_Audience, list[Changed]] = {}
+        for entry in logged.entries or ():
+            audiences = space.heard_by(changed_name(entry))
+            if audiences:
+                change = parse_entry(entry)
+                changed = _order(change.id), event(path_of(reading.path, change), change)
+                for audience in audiences:
+                    heard.setdefault(audience, []).append(changed)
+        for audience, changes in heard.items():
+            audience.deliver(changes)
+        if space.freed != logged.freed:
+            space.freed = logged.freed
+            for follower in tuple(space.takers):
+                follower.send(b"")
+
+    def _lost(self, reading: Reading) -> None:
+        """Changes are lost: the streams end, and their readers come back with the place they have."""
+        space = self._spaces[reading.path.namespace]
         for follower in space.all():
             follower.end()
             self.leave(follower)
-
-
-async def _primary(address: Address) -> Address:
-    """The address of the single Redis that commands go to; raises OSError."""
-    if address.kind != "sentinel":
-        return address
-    client = sentinels(address)
-    try:
-        return address._replace(kind="single", nodes=(await client.discover_master(address.primary),))
-    except redis.RedisError as error:
-        raise OSError(f"no Sentinel knows the primary: {error}") from error
-    finally:
-        await close_sentinels(client)
+        if self._spaces.get(reading.path.namespace) is space:  # who is on the way to it opens it again
+            self._drop(space)

@@ -49,6 +49,8 @@ def connect(url: str) -> redis.Redis:
 class Running:
     """A server that the tests started: its `url`, its `pid` (None: in this process), a client `redis` that sees all of it."""
 
+    clock_ms = 0  # by which its clock goes on while a script runs
+
     def __init__(self, url: str, pid: int | None, stop: Callable[[], None]) -> None:
         self.url = url
         self.pid = pid
@@ -72,6 +74,8 @@ class Running:
 
 class Fake(Running):
     """A Redis of fakeredis in this process; `server` is what clients share."""
+
+    clock_ms = 2000  # as much as a busy machine keeps this process waiting
 
     def __init__(self) -> None:
         self.url, self.pid = "fake://", None

@@ -44,6 +44,7 @@ ORDER = [
     "pipeline",
     "clients",
     "holding",
+    "logs",
     "live",
     "waiting",
     "web",
@@ -52,6 +53,8 @@ ORDER = [
     "working",
     "tasks",
     "asgi",
+    "http1",
+    "streams",
     "server",
     "worker",
     "__init__",  # is imported by name only, for __version__
@@ -61,7 +64,7 @@ ORDER = [
 
 # What is not of the standard library, and who may import it.
 PACKAGES = {
-    "redis": {"store", "clients", "live"},
+    "redis": {"store", "clients", "logs"},
     "hiredis": {"pipeline"},
     "fakeredis": {"store", "clients"},
     "flask": {"web", "app", "tasks"},
@@ -74,18 +77,31 @@ PACKAGES = {
 
 # What of the standard library reaches the world outside, and who may import it. Everybody else is a function of values.
 WORLD = {
-    "asyncio": {"pipeline", "clients", "holding", "live", "waiting", "asgi", "server", "worker"},
+    "asyncio": {"pipeline", "clients", "holding", "logs", "live", "waiting", "asgi", "streams", "server", "worker"},
     "atexit": {"app", "web"},
     "ctypes": {"embedded"},
     "fcntl": {"embedded"},
     "gc": {"worker"},
     "importlib": {"scripts"},  # they lie beside it
-    "logging": {"errors", "pipeline", "clients", "holding", "live", "web", "embedded", "app", "asgi", "server", "working"},
+    "logging": {
+        "errors",
+        "pipeline",
+        "clients",
+        "holding",
+        "live",
+        "web",
+        "embedded",
+        "app",
+        "asgi",
+        "streams",
+        "server",
+        "working",
+    },
     "os": {"embedded", "app", "asgi", "worker", "serve", "working", "tasks"},
     "pathlib": {"embedded", "app", "serve"},
     "secrets": {"holding", "web"},
     "signal": {"embedded", "worker", "working"},
-    "socket": {"embedded", "server"},
+    "socket": {"embedded", "streams"},
     "ssl": {"store", "pipeline"},
     "subprocess": {"embedded"},
     "sys": {"embedded", "working", "worker", "serve", "cli"},

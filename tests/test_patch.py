@@ -27,7 +27,7 @@ from asking import (
 from clients import Checked
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stores import contents, wait_until
+from stores import Running, contents, wait_until
 
 from kvstore import patch as trees
 from kvstore.errors import ContentTooLarge, InvalidPatch, PatchFailed, PathNotThere
@@ -357,8 +357,6 @@ def test_a_flat_patch_leaves_other_fields_alone(client: Checked, raw: redis.Redi
 
 # --- TTL ----------------------------------------------------------------------------------------------------------------
 
-CLOCK_MS = 10  # fakeredis's clock goes on while a script runs
-
 # The target's query, the patch, and the TTL that a document of 1,000 s has then, and what is created; None: 400.
 TTLS: list[tuple[str, str, int, int]] = [
     ("", '{"b":1}', 1000, YEAR_S),
@@ -377,7 +375,9 @@ TTLS: list[tuple[str, str, int, int]] = [
 
 @on_few
 @pytest.mark.parametrize(("query", "merge_patch", "kept_s", "created_s"), TTLS)
-def test_ttl(client: Checked, raw: redis.Redis, *, query: str, merge_patch: str, kept_s: int, created_s: int) -> None:
+def test_ttl(
+    client: Checked, store: Running, raw: redis.Redis, *, query: str, merge_patch: str, kept_s: int, created_s: int
+) -> None:
     """A PATCH keeps the expiry unless it asks for another; query before member; what it creates starts with the default."""
     for document in ('{"a":1}', "[1]", None):
         client.delete("/ns/a")
@@ -389,7 +389,7 @@ def test_ttl(client: Checked, raw: redis.Redis, *, query: str, merge_patch: str,
         assert (ttl_s - 2) * 1000 < raw.pttl("kv:{ns}/a") <= ttl_s * 1000
         assert abs(entries(raw)[-1].ttl_ms - ttl_s * 1000) < 2000
         assert "ttl" not in answer.json or ttl_s - 2 < answer.json["ttl"] <= ttl_s
-        assert raw.zscore("kv:{ns}!expiry", "a") <= raw.pexpiretime("kv:{ns}/a") + CLOCK_MS
+        assert raw.zscore("kv:{ns}!expiry", "a") <= raw.pexpiretime("kv:{ns}/a") + store.clock_ms
     if query:
         client.put("/ns/a?ttl=1000", "{}")
         assert json_patch(client, f"/ns/a{query}", "[]").status == 200
@@ -427,7 +427,7 @@ def test_bad_ttl(client: Checked, raw: redis.Redis) -> None:
     assert contents(raw) == before
 
 
-def test_touch(client: Checked, raw: redis.Redis) -> None:
+def test_touch(client: Checked, store: Running, raw: redis.Redis) -> None:
     """Only the expiry changes: the entity-tag stays, and the log says nothing. On nothing 404."""
     for document in ('{"z":1.0,"a":[]}', "[1]"):
         stored = client.put("/ns/a?ttl=1000", document)
@@ -438,7 +438,7 @@ def test_touch(client: Checked, raw: redis.Redis) -> None:
             assert same(without_ttl(answer.json), json.loads(document))
             assert answer.body == client.get("/ns/a").body
             assert (ttl_s - 2) * 1000 < raw.pttl("kv:{ns}/a") <= ttl_s * 1000
-            assert raw.zscore("kv:{ns}!expiry", "a") <= raw.pexpiretime("kv:{ns}/a") + CLOCK_MS
+            assert raw.zscore("kv:{ns}!expiry", "a") <= raw.pexpiretime("kv:{ns}/a") + store.clock_ms
         assert len(entries(raw)) == length
         assert raw.hgetall("kv:{ns}/a") == hash_
         client.delete("/ns/a")

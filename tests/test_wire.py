@@ -21,7 +21,7 @@ from inprocess import InProcess
 from stores import Running, contents, wait_until
 from wires import Raw, Wire, in_chunks
 
-from kvstore import server
+from kvstore import http1, server
 from kvstore.codec import MAX_BYTES
 from kvstore.errors import NotFound
 from kvstore.settings import Settings
@@ -721,7 +721,7 @@ def test_any_split_finds_the_same_limit(sent: bytes) -> None:
 @pytest.mark.parametrize("over", range(-4, 5))
 def test_the_limit_of_a_head_is_one_number(over: int) -> None:
     """Whether a head is too large does not depend on how it came."""
-    sent = get(HOST + b"X: %b\r\n" % (b"x" * (server.MAX_HEAD_BYTES - 32 + over)))
+    sent = get(HOST + b"X: %b\r\n" % (b"x" * (http1.MAX_HEAD_BYTES - 32 + over)))
     whole, bytewise = play([sent], [sent[:-40], *(sent[at : at + 1] for at in range(len(sent) - 40, len(sent)))])
     assert whole == bytewise
 
