@@ -15,7 +15,8 @@ from kvstore.clients import open_async_store
 from kvstore.containers import Follow, Wait
 from kvstore.errors import ContentTooLarge, Problem, bug
 from kvstore.live import MAX_BUFFERED_BYTES, Follower, Hub
-from kvstore.messages import MAX_BODY_BYTES, Reply, Request, refuse
+from kvstore.messages import MAX_BODY_BYTES, Headers, Reply, Request, refuse
+from kvstore.origins import shown_to
 from kvstore.pipeline import AsyncStore
 from kvstore.protocol import STREAM, parse, render
 from kvstore.settings import Settings, read_settings
@@ -69,15 +70,18 @@ class Application:
             raise NotImplementedError(f"kvstore speaks HTTP, not {scope['type']}")
 
     async def _http(self, scope: Message, receive: Receive, send: Send) -> None:
-        method = scope["method"]
+        request = _head(scope)
+        seen: Headers = ()
         try:
             settings, store, hub, waits = self.open()
-            request = await _request(scope, receive)
-            if request is None:  # the client has gone
+            seen = shown_to(request, settings)
+            body = await _body(receive)
+            if body is None:  # the client has gone
                 return
+            request = request._replace(body=body)
             command = parse(request, settings)
             if isinstance(command, Follow):
-                await _follow(hub, command, receive, send)
+                await _follow(hub, command, STREAM + seen, receive, send)
                 return
             if isinstance(command, Wait):
                 outcome = await _unless_gone(waits.outcome(command), receive)
@@ -91,9 +95,9 @@ class Application:
         except Exception:
             log.exception("a request failed by a bug of ours")
             reply = refuse(bug())
-        await _send(reply, method, send)
-        if method != "HEAD":
-            while reply.more and request:  # a failure here ends the connection, so that half a reply is not taken for the whole
+        await _send(reply._replace(headers=reply.headers + seen), request.method, send)
+        if request.method != "HEAD":
+            while reply.more:  # a failure here ends the connection, so that half a reply is not taken for the whole
                 reply = render(request, await store.execute(reply.more))
                 await send({"type": "http.response.body", "body": reply.body, "more_body": reply.more is not None})
 
@@ -111,7 +115,7 @@ class Application:
         await send({"type": "lifespan.shutdown.complete"})
 
 
-async def _follow(hub: Hub, follow: Follow, receive: Receive, send: Send) -> None:
+async def _follow(hub: Hub, follow: Follow, fields: Headers, receive: Receive, send: Send) -> None:
     """Send a stream of events until the client goes, or the stream ends; raises Problem before it begins."""
     blocks: asyncio.Queue[bytes | None] = asyncio.Queue()
     is_taken = asyncio.Event()
@@ -139,7 +143,7 @@ async def _follow(hub: Hub, follow: Follow, receive: Receive, send: Send) -> Non
         block = await blocks.get()
         if block is None and starting.done():
             await starting
-        headers = [(name.lower().encode(), value.encode()) for name, value in STREAM]
+        headers = [(name.lower().encode(), value.encode("latin-1")) for name, value in fields]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         while block is not None:
             await send({"type": "http.response.body", "body": block, "more_body": True})
@@ -186,12 +190,18 @@ async def _send(reply: Reply, method: str, send: Send) -> None:
     await send({"type": "http.response.body", "body": b"" if method == "HEAD" else reply.body, "more_body": goes_on})
 
 
-async def _request(scope: Message, receive: Receive) -> Request | None:
-    """The request with its whole body; None where the client has gone before it was complete."""
+def _head(scope: Message) -> Request:
+    """The request without its body."""
     headers: dict[str, str] = {}
     for raw_name, raw_value in scope["headers"]:
         name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    target, base = _below_mount(scope)
+    return Request(scope["method"], target, headers, base=base)
+
+
+async def _body(receive: Receive) -> bytes | None:
+    """The whole body; None where the client has gone before it was complete. Raises ContentTooLarge."""
     body = b""
     more = True
     while more:
@@ -202,8 +212,7 @@ async def _request(scope: Message, receive: Receive) -> Request | None:
         if len(body) > MAX_BODY_BYTES:
             raise ContentTooLarge(f"a body has at most {MAX_BODY_BYTES:,} bytes; split the document into several")
         more = message.get("more_body", False)
-    target, base = _below_mount(scope)
-    return Request(scope["method"], target, headers, body, base)
+    return body
 
 
 def _below_mount(scope: Message) -> tuple[bytes, str]:

@@ -100,6 +100,12 @@ class InvalidTTL(Problem):
     status = 400
 
 
+class OriginNotAllowed(Problem):
+    """The page is of an origin that may change nothing here."""
+
+    status = 403
+
+
 class NotFound(Problem):
     """Nothing is stored there."""
 

@@ -103,8 +103,8 @@ class Reader:
     """The requests of one connection: `feed` takes bytes as they come, `next` gives the requests that are there whole.
 
     `lacks` is what of the next one has begun and is not whole: NOTHING, HEAD or BODY. Of the request that was given last, or
-    is being read: `asked` its method and target, `is_1_1` its version, `keeps` whether its client wants to go on after it,
-    `expects_continue` whether it waits for word before it sends the body.
+    is being read: `asked` its method, target and header fields, `is_1_1` its version, `keeps` whether its client wants to go
+    on after it, `expects_continue` whether it waits for word before it sends the body.
     """
 
     __slots__ = ("_buffer", "_chunks", "_fields", "_scanned", "asked", "is_1_1", "keeps", "lacks")
@@ -115,7 +115,7 @@ class Reader:
         self._fields: Fields | None = None  # of the request whose body is being read
         self._chunks: _Chunks | None = None
         self.lacks = NOTHING
-        self.asked: tuple[str, bytes] = ("", b"")
+        self.asked: tuple[str, bytes, dict[str, str]] = ("", b"", {})
         self.is_1_1 = True
         self.keeps = True
 
@@ -153,11 +153,11 @@ class Reader:
             return None
         self.lacks = NOTHING
         self._fields = None
-        return Request(*self.asked, fields.headers, body)
+        return Request(*self.asked, body)
 
     def _read_head(self) -> Fields | None:
         buffer = self._buffer
-        self.asked = ("", b"")
+        self.asked = ("", b"", {})
         if buffer[0] == CR and (empty := _EMPTY_LINES(buffer)):  # RFC 9112 section 2.2: they are ignored
             self._buffer = buffer = buffer[empty.end() :]
         end = buffer.find(b"\r\n\r\n", self._scanned)
@@ -172,11 +172,13 @@ class Reader:
         line = _LINE(buffer, 0, line_end)
         if not line:
             raise _bad_line(bytes(buffer[:line_end]))
-        self.asked = (line[1].decode("ascii"), bytes(line[2]))
+        method, target = line[1].decode("ascii"), bytes(line[2])
+        self.asked = (method, target, {})
         self.is_1_1 = is_1_1 = line[3] == b"1"
         block = bytes(buffer[line_end + 2 : end])
         # A client sends the same block again and again.
         fields = _known_fields(block) if len(block) <= MAX_CACHED_BLOCK_BYTES else parse_fields(block)
+        self.asked = (method, target, fields.headers)
         if is_1_1 and "host" not in fields.headers:
             raise InvalidRequest("a request of HTTP/1.1 has a Host header field")
         self.keeps = not fields.close and (is_1_1 or fields.keep_alive)

@@ -67,6 +67,7 @@ from kvstore.messages import (
     ttl_s,
     with_ttl,
 )
+from kvstore.origins import check_origin, preflight
 from kvstore.paths import Path, own_key, parse_path, split_target
 from kvstore.presence import Hold, asked_hold
 from kvstore.queues import MAX_WAIT_S, delayed, lease, render_held, render_taken, take
@@ -101,7 +102,7 @@ def parse(request: Request, settings: Settings) -> Command | Follow | Wait | Rep
     raw_path, raw_query = split_target(request.target)
     method = request.method
     if raw_path == b"*" and method == "OPTIONS":
-        return _options(ALLOW_DOCUMENT)
+        return _options(request, ALLOW_DOCUMENT)
     path = parse_path(raw_path)
     if path.text.startswith("/_/") or path.text == "/_":
         if path.text == BATCH_PATH:
@@ -109,12 +110,12 @@ def parse(request: Request, settings: Settings) -> Command | Follow | Wait | Rep
         raise NotFound("thing doesn't exist: paths under /_/ belong to the service, and there is nothing at this one")
     if method == "GET" and EVENT_STREAM in request.headers.get("accept", ""):
         recursive = path.text != "/" and parameter(raw_query, "recursive") is not None
-        return Follow(path, _place(request, raw_query), recursive, _hold(raw_query, settings))
+        return Follow(path, _place(request, raw_query), recursive, _hold(request, raw_query, settings))
     if method == "GET" and not raw_query and not path.is_container and "prefer" not in request.headers:
         return Get(path)
     allow = ALLOW_CONTAINER if path.is_container else ALLOW_DOCUMENT
     if method == "OPTIONS":
-        return _options(allow)
+        return _options(request, allow)
     if method not in _ALLOWED[path.is_container]:
         raise MethodNotAllowed(f"{path.text} takes {allow}", headers={"Allow": allow})
     if method in ("GET", "HEAD"):
@@ -124,6 +125,7 @@ def parse(request: Request, settings: Settings) -> Command | Follow | Wait | Rep
         read = list_below(request, path, raw_query) if is_listing else Get(path, parse_conditions(request.headers))
         wait_s = _wait_s(request)
         return Wait(read, path, wait_s) if wait_s else read
+    check_origin(request.headers, settings)
     command = _WRITES[method](request, path, raw_query, settings)
     key = request.headers.get("idempotency-key")
     if key is None:
@@ -152,8 +154,11 @@ def _place(request: Request, raw_query: bytes) -> str | None:
     return place or None
 
 
-def _hold(raw_query: bytes, settings: Settings) -> Hold | None:
-    return asked_hold(raw_parameter(raw_query, "hold"), raw_parameter(raw_query, "as"), settings.log_length)
+def _hold(request: Request, raw_query: bytes, settings: Settings) -> Hold | None:
+    hold = asked_hold(raw_parameter(raw_query, "hold"), raw_parameter(raw_query, "as"), settings.log_length)
+    if hold:
+        check_origin(request.headers, settings)
+    return hold
 
 
 def _wait_s(request: Request) -> int:
@@ -162,15 +167,16 @@ def _wait_s(request: Request) -> int:
     return min(int(found[1]), MAX_WAIT_S) if found else 0
 
 
-def _options(allow: str) -> Reply:
-    return Reply(204, (("Allow", allow), ("Accept-Patch", ACCEPT_PATCH), *SAFE))
+def _options(request: Request, allow: str) -> Reply:
+    return Reply(204, (("Allow", allow), ("Accept-Patch", ACCEPT_PATCH), *preflight(request, allow), *SAFE))
 
 
 def _batch(request: Request, path: Path, settings: Settings) -> Command | Reply:
     if request.method == "OPTIONS":
-        return Reply(204, (("Allow", "POST, OPTIONS"), *SAFE))
+        return Reply(204, (("Allow", "POST, OPTIONS"), *preflight(request, "POST"), *SAFE))
     if request.method != "POST":
         raise MethodNotAllowed(f"{path.text} takes POST", headers={"Allow": "POST, OPTIONS"})
+    check_origin(request.headers, settings)
     _check_json(request.headers)
     if "idempotency-key" not in request.headers:
         alike = parse_alike(request, settings, lambda: _any_batch(request, settings))

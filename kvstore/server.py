@@ -16,7 +16,8 @@ from kvstore.containers import Follow, Wait
 from kvstore.errors import Problem, RequestTimeout, bug
 from kvstore.http1 import BODY, HEAD, NOTHING, Reader
 from kvstore.live import Hub
-from kvstore.messages import Reply, Request, http_date, refuse
+from kvstore.messages import Headers, Reply, Request, http_date, refuse
+from kvstore.origins import shown_to
 from kvstore.pipeline import AsyncStore
 from kvstore.protocol import STREAM, parse, render
 from kvstore.settings import Settings
@@ -70,7 +71,9 @@ class Server:
         self.loop.call_later(CHECK_S, self._tick)
 
 
-_STREAM_FIELDS = "".join([f"\r\n{name}: {value}" for name, value in STREAM]).encode()
+def _lines(headers: Headers) -> bytes:
+    """Header fields, each after a line's end."""
+    return "".join([f"\r\n{name}: {value}" for name, value in headers]).encode("latin-1")
 
 
 class Connection(asyncio.Protocol):
@@ -252,8 +255,9 @@ class Connection(asyncio.Protocol):
     def _send(self, request: Request, reply: Reply) -> None:
         server = self._server
         status, headers, body, more = reply
-        fields = "".join([f"\r\n{name}: {value}" for name, value in headers])
-        parts = [_STATUS[status], server.date, fields.encode("latin-1")]
+        if "origin" in request.headers:
+            headers += shown_to(request, server.settings)
+        parts = [_STATUS[status], server.date, _lines(headers)]
         if more is not None:
             if self._reader.is_1_1:
                 parts.append(b"\r\nTransfer-Encoding: chunked")
@@ -353,7 +357,7 @@ class Connection(asyncio.Protocol):
         self.due = _NEVER
         is_1_1 = self._reader.is_1_1
         framing = b"\r\nTransfer-Encoding: chunked\r\n\r\n" if is_1_1 else b"\r\nConnection: close\r\n\r\n"
-        head = _STATUS[200] + server.date + _STREAM_FIELDS + framing
+        head = _STATUS[200] + server.date + _lines(STREAM + shown_to(request, server.settings)) + framing
         self._stream = Stream(server.streams, self._transport, follow, head=head, is_chunked=is_1_1)
         self._stream.start(lambda problem: self._refused(request, problem))
 
@@ -366,4 +370,4 @@ class Connection(asyncio.Protocol):
     def _fail(self, problem: Problem) -> None:
         """Refuse what cannot be read any further, and close."""
         self._keep = False
-        self._send(Request(*self._reader.asked, {}), refuse(problem))
+        self._send(Request(*self._reader.asked), refuse(problem))

@@ -3,6 +3,7 @@
 Nothing here reads `os.environ` by itself, so that whoever embeds the service decides where settings come from.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from kvstore.address import parse_address
 
 YEAR_S = 31_536_000
+LOCAL = "http://localhost:* http://127.0.0.1:*"  # what somebody serves who develops a page on this machine
 
 
 class InvalidSetting(ValueError):
@@ -31,6 +33,34 @@ def _redis_url(text: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Origins:
+    """Origins of web pages (RFC 6454): `patterns` are origins, ones that end in `:*` for any port, or `*` for every origin."""
+
+    patterns: tuple[str, ...]
+
+    def allow(self, origin: str) -> bool:
+        """Whether an origin, as a browser spells it, is one of them."""
+        return any(
+            pattern in ("*", origin) or (pattern.endswith(":*") and _PORT.sub("", origin) == pattern[:-2])
+            for pattern in self.patterns
+        )
+
+
+_PORT = re.compile(r":[0-9]{1,5}\Z")
+_ORIGIN = re.compile(r"\*|null|https?://(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(?::(?:[0-9]{1,5}|\*))?")
+
+
+def _origins(text: str) -> Origins:
+    patterns = [] if text == "none" else text.lower().split()
+    if not all(map(_ORIGIN.fullmatch, patterns)):
+        raise ValueError("origins such as https://example.org or http://localhost:*, * for all, or none")
+    return Origins(tuple(patterns))
+
+
+LOCAL_ORIGINS = _origins(LOCAL)
+
+
+@dataclass(frozen=True, slots=True)
 class Setting:
     """A row of the table: the environment variable, its default as text, what converts it, and what it means."""
 
@@ -46,6 +76,9 @@ SETTINGS = (
     Setting("WEB_CONCURRENCY", "", _number(1, 64), "worker processes; empty: one per core, at most 4"),
     Setting("REDIS_URL", "", _redis_url, "the Redis to store in; empty: the embedded server"),
     Setting("KVSTORE_DATA", "data", str, "directory in which the embedded server keeps its data"),
+    Setting(
+        "KVSTORE_ORIGINS", LOCAL, _origins, "origins whose web pages may use it, with spaces between; `*` for all, or `none`"
+    ),
     Setting("KVSTORE_MAX_TTL", str(YEAR_S), _number(1, 100 * YEAR_S), "largest TTL that may be asked for, in seconds"),
     Setting("KVSTORE_MAX_STREAMS", "10000", _number(0, 1_000_000), "readers that may follow a path, in each process"),
     Setting("KVSTORE_LOG_LENGTH", "1000", _number(1, 10_000_000), "changes kept in each namespace's change log"),
@@ -61,6 +94,7 @@ class Settings:
     workers: int = 0
     redis_url: str = ""
     data: str = "data"
+    origins: Origins = LOCAL_ORIGINS
     max_ttl_s: int = YEAR_S
     default_ttl_s: int = YEAR_S  # of a document that asks for none: one year, or the largest where that is less
     log_length: int = 1000
@@ -86,6 +120,7 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         workers=values["WEB_CONCURRENCY"] or 0,
         redis_url=values["REDIS_URL"],
         data=values["KVSTORE_DATA"],
+        origins=values["KVSTORE_ORIGINS"],
         max_ttl_s=values["KVSTORE_MAX_TTL"],
         default_ttl_s=min(YEAR_S, values["KVSTORE_MAX_TTL"]),
         log_length=values["KVSTORE_LOG_LENGTH"],

@@ -24,6 +24,7 @@ from kvstore.containers import Follow, Wait
 from kvstore.errors import ContentTooLarge, InvalidPath, InvalidRequest, Problem, bug, unavailable
 from kvstore.following import HEARTBEAT_S, Steps, begin, catch_up, is_settled
 from kvstore.messages import MAX_BODY_BYTES, Reply, Request, refuse
+from kvstore.origins import shown_to
 from kvstore.paths import split_target
 from kvstore.presence import CLOSE_S, HOLD_S, RENEW_S, RETRY_S, Hold, Release
 from kvstore.protocol import STREAM, parse, render
@@ -71,13 +72,14 @@ def make_blueprint(store: Store, settings: Settings) -> flask.Blueprint:
 
 
 def _answer(store: Store, settings: Settings, environ: Environ, prefix_segments: int) -> flask.Response:
-    request = None
+    request = _head(environ)
     try:
-        request = _request(environ, prefix_segments)
+        target, base = _below_mount(environ, prefix_segments)
+        request = request._replace(target=target, base=base, body=_body(environ))
         command = parse(request, settings)
         if isinstance(command, Follow):
             blocks = _stream(store, command)
-            response = flask.Response(chain([next(blocks)], blocks), 200, STREAM)
+            response = flask.Response(chain([next(blocks)], blocks), 200, STREAM + shown_to(request, settings))
             response.call_on_close(blocks.close)
             return response
         if isinstance(command, Wait):
@@ -89,8 +91,8 @@ def _answer(store: Store, settings: Settings, environ: Environ, prefix_segments:
     except Exception:
         log.exception("a request failed by a bug of ours")
         reply = refuse(bug())
-    response = as_response(reply)
-    if request and reply.more and request.method != "HEAD":
+    response = as_response(reply._replace(headers=reply.headers + shown_to(request, settings)))
+    if reply.more and request.method != "HEAD":
         response.response = _parts(store, request, reply)
     return response
 
@@ -211,12 +213,12 @@ def _driven(store: Store, steps: Steps) -> Generator[bytes, None, str]:
         return place
 
 
-def _request(environ: Environ, prefix_segments: int) -> Request:
-    target, base = _below_mount(environ, prefix_segments)
+def _head(environ: Environ) -> Request:
+    """The request, but for its target and its body."""
     headers = {name[5:].replace("_", "-").lower(): str(value) for name, value in environ.items() if name.startswith("HTTP_")}
     if environ.get("CONTENT_TYPE"):
         headers["content-type"] = str(environ["CONTENT_TYPE"])
-    return Request(str(environ["REQUEST_METHOD"]), target, headers, _body(environ), base)
+    return Request(str(environ["REQUEST_METHOD"]), b"", headers)
 
 
 def _below_mount(environ: Environ, prefix_segments: int) -> tuple[bytes, str]:

@@ -187,6 +187,8 @@ def make_scope(method: str, target: str | bytes, headers: Lines) -> dict[str, An
     raw = target.encode() if isinstance(target, str) else target
     path, _, query = re.sub(rb"^[a-z]+://[^/?]*", b"", raw).partition(b"?")
     lines = [(name.lower().encode(), value if isinstance(value, bytes) else value.encode("latin-1")) for name, value in headers]
+    if b"host" not in dict(lines):
+        lines.insert(0, (b"host", b"127.0.0.1:8000"))
     return {
         "type": "http",
         "asgi": {"version": "3.0"},
@@ -197,7 +199,7 @@ def make_scope(method: str, target: str | bytes, headers: Lines) -> dict[str, An
         "raw_path": path,
         "query_string": query,
         "root_path": "",
-        "headers": [(b"host", b"127.0.0.1:8000"), *lines],
+        "headers": lines,
     }
 
 

@@ -1,6 +1,9 @@
 """Fixtures: the lanes, which are every adapter over every store, each test on an empty one."""
 
+import os
 import shutil
+import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,7 +12,7 @@ import pytest
 import redis
 from clients import ADAPTERS, LANES, Checked
 from hypothesis import HealthCheck, settings
-from stores import STORES, Running, make_directory
+from stores import STORES, Running, die_with_parent, make_directory
 
 settings.register_profile(
     "kvstore",
@@ -94,3 +97,31 @@ def directory() -> Iterator[Path]:
     path = make_directory()
     yield path
     shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture
+def browse(directory: Path) -> Iterator[Callable[[str], None]]:
+    """Opens a page in a browser without a window; skips the test where there is none."""
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if not chromium:
+        pytest.skip("no chromium on the PATH")
+    browsers: list[subprocess.Popen[bytes]] = []
+
+    def open_page(url: str) -> None:
+        options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
+        own = [f"--user-data-dir={directory}/browser{len(browsers)}", "--remote-debugging-port=0"]
+        process = subprocess.Popen(
+            [chromium, *options, *own, url],
+            env=os.environ | {"HOME": str(directory)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            preexec_fn=die_with_parent,  # noqa: PLW1509  # one system call, no lock
+        )
+        browsers.append(process)
+
+    yield open_page
+    for process in browsers:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

@@ -32,6 +32,7 @@ ORDER = [
     "containers",
     "jobs",
     "messages",
+    "origins",
     "edits",
     "listings",
     "queues",

@@ -1,10 +1,6 @@
 """Clients of others: a Python client from PyPI, and a browser's own EventSource. They follow, come back, and hold."""
 
 import asyncio
-import os
-import shutil
-import signal
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,10 +11,9 @@ from ld_eventsource import SSEClient
 from ld_eventsource.config import ConnectStrategy, ErrorStrategy
 from loops import Loop
 from serving import start_kvstore
-from stores import Running, die_with_parent, free_ports, wait_until
+from stores import Running, free_ports, wait_until
 from streams import OwnServer, ask
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 START_S = 30  # a browser on a busy machine
 BACK_S = 20  # it waits 2 s before it comes back, as our `retry:` says
 GONE_S = 5
@@ -116,33 +111,6 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
     writer.close()
 
 
-@pytest.fixture
-def browse(directory: Path) -> Iterator[Callable[[str], None]]:
-    """Opens a page in a browser without a window."""
-    started: list[subprocess.Popen[bytes]] = []
-
-    def open_page(url: str) -> None:
-        assert CHROMIUM
-        options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
-        own = [f"--user-data-dir={directory}/browser", "--remote-debugging-port=0"]
-        process = subprocess.Popen(
-            [CHROMIUM, *options, *own, url],
-            env=os.environ | {"HOME": str(directory)},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-            preexec_fn=die_with_parent,  # noqa: PLW1509  # one system call, no lock
-        )
-        started.append(process)
-
-    yield open_page
-    for process in started:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the PATH")
 def test_a_browser(directory: Path, store: Running, served: OwnServer, browse: Callable[[str], None]) -> None:
     """EventSource follows, comes back after a restart of the server with what it has missed, and its page is present."""
 
