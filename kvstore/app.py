@@ -23,27 +23,27 @@ NOTHING_IS_KEPT = (
 )
 
 
-def locate(settings: Settings) -> tuple[Settings, embedded.Server | None]:
-    """The settings with a REDIS_URL that is there, and the embedded server where this call started one.
+def locate(settings: Settings) -> Settings:
+    """The settings with a REDIS_URL that is there; an embedded server that was started for that ends with this process.
 
     Raises embedded.StartFailed where the embedded server is wanted, exists for this machine, and does not start.
     """
     if settings.redis_url:
-        return settings, None
+        return settings
     try:
         url, server = embedded.start_or_join(Path(settings.data))
     except embedded.NoBinary as reason:
         log.warning(NOTHING_IS_KEPT.format(why=reason))
-        return replace(settings, redis_url="fake://"), None
-    return replace(settings, redis_url=url), server
-
-
-def connect(settings: Settings) -> tuple[Store, Settings]:
-    """A store on what locate() finds, and the settings; an embedded server that was started ends with this process."""
-    settings, server = locate(settings)
+        return replace(settings, redis_url="fake://")
     if server:
         server.keep()
         atexit.register(server.stop)
+    return replace(settings, redis_url=url)
+
+
+def connect(settings: Settings) -> tuple[Store, Settings]:
+    """A store on what locate() finds, and the settings."""
+    settings = locate(settings)
     return open_store(settings.redis_url, verify_tls=settings.verify_tls), settings
 
 

@@ -54,7 +54,7 @@ class Application:
     def open(self) -> Opened:
         """The settings, the store and the followers; raises settings.InvalidSetting or embedded.StartFailed."""
         if self._opened is None:
-            settings, _ = locate(read_settings(self._environ))
+            settings = locate(read_settings(self._environ))
             store = open_async_store(settings.redis_url, verify_tls=settings.verify_tls)
             address = parse_address(settings.redis_url, verify_tls=settings.verify_tls)
             hub = Hub(store, address, settings.max_streams)

@@ -397,9 +397,14 @@ class Once(NamedTuple):
                 problem.headers["Idempotency-Replayed"] = "true"
                 raise
         outcome = self.command.outcome(_checked(reply))
-        if isinstance(outcome, Again) and outcome.command.script.name in ONCE:
-            return Again(self._replace(command=outcome.command))
-        return outcome
+        return self._follow(outcome) if isinstance(outcome, Again) else outcome
+
+    def _follow(self, again: "Again") -> "Again":
+        """What is asked next, once for the key as well, also where the root's index is told something in between."""
+        command = again.command
+        if isinstance(command, Register) and isinstance(command.then, Again):
+            return Again(command._replace(then=self._follow(command.then)))
+        return Again(self._replace(command=command)) if command.script.name in ONCE else again
 
 
 def _checked(reply: Reply) -> Reply:

@@ -79,6 +79,8 @@ class List(NamedTuple):
         )
 
     def outcome(self, reply: Reply) -> Listing | Unchanged | Again:
+        if reply[0] == b"again":
+            return Again(self)
         tag = reply[1].decode()
         if reply[0] == b"same":
             return Unchanged(tag)

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 import time
+from concurrent.futures import Future
 from pathlib import Path
 from urllib.parse import quote
 
@@ -47,16 +48,20 @@ class AlreadyRunning(StartFailed):
 class Server:
     """A running embedded server that this process started: `url` to reach it, `stop()` to end it."""
 
-    def __init__(self, data: Path, process: "subprocess.Popen[bytes]") -> None:
+    def __init__(self, data: Path) -> None:
         self.url = _url(_socket_path(data))
-        self.pid = process.pid
         self._data = data
-        self._process = process
+        self._process: subprocess.Popen[bytes] = None  # type: ignore[assignment]  # start() gives it
+        self._is_kept = False
         self._stopping = threading.Event()
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def keep(self) -> None:
-        """Start the server again whenever it ends before stop() is called, in a thread that watches it."""
-        threading.Thread(target=self._watch, name="embedded server", daemon=True).start()
+        """Start the server again whenever it ends before stop() is called."""
+        self._is_kept = True
 
     def stop(self) -> None:
         """Let the server write its data and end; killed after 10 s."""
@@ -68,14 +73,20 @@ class Server:
             self._process.kill()
             self._process.wait()
 
-    def _watch(self) -> None:
+    def _stay(self, started: "Future[None]") -> None:
+        """Start the server, and stay for as long as it runs: the kernel ends it with the thread that started it."""
+        try:
+            self._process = _start(self._data)
+        except BaseException as error:
+            started.set_exception(error)
+            return
+        started.set_result(None)
         while not self._stopping.wait(_WATCH_S):
-            if self._process.poll() is None:
+            if not self._is_kept or self._process.poll() is None:
                 continue
             log.error("the embedded server has ended; starting it again")
             try:
                 self._process = _start(self._data)
-                self.pid = self._process.pid
             except StartFailed as error:
                 log.error("%s", error)
                 self._stopping.wait(_RETRY_S)
@@ -96,8 +107,10 @@ def binary() -> Path:
 
 def start(data: Path) -> Server:
     """Start a server on the directory `data`, made if need be, and wait until it answers; raises StartFailed."""
-    data = data.resolve()
-    return Server(data, _start(data))
+    server, started = Server(data.resolve()), Future[None]()
+    threading.Thread(target=server._stay, args=(started,), name="embedded server", daemon=True).start()
+    started.result()
+    return server
 
 
 def _start(data: Path) -> "subprocess.Popen[bytes]":

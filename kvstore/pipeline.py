@@ -45,6 +45,13 @@ class _Waiting:
         self.due = due
         self.count = count  # of the commands that it stands for
 
+    def tell(self, outcome: Any) -> None:
+        """Hand the outcome over. A bug in who gets it must not take the other requests along."""
+        try:
+            self.done(self.context, outcome)
+        except Exception:
+            log.exception("an outcome was lost by a bug of ours")
+
     def pack(self) -> "_Waiting":
         """Put the command into Redis's protocol, by EVALSHA."""
         return self.pack_as("EVALSHA", self.command.script.sha)
@@ -194,7 +201,7 @@ class Pipeline:
         while self._unsent and self._unsent[0].due <= until:
             waiting = self._unsent.popleft()
             self._unsent_bytes -= waiting.size
-            waiting.done(waiting.context, why)
+            waiting.tell(why)
 
 
 class _Connection(asyncio.Protocol):
@@ -272,7 +279,7 @@ class _Connection(asyncio.Protocol):
             if outcome is None:
                 self.send(waiting.pack())
             else:
-                waiting.done(waiting.context, outcome)
+                waiting.tell(outcome)
 
     def _flush(self) -> None:
         gathered, self._gathered = self._gathered, {}
@@ -303,14 +310,14 @@ class _Connection(asyncio.Protocol):
                     continue
                 try:
                     outcome = waiting.command.outcome(reply)
-                except Exception as error:  # a bug of ours must not take the other requests along
+                except Exception as error:  # a Problem, or a bug of ours
                     outcome = error
                 if type(outcome) is Again:
                     waiting.command = outcome.command
                     waiting.due = self._loop.time() + ANSWER_S
                     self.send(waiting.pack())
                     continue
-                waiting.done(waiting.context, outcome)
+                waiting.tell(outcome)
         except hiredis.ProtocolError:
             log.warning("what Redis sent is not its protocol; closing the connection")
             self.abort()
@@ -333,7 +340,7 @@ class _Connection(asyncio.Protocol):
         if text.startswith("NOSCRIPT"):  # nothing was run, so this is not a second sending
             self.send(waiting.pack_as("EVAL", waiting.command.script.text))
         else:
-            waiting.done(waiting.context, problem_of_reply(text))
+            waiting.tell(problem_of_reply(text))
 
     def is_overdue(self, now: float) -> bool:
         return bool(self._sent) and self._sent[0].due <= now
@@ -349,7 +356,7 @@ class _Connection(asyncio.Protocol):
         self._buffer, self._bytes, self._count = [], 0, 0
         gathered, self._gathered = self._gathered, {}
         for waiting in (*sent, *(each for alike in gathered.values() for each in alike.values())):
-            waiting.done(waiting.context, unavailable(f"Redis did not answer; {UNKNOWN}"))
+            waiting.tell(unavailable(f"Redis did not answer; {UNKNOWN}"))
 
     def connection_lost(self, _: Exception | None) -> None:
         self.abort()

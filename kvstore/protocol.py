@@ -238,6 +238,8 @@ def _delete(request: Request, path: Path, raw_query: bytes, settings: Settings) 
 
 def _patch(request: Request, path: Path, raw_query: bytes, settings: Settings) -> Command:
     if raw_query and parameter(raw_query, "lease") is not None:
+        if request.body:
+            _check_json(request.headers)
         return lease(request, path, raw_query, settings)
     conditions = parse_conditions(request.headers)
     asked_ms = _asked_ttl_ms(raw_query, None, settings)
@@ -339,15 +341,22 @@ def _found(request: Request, found: Found) -> Reply:
 
 def _written(request: Request, status: int, document: Found, headers: Headers) -> Reply:
     """The reply to a write, as far as the request wants it (RFC 7240)."""
+    return _preferred(request, _document(status, document, headers))
+
+
+def _preferred(request: Request, reply: Reply) -> Reply:
     preference = _preference(request.headers)
     if preference is None:
-        return _document(status, document, headers)
-    headers += (("Preference-Applied", f"return={preference}"),)
-    reply = _document(status, document, headers)
-    if preference == "representation":
         return reply
-    kept = tuple((name, value) for name, value in reply.headers if name != "Content-Type")
-    return Reply(204 if status == 200 else status, kept)
+    headers = (*reply.headers, ("Preference-Applied", f"return={preference}"))
+    if preference == "representation":
+        return reply._replace(headers=headers)
+    kept = tuple((name, value) for name, value in headers if name != "Content-Type")
+    return Reply(204 if reply.status == 200 else reply.status, kept)
+
+
+def _held(request: Request, held: Held) -> Reply:
+    return _preferred(request, render_held(held))
 
 
 def _preference(headers: Mapping[str, str]) -> str | None:
@@ -431,5 +440,5 @@ _RENDERERS: dict[type, Callable[[Request, Any], Reply]] = {
     **dict.fromkeys((Answers, AllWritten, AllRead), lambda request, answers: render_responses(request, answers, render)),
     Refused: _refused,
     Taken: lambda _, taken: render_taken(taken),
-    Held: lambda _, held: render_held(held),
+    Held: _held,
 }

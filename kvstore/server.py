@@ -253,7 +253,10 @@ class Connection(asyncio.Protocol):
             self._finish()
 
     def _send(self, request: Request, reply: Reply) -> None:
-        server = self._server
+        server, transport = self._server, self._transport
+        if transport.is_closing():  # the client has gone meanwhile
+            self._over = True
+            return
         status, headers, body, more = reply
         if "origin" in request.headers:
             headers += shown_to(request, server.settings)
@@ -275,7 +278,7 @@ class Connection(asyncio.Protocol):
         elif more is None:
             parts.append(body)
         self.due = server.loop.time() + IDLE_S
-        self._transport.write(b"".join(parts))  # may call pause_writing
+        transport.write(b"".join(parts))  # may call pause_writing
         if more is not None:
             self._send_part(request, body, more)
         elif not self._keep:

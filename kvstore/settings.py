@@ -11,6 +11,7 @@ from typing import Any
 from kvstore.address import parse_address
 
 YEAR_S = 31_536_000
+MAX_TTL_S = 100 * YEAR_S  # that can be allowed
 LOCAL = "http://localhost:* http://127.0.0.1:*"  # what somebody serves who develops a page on this machine
 
 
@@ -79,7 +80,7 @@ SETTINGS = (
     Setting(
         "KVSTORE_ORIGINS", LOCAL, _origins, "origins whose web pages may use it, with spaces between; `*` for all, or `none`"
     ),
-    Setting("KVSTORE_MAX_TTL", str(YEAR_S), _number(1, 100 * YEAR_S), "largest TTL that may be asked for, in seconds"),
+    Setting("KVSTORE_MAX_TTL", str(YEAR_S), _number(1, MAX_TTL_S), "largest TTL that may be asked for, in seconds"),
     Setting("KVSTORE_MAX_STREAMS", "10000", _number(0, 1_000_000), "readers that may follow a path, in each process"),
     Setting("KVSTORE_LOG_LENGTH", "1000", _number(1, 10_000_000), "changes kept in each namespace's change log"),
 )

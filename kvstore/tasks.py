@@ -17,6 +17,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar, overload
 
 import click
@@ -34,7 +35,7 @@ from kvstore.jobs import DEAD, See, Seen
 from kvstore.paths import Path, own_key, parse_path
 from kvstore.protocol import ID_BYTES
 from kvstore.queues import DEFAULT_ATTEMPTS, MAX_ATTEMPTS
-from kvstore.settings import InvalidSetting, Settings, read_settings
+from kvstore.settings import MAX_TTL_S, InvalidSetting, Settings, read_settings
 from kvstore.store import Store
 from kvstore.working import RESULTS, Terms, Worker, work_as_parent, work_here
 
@@ -163,7 +164,8 @@ def queuefunc(*, queue: str) -> Callable[[Callable[P, R]], Task[P, R]]:
 def queuefunc(function: Callable[..., Any] | None = None, /, *, queue: str = QUEUE) -> Any:
     """Make a function one that workers can run: `@queuefunc`, or `@queuefunc(queue="/mail/")`.
 
-    Raises ValueError where another function of that name is one already: a job names a function by its name alone.
+    Raises ValueError where another function of that name is one already, or it has none: a job names a function by its name
+    alone.
     """
     if function is None:
         return functools.partial(_register, queue=queue)
@@ -172,17 +174,28 @@ def queuefunc(function: Callable[..., Any] | None = None, /, *, queue: str = QUE
 
 def _register(function: Callable[P, R], queue: str) -> Task[P, R]:
     task = Task(function, queue)
+    if task.name == "<lambda>":
+        raise ValueError("a job names its function, and a lambda has no name: write it with def")
     other = _tasks.get(task.name)
-    if other and _origin(other.__wrapped__) != _origin(function):  # type: ignore[attr-defined]  # set by update_wrapper
+    if other and _origin(other) != _origin(task):
         raise ValueError(f"another task is named {task.name!r}; give this function another name")
     _tasks[task.name] = task
     return task
 
 
-def _origin(function: Callable[..., Any]) -> tuple[str, str]:
-    """Where a function is written: a module may be loaded twice."""
-    code = getattr(function, "__code__", None)
-    return (code.co_filename if code else function.__module__), function.__qualname__
+def _origin(task: Task[..., Any]) -> list[tuple[str, str]]:
+    """Where a function is written, and those that it closes over: a module may be loaded twice, a decorator used twice."""
+    functions: list[Any] = [task.__wrapped__]  # type: ignore[attr-defined]  # set by update_wrapper
+    for function in functions:  # which grows
+        for cell in getattr(function, "__closure__", None) or ():
+            with suppress(ValueError):  # nothing in it yet
+                if callable(cell.cell_contents) and cell.cell_contents not in functions:
+                    functions.append(cell.cell_contents)
+    codes = ((function, getattr(function, "__code__", None)) for function in functions)
+    return [
+        (code.co_filename if code else str(getattr(function, "__module__", "")), str(getattr(function, "__qualname__", "")))
+        for function, code in codes
+    ]
 
 
 def _queue(text: str) -> Path:
@@ -323,9 +336,30 @@ def queue_daemon(  # noqa: PLR0913  # each has a use of its own, and a default
     """Work a queue in this process until SIGTERM; `flask worker` does so in several, and starts them again when they die.
 
     `rv_ttl` is for how many seconds a result is kept. A job is leased for `lease_s` at a time while it runs. One that failed is
-    tried again after `retry_s`, then twice that, and so on; after `max_attempts` it is dead.
+    tried again after `retry_s`, then twice that, and so on; after `max_attempts` it is dead. Raises ValueError.
     """
-    work_here(_maker(app, Terms(_queue(queue), rv_ttl, lease_s, max_attempts, retry_s))())
+    work_here(_maker(app, _terms(queue, rv_ttl=rv_ttl, lease_s=lease_s, max_attempts=max_attempts, retry_s=retry_s))())
+
+
+# What the terms of a worker may be: the least and the most, whole numbers where both are.
+_BOUNDS: dict[str, tuple[float, float]] = {
+    "rv_ttl": (1, MAX_TTL_S),
+    "lease_s": (0.5, float(MAX_TTL_S)),
+    "max_attempts": (1, MAX_ATTEMPTS),
+    "retry_s": (0.0, float(MAX_TTL_S)),
+}
+
+
+def _terms(queue: str, **given: Any) -> Terms:
+    """How a queue is to be worked; raises ValueError, or Problem where its path is none."""
+    for name, value in given.items():
+        low, high = _BOUNDS[name]
+        is_number = isinstance(value, int if isinstance(high, int) else (int, float)) and not isinstance(value, bool)
+        if not is_number or not low <= value <= high:
+            raise ValueError(
+                f"{name} is a {'whole ' if isinstance(high, int) else ''}number from {low} to {high:,}, not {value!r}"
+            )
+    return Terms(_queue(queue), *(given[name] for name in _BOUNDS))
 
 
 def _maker(app: flask.Flask, terms: Terms) -> Callable[[], Worker]:
@@ -341,8 +375,7 @@ def _maker(app: flask.Flask, terms: Terms) -> Callable[[], Worker]:
 @click.option("--queue", default=QUEUE, show_default=True, help="The container whose documents are the jobs.")
 @click.option(
     "--rv-ttl",
-    "result_ttl_s",
-    type=click.IntRange(1),
+    type=int,
     default=RESULT_TTL_S,
     show_default=True,
     help="Seconds for which a result is kept.",
@@ -350,14 +383,14 @@ def _maker(app: flask.Flask, terms: Terms) -> Callable[[], Worker]:
 @click.option(
     "--lease",
     "lease_s",
-    type=click.FloatRange(0.5),
+    type=float,
     default=LEASE_S,
     show_default=True,
     help="Seconds after which the job of a worker that died is taken again; one that lives renews it.",
 )
 @click.option(
     "--max-attempts",
-    type=click.IntRange(1, MAX_ATTEMPTS),
+    type=int,
     default=DEFAULT_ATTEMPTS,
     show_default=True,
     help="After which a job is dead.",
@@ -365,7 +398,7 @@ def _maker(app: flask.Flask, terms: Terms) -> Callable[[], Worker]:
 @click.option(
     "--retry",
     "retry_s",
-    type=click.FloatRange(0),
+    type=float,
     default=RETRY_S,
     show_default=True,
     help="Seconds before the second attempt, twice that before the third, and so on, 60 at most.",
@@ -377,7 +410,7 @@ def worker_command(script: ScriptInfo, /, concurrency: int, queue: str, **terms:
     The first SIGTERM, or Ctrl-C, lets the jobs in hand finish; a second one gives them back.
     """
     try:
-        make = _maker(script.load_app(), Terms(_queue(queue), **terms))
+        make = _maker(script.load_app(), _terms(queue, **terms))
     except (InvalidSetting, StartFailed, Problem, ValueError) as error:
         raise click.ClickException(str(error)) from None
     tasks = ", ".join(sorted(_tasks)) or "no task"

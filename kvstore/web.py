@@ -6,6 +6,9 @@ WSGI's PATH_INFO is percent-decoded already. Source: PEP 3333; Werkzeug's routin
 
 import atexit
 import logging
+import select
+import socket
+import ssl
 import threading
 import time
 from collections.abc import Generator, Iterator
@@ -83,7 +86,7 @@ def _answer(store: Store, settings: Settings, environ: Environ, prefix_segments:
             response.call_on_close(blocks.close)
             return response
         if isinstance(command, Wait):
-            reply = render(request, _waited(store, command))
+            reply = render(request, _waited(store, command, environ))
         else:
             reply = command if isinstance(command, Reply) else render(request, store.execute(command))
     except Problem as problem:
@@ -186,8 +189,8 @@ def _end_stays() -> None:
         stay.end(until - time.monotonic())
 
 
-def _waited(store: Store, wait: Wait) -> Any:
-    """The outcome of a command that is carried out again and again, until there is something to answer with."""
+def _waited(store: Store, wait: Wait, environ: Environ) -> Any:
+    """The outcome of a command that is carried out again and again, until there is something to answer with, or nobody to."""
     deadline = time.monotonic() + wait.wait_s
     while True:
         outcome = store.execute(wait.command)
@@ -195,6 +198,19 @@ def _waited(store: Store, wait: Wait) -> Any:
         if is_settled(wait.command, outcome) or left_s <= 0:
             return outcome
         time.sleep(min(LOOK_S, left_s))
+        if _has_gone(environ):
+            return outcome
+
+
+def _has_gone(environ: Environ) -> bool:
+    """Whether the client has closed its connection, where the server lets us look at it: werkzeug's and gunicorn's do."""
+    connection = environ.get("werkzeug.socket") or environ.get("gunicorn.socket")
+    if not isinstance(connection, socket.socket) or isinstance(connection, ssl.SSLSocket):
+        return False
+    try:
+        return bool(select.select([connection], [], [], 0)[0]) and not connection.recv(1, socket.MSG_PEEK)
+    except (OSError, ValueError):  # it was reset, or is closed already
+        return True
 
 
 def _driven(store: Store, steps: Steps) -> Generator[bytes, None, str]:

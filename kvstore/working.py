@@ -67,11 +67,11 @@ class Worker:
         self._is_away = False
         self._idle_wakes = 0  # in a row, one soon after the other
         self._has_ended = threading.Event()
-        self._parent = os.getppid()
+        self._process = os.getpid()
 
-    def work(self) -> None:
-        """Take jobs and run them, one at a time, until stop()."""
-        threading.Thread(target=self._hold_leases, name="leases", daemon=True).start()
+    def work(self, parent: int | None = None) -> None:
+        """Take jobs and run them, one at a time, until stop(), or until the process `parent` has died that watches this one."""
+        threading.Thread(target=self._hold_leases, args=(parent,), name="leases", daemon=True).start()
         taken: Taken | None = None
         try:
             while self._stopped_at is None or (taken and taken.jobs):
@@ -124,12 +124,19 @@ class Worker:
         try:
             result = self._run(job.document.text)
         except BaseException as error:  # sys.exit() in a task is no order to the worker
+            self._end_copy()
             self._fail(job, error)
             taken = None
         else:
+            self._end_copy()
             taken = self._finish(job, result)
         self._job = None
         return taken
+
+    def _end_copy(self) -> None:
+        """End this process where the task has forked it: it is no worker, and has nothing to say of the job."""
+        if os.getpid() != self._process:
+            os._exit(0)
 
     def _finish(self, job: Job, result: Encoded) -> Taken | None:
         terms, log_length = self._terms, self._settings.log_length
@@ -210,12 +217,12 @@ class Worker:
         finally:
             self._is_idle = False
 
-    def _hold_leases(self) -> None:
+    def _hold_leases(self, parent: int | None) -> None:
         """Renew the lease of the job in hand long before it ends; and stop where the parent has died. A thread."""
         terms = self._terms
         lost: Job | None = None
         while not self._has_ended.wait(min(1.0, terms.lease_s / 6)):
-            if os.getppid() != self._parent and self._stopped_at is None:
+            if parent is not None and os.getppid() != parent and self._stopped_at is None:
                 os.kill(os.getpid(), signal.SIGTERM)
             job, now = self._job, time.monotonic()
             if not job or job is lost or now < self._leased_at + terms.lease_s / 3:
@@ -283,7 +290,8 @@ def work_as_parent(make_worker: Callable[[], Worker], concurrency: int) -> None:
         for worker in filter(None, workers):
             os.kill(worker, order)
 
-    with _answering(dict.fromkeys(_ORDERS, pass_on)):
+    # Where SIGCHLD is ignored, nobody is told that a process has ended.
+    with _answering({**dict.fromkeys(_ORDERS, pass_on), signal.SIGCHLD: signal.SIG_DFL}):
         while True:
             # A signal comes between two looks, so that it finds every worker that there is, and none that is another's process.
             signal.pthread_sigmask(signal.SIG_BLOCK, _ORDERS)
@@ -304,6 +312,7 @@ def work_as_parent(make_worker: Callable[[], Worker], concurrency: int) -> None:
 
 def _fork(make_worker: Callable[[], Worker]) -> int:
     """The process of a new worker, which opens its own connections."""
+    parent = os.getpid()
     if child := os.fork():
         return child
     status = 1
@@ -313,7 +322,7 @@ def _fork(make_worker: Callable[[], Worker]) -> int:
         signal.signal(signal.SIGQUIT, lambda *_: worker.quit())
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in the terminal: the parent passes it on
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _ORDERS)
-        worker.work()
+        worker.work(parent)
         status = 0
     except BaseException:
         log.exception("a worker failed by a bug of ours")

@@ -91,8 +91,9 @@ WORLD = {
     "pathlib": {"embedded", "app", "serve"},
     "secrets": {"holding", "web"},
     "signal": {"embedded", "worker", "working"},
-    "socket": {"embedded", "streams"},
-    "ssl": {"store", "pipeline"},
+    "select": {"web"},
+    "socket": {"embedded", "streams", "web"},
+    "ssl": {"store", "pipeline", "web"},
     "subprocess": {"embedded"},
     "sys": {"embedded", "working", "worker", "serve", "cli"},
     "tempfile": {"embedded"},
@@ -102,7 +103,19 @@ WORLD = {
 
 # The rest of the standard library that is in use: it touches nothing.
 PURE = {
-    *("bisect", "collections", "contextlib", "copy", "dataclasses", "datetime", "decimal", "email", "functools", "hashlib"),
+    *(
+        "bisect",
+        "collections",
+        "concurrent",
+        "contextlib",
+        "copy",
+        "dataclasses",
+        "datetime",
+        "decimal",
+        "email",
+        "functools",
+        "hashlib",
+    ),
     *("http", "itertools", "json", "re", "traceback", "types", "typing", "urllib"),
 }
 

@@ -357,6 +357,36 @@ def test_many_whose_time_is_over(client: Checked, raw: redis.Redis) -> None:
     assert [job["path"] for job in taken(client)] == [path]
 
 
+@on_one
+def test_many_that_have_expired(client: Checked, raw: redis.Redis) -> None:
+    """A take, or a listing, passes over any number of them, a thousand in a script, so that Redis is not held up for long."""
+
+    def scripts() -> int:
+        return raw.info("commandstats")["cmdstat_evalsha"]["calls"]
+
+    for ask in (lambda: [job["path"] for job in taken(client)], lambda: [item["path"] for item in listed(client, "/ns/q/")]):
+        client.delete("/ns/?recursive")
+        for first in range(0, 3000, 1000):
+            batch(client, [("PUT", f"/ns/q/{number:04}", number) for number in range(first, first + 1000)])
+        client.put("/ns/q/z", "1")
+        assert raw.delete(*raw.keys("kv:{ns}/q/[0-9]*")) == 3000
+        before = scripts()
+        assert ask() == ["/ns/q/z"]
+        assert scripts() - before == 4
+        assert raw.zcard(keys_of("ns").names) == 1
+
+
+@on_few
+@pytest.mark.parametrize(("preference", "status"), [("minimal", 204), ("representation", 200)])
+def test_what_a_lease_answers(client: Checked, preference: str, status: int) -> None:
+    """As much as was preferred, as for any write."""
+    client.put("/ns/q/a", "1")
+    [job] = taken(client)
+    answer = client.request("PATCH", "/ns/q/a?lease=9", [*with_lease(job), ("Prefer", f"return={preference}")])
+    assert (answer.status, answer.headers["Preference-Applied"]) == (status, f"return={preference}")
+    assert bool(answer.body) == (status == 200)
+
+
 # --- States -------------------------------------------------------------------------------------------------------------
 
 
@@ -472,6 +502,8 @@ BAD_LEASES: list[tuple[str, bytes, list[tuple[str, str]], int]] = [
     ("lease=0", b"x", [], 400),
     ("lease=0", b'{"reason":"\\ud800"}', [], 400),
     ("lease=1", b"", [("If-None-Match", "*")], 400),
+    ("lease=0", b'{"reason":"x"}', [("Content-Type", "text/xml")], 415),
+    ("lease=0", b'{"reason":"x"}', [("Content-Encoding", "gzip")], 415),
 ]
 
 
@@ -1092,6 +1124,19 @@ def test_a_take_that_buries_asked_again(client: Checked) -> None:
     assert client.get("/ns/q/dead/a").status == 200
     again = take(client, target, [KEY])
     assert (again.body, again.headers["Idempotency-Replayed"]) == (first.body, "true")
+
+
+@on_few
+def test_a_take_that_buries_and_registers_asked_again(client: Checked, raw: redis.Redis) -> None:
+    """The same where the dead one lengthens the namespace's life in between, of which the root's index is told."""
+    for name in "abc":
+        client.put(f"/ns/q/{name}", "1")
+    [job] = taken(client)
+    assert raw.persist("kv:{ns}/q/a")
+    lease_for(client, job, "0")
+    answers = [take(client, "/ns/q/?lease=60s&max_attempts=1", [KEY]) for _ in range(2)]
+    assert answers[0].json["items"][0]["path"] == "/ns/q/b"
+    assert (answers[1].body, answers[1].headers["Idempotency-Replayed"]) == (answers[0].body, "true")
 
 
 @on_few

@@ -1,5 +1,6 @@
 """Functions that run later: what is queued, what a worker makes of it, and what is said of it meanwhile."""
 
+import functools
 import json
 import os
 import shutil
@@ -16,16 +17,16 @@ import pytest
 import redis
 import worked
 from clients import Checked, FlaskClient
-from serving import bare_environ
+from serving import Served, bare_environ
 from stores import Running, make_directory, start_valkey, wait_until
 from workers import Workers, start_workers
 
-from kvstore import DelayedResult, TaskFailed, queuefunc
+from kvstore import DelayedResult, TaskFailed, queue_daemon, queuefunc
 from kvstore.errors import InvalidPath
 from kvstore.jobs import Lease, Take
 from kvstore.paths import parse_path
 from kvstore.store import Store
-from kvstore.tasks import worker_command
+from kvstore.tasks import _tasks, worker_command
 
 # The long forms: 2,000 jobs on 8 workers, Redis halted for 8 s, a worker that idles for a minute.
 LONG = bool(os.environ.get("KVSTORE_TASKS_LONG"))
@@ -169,11 +170,50 @@ def test_a_name_means_one_function() -> None:
 
     with pytest.raises(ValueError, match="another task is named 'add'"):
         queuefunc(add)
+    with pytest.raises(ValueError, match="a lambda has no name"):
+        queuefunc(lambda: 1)
     queuefunc(worked.add.__wrapped__)
     with pytest.raises(ValueError, match="not the root"):
         queuefunc(queue="/")(add)
     with pytest.raises(InvalidPath):
         queuefunc(queue="/x" * 31)(add)
+
+
+def plain(function: Any) -> Any:
+    """Somebody's decorator, which says nothing of what it decorates."""
+
+    def decorated(*args: Any) -> Any:
+        return function(*args)
+
+    return decorated
+
+
+def careful(function: Any) -> Any:
+    """One that does."""
+    return functools.wraps(function)(plain(function))
+
+
+def test_a_name_means_one_function_also_when_it_is_decorated() -> None:
+    """What one decorator has made of two functions is two, though it has the same code."""
+
+    def first() -> int:
+        return 1
+
+    def second() -> int:
+        return 2
+
+    try:
+        queuefunc(plain(first))
+        queuefunc(plain(first))  # the same, loaded again
+        with pytest.raises(ValueError, match="another task is named 'decorated'"):
+            queuefunc(plain(second))
+        assert queuefunc(careful(first)).name == "first"
+        second.__name__ = "first"
+        with pytest.raises(ValueError, match="another task is named 'first'"):
+            queuefunc(careful(second))
+    finally:
+        _tasks.pop("decorated", None)
+        _tasks.pop("first", None)
 
 
 def test_what_delay_leaves_behind(redis_: redis.Redis) -> None:
@@ -404,6 +444,14 @@ def test_a_parent_that_is_killed(redis_: redis.Redis, alone: Workers) -> None:
     assert (result.return_value, len(ran(redis_, "orphan"))) == ("orphan", 1)
 
 
+def test_a_task_that_forks(redis_: redis.Redis, alone: Workers) -> None:
+    """Its copy of the worker is none: the job's result is the worker's, and nothing works on when that has ended."""
+    assert own("fork", "copy", "parent").wait(JOB_S) == "parent"
+    assert own("fork", "", "parent").wait(JOB_S) == "parent", "also where it raises"
+    alone.process.terminate()
+    wait_until(lambda: not alone.pids(), JOB_S)
+
+
 def test_poison(redis_: redis.Redis, alone: Workers) -> None:
     """A job whose worker dies each time is dead after exactly as many takes as it may have; the others go on."""
     result = own("poison", "p")
@@ -557,15 +605,71 @@ def test_queue_daemon(server: Running, redis_: redis.Redis, directory: Path) -> 
         process.wait()
 
 
+def test_who_started_a_queue_daemon_may_go(server: Running, redis_: redis.Redis, directory: Path) -> None:
+    """It works on, as after a logout: only a worker that has a parent of ours ends with it."""
+    script = "from kvstore import queue_daemon; from worked import app; queue_daemon(app, 60, queue='/own/')"
+    said = subprocess.run(
+        ["sh", "-c", f'{sys.executable} -c "{script}" >/dev/null 2>&1 & echo $!'],
+        env=bare_environ(directory) | {"REDIS_URL": server.url},
+        cwd=Path(worked.__file__).parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    try:
+        assert own("note", "first").wait(JOB_S) == "first"
+        time.sleep(1.5)  # it looks every second
+        assert own("note", "second").wait(JOB_S) == "second"
+    finally:
+        os.kill(int(said.stdout), signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    "terms",
+    [
+        {"rv_ttl": 0},
+        {"rv_ttl": 500.0},
+        {"rv_ttl": True},
+        {"rv_ttl": 10**11},
+        {"lease_s": 0.1},
+        {"lease_s": float("nan")},
+        {"max_attempts": 1.5},
+        {"retry_s": -1},
+    ],
+)
+def test_bad_terms(server: Running, terms: dict[str, Any]) -> None:
+    """What Redis would refuse is refused at the start: at the end of a job it would be too late."""
+    worked.app.config["REDIS_URL"] = server.url
+    with pytest.raises(ValueError, match=next(iter(terms))):
+        queue_daemon(worked.app, **terms)
+
+
+def test_where_the_end_of_a_child_is_ignored(server: Running, redis_: redis.Redis, directory: Path) -> None:
+    """A worker that died is started again also where SIGCHLD was ignored by whoever started them all."""
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        workers = start_workers(directory, server.url, "--queue", "/own/", "--lease", str(LEASE_S))
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    try:
+        [first] = workers.pids()
+        os.kill(first, signal.SIGKILL)
+        wait_until(lambda: workers.pids() not in ([], [first]), JOB_S)
+        assert own("note", "again").wait(JOB_S) == "again"
+    finally:
+        workers.stop()
+
+
 WRONG = [
     ("fake://", ["--queue", "/own/"], "a worker needs a Redis that others see as well"),
     ("http://x", [], "REDIS_URL must be"),
     ("redis://x", ["--queue", "/"], "not the root"),
     ("redis://x", ["--queue", "//"], "a segment of a path is not empty"),
+    ("redis://x", ["--rv-ttl", "9300000000000000"], "rv_ttl is a whole number from 1 to 3,153,600,000"),
 ]
 
 
-@pytest.mark.parametrize(("url", "options", "said"), WRONG, ids=["no Redis", "no URL", "the root", "no path"])
+@pytest.mark.parametrize(("url", "options", "said"), WRONG, ids=["no Redis", "no URL", "the root", "no path", "no TTL"])
 def test_a_worker_that_cannot_work(url: str, options: list[str], said: str) -> None:
     """It says why in one line, and ends."""
     worked.app.config["REDIS_URL"] = url
@@ -623,6 +727,20 @@ def test_the_embedded_server_is_started(app_file: Path) -> None:
     workers.process.terminate()
     workers.process.wait(JOB_S)
     wait_until(lambda: not workers.pids(), JOB_S)
+
+
+def test_the_embedded_server_outlives_the_request_that_started_it(app_file: Path) -> None:
+    """Under Flask's own server, where each request has a thread that ends with it."""
+    served = Served(app_file.parent, [sys.executable, "-m", "flask", "--app", str(app_file), "run", "-p", "0"], {})
+    try:
+        pids = set()
+        for number in range(10):
+            assert served.request("GET", f"/ask/{number}").status == 200
+            pids |= {pid for pid in served.processes() if pid != served.process.pid}
+            time.sleep(0.05)
+        assert len(pids) == 1
+    finally:
+        served.kill()
 
 
 def test_the_embedded_server_is_joined(app_file: Path) -> None:

@@ -7,12 +7,14 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
 from clients import ADAPTERS, LANES, Answer, Checked, FlaskClient
-from serving import wire
+from serving import start_kvstore, wire
 from stores import SERVERS, Running, contents, start_valkey, wait_until
+from wires import Wire
 
 from kvstore.errors import Problem, problem_of_reply
 from kvstore.store import Store, problem_of
@@ -43,7 +45,7 @@ def valkey(directory: Path) -> Iterator[Running]:
     running.stop()
 
 
-def timed(ask: Callable[[], Answer]) -> Answer:
+def timed(ask: Callable[[], Any]) -> Any:
     """An answer that must come within the limit."""
     begun = time.monotonic()
     answer = ask()
@@ -106,6 +108,35 @@ def test_redis_is_killed(connected: Callable[[str], Checked], valkey: Running, d
         wait_until(lambda: serves(client), RETURN_S)
     finally:
         second.stop()
+
+
+@pytest.mark.parametrize("is_halted", [True, False], ids=["halted", "killed"])
+def test_clients_that_reset_while_redis_has_their_requests(valkey: Running, directory: Path, *, is_halted: bool) -> None:
+    """They take nobody along: the others are answered, by the same connection to Redis where that has come back to life."""
+    (directory / "served").mkdir()
+    served = start_kvstore(directory / "served", REDIS_URL=valkey.url, WEB_CONCURRENCY="1")
+    try:
+        assert served.request("PUT", "/ns/0", body=b"1").status == 201
+        connections = len(valkey.redis.client_list())
+        valkey.signal(signal.SIGSTOP)
+        leaving = [Wire(served.at) for _ in range(3)]
+        for number, wire_ in enumerate(leaving):
+            wire_.send(wire("PATCH", f"/ns/gone-{number}?ttl=5"))
+        time.sleep(0.2)
+        with ThreadPoolExecutor(4) as pool:
+            others = [pool.submit(timed, lambda n=n: served.request("PUT", f"/ns/{n}", body=b"2")) for n in range(4)]
+            time.sleep(0.2)
+            for wire_ in leaving:
+                wire_.abort()
+            time.sleep(0.3)
+            valkey.signal(signal.SIGCONT if is_halted else signal.SIGKILL)
+            statuses = sorted(each.result().status for each in others)
+        assert statuses == ([200, 201, 201, 201] if is_halted else [503] * 4)
+        assert "Traceback" not in served.said
+        if is_halted:
+            assert len(valkey.redis.client_list()) == connections
+    finally:
+        served.kill()
 
 
 @pytest.mark.parametrize("halted_s", [0.5, 4.5])

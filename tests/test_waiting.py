@@ -23,6 +23,7 @@ from loops import PRODUCTION, Loop
 from serving import start_kvstore
 from serving import wire as request_bytes
 from stores import Running, wait_until
+from streams import FlaskServer
 from wires import Raw, Wire
 
 from kvstore.asgi import Application
@@ -431,6 +432,24 @@ def test_who_has_gone_leaves_nothing(server: Running) -> None:
         assert [wire.answer().status for wire in wires] == [404] * 3
     finally:
         serving.close()
+
+
+@pytest.mark.parametrize("goes", ["close", "abort", "half_close"])
+def test_gone_from_flask(server: Running, goes: str) -> None:
+    """Flask's own server lets its socket be looked at: a taker that has gone is given nothing, one that is there is."""
+    served = FlaskServer(server)
+    gone, left = Wire(served.at), Wire(served.at)
+    try:
+        for wire in (gone, left):
+            wire.send(request_bytes("POST", TAKE))
+            time.sleep(0.1)
+        getattr(gone, goes)()
+        time.sleep(0.5)
+        assert served.request("PUT", "/ns/q/a", b"1").status == 201
+        assert [job["attempts"] for job in jobs_of(left.answer())] == [1]
+    finally:
+        left.close()
+        served.stop()
 
 
 @pytest.mark.parametrize("is_before", [True, False])

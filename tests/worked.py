@@ -88,6 +88,17 @@ def poison(name: str) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@queuefunc
+def fork(child: str, parent: str) -> str:
+    """Return twice, or once and raise."""
+    if os.fork() == 0:
+        if not child:
+            raise ValueError("in the copy")
+        return child
+    time.sleep(0.5)
+    return parent
+
+
 @queuefunc(queue="/mail/")
 def post(to: str) -> str:
     """A task with a queue of its own."""

@@ -3,10 +3,13 @@
 -- ARGV   1 what stands before a name in the documents' keys  2 the container's own name in names and log, '' or 'a/b/'
 --        3 the name after which the page starts, '' for the first  4 most items  5 'asc' or 'desc'  6 'values' or 'keys'
 --        7 'direct' or 'recursive'  8 most bytes of values  9 If-None-Match
--- reply  {'same', tag} where that matches, or {'listing', tag, 'more' or nil, items, the time in ms where the
+-- reply  {'again'} where so many documents have expired that Redis does something else in between; {'same', tag} where that
+--        matches, or {'listing', tag, 'more' or nil, items, the time in ms where the
 --        container is worked as a queue, else nil}; an item is {name, fields, expires_at_ms,
 --        ttl_ms} for a document (with 'keys' the fields are {'$kv', its value}, or none), {name} for a container; its name
 --        ends in a slash. The tag is the id of the namespace's last change.
+
+local MOST_EXPIRED = 1000 -- documents, in one call
 
 local function list(_, at)
   local prefix, container, after = ARGV[at], ARGV[at + 1], ARGV[at + 2]
@@ -37,7 +40,7 @@ local function list(_, at)
     pass(after)
   end
 
-  local items, bytes = {}, 0
+  local items, bytes, expired = {}, 0, 0
   while true do
     local names
     if descending then
@@ -82,6 +85,10 @@ local function list(_, at)
         items[#items + 1] = item
       elseif name ~= '' and redis.call('EXISTS', prefix .. rest) == 0 then
         vanish(rest)
+        expired = expired + 1
+        if expired == MOST_EXPIRED then
+          return {'again'}
+        end
       end
       pass(name)
       if item and not item[2] then

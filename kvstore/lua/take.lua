@@ -4,10 +4,10 @@
 --        3 ms for which they are leased  4 most jobs  5 most takes of a job: one that had so many is dead  6 most bytes of values
 -- reply  {'taken', jobs}; {'none', the ms after which one may be ready by itself or nil, the log's place, the place in what is
 --        freed}; {'dead', jobs} where there are dead ones before any other: they are leased to whoever buries them, and then
---        it is asked again; {'more'} where so many holds have ended that Redis does something else in between. A job is
---        {rest, what is there, attempts, lease, reason}.
+--        it is asked again; {'more'} where so many holds have ended, or jobs expired, that Redis does something else in between.
+--        A job is {rest, what is there, attempts, lease, reason}.
 
-local MOST_DUE = 1000 -- holds that have ended, in one call
+local MOST_DUE = 1000 -- holds that have ended, or jobs that have expired, in one call
 local BURY_MS = 10000 -- that a dead job is leased to whoever buries it
 
 -- How many of names[first] to names[last], counted from 0, can be taken: those that are not held.
@@ -63,7 +63,7 @@ local function take(_, at)
   end
 
   local low, high = range_below(container)
-  local jobs, word, bytes = {}, 'taken', 0
+  local jobs, word, bytes, expired = {}, 'taken', 0, 0
   while #jobs < most and bytes < most_bytes do
     local rest = first_free(low, high)
     if not rest then
@@ -77,6 +77,10 @@ local function take(_, at)
       low = '[' .. container .. string.sub(name, 1, slash - 1) .. '0'
     elseif name ~= '' and not fields.err and #fields == 0 then
       vanish(rest)
+      expired = expired + 1
+      if expired == MOST_DUE and #jobs == 0 then
+        return {'more'}
+      end
     elseif #fields > 0 then
       local _, tag, meta, job = look(prefix .. rest)
       job = job or {attempts = 0, held_until = 0, reason = '-'}
