@@ -31,14 +31,13 @@ def locate(settings: Settings) -> Settings:
     if settings.redis_url:
         return settings
     try:
-        url, server = embedded.start_or_join(Path(settings.data))
+        server = embedded.start_or_join(Path(settings.data))
     except embedded.NoBinary as reason:
         log.warning(NOTHING_IS_KEPT.format(why=reason))
         return replace(settings, redis_url="fake://")
-    if server:
-        server.keep()
-        atexit.register(server.stop)
-    return replace(settings, redis_url=url)
+    server.keep()
+    atexit.register(server.stop)
+    return replace(settings, redis_url=server.url)
 
 
 def connect(settings: Settings) -> tuple[Store, Settings]:

@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, NamedTuple
+from urllib.parse import quote, unquote_to_bytes
 
 from kvstore.address import parse_address
 from kvstore.app import locate
@@ -17,6 +18,7 @@ from kvstore.errors import ContentTooLarge, Problem, bug
 from kvstore.live import MAX_BUFFERED_BYTES, Follower, Hub
 from kvstore.messages import MAX_BODY_BYTES, Headers, Reply, Request, refuse
 from kvstore.origins import shown_to
+from kvstore.paths import split_target
 from kvstore.pipeline import AsyncStore
 from kvstore.protocol import STREAM, parse, render
 from kvstore.settings import Settings, read_settings
@@ -216,13 +218,16 @@ async def _body(receive: Receive) -> bytes | None:
 
 
 def _below_mount(scope: Message) -> tuple[bytes, str]:
-    """The raw request target below root_path, and root_path."""
-    path, query = scope["raw_path"].partition(b"?")[0], scope["query_string"]
-    base = scope.get("root_path", "").rstrip("/")
-    mount = base.encode()
-    if mount and path.startswith(mount + b"/"):
-        path = path[len(mount) :]
-    return path + b"?" + query, base
+    """The raw request target below root_path, and root_path as the client spells it; some servers have taken it off already."""
+    path, _ = split_target(scope["raw_path"])
+    root_path = scope.get("root_path", "").rstrip("/")
+    parts, mount = path.split(b"/"), root_path.encode().split(b"/")
+    if len(parts) > len(mount) and [unquote_to_bytes(part) for part in parts[: len(mount)]] == mount:
+        base = b"/".join(parts[: len(mount)]).decode("latin-1")
+        path = b"/".join([b"", *parts[len(mount) :]])
+    else:
+        base = quote(root_path)
+    return path + b"?" + scope["query_string"], base
 
 
 app = Application(os.environ)

@@ -152,6 +152,8 @@ class Census(NamedTuple):
         return below(self.container)[:1]
 
     def outcome(self, reply: Reply) -> Listing | Again:
+        if reply[0] == b"again":
+            return Again(self)
         if reply[0] == b"some":
             return self._replace(at=self.at + 1).next()
         del self.listing.items[self.at]

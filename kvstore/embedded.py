@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from urllib.parse import quote
@@ -29,6 +30,7 @@ _START_S = 10.0
 _LOAD_S = 300.0
 _STOP_S = 10.0
 _WATCH_S = 0.2  # between looks at whether the server lives
+_WATCH_OTHERS_S = 0.5  # the same where another process started it, which has to be asked over the socket
 _RETRY_S = 2.0  # after a start that failed
 _PR_SET_PDEATHSIG = 1
 
@@ -46,26 +48,28 @@ class AlreadyRunning(StartFailed):
 
 
 class Server:
-    """A running embedded server that this process started: `url` to reach it, `stop()` to end it."""
+    """An embedded server that runs: `url` to reach it, `pid` where this process started it, `stop()` to end that."""
 
     def __init__(self, data: Path) -> None:
         self.url = _url(_socket_path(data))
         self._data = data
-        self._process: subprocess.Popen[bytes] = None  # type: ignore[assignment]  # start() gives it
+        self._process: subprocess.Popen[bytes] | None = None  # None where another process started it
         self._is_kept = False
         self._stopping = threading.Event()
 
     @property
-    def pid(self) -> int:
-        return self._process.pid
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
 
     def keep(self) -> None:
-        """Start the server again whenever it ends before stop() is called."""
+        """Start the server again whenever it ends before stop() is called, whoever has started it; others may be faster."""
         self._is_kept = True
 
     def stop(self) -> None:
         """Let the server write its data and end; killed after 10 s."""
         self._stopping.set()
+        if not self._process:
+            return
         self._process.terminate()
         try:
             self._process.wait(_STOP_S)
@@ -73,23 +77,26 @@ class Server:
             self._process.kill()
             self._process.wait()
 
-    def _stay(self, started: "Future[None]") -> None:
+    def _stay(self, first: Callable[[], "subprocess.Popen[bytes] | None"], done: "Future[None]") -> None:
         """Start the server, and stay for as long as it runs: the kernel ends it with the thread that started it."""
         try:
-            self._process = _start(self._data)
+            self._process = first()
         except BaseException as error:
-            started.set_exception(error)
+            done.set_exception(error)
             return
-        started.set_result(None)
-        while not self._stopping.wait(_WATCH_S):
-            if not self._is_kept or self._process.poll() is None:
+        done.set_result(None)
+        while not self._stopping.wait(_WATCH_S if self._process else _WATCH_OTHERS_S):
+            if not self._is_kept or self._runs():
                 continue
             log.error("the embedded server has ended; starting it again")
             try:
-                self._process = _start(self._data)
+                self._process = _start_or_join(self._data)
             except StartFailed as error:
                 log.error("%s", error)
                 self._stopping.wait(_RETRY_S)
+
+    def _runs(self) -> bool:
+        return self._process.poll() is None if self._process else _listens(_socket_path(self._data))
 
 
 def binary() -> Path:
@@ -107,10 +114,32 @@ def binary() -> Path:
 
 def start(data: Path) -> Server:
     """Start a server on the directory `data`, made if need be, and wait until it answers; raises StartFailed."""
-    server, started = Server(data.resolve()), Future[None]()
-    threading.Thread(target=server._stay, args=(started,), name="embedded server", daemon=True).start()
-    started.result()
+    data = data.resolve()
+    return _served(data, lambda: _start(data))
+
+
+def start_or_join(data: Path) -> Server:
+    """Start a server on `data`, or join the one that runs there; raises StartFailed."""
+    data = data.resolve()
+    return _served(data, lambda: _start_or_join(data))
+
+
+def _served(data: Path, first: Callable[[], "subprocess.Popen[bytes] | None"]) -> Server:
+    server, done = Server(data), Future[None]()
+    threading.Thread(target=server._stay, args=(first, done), name="embedded server", daemon=True).start()
+    done.result()
     return server
+
+
+def _start_or_join(data: Path) -> "subprocess.Popen[bytes] | None":
+    """The server that was started, None where one runs already and answers; raises StartFailed."""
+    at, begun = _socket_path(data), time.monotonic()
+    while True:
+        try:
+            return _start(data)
+        except AlreadyRunning:  # or about to end
+            if _is_ready(at, begun):
+                return None
 
 
 def _start(data: Path) -> "subprocess.Popen[bytes]":
@@ -137,22 +166,6 @@ def _start(data: Path) -> "subprocess.Popen[bytes]":
         process.wait()
         raise StartFailed(f"the embedded server did not start: {_last_words(data)}") from None
     return process
-
-
-def join(data: Path) -> str:
-    """The URL of the server that runs on `data` already; raises StartFailed where none answers."""
-    at = _socket_path(data.resolve())
-    _wait(at, None)
-    return _url(at)
-
-
-def start_or_join(data: Path) -> tuple[str, Server | None]:
-    """The URL of a server on `data`, and the server itself where this call started it; raises StartFailed."""
-    try:
-        server = start(data)
-    except AlreadyRunning:
-        return join(data), None
-    return server.url, server
 
 
 def _url(at: Path) -> str:
@@ -208,18 +221,37 @@ def _end_with_parent() -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _wait(at: Path, process: "subprocess.Popen[bytes] | None") -> None:
-    """Wait until the server at this socket answers PING; longer while it says that it loads its data."""
+def _wait(at: Path, process: "subprocess.Popen[bytes]") -> None:
+    """Wait until the server at this socket answers."""
     begun = time.monotonic()
-    while process is None or process.poll() is None:
-        answer = _ping(at)
-        if answer.startswith(b"+PONG"):
-            return
-        limit_s = _LOAD_S if answer.startswith(b"-LOADING") else _START_S
-        if time.monotonic() - begun > limit_s:
-            raise StartFailed(f"no server answers at {at}")
-        time.sleep(0.005)
-    raise StartFailed("the server ended")
+    while not _is_ready(at, begun):
+        if process.poll() is not None:
+            raise StartFailed("the server ended")
+
+
+def _is_ready(at: Path, begun: float) -> bool:
+    """Whether the server at this socket answers PING, else a moment later; raises StartFailed where it is too late for that.
+
+    It has longer while it says that it loads its data.
+    """
+    answer = _ping(at)
+    if answer.startswith(b"+PONG"):
+        return True
+    if time.monotonic() - begun > (_LOAD_S if answer.startswith(b"-LOADING") else _START_S):
+        raise StartFailed(f"no server answers at {at}")
+    time.sleep(0.005)
+    return False
+
+
+def _listens(at: Path) -> bool:
+    """Whether anybody does at this socket."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(1.0)
+        try:
+            connection.connect(str(at))
+        except OSError:
+            return False
+        return True
 
 
 def _ping(at: Path) -> bytes:

@@ -57,9 +57,11 @@ def on_starting(server: Any) -> None:
 
 def _keep_nothing(server: Any, why: str) -> None:
     print(NOTHING_IS_KEPT.format(why=why), file=sys.stderr, flush=True)
+    global workers
     os.environ["REDIS_URL"] = "fake://"
-    server.cfg.set("workers", 1)  # two processes would have two memories
-    server.num_workers = 1
+    workers = 1  # two processes would have two memories; gunicorn reads this again at SIGHUP
+    server.cfg.set("workers", workers)
+    server.num_workers = workers
 
 
 def when_ready(server: Any) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from kvstore.commands import Command
 from kvstore.containers import Follow, Wait
 from kvstore.errors import Problem, RequestTimeout, bug
-from kvstore.http1 import BODY, HEAD, NOTHING, Reader
+from kvstore.http1 import HEAD, NOTHING, Reader
 from kvstore.live import Hub
 from kvstore.messages import Headers, Reply, Request, http_date, refuse
 from kvstore.origins import shown_to
@@ -142,7 +142,7 @@ class Connection(asyncio.Protocol):
     def eof_received(self) -> bool:
         # Half-closed: what has come whole is answered, then the connection ends.
         self._ended = True
-        return self._busy and self._stream is None and self._wait is None
+        return (self._busy or self._choked) and self._stream is None and self._wait is None
 
     def pause_writing(self) -> None:
         if self._stream and not self._stream.choke():
@@ -202,10 +202,12 @@ class Connection(asyncio.Protocol):
 
     def _await(self, lacked: str) -> None:
         """A head, or a body, has begun: from now on the client has so long to send the rest."""
+        if lacked is NOTHING:  # an empty line, in pieces: the time for what follows goes on
+            return
         self._lacked = lacked
         if lacked is HEAD:
             self.due = self._server.loop.time() + HEAD_S
-        elif lacked is BODY:
+        else:
             self.due = self._server.loop.time() + BODY_S
             if self._reader.expects_continue:
                 self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -302,7 +304,8 @@ class Connection(asyncio.Protocol):
     def _send_part(self, request: Request, part: bytes, more: Command | None) -> None:
         """Send a part of a body, then what follows it, as fast as the client reads."""
         self._busy = True
-        self.due = _NEVER
+        if not self._choked:
+            self.due = _NEVER
         if part:
             self._transport.write(b"%x\r\n%b\r\n" % (len(part), part) if self._reader.is_1_1 else part)
         if more is None:
@@ -343,7 +346,7 @@ class Connection(asyncio.Protocol):
             self._transport.resume_reading()
         if self._reader.size:
             self._advance()
-        if self._ended and not self._busy:
+        if self._ended and not (self._busy or self._choked):
             self._close()
 
     async def _answer_late(self, request: Request, wait: Wait) -> None:

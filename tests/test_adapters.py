@@ -5,10 +5,14 @@ number it came as, a date as there or not there, a `ttl` within five seconds.
 """
 
 import asyncio
+import os
 import re
+import signal
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import pytest
 from clients import Answer, AsgiClient, Client, FlaskClient, Headers, Lines, make_scope
@@ -16,8 +20,9 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from inprocess import InProcess
+from loops import Loop
 from serving import wire as request_bytes
-from stores import Running
+from stores import Running, connect, wait_until
 from wires import Wire
 
 from kvstore.asgi import Application
@@ -275,18 +280,53 @@ MOUNTS = [
     ("/kv", "/kv/kv/a", "/kv/kv/a"),
     ("/a/b", "/a/b/c/d", "/a/b/c/d"),
     ("", "/kv/a", "/kv/a"),
+    ("/kv", "http://x.example/kv/ns/a", "/kv/ns/a"),
+    ("/k v", "/k%20v/ns/a", "/k%20v/ns/a"),
+    ("/k v", "/ns/a", "/k%20v/ns/a"),
+    ("/日", "/%e6%97%A5/ns/a", "/%e6%97%A5/ns/a"),
+    ("/日", "/ns/a", "/%E6%97%A5/ns/a"),
 ]
 
 
 @pytest.mark.parametrize(("root_path", "raw_path", "location"), MOUNTS)
 def test_mounted(empty: Running, root_path: str, raw_path: str, location: str) -> None:
     """`root_path` is where the application is mounted, whether the path has it still or not; Location leads back there."""
-    scope = make_scope("PUT", raw_path, []) | {"root_path": root_path}
+    scope = make_scope("PUT", raw_path, []) | {"root_path": root_path, "raw_path": raw_path.encode()}
     called = call(empty, scope, part(b"1"))
     assert (called.status, called.headers[b"location"].decode()) == (201, location)
-    document = location[len(root_path.rstrip("/")) :]
+    document = location[len(quote(root_path.rstrip("/"))) :]
     namespace, _, rest = document.strip("/").partition("/")
     assert empty.redis.exists(f"kv:{{{namespace}}}/{rest}")
+
+
+def test_an_embedded_server_that_is_killed(directory: Path) -> None:
+    """It is started again, under any ASGI server."""
+    loop, app = Loop(), Application({"KVSTORE_DATA": str(directory / "data")})
+
+    def status(method: str, *body: dict[str, Any]) -> int:
+        async def ask() -> int:
+            messages = []
+            parts = [*body] or [part(b"")]
+
+            async def receive() -> dict[str, Any]:
+                return parts.pop(0)
+
+            async def send(message: dict[str, Any]) -> None:
+                messages.append(message)
+
+            await app(make_scope(method, "/ns/a", []), receive, send)
+            return messages[0]["status"]
+
+        return loop.run(ask())
+
+    try:
+        assert status("PUT", part(b"1")) == 201
+        with connect(app.open().settings.redis_url) as client:
+            os.kill(client.info("server")["process_id"], signal.SIGKILL)
+        wait_until(lambda: status("GET") == 200, 10)
+    finally:
+        loop.run(app.open().close())
+        loop.close()
 
 
 def test_lifespan(empty: Running) -> None:

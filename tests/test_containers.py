@@ -402,6 +402,17 @@ def test_tag_of_an_empty_container(client: Checked) -> None:
     assert len({first, filled, client.get("/ns/").tag}) == 3
 
 
+@on_few
+@pytest.mark.parametrize(("method", "status"), [("PUT", 201), ("POST", 201), ("PATCH", 201)])
+def test_a_root_index_that_cannot_be_written(client: Checked, raw: redis.Redis, method: str, status: int) -> None:
+    """Another client's key is in its way: what was written is written, and the answer says so."""
+    raw.set("kv:{/}!names", "theirs")
+    answer = client.request(method, "/new/" if method == "POST" else "/new/a", body=b'{"a":1}')
+    assert answer.status == status
+    assert len(client.get("/new/").json["items"]) == 1
+    assert raw.get("kv:{/}!names") == b"theirs"
+
+
 @on_two
 def test_tag_changes_within_2_s_of_an_expiry(client: Checked) -> None:
     """Nobody asks for the document, and still the container's tag tells that it is gone."""

@@ -227,6 +227,25 @@ def test_a_second_start_on_the_same_data(start: Callable[..., Served], directory
     assert get(served, "/a") == b"1\n"
 
 
+def test_who_joined_an_embedded_server_takes_over(directory: Path) -> None:
+    """Where the process that started it ends, another one that uses it starts it again, with all that is stored."""
+    apps = []
+    for name in "ab":
+        (directory / name).mkdir()
+        flask = [sys.executable, "-m", "flask", "--app", "kvstore", "run", "-p", "0"]
+        apps.append(Served(directory / name, flask, {"KVSTORE_DATA": str(directory / "data")}))
+    try:
+        assert put(apps[0], "/a", b"1") == 201
+        assert get(apps[1], "/a") == b"1\n"
+        apps[0].process.terminate()
+        apps[0].process.wait()
+        wait_until(lambda: apps[1].request("GET", "/a").status == 200, END_S)
+        assert put(apps[1], "/b", b"1") == 201
+    finally:
+        for app in apps:
+            app.kill()
+
+
 def test_a_long_data_path(directory: Path) -> None:
     """A data directory whose path is too long for a unix socket."""
     data = directory / ("d" * 60) / ("e" * 60)
@@ -242,6 +261,11 @@ def test_memory_only(start: Callable[..., Served]) -> None:
     served = start(REDIS_URL="fake://", WEB_CONCURRENCY="2")
     assert put(served, "/a", b"1") == 201
     assert {served.request("GET", "/a").status for _ in range(20)} == {200}
+    before = set(served.processes())
+    served.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: len(served.processes()) == 2 and set(served.processes()) != before, END_S)
+    put(served, "/b", b"1")
+    assert {served.request("GET", "/b").status for _ in range(20)} == {200}, "also after a reload"
 
 
 # --- On the wire --------------------------------------------------------------------------------------------------------

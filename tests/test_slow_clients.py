@@ -194,6 +194,19 @@ def test_what_takes_too_long_is_closed(impatient: InProcess, started: Callable, 
     assert started("valkey").redis.dbsize() == 0
 
 
+def test_an_empty_line_in_pieces(impatient: InProcess) -> None:
+    """CR and LF in turns are no head that begins anew each time."""
+    wire = impatient.connect()
+    begun = time.monotonic()
+    for number in range(50):
+        if wire.has_ended():
+            break
+        wire.send_what_is_read(b"\n" if number % 2 else b"\r")
+        time.sleep(0.1)
+    assert time.monotonic() - begun < 3
+    wire.close()
+
+
 def test_an_empty_line_again_and_again_is_no_head(impatient: InProcess) -> None:
     """The empty lines that may come before a request do not keep a connection open for ever."""
     wire = impatient.connect()

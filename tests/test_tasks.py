@@ -652,6 +652,7 @@ def test_where_the_end_of_a_child_is_ignored(server: Running, redis_: redis.Redi
     finally:
         signal.signal(signal.SIGCHLD, before)
     try:
+        wait_until(workers.pids, JOB_S)
         [first] = workers.pids()
         os.kill(first, signal.SIGKILL)
         wait_until(lambda: workers.pids() not in ([], [first]), JOB_S)

@@ -23,7 +23,10 @@ from wires import Raw, Wire, in_chunks
 
 from kvstore import http1, server
 from kvstore.codec import MAX_BYTES
+from kvstore.commands import Get
 from kvstore.errors import NotFound
+from kvstore.messages import Reply
+from kvstore.paths import parse_path
 from kvstore.settings import Settings
 
 HOST = b"Host: x\r\n"
@@ -513,6 +516,36 @@ def test_a_half_closed_client_is_answered(listening: InProcess, stored: redis.Re
     assert [wire.answer().status for _ in statuses] == statuses
     assert wire.rest() == b""
     wire.close()
+
+
+def test_a_half_closed_client_that_reads_late_is_answered(listening: InProcess, stored: redis.Redis) -> None:
+    """Also what waited for room, when it says that it will send nothing more."""
+    wire = listening.connect()
+    large = put(b"/ns/large", b'"%b"' % (b"x" * 100_000))
+    wire.send(large)
+    assert wire.answer().status == 201
+    wire.send(GET.replace(b"/ns/a", b"/ns/large") * 200)
+    time.sleep(0.3)
+    wire.half_close()
+    assert [wire.answer().status for _ in range(200)] == [200] * 200
+    assert wire.rest() == b""
+    wire.close()
+
+
+def test_a_reply_that_goes_on_has_its_time_to_be_taken() -> None:
+    """Also where its head alone has filled what the kernel takes."""
+
+    async def due() -> float:
+        connection = server.Server(Settings(), Answering(), None, None).connection()
+        taken = Socket()
+        taken.write = lambda _: connection.pause_writing()  # type: ignore[method-assign]
+        connection.connection_made(taken)
+        connection.data_received(GET)
+        await asyncio.sleep(0)
+        connection._send(server.Request("GET", b"/ns/", {}), Reply(200, (), b"1", Get(parse_path(b"/ns/a"))))
+        return connection.due - asyncio.get_running_loop().time()
+
+    assert 0 < asyncio.run(due()) <= server.WRITE_S
 
 
 ABORTED = [
