@@ -117,7 +117,7 @@ end
 -- is three pairs of ours, then the members: {op, rest, 'ttl', ttl_ms, '$kv', shape, field, value, ...}. A document with too
 -- many members for one call has '$packed' for '$kv', then '' and all of it as netstrings (3:abc,).
 local function append(length, op, rest, ttl_ms, shape, fields, first, last)
-  local bytes = 1
+  local bytes = #shape
   for i = first, last do
     bytes = bytes + #fields[i]
   end
