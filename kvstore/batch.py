@@ -145,7 +145,7 @@ class Batch(NamedTuple):
         if not (self.once and isinstance(answer, Problem)):
             return refused
         words = (REFUSED.decode(), str(place), type(answer).__name__, answer.detail)
-        return Again(Conclude(self.path, words, refused))
+        return Again(Conclude(self, words, refused))
 
     def _places(self) -> list[int]:
         """Where the commands of this run are: those that must read before they can write come first, alone."""
