@@ -381,10 +381,12 @@ def test_a_full_redis_is_not_remembered(client: Checked, raw: redis.Redis) -> No
         for _ in range(2):
             assert patch(client, "/ns/a", INCREMENT, [key()]).status == 507
             assert post(client, "/ns/", INCREMENT, [key("two")]).status == 507
+            assert batch(client, [("POST", "/ns/", INCREMENT), ("PUT", "/ns/b", 1)], headers=[key("three")]).status == 507
     finally:
         raw.config_set("maxmemory", "0")
     assert patch(client, "/ns/a", INCREMENT, [key()]).json["n"] == 1
     assert post(client, "/ns/", INCREMENT, [key("two")]).status == 201
+    assert batch(client, [("POST", "/ns/", INCREMENT), ("PUT", "/ns/b", 1)], headers=[key("three")]).status == 200
 
 
 def test_what_is_kept_is_not_listed(client: Checked, raw: redis.Redis) -> None:
