@@ -435,7 +435,7 @@ _RENDERERS: dict[type, Callable[[Request, Any], Reply]] = {
     Failed: _precondition_failed,
     Replayed: _replayed,
     Listing: render_listing,
-    Unchanged: lambda _, unchanged: render_unchanged(unchanged.tag),
+    Unchanged: lambda request, unchanged: render_unchanged(request, unchanged.tag),
     DeletedBelow: lambda _, deleted: Reply(200, DOCUMENT, b'{"deleted":%d}\n' % deleted.documents),
     **dict.fromkeys((Answers, AllWritten, AllRead), lambda request, answers: render_responses(request, answers, render)),
     Refused: _refused,
