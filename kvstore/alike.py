@@ -12,7 +12,7 @@ from json.encoder import encode_basestring
 from typing import Any, NamedTuple
 
 from kvstore import codec
-from kvstore.batch import MAX_REQUESTS, Answers, render_answers
+from kvstore.batch import MAX_READ_BYTES, MAX_REQUESTS, Answers, render_answers
 from kvstore.codec import Decoded, Encoded
 from kvstore.commands import Again, Reply, below, registered
 from kvstore.conditions import tag_time_ms
@@ -23,8 +23,6 @@ from kvstore.messages import Reply as Answer
 from kvstore.paths import MAX_BYTES, Path, parse_path
 from kvstore.scripts import GET_ALL, PUT_ALL, Script
 from kvstore.settings import Settings
-
-MAX_READ_BYTES = 16 * 1024 * 1024  # of the documents that a batch reads
 
 Otherwise = Callable[[], Any]  # makes the command of batch.py for the same batch
 

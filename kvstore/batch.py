@@ -31,6 +31,7 @@ from kvstore.paths import Path
 from kvstore.scripts import BATCH, Script
 
 MAX_REQUESTS = 1000
+MAX_READ_BYTES = 16 * 1024 * 1024  # of the documents in the answers of a batch, about
 
 # What a request of a batch asks of the store, or what it is answered without it.
 Step = Command | messages.Reply | Problem
@@ -66,6 +67,7 @@ class Batch(NamedTuple):
     atomic: bool
     at: int = 0
     stop: int = 0
+    left_bytes: int = MAX_READ_BYTES  # of the answers
     once: bool = False
     is_whole: bool = False
     script: Script = BATCH
@@ -88,7 +90,7 @@ class Batch(NamedTuple):
     def arguments(self) -> tuple[bytes | str | int, ...]:
         places = self._places()
         prefix, _ = below(self.path)
-        arguments: list[bytes | str | int] = [prefix, "atomic" if self.atomic else "each"]
+        arguments: list[bytes | str | int] = [prefix, "atomic" if self.atomic else "each", self.left_bytes]
         for place in places:
             command: Any = self.steps[place]
             own = _arguments(command)
@@ -121,7 +123,12 @@ class Batch(NamedTuple):
             elif self.atomic and word == b"read":
                 return self._refused(place, answer)
             self.answers[place] = answer
-        following = Again(self) if unfinished else self.next()
+        if unfinished:
+            following: Answers | Again = Again(self)
+        elif self.atomic:
+            following = self.next()
+        else:
+            following = self._replace(left_bytes=self.left_bytes - reply[2]).next()
         return Again(register._replace(then=following)) if register else following
 
     def next(self) -> Answers | Again:
@@ -145,7 +152,7 @@ class Batch(NamedTuple):
         if not (self.once and isinstance(answer, Problem)):
             return refused
         words = (REFUSED.decode(), str(place), type(answer).__name__, answer.detail)
-        return Again(Conclude(self.path, words, refused))
+        return Again(Conclude(self, words, refused))
 
     def _places(self) -> list[int]:
         """Where the commands of this run are: those that must read before they can write come first, alone."""
@@ -160,6 +167,8 @@ class Batch(NamedTuple):
         try:
             if reply[0] == b"error":
                 raise problem_of_reply(reply[1].decode("utf-8", "replace"))
+            if reply[0] == b"too much":
+                raise ContentTooLarge("the answers of a batch have at most 16 MiB together: ask for this in another batch")
             if isinstance(command, Get):
                 outcome = Missing() if reply[0] == b"missing" else command.outcome(reply[1])
             else:

@@ -120,7 +120,7 @@ def decode(flat: list[bytes]) -> Decoded:
         if remembered is not None and remembered[0] == flat:
             return remembered[1]
         decoded = _decode(flat)
-        if len(decoded.text) <= MAX_REMEMBERED_BYTES:
+        if len(b"".join(flat)) <= MAX_REMEMBERED_BYTES:
             if len(_remembered) >= MAX_REMEMBERED:
                 _remembered.clear()
             _remembered[flat[1]] = flat, decoded
@@ -133,7 +133,7 @@ def decode(flat: list[bytes]) -> Decoded:
 _remembered: dict[bytes, tuple[list[bytes], "Decoded"]] = {}
 MAX_REMEMBERED = 4096
 MAX_REMEMBERED_PARTS = 50
-MAX_REMEMBERED_BYTES = 1024
+MAX_REMEMBERED_BYTES = 1024  # of a hash; its document is no larger but for escapes
 
 
 def _decode(flat: list[bytes]) -> Decoded:
@@ -179,7 +179,7 @@ def _decode_any(flat: list[bytes]) -> Decoded:
     if tag is None:  # another client's hash: no name is escaped there
         quote = _quote_foreign
     if not _is_utf8(names):
-        quote = _quote_bytes
+        quote = _quote_bytes if tag is None else _quote_own_bytes
     members = []
     for name in names:
         value = hash_[name]
@@ -492,9 +492,11 @@ def _name(field: bytes) -> bytes:
 
 
 def _quote(field: bytes) -> bytes:
-    if field != META and _OUR_NAME.fullmatch(field):
-        field = field[:-1]
-    return _quote_foreign(field)
+    return _quote_foreign(_unescaped(field))
+
+
+def _unescaped(field: bytes) -> bytes:
+    return field[:-1] if field != META and _OUR_NAME.fullmatch(field) else field
 
 
 def _quote_foreign(field: bytes) -> bytes:
@@ -504,6 +506,11 @@ def _quote_foreign(field: bytes) -> bytes:
 def _quote_bytes(field: bytes) -> bytes:
     """The same for a hash in which a name is not UTF-8: bytes that are not are shown as escapes, and backslashes twice."""
     return encode_basestring(field.replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")).encode() + b":"
+
+
+def _quote_own_bytes(field: bytes) -> bytes:
+    """The same for a hash of ours, to which another client added such a name."""
+    return _quote_bytes(_unescaped(field))
 
 
 def _is_utf8(names: list[bytes]) -> bool:

@@ -310,7 +310,7 @@ class Edit(NamedTuple):
         except Problem as problem:
             if not self.once:
                 raise
-            return Again(Conclude(self.path, (type(problem).__name__, problem.detail), problem))
+            return Again(Conclude(self, (type(problem).__name__, problem.detail), problem))
         base = "!" if current is None else current.tag or "-"
         edit = self._replace(attempts=self.attempts + 1)
         return Again(Put(self.path, encoded, ttl_ms, self.conditions, self.log_length, edit, base))
@@ -337,19 +337,25 @@ class Register(NamedTuple):
 
 
 class Conclude(NamedTuple):
-    """Keep what was found outside of Redis under the request's Idempotency-Key: `words` that its command reads as a reply.
+    """Keep what `command` has found outside of Redis under the request's Idempotency-Key: `words` that it reads as a reply.
 
     The outcome is `then`, or where that is a problem it is raised.
     """
 
-    path: Path
+    command: Command
     words: tuple[str, ...]
     then: Any
     script: Script = CONCLUDE
 
     @property
+    def as_replayed(self) -> Command:
+        """The command, as it reads the answer that another request with the key has kept meanwhile."""
+        replayable: Command = _replayable(self.command)
+        return replayable
+
+    @property
     def keys(self) -> tuple[str, ...]:
-        return self.path.keys
+        return self.command.keys
 
     @property
     def arguments(self) -> tuple[bytes | str | int, ...]:

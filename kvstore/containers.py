@@ -192,7 +192,7 @@ class DeleteBelow(NamedTuple):
         if reply[2]:
             return Again(self._replace(deleted=deleted))
         outcome = DeletedBelow(deleted)
-        return Again(Conclude(self.container, ("deleted below", str(deleted)), outcome)) if self.once else outcome
+        return Again(Conclude(self, ("deleted below", str(deleted)), outcome)) if self.once else outcome
 
 
 class At(NamedTuple):

@@ -8,9 +8,9 @@ from urllib.parse import quote, urlencode
 
 from kvstore.commands import Found
 from kvstore.conditions import NONE as NO_CONDITIONS
-from kvstore.conditions import parse_conditions
+from kvstore.conditions import Conditions, parse_conditions, read_status
 from kvstore.containers import DeleteBelow, Item, List, Listing
-from kvstore.errors import InvalidParameter, InvalidPrecondition
+from kvstore.errors import InvalidParameter, InvalidPrecondition, PreconditionFailed
 from kvstore.messages import DOCUMENT, SAFE, UNCHANGED, Headers, Reply, Request, parameter, tag_header, ttl_s
 from kvstore.paths import Path, parse_path, split_target
 from kvstore.settings import Settings
@@ -57,7 +57,8 @@ def delete_below(request: Request, path: Path, raw_query: bytes, settings: Setti
 
 
 def render_listing(request: Request, listing: Listing) -> Reply:
-    """The reply to a GET of a container: a page, or a piece of a stream."""
+    """The reply to a GET of a container: a page, or a piece of a stream; raises PreconditionFailed."""
+    _check_match(request, listing.tag)
     container = parse_path(split_target(request.target)[0]).text
     items = render_items(container, listing.items)
     tag = tag_header(listing.tag)
@@ -77,9 +78,19 @@ def render_items(container: str, items: list[Item]) -> list[bytes]:
     return [_item(container, item) for item in items]
 
 
-def render_unchanged(tag: str) -> Reply:
-    """The reply to a GET of a container whose entity-tag the client has."""
+def render_unchanged(request: Request, tag: str) -> Reply:
+    """The reply to a GET of a container whose entity-tag the client has; raises PreconditionFailed."""
+    _check_match(request, tag)
     return Reply(304, (*tag_header(tag), *UNCHANGED))
+
+
+def _check_match(request: Request, tag: str | None) -> None:
+    """Refuse where If-Match asks for another entity-tag; a stream has none that could hold for all of it."""
+    match = parse_conditions(request.headers).match
+    if match and not _is_stream(request) and read_status(Conditions(match), tag) == 412:
+        raise PreconditionFailed(
+            "something below this container has changed; read it again, without If-Match", etag=f'"{tag}"' if tag else None
+        )
 
 
 def _is_stream(request: Request) -> bool:

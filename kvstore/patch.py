@@ -174,11 +174,14 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
+_BAD_TILDE = re.compile(r"~(?![01])")
+
+
 def _pointer(text: Any, index: int) -> list[str]:
     """The reference tokens of a JSON Pointer, the first one for the root (RFC 6901)."""
     if not _is_text(text) or not (text == "" or text.startswith("/")):
         raise InvalidPatch(f"operation {index}: a JSON Pointer is empty or starts with a slash")
-    if len(text.replace("~0", "").replace("~1", "")) != len(text) - 2 * text.count("~"):
+    if _BAD_TILDE.search(text):
         raise InvalidPatch(f"operation {index}: a tilde in a JSON Pointer is followed by 0 or 1")
     return [token.replace("~1", "/").replace("~0", "~") for token in text.split("/")]
 

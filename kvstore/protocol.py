@@ -97,8 +97,13 @@ STREAM: Headers = (("Content-Type", EVENT_STREAM), ("Cache-Control", "no-store")
 _PLACE = re.compile(r"[0-9]{1,15}-[0-9]{1,15}")
 
 
-def parse(request: Request, settings: Settings) -> Command | Follow | Wait | Reply:
-    """What a request asks of the store, or the reply where the store is not needed; raises Problem."""
+def parse(
+    request: Request, settings: Settings, on_batch: Callable[[Request, Path, Settings], Command | Reply] | None = None
+) -> Command | Follow | Wait | Reply:
+    """What a request asks of the store, or the reply where the store is not needed; raises Problem.
+
+    `on_batch` is for a request that is a batch: a batch's own requests are none.
+    """
     raw_path, raw_query = split_target(request.target)
     method = request.method
     if raw_path == b"*" and method == "OPTIONS":
@@ -106,7 +111,7 @@ def parse(request: Request, settings: Settings) -> Command | Follow | Wait | Rep
     path = parse_path(raw_path)
     if path.text.startswith("/_/") or path.text == "/_":
         if path.text == BATCH_PATH:
-            return _batch(request, path, settings)
+            return (on_batch or _batch)(request, path, settings)
         raise NotFound("thing doesn't exist: paths under /_/ belong to the service, and there is nothing at this one")
     if method == "GET" and EVENT_STREAM in request.headers.get("accept", ""):
         recursive = path.text != "/" and parameter(raw_query, "recursive") is not None
@@ -186,7 +191,7 @@ def _batch(request: Request, path: Path, settings: Settings) -> Command | Reply:
 
 
 def _any_batch(request: Request, settings: Settings) -> Command | Reply:
-    atomic, batch = parse_batch(request, lambda part: _in_batch(parse(part, settings)))
+    atomic, batch = parse_batch(request, lambda part: _in_batch(parse(part, settings, _batch_in_batch)))
     first = batch.next()
     key = request.headers.get("idempotency-key")
     if key is not None and not atomic:
@@ -200,6 +205,10 @@ def _any_batch(request: Request, settings: Settings) -> Command | Reply:
     command = first.command
     assert isinstance(command, Batch)
     return command if key is None else _once(request, command.path, key, command)
+
+
+def _batch_in_batch(*_: object) -> Reply:
+    raise NotInBatch("a batch is not for a batch: send its requests as requests of the other, or by itself")
 
 
 def _in_batch(command: Command | Follow | Wait | Reply) -> Command | Reply:
@@ -435,7 +444,7 @@ _RENDERERS: dict[type, Callable[[Request, Any], Reply]] = {
     Failed: _precondition_failed,
     Replayed: _replayed,
     Listing: render_listing,
-    Unchanged: lambda _, unchanged: render_unchanged(unchanged.tag),
+    Unchanged: lambda request, unchanged: render_unchanged(request, unchanged.tag),
     DeletedBelow: lambda _, deleted: Reply(200, DOCUMENT, b'{"deleted":%d}\n' % deleted.documents),
     **dict.fromkeys((Answers, AllWritten, AllRead), lambda request, answers: render_responses(request, answers, render)),
     Refused: _refused,

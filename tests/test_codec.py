@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvstore.codec import MAX_BYTES, MAX_DEPTH, MAX_MEMBERS, META, VALUE, Decoded, Encoded, decode, encode
+from kvstore.codec import MAX_BYTES, MAX_DEPTH, MAX_MEMBERS, META, VALUE, Decoded, Encoded, _remembered, decode, encode
 from kvstore.errors import ContentTooLarge, InvalidDocument, InvalidTTL, Problem
 
 TAG = "1700000000000-7"
@@ -196,6 +196,20 @@ def test_foreign_fields_in_a_document_of_ours() -> None:
     del hash_[b"y"]
     hash_ |= {b"z": b"10", b"new": b"bare text", b"more": b"1"}
     assert decode([part for pair in hash_.items() for part in pair]).text == b'{"z":10,"x":3,"more":1,"new":"bare text"}'
+
+
+def test_bytes_that_another_client_added_to_a_document_of_ours() -> None:
+    """A name that is not UTF-8 changes nothing of how ours are shown, `$kv` among them."""
+    flat = [*stored(encode(b'{"b":1,"$kv":2,"$kv$":3}')), b"\xff", b"4"]
+    assert decode(flat).text == b'{"b":1,"$kv":2,"$kv$":3,"\\\\xff":4}'
+
+
+def test_what_is_remembered_is_small() -> None:
+    """A hash is not kept in memory for its short text where it is large: names that are gone, spaces in a value."""
+    for number, (order, value) in enumerate(((b' ["%b"]' % (b"x" * 5000), b"1"), (b"", b"[" + b" " * 5000 + b"]"))):
+        tag = b"1800000000000-%d" % number
+        assert len(decode([META, tag + b" object" + order, b"a", value]).text) < 10
+        assert not [key for key in _remembered if key.startswith(tag)]
 
 
 @pytest.mark.parametrize("order", [b"", b' {"a":1}', b" [1,2]", b" [[]]", b" [", b" [" + b"[" * 9999 + b"]", b' ["\\ud800"]'])

@@ -392,6 +392,25 @@ def test_not_modified(client: Checked) -> None:
         assert client.get(target, [("If-None-Match", "x")]).status == 400
 
 
+@on_few
+def test_if_match_on_a_container(client: Checked) -> None:
+    """Another entity-tag than it has: 412 with the one it has, before If-None-Match counts; a stream of items has none."""
+    client.put("/ns/a", "1")
+    client.put("/ns/b", "1")
+    first = client.get("/ns/?limit=1")
+    for value, status in ((first.tag, 200), ("*", 200), (f'"1-1", {first.tag}', 200), ('"1-1"', 412), (f"W/{first.tag}", 412)):
+        for method in ("GET", "HEAD"):
+            assert client.request(method, first.json["next"], [("If-Match", value)]).status == status, value
+    assert client.get("/?list", [("If-Match", first.tag)]).status == 412, "it has none"
+    assert stream(client, "/ns/", [("If-Match", '"1-1"')])[1]
+    client.put("/ns/c", "1")
+    answer = client.get(first.json["next"], [("If-Match", first.tag)])
+    now = client.get("/ns/").tag
+    assert (answer.status, answer.json["etag"]) == (412, now)
+    assert client.get("/ns/", [("If-Match", first.tag), ("If-None-Match", now)]).status == 412
+    assert client.get("/ns/", [("If-Match", "x")]).status == 400
+
+
 def test_tag_of_an_empty_container(client: Checked) -> None:
     """An empty container has one too, and another one when it is filled and emptied again."""
     first = client.get("/ns/").tag

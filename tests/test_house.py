@@ -246,8 +246,9 @@ def test_every_script_says_what_it_is(script: Path) -> None:
 
 
 def test_no_script_decodes_json() -> None:
-    """No value of a document passes through Lua's cjson: it turns 1.0 into 1 and [] into {}. `once` keeps lists of strings."""
-    assert {path.stem for path in (PACKAGE / "lua").glob("*.lua") if "cjson.decode" in path.read_text("utf-8")} <= {"once"}
+    """No value of a document passes through Lua's cjson: it turns 1.0 into 1 and [] into {}. Lists of strings may."""
+    decoding = {path.stem for path in (PACKAGE / "lua").glob("*.lua") if "cjson.decode" in path.read_text("utf-8")}
+    assert decoding == {"once", "patch"}
 
 
 # Words that say nothing about what is behind them.

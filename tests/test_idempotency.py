@@ -7,9 +7,15 @@ from typing import Any
 
 import pytest
 import redis
-from asking import JSON, MERGE, as_body, at_once, batch, entries, listed, on_few, on_served, on_servers, patch, post
+from asking import JSON, MERGE, as_body, at_once, batch, entries, listed, on_few, on_served, on_servers, on_two, patch, post
 from clients import Answer, Checked
 from stores import Running, contents, wait_until
+
+from kvstore import protocol
+from kvstore.messages import Request
+from kvstore.settings import read_settings
+
+SETTINGS = read_settings({})
 
 DAY_MS = 86_400_000
 INCREMENT = {"n": {".sv": {"increment": 1}}}
@@ -313,6 +319,30 @@ def test_sent_by_many_at_once(client: Checked, raw: redis.Redis, name: str) -> N
     assert len(entries(raw)) - before == applied
 
 
+# What is there, what is there a moment later, and a request that is refused by the first and not by the second.
+OVERTAKEN: list[tuple[str, str, Request]] = [
+    ('{"l":1}', '{"l":2}', Request("PATCH", b"/ns/a", {"content-type": JSON[1]}, as_body(WRITES["JSON Patch, 409"][4]))),
+    ('{"n":"x"}', '{"n":"x","m":1}', Request("POST", b"/_/batch", {}, as_body(BATCHES["batch, 409 by a JSON Patch"][4]))),
+]  # fmt: skip
+
+
+@on_two
+@pytest.mark.parametrize(("before", "then", "request_"), OVERTAKEN, ids=["PATCH", "batch"])
+def test_overtaken_by_the_same_request(client: Checked, store: Running, before: str, then: str, request_: Request) -> None:
+    """A request that finds outside of Redis that it is refused is answered as the one that was faster."""
+    asked = request_._replace(headers={**request_.headers, "idempotency-key": "one"})
+    opened = store.open()
+    client.put("/ns/a", before)
+    refused = protocol.parse(asked, SETTINGS)
+    conclude = refused.outcome(opened._reply(refused)).command
+    assert conclude.script.name == "conclude once"
+    client.put("/ns/a", then)
+    first = protocol.render(asked, opened.execute(protocol.parse(asked, SETTINGS)))
+    again = protocol.render(asked, opened.execute(conclude))
+    opened.close()
+    assert (first.status, again) == (200, first._replace(headers=(*first.headers, ("Idempotency-Replayed", "true"))))
+
+
 @on_servers
 def test_a_recursive_delete_sent_by_many(client: Checked) -> None:
     """What is told is what was deleted, by whichever of them."""
@@ -351,10 +381,12 @@ def test_a_full_redis_is_not_remembered(client: Checked, raw: redis.Redis) -> No
         for _ in range(2):
             assert patch(client, "/ns/a", INCREMENT, [key()]).status == 507
             assert post(client, "/ns/", INCREMENT, [key("two")]).status == 507
+            assert batch(client, [("POST", "/ns/", INCREMENT), ("PUT", "/ns/b", 1)], headers=[key("three")]).status == 507
     finally:
         raw.config_set("maxmemory", "0")
     assert patch(client, "/ns/a", INCREMENT, [key()]).json["n"] == 1
     assert post(client, "/ns/", INCREMENT, [key("two")]).status == 201
+    assert batch(client, [("POST", "/ns/", INCREMENT), ("PUT", "/ns/b", 1)], headers=[key("three")]).status == 200
 
 
 def test_what_is_kept_is_not_listed(client: Checked, raw: redis.Redis) -> None:

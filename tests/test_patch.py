@@ -211,6 +211,8 @@ ROWS: list[tuple[str, str, str | int]] = [
     ("{}", '[{"op":"add","path":"/~","value":1}]', 400),
     ("{}", '[{"op":"add","path":"/a~2","value":1}]', 400),
     ("{}", '[{"op":"add","path":"/~0~","value":1}]', 400),
+    ("{}", '[{"op":"add","path":"/~~01","value":1}]', 400),
+    ("{}", '[{"op":"add","path":"/~~10","value":1}]', 400),
     ("{}", '[{"op":"add","path":"/a","value":1,"op":"remove"}]', 400),
     ("{}", '[{"op":"add","path":"/a","value":1}', 400),
     ("{}", '[{"op":"add","path":"/a","value":NaN}]', 400),
@@ -343,6 +345,30 @@ def test_order_and_spelling_are_kept(client: Checked, headers: Any, body: str) -
             assert list(answer.json)[-1] == "ttl"
             assert client.get("/ns/a").body == answer.body
         assert answer.status in (200, 422)
+
+
+@on_few
+def test_names_that_are_gone(client: Checked, raw: redis.Redis) -> None:
+    """A document that has lost most of its members keeps the order of the others, and nothing of those."""
+    names = ['"', "$kv", "é", "\\", "$kv$", "/", "\n", "a", "\x7f"]
+    client.put("/ns/a", as_body(dict.fromkeys([*names, *(f"m{n}" for n in range(9000, 0, -1))], 1)))
+    answer = patch(client, "/ns/a", {"new": 1, **{f"m{n}": None for n in range(9000, 0, -1)}})
+    assert list(answer.json) == [*names, "new", "ttl"]
+    assert client.get("/ns/a").body == answer.body
+    assert len(raw.hget("kv:{ns}/a", "$kv")) < 200
+    patch(client, "/ns/a", dict.fromkeys([*names, "new"]))
+    raw.hset("kv:{ns}/a", "$kv", raw.hget("kv:{ns}/a", "$kv").split()[0] + b" object [1,[]," + b" " * 100 + b"{}]")
+    assert patch(client, "/ns/a", {"b": 1, "a": 2}).json == {"a": 2, "b": 1, "ttl": YEAR_S}
+
+
+@on_two
+def test_the_log_of_long_lists_of_names(client: Checked, raw: redis.Redis) -> None:
+    """What our own field holds counts where the log is bounded by bytes."""
+    document = as_body({f"{n}" + "x" * 100: n for n in range(3500, 0, -1)})
+    for _ in range(20):
+        client.put("/ns/a", document)
+    held = sum(len(part) for entry in raw.xrange("kv:{ns}!log") for pair in entry[1].items() for part in pair)
+    assert held < 5_000_000
 
 
 def test_a_flat_patch_leaves_other_fields_alone(client: Checked, raw: redis.Redis) -> None:
@@ -556,6 +582,28 @@ def test_a_foreign_hash(client: Checked, raw: redis.Redis, headers: Any, body: s
     assert raw.ttl("kv:{ns}/a") == (life_s or -1)
     assert [item["name"] for item in client.get("/ns/").json["items"]] == ["a"]
     assert entries(raw)[-1].ttl_ms == -1 if not life_s else entries(raw)[-1].ttl_ms > 0
+
+
+# A flat patch of a hash whose members are named as our own field is, and what of it is there then.
+OUR_NAMES = [
+    ({"b": 4}, {"$kv": 1, "$kv$": 2, "$kv$$": "x", "a": 3, "b": 4}),
+    ({"$kv": 5}, {"$kv": 5, "$kv$": 2, "$kv$$": "x", "a": 3}),
+    ({"$kv$": None}, {"$kv": 1, "$kv$$": "x", "a": 3}),
+    ({"$kv": None, "$kv$": 5, "$kv$$$": 6}, {"$kv$": 5, "$kv$$": "x", "$kv$$$": 6, "a": 3}),
+    ({"$kv": None, "$kv$": None, "$kv$$": None, "a": None}, {}),
+]
+
+
+@on_few
+@pytest.mark.parametrize(("body", "document"), OUR_NAMES)
+def test_our_names_in_a_foreign_hash(client: Checked, raw: redis.Redis, body: Any, document: Any) -> None:
+    """No member of it is lost or renamed when it becomes a document of ours, nor is its expiry."""
+    raw.hset("kv:{ns}/a", mapping={"$kv": "1", "$kv$": "2", "$kv$$": "x", "a": "3"})
+    raw.expire("kv:{ns}/a", 500)
+    answer = patch(client, "/ns/a", body)
+    assert (answer.status, answer.json) == (200, {**document, "ttl": 500})
+    assert client.get("/ns/a").json == answer.json
+    assert json.loads(entries(raw)[-1].text) == document
 
 
 def test_touch_of_a_foreign_hash(client: Checked, raw: redis.Redis) -> None:

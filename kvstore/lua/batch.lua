@@ -1,15 +1,15 @@
 -- Carry out several requests on one namespace, one after the other.
 -- KEYS   1 log
 -- ARGV   1 what stands before a name in the documents' keys  2 'atomic': where one is refused none is applied; else 'each'
---        3… for each request its script's name, how many arguments it has, and these
--- reply  {'done', the replies}, {'read', the replies} where all were 'begin'; or {'undone', which one was refused, counted from
+--        3 most bytes of the replies, about: when there are as many, what is left is refused  4… for each request its script's name, how many arguments it has, and these
+-- reply  {'done', the replies, their bytes}, {'read', the same} where all were 'begin'; or {'undone', which one was refused, counted from
 --        0, its reply}, {'lost', the same} where that was not the last word. A reply is what the script of that name
---        answers, or {'error', what Redis said}.
+--        answers, {'error', what Redis said}, or {'too much'}. Where Redis refuses an atomic one as a whole, what it said is an error.
 
 local ACTS = {read = get, put = put, patch = patch, touch = touch, delete = delete, post = post, begin = begin}
 local REFUSALS = {
   failed = true, missing = true, leased = true, lost = true, error = true,
-  ['no sum'] = true, ['too large'] = true, ['too many'] = true,
+  ['no sum'] = true, ['too large'] = true, ['too many'] = true, ['too much'] = true,
 }
 
 -- What a document and its places in the indexes are before the batch. Of a container it is known whether it was a queue.
@@ -18,7 +18,9 @@ local function remember(before, key, rest)
     return
   end
   local was = {rest = rest, dump = redis.call('DUMP', key)}
-  if was.dump then
+  if not was.dump and redis.call('ZSCORE', EXPIRY, rest) and check_types(rest) then
+    vanish(rest) -- it has expired, whatever becomes of the batch
+  elseif was.dump then
     was.expires_at = redis.call('PEXPIRETIME', key)
     was.due = redis.call('ZSCORE', EXPIRY, rest)
     was.named = was.due or redis.call('ZSCORE', NAMES, rest)
@@ -65,6 +67,11 @@ local function undo(before, last_id)
       end
     end
   end
+  if before.expires_at >= 0 then -- of the names, which may have gone and come back
+    for _, key in ipairs({LOG, NAMES, EXPIRY, HELD, UNTIL, FREED}) do
+      redis.call('PEXPIREAT', key, before.expires_at)
+    end
+  end
   for _, entry in ipairs(redis.call('XRANGE', LOG, '(' .. last_id, '+')) do
     if entry[2][1] ~= 'expire' then
       redis.call('XDEL', LOG, entry[1])
@@ -72,31 +79,53 @@ local function undo(before, last_id)
   end
 end
 
+-- How many bytes a reply has, about.
+local function weigh(reply)
+  local bytes = 0
+  for _, part in ipairs(reply) do
+    bytes = bytes + (type(part) == 'table' and weigh(part) or type(part) == 'string' and #part or 0)
+  end
+  return bytes
+end
+
 local function batch(_, at, last)
-  local prefix, atomic = ARGV[at], ARGV[at + 1] == 'atomic'
+  local prefix, atomic, most_bytes = ARGV[at], ARGV[at + 1] == 'atomic', tonumber(ARGV[at + 2])
   local newest = redis.call('XREVRANGE', LOG, '+', '-', 'COUNT', 1)[1]
-  local before, replies, word = {documents = {}, queues = {}}, {}, 'read'
-  at = at + 2
+  local before = {documents = {}, queues = {}, expires_at = redis.call('PEXPIRETIME', NAMES)}
+  local replies, bytes, word = {}, 0, 'read'
+  later = atomic and MOST_ENTRIES or nil -- what it trims could not be put back
+  at = at + 3
   while at <= last do
     local name, first = ARGV[at], at + 2
     local stop = first + ARGV[at + 1] - 1
     local key = prefix .. ARGV[first]
-    local ok, reply = pcall(act, name, key, first, stop, atomic and before)
+    local ok, reply, thrown = true, {'too much'}, nil
+    if bytes < most_bytes then
+      ok, reply = pcall(act, name, key, first, stop, atomic and before)
+    end
     if not ok then
+      thrown = reply
       reply = {'error', type(reply) == 'table' and reply.err or tostring(reply)}
     elseif name == 'post' and reply[3] then
       before.documents[prefix .. reply[3]] = {rest = reply[3]}
     end
     if atomic and REFUSALS[reply[1]] then
       undo(before, newest and newest[1] or '0-0')
+      if thrown and string.sub(reply[2], 1, 9) ~= 'WRONGTYPE' then
+        error(thrown, 0)
+      end
       if reply[1] == 'lost' or name == 'begin' then
         return {'lost', #replies, reply}
       end
       return {'undone', #replies, reply}
     end
     replies[#replies + 1] = reply
+    bytes = bytes + weigh(reply)
     word = name == 'begin' and word or 'done'
     at = stop + 1
   end
-  return {word, replies}
+  if later and word == 'done' and later < MOST_ENTRIES then
+    redis.call('XTRIM', LOG, 'MAXLEN', '~', later)
+  end
+  return {word, replies, bytes}
 end

@@ -17,8 +17,7 @@ local function list(_, at)
   local descending, with_values, direct = ARGV[at + 4] == 'desc', ARGV[at + 5] == 'values', ARGV[at + 6] == 'direct'
   local now = clock()
   sweep(prefix, now, 100)
-  local last = redis.call('XREVRANGE', LOG, '+', '-', 'COUNT', 1)[1]
-  local tag = last and last[1] or '0-0'
+  local tag = last_change() or '0-0'
   if ARGV[at + 8] == '*' or string.find(ARGV[at + 8], ' ' .. tag .. ' ', 1, true) then
     return {'same', tag}
   end

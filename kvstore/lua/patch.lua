@@ -8,6 +8,21 @@
 --        {'failed', what is there}, {'leased'}, {'no sum', field}, {'too many'}, {'too large'} where the
 --        document would have too many members or bytes
 
+-- What follows the entity-tag in our own field, with no names in its list but those of `flat`. Names are all that cjson sees.
+local function without_gone(shape, flat)
+  local left, is_there = {}, {}
+  for i = 1, #flat, 2 do
+    is_there[flat[i]] = true
+  end
+  local is_json, names = pcall(cjson.decode, string.sub(shape, #' object ' + 1))
+  for _, name in ipairs(is_json and type(names) == 'table' and names or {}) do
+    if type(name) == 'string' and is_there[string.find(name, '^%$kv%$*$') and name .. '$' or name] then
+      left[#left + 1] = name
+    end
+  end
+  return ' object' .. (#left > 0 and ' ' .. cjson.encode(left) or '')
+end
+
 local function patch(key, at, last)
   local rest, ttl_ms = ARGV[at], ARGV[at + 1]
   local exists, tag, meta, job = look(key)
@@ -30,16 +45,24 @@ local function patch(key, at, last)
     shape = tag and string.sub(meta, #tag + 1) or ' object'
   end
   local fields, place = {}, {} -- a value false: the member is taken away
+  local changed, gone, escaped = {}, {}, {}
   if is_object then
     local stored = redis.call('HGETALL', key)
     for i = 1, #stored, 2 do
-      if not (tag and stored[i] == '$kv') then
-        fields[#fields + 1], fields[#fields + 2] = stored[i], stored[i + 1]
-        place[stored[i]] = #fields
+      local field = stored[i]
+      if not tag and string.find(field, '^%$kv%$*$') then -- in another client's hash no name has a dollar sign of ours yet
+        if field ~= '$kv' then -- that one is written over
+          gone[#gone + 1] = field
+        end
+        field = field .. '$'
+        escaped[#escaped + 1] = field
+      end
+      if not (tag and field == '$kv') then
+        fields[#fields + 1], fields[#fields + 2] = field, stored[i + 1]
+        place[field] = #fields
       end
     end
   end
-  local changed, gone = {}, {}
   for i = at + 11, last, 2 do
     local field, value = ARGV[i], ARGV[i + 1]
     if value ~= '' then
@@ -52,6 +75,11 @@ local function patch(key, at, last)
     elseif place[field] then
       fields[place[field]] = false
       gone[#gone + 1] = field
+    end
+  end
+  for _, field in ipairs(escaped) do
+    if fields[place[field]] then
+      changed[#changed + 1], changed[#changed + 2] = field, fields[place[field]]
     end
   end
   local flat, bytes = {}, 1 -- two braces, less the comma that the last member has not
@@ -71,6 +99,10 @@ local function patch(key, at, last)
     return {'too large'}
   end
 
+  if #shape > 2 * bytes + 64 then -- the document has more names in our own field than it has in all
+    shape = without_gone(shape, flat)
+  end
+
   if due and not exists then
     expire(rest)
   elseif exists and not tag then -- another client's hash, perhaps where a job was
@@ -81,6 +113,7 @@ local function patch(key, at, last)
   end
   local logged_ttl_ms = ttl_ms == '' and redis.call('PTTL', key) or ttl_ms
   local id, now = append(ARGV[at + 5], 'patch', rest, logged_ttl_ms, shape, flat, 1, #flat)
+  redis.call('HSET', key, '$kv', (job and job.mark or '') .. id .. shape) -- first: an empty hash would lose its expiry
   if is_object then
     for from = 1, #gone, MOST_ARGUMENTS do
       redis.call('HDEL', key, unpack(gone, from, math.min(from + MOST_ARGUMENTS - 1, #gone)))
@@ -88,7 +121,6 @@ local function patch(key, at, last)
   elseif exists then
     redis.call('HDEL', key, '$value')
   end
-  redis.call('HSET', key, '$kv', (job and job.mark or '') .. id .. shape)
   set(key, changed, 1, #changed)
   if ttl_ms ~= '' then
     redis.call('PEXPIRE', key, ttl_ms)

@@ -3,10 +3,6 @@
 -- reply  {place, what is there}; the place is the id of the last change, or where there is no log the time
 
 local function place(key)
-  local last = redis.call('XREVRANGE', LOG, '+', '-', 'COUNT', 1)[1]
-  if last then
-    return {last[1], read(key)}
-  end
   -- A ms earlier, since the first change may come within this one.
-  return {string.format('%.0f-0', clock() - 1), read(key)}
+  return {last_change() or string.format('%.0f-0', clock() - 1), read(key)}
 end

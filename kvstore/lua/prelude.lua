@@ -7,8 +7,10 @@
 local LOG = KEYS[1]
 
 local MOST_ARGUMENTS = 7000 -- of one call: unpack of 8,000 overflows Lua's stack. Even, so that pairs stay together
+local MOST_ENTRIES = 1000000000 -- of a log that is not trimmed
 local LOG_BYTES = 4194304 -- of a change log, about: the larger a change, the fewer stay
 local DAY_MS = 86400000
+local later -- nil, but in an atomic batch, which trims the log when it is done: how many entries stay then, at most
 
 local function clock()
   local time = redis.call('TIME')
@@ -117,11 +119,14 @@ end
 -- is three pairs of ours, then the members: {op, rest, 'ttl', ttl_ms, '$kv', shape, field, value, ...}. A document with too
 -- many members for one call has '$packed' for '$kv', then '' and all of it as netstrings (3:abc,).
 local function append(length, op, rest, ttl_ms, shape, fields, first, last)
-  local bytes = 1
+  local bytes = #shape
   for i = first, last do
     bytes = bytes + #fields[i]
   end
   local keep = bytes * length > LOG_BYTES and math.max(1, math.floor(LOG_BYTES / bytes)) or length
+  if later then
+    later, keep = math.min(later, keep), MOST_ENTRIES
+  end
   local id
   if last - first < MOST_ARGUMENTS then
     id = redis.call('XADD', LOG, 'MAXLEN', '~', keep, '*', op, rest, 'ttl', ttl_ms, '$kv', shape, unpack(fields, first, last))
@@ -134,6 +139,20 @@ local function append(length, op, rest, ttl_ms, shape, fields, first, last)
     id = redis.call('XADD', LOG, 'MAXLEN', '~', keep, '*', op, rest, 'ttl', ttl_ms, '$packed', shape, '', packed)
   end
   return id, tonumber(string.match(id, '^%d+'))
+end
+
+-- The id of the namespace's last change, also where the log holds none any more; nil where there is no log.
+local function last_change()
+  local last = redis.call('XREVRANGE', LOG, '+', '-', 'COUNT', 1)[1]
+  if last then
+    return last[1]
+  end
+  local facts = redis.call('EXISTS', LOG) == 1 and redis.call('XINFO', 'STREAM', LOG) or {}
+  for i = 1, #facts, 2 do
+    if facts[i] == 'last-generated-id' then
+      return facts[i + 1]
+    end
+  end
 end
 
 local function slice(list, first, last)
@@ -185,10 +204,11 @@ local function note(rest, due, at)
   return false
 end
 
--- Let a key of the namespace live as long as its names.
+-- Let a key of the namespace live as long as its names; where there are none it goes.
 local function keep_as_names(key)
-  if redis.call('PTTL', key) == -1 then
-    redis.call('PEXPIREAT', key, string.format('%.0f', redis.call('PEXPIRETIME', NAMES)))
+  local expires_at = redis.call('PTTL', key) == -1 and redis.call('PEXPIRETIME', NAMES)
+  if expires_at and expires_at ~= -1 then
+    redis.call('PEXPIREAT', key, string.format('%.0f', expires_at))
   end
 end
 
@@ -273,6 +293,9 @@ local function remove(key, rest, length)
   redis.call('DEL', key)
   redis.call('ZREM', NAMES, rest)
   redis.call('ZREM', EXPIRY, rest)
+  if later then
+    later, length = math.min(later, length), MOST_ENTRIES
+  end
   local id = redis.call('XADD', LOG, 'MAXLEN', '~', length, '*', 'delete', rest)
   if redis.call('PTTL', LOG) == -1 then
     redis.call('PEXPIRE', LOG, DAY_MS)
