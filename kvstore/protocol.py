@@ -97,13 +97,8 @@ STREAM: Headers = (("Content-Type", EVENT_STREAM), ("Cache-Control", "no-store")
 _PLACE = re.compile(r"[0-9]{1,15}-[0-9]{1,15}")
 
 
-def parse(
-    request: Request, settings: Settings, on_batch: Callable[[Request, Path, Settings], Command | Reply] | None = None
-) -> Command | Follow | Wait | Reply:
-    """What a request asks of the store, or the reply where the store is not needed; raises Problem.
-
-    `on_batch` is for a request that is a batch: a batch's own requests are none.
-    """
+def parse(request: Request, settings: Settings) -> Command | Follow | Wait | Reply:
+    """What a request asks of the store, or the reply where the store is not needed; raises Problem."""
     raw_path, raw_query = split_target(request.target)
     method = request.method
     if raw_path == b"*" and method == "OPTIONS":
@@ -111,7 +106,7 @@ def parse(
     path = parse_path(raw_path)
     if path.text.startswith("/_/") or path.text == "/_":
         if path.text == BATCH_PATH:
-            return (on_batch or _batch)(request, path, settings)
+            return _batch(request, path, settings)
         raise NotFound("thing doesn't exist: paths under /_/ belong to the service, and there is nothing at this one")
     if method == "GET" and EVENT_STREAM in request.headers.get("accept", ""):
         recursive = path.text != "/" and parameter(raw_query, "recursive") is not None
@@ -191,7 +186,7 @@ def _batch(request: Request, path: Path, settings: Settings) -> Command | Reply:
 
 
 def _any_batch(request: Request, settings: Settings) -> Command | Reply:
-    atomic, batch = parse_batch(request, lambda part: _in_batch(parse(part, settings, _batch_in_batch)))
+    atomic, batch = parse_batch(request, lambda part: _in_batch(part, settings))
     first = batch.next()
     key = request.headers.get("idempotency-key")
     if key is not None and not atomic:
@@ -207,11 +202,10 @@ def _any_batch(request: Request, settings: Settings) -> Command | Reply:
     return command if key is None else _once(request, command.path, key, command)
 
 
-def _batch_in_batch(*_: object) -> Reply:
-    raise NotInBatch("a batch is not for a batch: send its requests as requests of the other, or by itself")
-
-
-def _in_batch(command: Command | Follow | Wait | Reply) -> Command | Reply:
+def _in_batch(request: Request, settings: Settings) -> Command | Reply:
+    if parse_path(split_target(request.target)[0]).text == BATCH_PATH:  # before its body is read, and what is in that
+        raise NotInBatch("a batch is not for a batch: send its requests as requests of the other, or by itself")
+    command = parse(request, settings)
     if isinstance(command, Follow | Wait):
         raise NotInBatch("a stream of events, or a request that waits, is not for a batch")
     return command
