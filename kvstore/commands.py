@@ -4,6 +4,7 @@ A command knows its script, its keys and arguments, and how to read the reply; a
 I/O.
 """
 
+import hashlib
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
@@ -311,7 +312,7 @@ class Edit(NamedTuple):
             if not self.once:
                 raise
             return Again(Conclude(self, (type(problem).__name__, problem.detail), problem))
-        base = "!" if current is None else current.tag or "-"
+        base = "!" if current is None else f"{current.tag or '-'} {_digest(reply[1][0])}"
         edit = self._replace(attempts=self.attempts + 1)
         return Again(Put(self.path, encoded, ttl_ms, self.conditions, self.log_length, edit, base))
 
@@ -443,6 +444,13 @@ def _judged(conditions: Conditions) -> tuple[str, str, str | int]:
         return "", "", ""
     since_s = conditions.unmodified_since_s
     return conditions.match, conditions.none_match, "" if since_s is None else since_s
+
+
+def _digest(fields: list[bytes]) -> int:
+    """What stands for all that a hash holds, in any order: the same as in put.lua."""
+    pairs = zip(fields[::2], fields[1::2], strict=True)
+    hexes = (hashlib.sha1(b"%d:%b%b" % (len(name), name, value), usedforsecurity=False).hexdigest() for name, value in pairs)
+    return sum(int(hex_[:12], 16) for hex_ in hexes) % 2**48
 
 
 def found_in(reply: Reply) -> Found:

@@ -30,8 +30,12 @@ from hypothesis import strategies as st
 from stores import Running, contents, wait_until
 
 from kvstore import patch as trees
+from kvstore.commands import Again, Get, Stored
 from kvstore.errors import ContentTooLarge, InvalidPatch, PatchFailed, PathNotThere
-from kvstore.settings import YEAR_S
+from kvstore.messages import Request
+from kvstore.paths import parse_path
+from kvstore.protocol import parse
+from kvstore.settings import YEAR_S, Settings
 
 # --- Merge patch --------------------------------------------------------------------------------------------------------
 
@@ -783,6 +787,26 @@ def test_nested_patches_all_arrive(client: Checked, raw: redis.Redis) -> None:
     log = entries(raw)
     assert [entry.op for entry in log] == ["put"] + ["patch"] * WRITERS
     assert [len(json.loads(entry.text)["o"]) for entry in log] == list(range(1, WRITERS + 2)), "one member more each"
+
+
+@on_servers
+@pytest.mark.parametrize("large", [False, True], ids=["small", "large"])
+def test_what_another_redis_client_writes_meanwhile_arrives(store: Running, raw: redis.Redis, *, large: bool) -> None:
+    """Between the reading and the writing of a nested patch: HINCRBY leaves the entity-tag as it is, and is not undone."""
+    opened = store.open()
+    path = parse_path(b"/ns/a")
+    document = {"n": 1, "o": {"a": 1}} | ({f"m{n}": n for n in range(9000)} if large else {})
+    body = json.dumps(document).encode()
+    opened.execute(parse(Request("PUT", b"/ns/a", {}, body), Settings()))
+    edit: Any = parse(Request("PATCH", b"/ns/a", {}, b'{"o":{"b":2}}'), Settings())
+    written = edit.outcome(opened._reply(edit)).command
+    raw.hincrby("kv:{ns}/a", "n", 41)
+    again = written.outcome(opened._reply(written))
+    assert isinstance(again, Again), "not written over"
+    raw.hset("kv:{ns}/a", "theirs", "1")
+    assert isinstance(opened.execute(again.command), Stored)
+    assert json.loads(opened.execute(Get(path)).text) == document | {"n": 42, "o": {"a": 1, "b": 2}, "theirs": 1}
+    opened.close()
 
 
 @on_servers

@@ -3,11 +3,34 @@
 -- ARGV   1 the document's name in names and log  2 ttl_ms  3 length of the log  4 what follows the entity-tag in our own field
 --        5 '' for a plain PUT, else six lines: If-Match, If-None-Match, If-Unmodified-Since (s); 'put', or 'patch' for a
 --        document that was read, changed, and is written back: the expiry stays where ttl_ms is ''; what it was read as:
---        '' for anything, '-' for a hash without a tag, '!' for nothing, else its tag; 'sv' where values are server values
+--        '' for anything, '!' for nothing, else its tag or '-', and the digest of its fields; 'sv' where values are server
+--        values
 --        6… field, value, …
 -- reply  {'created' or 'replaced', entity-tag, expires_at_ms (-1: never), ttl_ms, nil or all fields where they are not those
 --        that were sent, nil or the ms at which the namespace's own keys expire where that is new}
 --        {'failed', what is there}, {'leased'}, {'lost', what is there} where it is no longer as it was read, {'no sum', field}
+
+-- What stands for all that a hash holds, a job's state included, whatever the order of its fields, which a hash may change by
+-- itself. Not the entity-tag alone: other clients write fields and leave that as it is.
+local function digest(fields)
+  local sum = 0
+  for i = 1, #fields, 2 do
+    local hex = redis.sha1hex(#fields[i] .. ':' .. fields[i] .. fields[i + 1])
+    sum = (sum + tonumber(string.sub(hex, 1, 12), 16)) % 281474976710656 -- 48 bits, since numbers have 53
+  end
+  return string.format('%.0f', sum)
+end
+
+local function is_as_read(key, exists, tag, base)
+  if base == '!' or not exists then
+    return base == '!' and not exists
+  end
+  local read_tag, read_digest = string.match(base, '^(%S+) (%d+)$')
+  if not redis.sha1hex then -- fakeredis
+    return read_tag == (tag or '-')
+  end
+  return read_digest == digest(redis.call('HGETALL', key))
+end
 
 local function put(key, at, last)
   local rest, ttl_ms, shape, options = ARGV[at], ARGV[at + 1], ARGV[at + 3], ARGV[at + 4]
@@ -24,7 +47,7 @@ local function put(key, at, last)
     if refusal then
       return refusal
     end
-    if base ~= '' and base ~= (exists and (tag or '-') or '!') then
+    if base ~= '' and not is_as_read(key, exists, tag, base) then
       return {'lost', read(key)}
     end
     server_values = sv ~= ''
