@@ -203,14 +203,14 @@ class At(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where the change log of a path's namespace ends now, and the document there: At."""
+    """Where the change log of a path's namespace ends now, and the document there; of a container the place alone: At."""
 
     path: Path
     script: Script = PLACE
 
     @property
     def keys(self) -> tuple[str, ...]:
-        return self.path.keys
+        return (self.path.keys.log,) if self.path.is_container else self.path.keys
 
     @property
     def arguments(self) -> tuple[bytes | str | int, ...]:

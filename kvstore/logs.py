@@ -163,7 +163,9 @@ class Reading:
             if isinstance(outcome, Exception):
                 raise outcome
             if outcome.entries is None:
-                log.warning("a change log was trimmed before it was read; its streams are ended, and their readers told")
+                log.warning(
+                    "a change log has lost changes that were not read yet; its streams are ended, and their readers told"
+                )
                 self._reader.lost(self)
                 return
             if outcome.entries:

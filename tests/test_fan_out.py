@@ -175,14 +175,23 @@ def is_put(served: OwnServer, value: int) -> bool:
 
 @on_both
 def test_a_redis_that_was_emptied(followed: OwnServer, readers: list[Reader], store: Running) -> None:
-    """What is written afterwards is heard."""
-    put_everywhere(followed, 0)
-    for reader in readers:
-        reader.wait_for(2)
-    store.redis.flushall()
-    put_everywhere(followed, 1)
-    for reader in readers:
-        wait_until(lambda reader=reader: values(reader) == [0, 1], LIMIT_S)
+    """Streams end, and whoever comes back is told of the loss; a namespace that never had a change has lost none."""
+    with following(followed, "/quiet/path") as quiet:
+        quiet.wait_for(1)
+        put_everywhere(followed, 0)
+        for reader in readers:
+            reader.wait_for(2)
+        store.redis.flushall()
+        put_everywhere(followed, 1)
+        for reader in readers:
+            reader.wait_for_end()
+            assert values(reader) == [0]
+        with following(followed, "/space0/path", Last_Event_ID=readers[0].events[-1].id) as reader:
+            assert [event.name for event in reader.wait_for(2)] == ["reset", "snapshot"]
+            assert values(reader) == [1]
+        ask(followed, "PUT", "/quiet/path", 2)
+        quiet.wait_for(2)
+        assert values(quiet) == [2]
 
 
 @on_both

@@ -129,6 +129,64 @@ def test_a_log_that_was_trimmed(followed: Followed, ask: Callable[..., Any], sto
         assert reader.wait_for(2)[0].name == "reset"
 
 
+@pytest.mark.parametrize("place", ["9999999999999-0", "9999999999999-999999999", "1-999999999", "1600000000000-0"])
+def test_a_place_in_no_log(followed: Followed, ask: Callable[..., Any], place: str) -> None:
+    """A place of another time, where the namespace has no log: announced, and what comes afterwards is heard."""
+    with following(followed, "/new/1", Last_Event_ID=place) as reader:
+        assert [event.name for event in reader.wait_for(2)] == ["reset", "snapshot"]
+        ask("PUT", "/new/1", 1)
+        assert reader.wait_for(3)[2].data["value"] == 1
+
+
+def test_the_place_where_nothing_was(followed: Followed, ask: Callable[..., Any]) -> None:
+    """Whoever followed a namespace before its first change comes back for that change."""
+    with following(followed, "/new/1") as reader:
+        place = reader.wait_for(1)[0].id
+    with following(followed, "/new/1", Last_Event_ID=place) as reader:
+        ask("PUT", "/new/1", 1)
+        ask("PUT", "/new/1", 2)
+        assert [event.data["value"] for event in reader.wait_for(2)] == [1, 2]
+    with following(followed, "/new/1", Last_Event_ID=place) as reader:
+        assert [event.data["value"] for event in reader.wait_for(2)] == [1, 2]
+
+
+def test_redis_with_an_older_state(followed: Followed, ask: Callable[..., Any], store: Running) -> None:
+    """A place that lies between the entries of the log, and is none of them, is of a time that Redis has forgotten."""
+    for number in range(3):
+        ask("PUT", "/room/1", number)
+    place = entries(store.redis, "room")[1].id
+    store.redis.xdel("kv:{room}!log", place)
+    with following(followed, "/room/1", Last_Event_ID=place) as reader:
+        assert [event.name for event in reader.wait_for(2)] == ["reset", "snapshot"]
+
+
+def test_a_log_in_which_nothing_is(followed: Followed, ask: Callable[..., Any], store: Running) -> None:
+    """As a batch leaves it that was undone: its end is a place, from which a stream goes on."""
+    store.redis.xdel("kv:{room}!log", store.redis.xadd("kv:{room}!log", {"put": "1"}))
+    for _ in range(2):
+        with following(followed, "/room/1") as reader:
+            place = reader.wait_for(1)[0].id
+            time.sleep(0.3)
+            assert not reader.has_ended
+        with following(followed, "/room/1", Last_Event_ID=place) as reader:
+            time.sleep(0.3)
+            assert not reader.events
+            assert not reader.has_ended
+    ask("PUT", "/room/1", 1)
+    with following(followed, "/room/1") as reader:
+        assert reader.wait_for(1)[0].data["value"] == 1
+
+
+def test_beside_a_key_of_another_type(followed: Followed, ask: Callable[..., Any], store: Running) -> None:
+    """A container is followed, also where another client's key has the name that a document of that name would have."""
+    ask("PUT", "/room/a/1", 1)
+    store.redis.set("kv:{room}/a", "no hash")
+    with following(followed, "/room/a/") as reader:
+        reader.wait_for(1)
+        ask("PUT", "/room/a/1", 2)
+        assert reader.wait_for(2)[1].data["value"] == 2
+
+
 def test_a_malformed_place(followed: Followed) -> None:
     """400, not a stream."""
     with following(followed, "/room/1", Last_Event_ID="x") as reader:

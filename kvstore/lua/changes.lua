@@ -2,13 +2,25 @@
 -- KEYS   1 log  2 expiry  3 freed
 -- ARGV   1 the place  2 most changes  3 what stands before a name in the documents' keys  4 most bytes, about
 -- reply  {'held', entries of the log, the ms until the next document expires (-1: none does), the place in what is freed,
---        'more' where that is not all, else nil}, {'lost'} where the log no longer holds all of them, or does not hold the place yet
+--        'more' where that is not all, else nil}, {'lost'} where the log does not hold all of them, or not the place: it was
+--        trimmed, or Redis was emptied, or it has come back with an older state
 
-local function is_before(one, other)
-  local ms1, n1 = string.match(one, '^(%d+)%-(%d+)$')
-  local ms2, n2 = string.match(other, '^(%d+)%-(%d+)$')
-  ms1, n1, ms2, n2 = tonumber(ms1), tonumber(n1), tonumber(ms2), tonumber(n2)
-  return ms1 < ms2 or (ms1 == ms2 and n1 < n2)
+-- Whether all that came after a place is in the log, though the place itself is no entry of it.
+local function is_whole_since(from, now)
+  local ms = tonumber(string.match(from, '^(%d+)%-999999999$')) -- made where there was no log (place.lua)
+  -- A log lives for a day at least, so within a day of a place none can have come and gone unseen.
+  local is_recent = ms and ms < now and ms >= now - DAY_MS
+  if redis.call('EXISTS', LOG) == 0 then
+    return is_recent
+  end
+  local known = log_facts()
+  if from == known['last-generated-id'] then
+    return true
+  end
+  local first = redis.call('XRANGE', LOG, '-', '+', 'COUNT', 1)[1]
+  return is_recent
+    and known['entries-added'] == known['length']
+    and (not first or tonumber(string.match(first[1], '^%d+')) > ms)
 end
 
 -- The ms until sweep() has something to do, -1 where that is never.
@@ -45,25 +57,5 @@ local function changes(_, at)
     table.remove(entries, 1)
     return held(entries, most, most_bytes, wait)
   end
-  -- A log lives for a day at least, so within a day of a place none can have come and gone unseen.
-  local is_recent = not is_before(from, string.format('%.0f-0', now - DAY_MS))
-  if redis.call('EXISTS', LOG) == 0 then
-    return is_recent and held({}, most, most_bytes, wait) or {'lost'}
-  end
-  local first = redis.call('XRANGE', LOG, '-', '+', 'COUNT', 1)[1]
-  local facts = redis.call('XINFO', 'STREAM', LOG)
-  local known = {}
-  for i = 1, #facts, 2 do
-    known[facts[i]] = facts[i + 1]
-  end
-  if is_before(known['last-generated-id'], from) then
-    return {'lost'}
-  end
-  if not first or is_before(from, first[1]) then
-    local is_whole = known['entries-added'] == known['length']
-    if not (is_whole and is_recent) and from ~= known['last-generated-id'] then
-      return {'lost'}
-    end
-  end
-  return held(entries, most, most_bytes, wait)
+  return is_whole_since(from, now) and held(entries, most, most_bytes, wait) or {'lost'}
 end

@@ -1,8 +1,9 @@
 -- Where the change log of a namespace ends now, and a document as it is at that place.
--- KEYS   1 log  2 document
--- reply  {place, what is there}; the place is the id of the last change, or where there is no log the time
+-- KEYS   1 log  2 document, where it is asked for
+-- reply  {place, what is there}; the place is the id of the last change, or where there is no log the time, with a count that
+--        no change has: changes.lua knows it by that
 
 local function place(key)
   -- A ms earlier, since the first change may come within this one.
-  return {last_change() or string.format('%.0f-0', clock() - 1), read(key)}
+  return {last_change() or string.format('%.0f-999999999', clock() - 1), key and read(key)}
 end

@@ -141,17 +141,23 @@ local function append(length, op, rest, ttl_ms, shape, fields, first, last)
   return id, tonumber(string.match(id, '^%d+'))
 end
 
+-- What Redis knows of the log, which is there.
+local function log_facts()
+  local facts, known = redis.call('XINFO', 'STREAM', LOG), {}
+  for i = 1, #facts, 2 do
+    known[facts[i]] = facts[i + 1]
+  end
+  return known
+end
+
 -- The id of the namespace's last change, also where the log holds none any more; nil where there is no log.
 local function last_change()
   local last = redis.call('XREVRANGE', LOG, '+', '-', 'COUNT', 1)[1]
   if last then
     return last[1]
   end
-  local facts = redis.call('EXISTS', LOG) == 1 and redis.call('XINFO', 'STREAM', LOG) or {}
-  for i = 1, #facts, 2 do
-    if facts[i] == 'last-generated-id' then
-      return facts[i + 1]
-    end
+  if redis.call('EXISTS', LOG) == 1 then
+    return log_facts()['last-generated-id']
   end
 end
 
