@@ -12,7 +12,7 @@ from itertools import cycle
 
 from kvstore.address import Address
 from kvstore.changes import changed_name, event, parse_entry
-from kvstore.containers import Follow, Logged, Place
+from kvstore.containers import At, Follow, Logged, Place
 from kvstore.errors import unavailable
 from kvstore.following import HEARTBEAT_S, begin, path_of, prefix
 from kvstore.holding import Holding
@@ -153,7 +153,7 @@ class Hub:
         self._max_streams = max_streams
         self._is_closed = False
         self._spaces: dict[str, _Space] = {}
-        self._opening: dict[str, asyncio.Task[None]] = {}
+        self._opening: dict[str, asyncio.Task[At]] = {}
         self._count = 0
         self._beats = [set[Follower]() for _ in range(BEATS)]
         self._beating = 0  # which of them has its heartbeat next
@@ -199,7 +199,6 @@ class Hub:
                 await self._holding.begin(hold, follower.end)
                 follower.hold = hold
             space = await self._space(follower.path)
-            self._check_open()
         except BaseException:
             self._count -= 1
             self._release(follower)
@@ -249,23 +248,20 @@ class Hub:
         await self._holding.close()
 
     async def _space(self, path: Path) -> _Space:
+        """The namespace of a path. Its log is read from now on, so who is to follow it is added before anybody has a turn."""
         if self._heart is None:
             self._heart = asyncio.create_task(self._beat())
         name = path.namespace
-        while name not in self._spaces:
+        if name not in self._spaces:
             if name not in self._opening:
-                self._opening[name] = asyncio.create_task(self._open(path))
-            await asyncio.shield(self._opening[name])
-        return self._spaces[name]
-
-    async def _open(self, path: Path) -> None:
-        """Begin to read the log of a namespace."""
-        try:
-            at = await self._store.execute(Place(path))
+                container = path._replace(is_container=True)  # what is stored at the path does not matter
+                self._opening[name] = asyncio.create_task(self._store.execute(Place(container)))
+                self._opening[name].add_done_callback(lambda _: self._opening.pop(name))
+            at = await asyncio.shield(self._opening[name])
             self._check_open()
-            self._spaces[path.namespace] = _Space(self._logs.read(path, at.place))
-        finally:
-            del self._opening[path.namespace]
+            if name not in self._spaces:  # of several who waited the first opens it
+                self._spaces[name] = _Space(self._logs.read(path, at.place))
+        return self._spaces[name]
 
     async def _begin(self, follow: Follow, follower: Follower) -> str:
         """Send what a stream begins with, and return the place in the log after which changes are to follow.

@@ -14,6 +14,7 @@ from kvstore.containers import Wait
 from kvstore.following import is_settled
 from kvstore.jobs import Lease, Taken
 from kvstore.live import Follower, Hub
+from kvstore.logs import RETRY_S
 from kvstore.paths import Path
 from kvstore.pipeline import AsyncStore
 
@@ -126,7 +127,7 @@ class _Line:
 
     def _lost(self) -> None:
         self._listening = None
-        self.hear()
+        asyncio.get_running_loop().call_later(RETRY_S, self.hear)  # whatever is lost again and again, nobody spins
 
     def wake(self) -> None:
         """Let the first look."""

@@ -27,6 +27,7 @@ from streams import FlaskServer
 from wires import Raw, Wire
 
 from kvstore.asgi import Application
+from kvstore.containers import Changes, Logged
 
 LIMIT_S = 10  # for what comes at once where a machine has nothing else to do
 WAIT_S = 12  # that a request waits which is to be answered before
@@ -430,6 +431,7 @@ def test_who_has_gone_leaves_nothing(server: Running) -> None:
         wait_until(lambda: serving.waiting() == 0, LIMIT_S)
         wires = [serving.send("GET", f"/new{n}/x", waits(1)) for n in range(3)]
         assert [wire.answer().status for wire in wires] == [404] * 3
+        wait_until(lambda: not serving.running.server.streams.hub._spaces, LIMIT_S)  # no log is read for nobody
     finally:
         serving.close()
 
@@ -578,6 +580,15 @@ def test_connections_to_redis_that_are_cut(serving: Serving, server: Running) ->
     rest = [job["path"] for job in jobs_of(serving.ask("POST", "/ns/q/?lease=60s&limit=100"))]
     assert len(set(given + rest)) == len(given + rest)
     assert put > 0
+
+
+def test_what_is_lost_again_and_again(serving: Serving, server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever waits goes on waiting, without asking Redis all the time."""
+    monkeypatch.setattr(Changes, "outcome", lambda *_: Logged(None))
+    before = server.redis.info("stats")["total_commands_processed"]
+    wires = [serving.send("GET", "/ns/b", waits(1)), serving.send("POST", "/ns/q/?lease=60s&wait=1")]
+    assert [wire.answer().status for wire in wires] == [404, 204]
+    assert server.redis.info("stats")["total_commands_processed"] - before < 200  # those of scripts are counted as well
 
 
 def test_redis_is_halted(serving: Serving, server: Running) -> None:
