@@ -24,8 +24,25 @@ Steps: TypeAlias = Generator[Command | bytes, Any, str]
 
 
 def begin(asked: Follow) -> Steps:
-    """Blocks up to a place in the log, which is returned: all changes after that are still to come."""
-    yield RETRY
+    """Blocks up to a place in the log, which is returned: all changes after that are still to come.
+
+    There is no block before Redis has answered what the first of them needs: what fails until then is answered as ever.
+    """
+    steps, answer, head = _begin(asked), None, RETRY
+    try:
+        while True:
+            step = steps.send(answer)
+            if isinstance(step, bytes):
+                step, head = head + step, b""
+            answer = yield step
+    except StopIteration as done:
+        if head:
+            yield head
+        place: str = done.value
+        return place
+
+
+def _begin(asked: Follow) -> Steps:
     place = ""
     if asked.place is not None:
         place = yield from catch_up(asked.path, asked.place)

@@ -1,7 +1,9 @@
 """Following a path: a snapshot, then every change once and in order; and coming back with the place one has."""
 
+import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -185,6 +187,35 @@ def test_beside_a_key_of_another_type(followed: Followed, ask: Callable[..., Any
         reader.wait_for(1)
         ask("PUT", "/room/a/1", 2)
         assert reader.wait_for(2)[1].data["value"] == 2
+    with following(followed, "/room/a") as reader:
+        assert reader.status == 409
+
+
+@pytest.mark.parametrize(
+    ("key", "target"), [("kv:{room}!names", "/room/"), ("kv:{room}!log", "/room/1"), ("kv:{room}/1", "/room/1")]
+)
+def test_what_cannot_be_followed(followed: Followed, ask: Callable[..., Any], store: Running, key: str, target: str) -> None:
+    """409 where another client's key is in the way, also while others follow the namespace; nothing is held for it."""
+    with following(followed, "/room/2") as other:
+        other.wait_for(1)
+        store.redis.set(key, "of another type")
+        with following(followed, target + "?hold=/people/ada") as reader:
+            assert (reader.status, json.loads(reader.body)["type"]) == (409, "urn:kvstore:wrong-type")
+        wait_until(lambda: followed.request("GET", "/people/ada").status == 404, LIMIT_S)
+
+
+@pytest.mark.parametrize("lane", [("served", "redis"), ("flask", "redis"), ("asgi", "redis")], ids="-".join, indirect=True)
+def test_redis_that_does_not_answer(followed: Followed, store: Running) -> None:
+    """503 and Retry-After, not a stream that is cut; also where others follow the namespace already."""
+    with following(followed, "/room/1") as other:
+        other.wait_for(1)
+        store.signal(signal.SIGSTOP)
+        try:
+            with following(followed, "/room/1") as reader:
+                assert reader.status == 503
+                assert "Retry-After" in reader.headers
+        finally:
+            store.signal(signal.SIGCONT)
 
 
 def test_a_malformed_place(followed: Followed) -> None:
