@@ -285,15 +285,24 @@ class Hub:
             return place
 
     async def _beat(self) -> None:
-        """A sign of life for every reader, which moves the place of one that heard nothing."""
+        """A sign of life for every reader, as often as is due, however late the loop wakes us."""
+        loop = asyncio.get_running_loop()
+        due = loop.time()
         while True:
             await asyncio.sleep(HEARTBEAT_S / BEATS)
-            for follower in tuple(self._beats[self._beating]):
-                if follower.is_ready:  # one that is ahead of the reader keeps its place
-                    place = self._spaces[follower.path.namespace].reading.place
-                    is_ahead = follower.after > _order(place)
-                    follower.send(b":\n\n" if is_ahead else b"id: %b\n\n" % place.encode())
-            self._beating = (self._beating + 1) % BEATS
+            due = max(due, loop.time() - HEARTBEAT_S)  # once for each, after a time in which nothing ran
+            while due <= loop.time():
+                self._send_beats()
+                due += HEARTBEAT_S / BEATS
+
+    def _send_beats(self) -> None:
+        """The next part of them; a heartbeat moves the place of a reader that heard nothing."""
+        for follower in tuple(self._beats[self._beating]):
+            if follower.is_ready:  # one that is ahead of the reader keeps its place
+                place = self._spaces[follower.path.namespace].reading.place
+                is_ahead = follower.after > _order(place)
+                follower.send(b":\n\n" if is_ahead else b"id: %b\n\n" % place.encode())
+        self._beating = (self._beating + 1) % BEATS
 
     # What the reader of the logs calls
 

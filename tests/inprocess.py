@@ -5,7 +5,8 @@ Its time limits are constants of that module, so a test can make them short; `se
 
 import asyncio
 import socket
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
+from typing import Any
 
 from loops import PRODUCTION, Loop
 from wires import Address, Wire
@@ -30,6 +31,10 @@ class InProcess:
     def connect(self, *, limit_s: float = 15) -> Wire:
         """A new connection to it."""
         return Wire(self.at, limit_s=limit_s)
+
+    def run(self, task: Coroutine[Any, Any, Any]) -> Any:
+        """What comes of a coroutine in the server's own event loop."""
+        return self._loop.run(task)
 
     def buffer_little(self) -> None:
         """Let the kernel take little of what is written to the connections that come now: a slow reader is felt at once."""

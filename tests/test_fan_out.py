@@ -1,5 +1,6 @@
 """One reader of the logs for many streams: many changes at once, many namespaces, and Redis that says which have grown."""
 
+import asyncio
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -215,6 +216,22 @@ def test_everybody_has_heartbeats(followed: OwnServer, monkeypatch: pytest.Monke
             reader.wait_for(1)
         begun = [len(reader.blocks) for reader in opened]
         wait_until(lambda: all(len(reader.blocks) >= at + 2 for reader, at in zip(opened, begun, strict=True)), LIMIT_S)
+
+
+@on_redis
+def test_heartbeats_of_a_busy_loop(followed: OwnServer, readers: list[Reader], monkeypatch: pytest.MonkeyPatch) -> None:
+    """They come as often as ever, however seldom the loop has time for them."""
+    monkeypatch.setattr(live, "HEARTBEAT_S", 0.4)
+
+    async def be_busy() -> None:
+        for _ in range(100):
+            time.sleep(0.02)  # the loop does nothing else meanwhile
+            await asyncio.sleep(0.001)
+
+    begun = [len(reader.blocks) for reader in readers]
+    followed.running.run(be_busy())
+    time.sleep(0.1)
+    assert all(len(reader.blocks) - at >= 3 for reader, at in zip(readers, begun, strict=True))
 
 
 @on_redis
