@@ -7,6 +7,7 @@ are told. Source: https://html.spec.whatwg.org/multipage/server-sent-events.html
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable
 from itertools import cycle
 
@@ -54,7 +55,7 @@ class Follower:
         self.has_left = False
         self.hold: Hold | None = None
         self.after = (0, 0)  # the place up to which it has everything: the reader of the logs may be behind that
-        self.waiting: list[Changed] = []
+        self.waiting: deque[Changed] = deque()
         self.waiting_bytes = 0
         self.beat: set[Follower] = set()  # those who have their heartbeat together
 
@@ -68,6 +69,15 @@ class Follower:
             self.waiting_bytes += len(changed)
         else:
             self.end()
+
+    def take_waiting(self) -> bytes:
+        """As many of the changes that wait as are sent at once, but for those that the snapshot has."""
+        piece = b""
+        while self.waiting and len(piece) < MAX_JOINED_BYTES:
+            order, changed = self.waiting.popleft()
+            self.waiting_bytes -= len(changed)
+            piece += changed if order > self.after else b""
+        return piece
 
 
 class _Audience:
@@ -173,10 +183,13 @@ class Hub:
         if follower.has_left:
             return
         follower.after = _order(place)
+        while follower.waiting:  # more may come meanwhile
+            if piece := follower.take_waiting():
+                follower.send(piece)
+            await follower.room()
+            if follower.has_left:
+                return
         follower.is_ready = True
-        waiting, follower.waiting = follower.waiting, []
-        for order, changed in waiting:
-            follower.deliver(order, changed)
 
     async def listen(self, follower: Follower, *, is_taker: bool) -> None:
         """Send a follower every change from now on, without a snapshot, and a taker an empty block when a job is given back.

@@ -326,6 +326,24 @@ def test_a_slow_reader_gets_its_snapshot(followed: OwnServer, ask: Callable[...,
 
 
 @on_served
+def test_much_that_changes_during_a_snapshot(followed: OwnServer, ask: Callable[..., Any], many: list[str]) -> None:
+    """A reader that reads all the time gets that as well, as fast as it reads, though it is more than a stream may buffer."""
+    followed.running.buffer_little()
+    read, puts = b"", 60
+    for number, piece in enumerate(read_slowly(followed.at, "/large/")):
+        read += piece
+        if number == 10:
+            for value in range(puts):
+                ask("PUT", many[0], f"{value} {LARGE}")
+            ask("PUT", many[0], "last")
+        if read.endswith(b"\n\n") and b'"last"' in read[-1000:]:
+            break
+    blocks = [block.partition(b"data: ")[2] for block in read.split(b"\n\n") if b"event: put" in block]
+    assert [json.loads(block)["value"] for block in blocks] == [*(f"{value} {LARGE}" for value in range(puts)), "last"]
+    assert len(LARGE) * puts > 2 * live.MAX_BUFFERED_BYTES
+
+
+@on_served
 @pytest.mark.parametrize("target", ["/large/", "/small/"])
 def test_a_reader_that_does_not_read(
     followed: OwnServer, ask: Callable[..., Any], many: list[str], target: str, monkeypatch: pytest.MonkeyPatch
