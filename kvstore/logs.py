@@ -22,6 +22,7 @@ log = logging.getLogger("kvstore")
 
 LOOK_S = 60.0  # between looks at a log that does not grow, where Redis says when one does
 POLL_S = 0.2  # between looks where it does not: a cluster, fakeredis, a Redis that will not track
+CHECK_S = 2.0  # between looks at any log: one connection only listens, and nothing else would find it dead
 PAUSE_S = 0.001  # between looks at a log that grows all the time, so that a look finds several changes
 RETRY_S = 0.3  # after trouble with Redis
 SPREAD_S = 1.0  # over which all logs are looked at again after that
@@ -46,6 +47,7 @@ class LogReader:
         self._by_key: dict[bytes, Reading] = {}  # by those keys of it that say that something has happened
         self._rung: dict[Reading, None] = {}  # of which one has changed, in this turn of the loop
         self._complained = 0.0
+        self._check: asyncio.TimerHandle | None = None
 
     @property
     def look_s(self) -> float:
@@ -58,6 +60,8 @@ class LogReader:
         for key in Changes(path, "").keys:
             self._by_key[key.encode()] = reading
         reading.look()
+        if self._pipeline and self._check is None:
+            self._check_later()
         return reading
 
     def drop(self, reading: "Reading") -> None:
@@ -89,6 +93,16 @@ class LogReader:
             return
         for number, reading in enumerate(self._readings.values()):
             reading.look_in(RETRY_S + SPREAD_S * number / len(self._readings))
+
+    def _check_later(self) -> None:
+        self._check = asyncio.get_running_loop().call_later(CHECK_S, self._look_at_one)
+
+    def _look_at_one(self) -> None:
+        self._check = None
+        for reading in self._readings.values():
+            reading.look()
+            self._check_later()
+            return
 
     def _look_on_rung(self) -> None:
         rung, self._rung = self._rung, {}

@@ -236,9 +236,9 @@ def test_heartbeats_of_a_busy_loop(followed: OwnServer, readers: list[Reader], m
 
 @on_redis
 def test_idle_namespaces_cost_redis_nothing(readers: list[Reader], store: Running) -> None:
-    """No command is sent for them, however many there are."""
+    """One log is looked at now and then, however many there are."""
     assert len(readers) == NAMESPACES
     time.sleep(0.5)  # until all have been looked at
     before = store.redis.info("stats")["total_commands_processed"]
     time.sleep(1)
-    assert store.redis.info("stats")["total_commands_processed"] - before <= 2  # the INFO that asks, and one look at most
+    assert store.redis.info("stats")["total_commands_processed"] - before <= 10  # the INFO that asks, and what one look calls

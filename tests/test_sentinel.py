@@ -3,6 +3,7 @@
 import http.client
 import json
 import shutil
+import signal
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -80,7 +81,7 @@ def end(process: "subprocess.Popen[bytes]") -> None:
     process.wait()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def sentinels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sentinels]:
     """A primary, its replica and three Sentinels."""
     with ExitStack() as stack:
@@ -95,6 +96,23 @@ def ask(served: InProcess, method: str, target: str, body: object = None) -> tup
     text = answer.read()
     connection.close()
     return answer.status, json.loads(text) if text else None
+
+
+def test_a_primary_that_hangs(sentinels: Sentinels) -> None:
+    """A stream on which nothing happens goes on with the new primary, soon after that serves."""
+    served = InProcess(sentinels.url)
+    try:
+        assert ask(served, "PUT", "/room/1", {"n": 0})[0] == 201
+        events: list[Any] = []
+        threading.Thread(target=follow, args=(served, events), daemon=True).start()
+        wait_until(lambda: events, LIMIT_S)
+        first = sentinels.primary()
+        wait_until(lambda: is_on_the_replica(first), LIMIT_S)
+        sentinels.processes[first].send_signal(signal.SIGSTOP)
+        wait_until(lambda: ask(served, "PUT", "/room/1", {"n": 1})[0] == 200, LIMIT_S)
+        wait_until(lambda: events[-1]["value"] == {"n": 1}, 10)
+    finally:
+        served.stop()
 
 
 def test_a_failover(sentinels: Sentinels) -> None:
