@@ -26,6 +26,14 @@ class Change(NamedTuple):
     text: bytes | None
 
 
+def is_change(entry: Any) -> bool:
+    """Whether an entry of the log is one of ours: what another client has added to it says nothing of a document."""
+    fields = entry[1]
+    if len(fields) == 2:
+        return fields[0] in (b"delete", b"expire")
+    return fields[0] in (b"put", b"post", b"patch") and fields[2] == b"ttl" and fields[4:5] in ([META], [b"$packed"])
+
+
 def parse_entry(entry: Any) -> Change:
     """The change that an entry of the log is: [id, [op, rest, …]] as XRANGE gives it."""
     raw_id, fields = entry

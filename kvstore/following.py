@@ -7,7 +7,7 @@ for event loops, `web.py` for threads.
 from collections.abc import Generator
 from typing import Any, TypeAlias
 
-from kvstore.changes import Change, block, event, parse_entry
+from kvstore.changes import Change, block, changed_name, event, is_change, parse_entry
 from kvstore.commands import Command, Found, Get, Missing
 from kvstore.conditions import read_status
 from kvstore.containers import At, Changes, Follow, List, Listing, Logged, Place, Unchanged
@@ -60,9 +60,9 @@ def catch_up(path: Path, place: str) -> Steps:
         if logged.entries is None:
             return ""
         for entry in logged.entries:
-            change = parse_entry(entry)
-            place = change.id
-            if concerns(path, change.rest):
+            place = entry[0].decode()
+            if is_change(entry) and concerns(path, changed_name(entry)):
+                change = parse_entry(entry)
                 yield event(path_of(path, change), change)
         if not logged.has_more:
             return place

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from itertools import cycle
 
 from kvstore.address import Address
-from kvstore.changes import changed_name, event, parse_entry
+from kvstore.changes import changed_name, event, is_change, parse_entry
 from kvstore.containers import At, Follow, Logged, Place
 from kvstore.errors import unavailable
 from kvstore.following import HEARTBEAT_S, begin, path_of, prefix
@@ -324,8 +324,7 @@ class Hub:
         space = self._spaces[reading.path.namespace]
         heard: dict[_Audience, list[Changed]] = {}
         for entry in logged.entries or ():
-            audiences = space.heard_by(changed_name(entry))
-            if audiences:
+            if is_change(entry) and (audiences := space.heard_by(changed_name(entry))):
                 change = parse_entry(entry)
                 changed = _order(change.id), event(path_of(reading.path, change), change)
                 for audience in audiences:

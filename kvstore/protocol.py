@@ -109,6 +109,8 @@ def parse(request: Request, settings: Settings) -> Command | Follow | Wait | Rep
             return _batch(request, path, settings)
         raise NotFound("thing doesn't exist: paths under /_/ belong to the service, and there is nothing at this one")
     if method == "GET" and EVENT_STREAM in request.headers.get("accept", ""):
+        if path.text == "/" and parameter(raw_query, "list") is not None:
+            raise InvalidParameter("the root container is not followed; follow a namespace, or a document")
         recursive = path.text != "/" and parameter(raw_query, "recursive") is not None
         return Follow(path, _place(request, raw_query), recursive, _hold(request, raw_query, settings))
     if method == "GET" and not raw_query and not path.is_container and "prefer" not in request.headers:

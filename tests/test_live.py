@@ -179,6 +179,32 @@ def test_a_log_in_which_nothing_is(followed: Followed, ask: Callable[..., Any], 
         assert reader.wait_for(1)[0].data["value"] == 1
 
 
+# What another client may have added to a log, field by field.
+NO_CHANGES = [
+    ["foo", "bar"],
+    ["put", "1"],
+    ["put", "1", "a", "b"],
+    ["expired", "1"],
+    ["put", "1", "ttl", "5"],
+    ["a", "b", "c", "d"],
+]
+
+
+def test_entries_that_are_no_changes(followed: Followed, ask: Callable[..., Any], store: Running) -> None:
+    """Another client's are passed over, by a stream and by who comes back."""
+    ask("PUT", "/room/1", 0)
+    with following(followed, "/room/1") as document, following(followed, "/room/") as container:
+        place = document.wait_for(1)[0].id
+        container.wait_for(1)
+        for fields in NO_CHANGES:
+            store.redis.execute_command("XADD", "kv:{room}!log", "*", *fields)
+        ask("PUT", "/room/1", 1)
+        for reader in (document, container):
+            assert [event.data["value"] for event in reader.wait_for(2)[1:]] == [1]
+    with following(followed, "/room/", Last_Event_ID=place) as reader:
+        assert [event.data["value"] for event in reader.wait_for(1)] == [1]
+
+
 def test_beside_a_key_of_another_type(followed: Followed, ask: Callable[..., Any], store: Running) -> None:
     """A container is followed, also where another client's key has the name that a document of that name would have."""
     ask("PUT", "/room/a/1", 1)
@@ -216,6 +242,12 @@ def test_redis_that_does_not_answer(followed: Followed, store: Running) -> None:
                 assert "Retry-After" in reader.headers
         finally:
             store.signal(signal.SIGCONT)
+
+
+def test_the_root_container(followed: Followed) -> None:
+    """It is not followed: 400, not a stream of the root document."""
+    with following(followed, "/?list") as reader:
+        assert (reader.status, json.loads(reader.body)["type"]) == (400, "urn:kvstore:invalid-parameter")
 
 
 def test_a_malformed_place(followed: Followed) -> None:
