@@ -161,15 +161,16 @@ def test_what_is_refused(followed: Followed, store: Running) -> None:
 
 @on_each
 def test_a_document_that_somebody_stored(followed: Followed, store: Running) -> None:
-    """409, and it stays as it is; one that goes soon anyway is taken over."""
-    ask(followed, "PUT", ALICE, {"mine": True})
-    before = store.redis.hgetall(KEY)
-    with following(followed, named("Alice")) as reader:
-        assert (reader.status, json.loads(reader.body)["type"]) == (409, "urn:kvstore:already-stored")
-    time.sleep(0.1)
-    assert store.redis.hgetall(KEY) == before
-    assert not store.redis.exists(HOLDS)
-    ask(followed, "PUT", ALICE + "?ttl=20", {"mine": True})
+    """409, and it stays as it is, however soon it goes; one whose holders are heard of no more is taken over."""
+    for ttl in ("", "?ttl=20"):
+        ask(followed, "PUT", ALICE + ttl, {"mine": True})
+        before = store.redis.hgetall(KEY)
+        with following(followed, named("Alice")) as reader:
+            assert (reader.status, json.loads(reader.body)["type"]) == (409, "urn:kvstore:already-stored")
+        time.sleep(0.1)
+        assert store.redis.hgetall(KEY) == before
+        assert not store.redis.exists(HOLDS)
+    store.redis.zadd(HOLDS, {"dead": time.time() * 1000 - 1})
     with following(followed, named("Alice")) as reader:
         reader.wait_for(1)
         assert ask(followed, "GET", ALICE)["name"] == "Alice"

@@ -4,7 +4,7 @@
 --        go on, whose document may have been changed since
 --        3… as in put.lua; its ttl_ms is for how long the document is held
 -- reply  {'held', as in put.lua the ms at which the namespace's own keys expire}, {'taken'} where a document is stored that
---        nobody holds and that has longer to live
+--        nobody holds, unless it is one whose holders are heard of no more: that is until it expires, as key 3 does
 
 -- Whether what is stored is what put() would write.
 local function is_same(key, tag, meta, at, last)
@@ -26,7 +26,7 @@ local function keep(key, at, last)
   local is_held = redis.call('ZCOUNT', holders, string.format('(%.0f', now), '+inf') > 0
   if exists and not is_held then
     local left_ms = redis.call('PTTL', key)
-    if left_ms < 0 or left_ms > ttl_ms then
+    if left_ms < 0 or left_ms > ttl_ms or redis.call('EXISTS', holders) == 0 then
       return {'taken'}
     end
   end
