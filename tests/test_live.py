@@ -164,7 +164,13 @@ def test_redis_with_an_older_state(followed: Followed, ask: Callable[..., Any], 
 
 def test_a_log_in_which_nothing_is(followed: Followed, ask: Callable[..., Any], store: Running) -> None:
     """As a batch leaves it that was undone: its end is a place, from which a stream goes on."""
-    store.redis.xdel("kv:{room}!log", store.redis.xadd("kv:{room}!log", {"put": "1"}))
+    undone = [{"method": "PUT", "path": "/room/1", "body": 1}, {"method": "DELETE", "path": "/room/2"}]
+    with following(followed, "/room/1") as reader:
+        reader.wait_for(1)
+        assert followed.request("POST", "/_/batch", json.dumps({"requests": undone}).encode()).status == 409
+        time.sleep(0.3)
+        assert not reader.has_ended
+    assert store.redis.xinfo_stream("kv:{room}!log")["length"] == 0
     for _ in range(2):
         with following(followed, "/room/1") as reader:
             place = reader.wait_for(1)[0].id

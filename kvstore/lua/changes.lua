@@ -18,9 +18,10 @@ local function is_whole_since(from, now)
     return true
   end
   local first = redis.call('XRANGE', LOG, '-', '+', 'COUNT', 1)[1]
-  return is_recent
-    and known['entries-added'] == known['length']
-    and (not first or tonumber(string.match(first[1], '^%d+')) > ms)
+  if not is_recent or not first then -- a batch that is undone takes back its own entries, and trims no others
+    return is_recent
+  end
+  return known['entries-added'] == known['length'] and tonumber(string.match(first[1], '^%d+')) > ms
 end
 
 -- The ms until sweep() has something to do, -1 where that is never.
