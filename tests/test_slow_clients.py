@@ -96,7 +96,7 @@ HELD = [
 
 @pytest.mark.parametrize(("first", "pause_s"), [row[1:] for row in HELD], ids=[row[0] for row in HELD])
 def test_slow_clients_do_not_slow_others(serving: Served, first: bytes, pause_s: float | None) -> None:
-    """200 of them, and the others' p99 stays about what it was: in one of three rounds, since other tests run beside this one."""
+    """200 of them, and the others' p99 stays about what it was, in one of three rounds: other tests run at the same time."""
     limit_s = FACTOR * p99_s(serving) + FLOOR_S
     slow = opened(serving, SLOW, first)
     trickle = Trickle(slow, pause_s) if pause_s else None
