@@ -7,7 +7,6 @@ are told. Source: https://html.spec.whatwg.org/multipage/server-sent-events.html
 """
 
 import asyncio
-from collections import deque
 from collections.abc import Awaitable, Callable
 from itertools import cycle
 
@@ -55,7 +54,7 @@ class Follower:
         self.has_left = False
         self.hold: Hold | None = None
         self.after = (0, 0)  # the place up to which it has everything: the reader of the logs may be behind that
-        self.waiting: deque[Changed] = deque()
+        self.waiting: list[Changed] = []
         self.waiting_bytes = 0
         self.beat: set[Follower] = set()  # those who have their heartbeat together
 
@@ -72,11 +71,14 @@ class Follower:
 
     def take_waiting(self) -> bytes:
         """As many of the changes that wait as are sent at once, but for those that the snapshot has."""
-        piece = b""
-        while self.waiting and len(piece) < MAX_JOINED_BYTES:
-            order, changed = self.waiting.popleft()
+        piece, taken = b"", 0
+        for order, changed in self.waiting:
+            if len(piece) >= MAX_JOINED_BYTES:
+                break
+            taken += 1
             self.waiting_bytes -= len(changed)
             piece += changed if order > self.after else b""
+        del self.waiting[:taken]
         return piece
 
 

@@ -364,8 +364,8 @@ class Connection(asyncio.Protocol):
         is_1_1 = self._reader.is_1_1
         framing = b"\r\nTransfer-Encoding: chunked\r\n\r\n" if is_1_1 else b"\r\nConnection: close\r\n\r\n"
         head = _STATUS[200] + server.date + _lines(STREAM + shown_to(request, server.settings)) + framing
-        self._stream = Stream(server.streams, self._transport, follow, head=head, is_chunked=is_1_1)
-        self._stream.start(lambda problem: self._refused(request, problem))
+        self._stream = Stream(server.streams, self._transport, follow.path, head=head, is_chunked=is_1_1)
+        self._stream.start(follow, lambda problem: self._refused(request, problem))
 
     def _refused(self, request: Request, problem: Problem) -> None:
         """A stream has not begun."""

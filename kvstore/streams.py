@@ -13,6 +13,7 @@ from kvstore.containers import Follow
 from kvstore.errors import Problem, bug
 from kvstore.following import HEARTBEAT_S
 from kvstore.live import MAX_BUFFERED_BYTES, Follower, Hub
+from kvstore.paths import Path
 
 log = logging.getLogger("kvstore")
 
@@ -29,35 +30,31 @@ class Streams:
 class Stream:
     """One stream, on a transport that is its own from now on. `head` is what the reply begins with."""
 
-    __slots__ = ("_follow", "_follower", "_has_begun", "_head", "_is_choked", "_is_chunked", "_room", "_streams", "_transport")
+    __slots__ = ("_follower", "_head", "_is_choked", "_is_chunked", "_room", "_streams", "_transport")
 
-    def __init__(
-        self, streams: Streams, transport: asyncio.Transport, follow: Follow, *, head: bytes, is_chunked: bool
-    ) -> None:
+    def __init__(self, streams: Streams, transport: asyncio.Transport, path: Path, *, head: bytes, is_chunked: bool) -> None:
         self._streams = streams
         self._transport = transport
-        self._follow = follow
-        self._head = head
+        self._head = head  # b"" when it is written
         self._is_chunked = is_chunked
-        self._has_begun = False  # the head is written
         self._is_choked = False
         self._room: asyncio.Future[None] | None = None  # to send more of a snapshot
-        self._follower = Follower(follow.path, self._send, self._end, self._has_room)
+        self._follower = Follower(path, self._send, self._end, self._has_room)
         socket = transport.get_extra_info("socket")
         if socket.family != AF_UNIX and hasattr(socket_constants, "TCP_USER_TIMEOUT"):  # a peer that vanished without a word
             socket.setsockopt(IPPROTO_TCP, socket_constants.TCP_USER_TIMEOUT, int(2000 * HEARTBEAT_S))
 
-    def start(self, refused: Callable[[Problem], None]) -> None:
+    def start(self, follow: Follow, refused: Callable[[Problem], None]) -> None:
         """Send what the stream begins with, and go on; `refused` is called where nothing was sent."""
-        task = asyncio.get_running_loop().create_task(self._start(refused))
+        task = asyncio.get_running_loop().create_task(self._start(follow, refused))
         self._streams.starting.add(task)
         task.add_done_callback(self._streams.starting.discard)
 
-    async def _start(self, refused: Callable[[Problem], None]) -> None:
+    async def _start(self, follow: Follow, refused: Callable[[Problem], None]) -> None:
         try:
-            await self._streams.hub.follow(self._follow, self._follower)
+            await self._streams.hub.follow(follow, self._follower)
         except Exception as error:
-            if self._has_begun:
+            if not self._head:
                 self._transport.abort()
                 return
             if not isinstance(error, Problem):
@@ -88,9 +85,9 @@ class Stream:
         transport, streams = self._transport, self._streams
         if transport.is_closing():
             return
-        if not self._has_begun:
-            self._has_begun = True
+        if self._head:
             transport.write(self._head)
+            self._head = b""
         if transport.get_write_buffer_size() > MAX_BUFFERED_BYTES:
             transport.abort()
             return
@@ -107,6 +104,6 @@ class Stream:
             await self._room
 
     def _end(self) -> None:
-        if self._is_chunked and self._has_begun and not self._transport.is_closing():
+        if self._is_chunked and not self._head and not self._transport.is_closing():
             self._transport.write(b"0\r\n\r\n")
         self._transport.close()
