@@ -446,7 +446,7 @@ def test_gone_from_flask(server: Running, goes: str) -> None:
             wire.send(request_bytes("POST", TAKE))
             time.sleep(0.1)
         getattr(gone, goes)()
-        time.sleep(0.5)
+        time.sleep(1.5)  # it is looked for four times a second
         assert served.request("PUT", "/ns/q/a", b"1").status == 201
         assert [job["attempts"] for job in jobs_of(left.answer())] == [1]
     finally:

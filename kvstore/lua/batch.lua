@@ -1,10 +1,12 @@
 -- Carry out several requests on one namespace, one after the other.
 -- KEYS   1 log
 -- ARGV   1 what stands before a name in the documents' keys  2 'atomic': where one is refused none is applied; else 'each'
---        3 most bytes of the replies, about: when there are as many, what is left is refused  4… for each request its script's name, how many arguments it has, and these
--- reply  {'done', the replies, their bytes}, {'read', the same} where all were 'begin'; or {'undone', which one was refused, counted from
---        0, its reply}, {'lost', the same} where that was not the last word. A reply is what the script of that name
---        answers, {'error', what Redis said}, or {'too much'}. Where Redis refuses an atomic one as a whole, what it said is an error.
+--        3 most bytes of the replies, about: when there are as many, what is left is refused  4… for each request its
+--        script's name, how many arguments it has, and these
+-- reply  {'done', the replies, their bytes}, {'read', the same} where all were 'begin'; or {'undone', which one was refused,
+--        counted from 0, its reply}, {'lost', the same} where that was not the last word. A reply is what the script of that
+--        name answers, {'error', what Redis said}, or {'too much'}. Where Redis refuses an atomic one as a whole, what it said
+--        is an error.
 
 local ACTS = {read = get, put = put, patch = patch, touch = touch, delete = delete, post = post, begin = begin}
 local REFUSALS = {

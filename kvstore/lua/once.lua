@@ -1,7 +1,8 @@
 -- Carry out a request with an Idempotency-Key once, and answer every later one as the first.
 -- KEYS   the last one: where the answer is kept
 -- ARGV   the last but one: ms for which it is kept; the last one: what tells this request from another with the same key
--- reply  what the request answers, {'error', what Redis said} where a key has another type; {'replayed', what the first answered}; {'reused'} where the first was another request
+-- reply  what the request answers, {'error', what Redis said} where a key has another type; {'replayed', what the first
+--        answered}; {'reused'} where the first was another request
 
 -- Replies after which more is asked, or that changed nothing and may be another next time.
 local NOT_LAST = {lost = true, read = true, none = true, more = true, dead = true, buried = true}

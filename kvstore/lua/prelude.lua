@@ -83,8 +83,8 @@ local function fails(exists, tag, match, none_match, unmodified_since_s)
   return none_match ~= '' and tag and string.find(none_match, ' ' .. tag .. ' ', 1, true) and true or false
 end
 
--- The reply to a write that a lease or a precondition refuses, nil where none does. While a job is leased its lease takes the place
--- of the entity-tag.
+-- The reply to a write that a lease or a precondition refuses, nil where none does. While a job is leased its lease takes the
+-- place of the entity-tag.
 local function refuse(key, exists, tag, job, match, none_match, unmodified_since_s)
   if match ~= '*' and is_leased(job) then
     if match == '' then
@@ -253,8 +253,8 @@ end
 
 -- Put ARGV[first..last] in the place of all that a document holds, and say so in the log and the indexes: how many fields it
 -- has (0: it is not there), `mark`, what is known of it as a job, and `due`, as note() takes it, are known by now, and so is that
--- no key has another type. The first write is XADD, which a full Redis refuses with nothing changed. `expires_at` is -1 for never, nil for ttl_ms from now on.
--- Returns the entity-tag, expires_at, the time in ms, and what note() returns.
+-- no key has another type. The first write is XADD, which a full Redis refuses with nothing changed. `expires_at` is -1 for
+-- never, nil for ttl_ms from now on. Returns the entity-tag, expires_at, the time in ms, and what note() returns.
 local function replace(key, held, mark, due, length, op, rest, ttl_ms, expires_at, shape, first, last)
   local exists = held > 0
   if due and not exists then
@@ -327,8 +327,8 @@ local function sweep(prefix, now, most)
 end
 
 -- Server values (Firebase's): where a value in ARGV[first..last] is '@' it becomes the time in ms, where it is '+n' the sum of
--- n and the integer that is stored there (0 where nothing is); JSON texts start with neither. Returns the name of a field whose sum there is none.
--- Numbers of Lua have 53 bits, so Redis adds.
+-- n and the integer that is stored there (0 where nothing is); JSON texts start with neither. Returns the name of a field of
+-- which there is no sum. Numbers of Lua have 53 bits, so Redis adds.
 local function resolve(key, first, last)
   local now = string.format('%.0f', clock())
   for i = first, last, 2 do
