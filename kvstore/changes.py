@@ -27,15 +27,24 @@ class Change(NamedTuple):
 
 
 def is_change(entry: Any) -> bool:
-    """Whether an entry of the log is one of ours: what another client has added to it says nothing of a document."""
+    """Whether an entry of the log looks like one of ours: what another client has added to it says nothing of a document."""
     fields = entry[1]
+    if not fields[1].isascii():
+        return False
     if len(fields) == 2:
         return fields[0] in (b"delete", b"expire")
     return fields[0] in (b"put", b"post", b"patch") and fields[2] == b"ttl" and fields[4:5] in ([META], [b"$packed"])
 
 
-def parse_entry(entry: Any) -> Change:
-    """The change that an entry of the log is: [id, [op, rest, …]] as XRANGE gives it."""
+def parse_entry(entry: Any) -> Change | None:
+    """The change that an entry of the log is, [id, [op, rest, …]] as XRANGE gives it; None where it only looks like one."""
+    try:
+        return _parse_entry(entry)
+    except (ValueError, IndexError):
+        return None
+
+
+def _parse_entry(entry: Any) -> Change:
     raw_id, fields = entry
     change_id, op, rest = raw_id.decode(), fields[0].decode(), changed_name(entry)
     if len(fields) == 2:
@@ -88,7 +97,8 @@ def _unpack(packed: bytes) -> list[bytes]:
     parts, at = [], 0
     while at < len(packed):
         length = _netstring(packed, at)
-        assert length
+        if not length:
+            raise ValueError("no netstring")
         end = length.end() + int(length[1])
         parts.append(packed[length.end() : end])
         at = end + 1

@@ -86,12 +86,12 @@ class Server:
             return
         done.set_result(None)
         while not self._stopping.wait(_WATCH_S if self._process else _WATCH_OTHERS_S):
-            if not self._is_kept or self._runs():
-                continue
-            log.error("the embedded server has ended; starting it again")
             try:
+                if not self._is_kept or self._runs():
+                    continue
+                log.error("the embedded server has ended; starting it again")
                 self._process = _start_or_join(self._data)
-            except StartFailed as error:
+            except (StartFailed, OSError) as error:  # no file descriptors, perhaps: the next look may find some
                 log.error("%s", error)
                 self._stopping.wait(_RETRY_S)
 

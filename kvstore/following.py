@@ -61,8 +61,7 @@ def catch_up(path: Path, place: str) -> Steps:
             return ""
         for entry in logged.entries:
             place = entry[0].decode()
-            if is_change(entry) and concerns(path, changed_name(entry)):
-                change = parse_entry(entry)
+            if is_change(entry) and concerns(path, changed_name(entry)) and (change := parse_entry(entry)):
                 yield event(path_of(path, change), change)
         if not logged.has_more:
             return place

@@ -326,8 +326,9 @@ class Hub:
         space = self._spaces[reading.path.namespace]
         heard: dict[_Audience, list[Changed]] = {}
         for entry in logged.entries or ():
-            if is_change(entry) and (audiences := space.heard_by(changed_name(entry))):
-                change = parse_entry(entry)
+            if not is_change(entry) or not (audiences := space.heard_by(changed_name(entry))):
+                continue
+            if change := parse_entry(entry):
                 changed = _order(change.id), event(path_of(reading.path, change), change)
                 for audience in audiences:
                     heard.setdefault(audience, []).append(changed)

@@ -54,6 +54,8 @@ class Stream:
         try:
             await self._streams.hub.follow(follow, self._follower)
         except Exception as error:
+            if self._transport.is_closing():  # it was ended meanwhile
+                return
             if not self._head:
                 self._transport.abort()
                 return
@@ -104,6 +106,6 @@ class Stream:
             await self._room
 
     def _end(self) -> None:
-        if self._is_chunked and not self._head and not self._transport.is_closing():
-            self._transport.write(b"0\r\n\r\n")
+        if not self._transport.is_closing():
+            self._transport.write(self._head + (b"0\r\n\r\n" if self._is_chunked else b""))
         self._transport.close()

@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from types import FunctionType
 from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar, overload
 
 import click
@@ -185,17 +186,16 @@ def _register(function: Callable[P, R], queue: str) -> Task[P, R]:
 
 def _origin(task: Task[..., Any]) -> list[tuple[str, str]]:
     """Where a function is written, and those that it closes over: a module may be loaded twice, a decorator used twice."""
-    functions: list[Any] = [task.__wrapped__]  # type: ignore[attr-defined]  # set by update_wrapper
+    written: Any = task.__wrapped__  # type: ignore[attr-defined]  # set by update_wrapper
+    if not isinstance(written, FunctionType):
+        return [(str(written.__module__), str(written.__qualname__))]
+    functions = [written]
     for function in functions:  # which grows
-        for cell in getattr(function, "__closure__", None) or ():
+        for cell in function.__closure__ or ():
             with suppress(ValueError):  # nothing in it yet
-                if callable(cell.cell_contents) and cell.cell_contents not in functions:
+                if type(cell.cell_contents) is FunctionType and cell.cell_contents not in functions:
                     functions.append(cell.cell_contents)
-    codes = ((function, getattr(function, "__code__", None)) for function in functions)
-    return [
-        (code.co_filename if code else str(getattr(function, "__module__", "")), str(getattr(function, "__qualname__", "")))
-        for function, code in codes
-    ]
+    return [(function.__code__.co_filename, function.__qualname__) for function in functions]
 
 
 def _queue(text: str) -> Path:

@@ -207,8 +207,10 @@ def _has_gone(environ: Environ) -> bool:
     connection = environ.get("werkzeug.socket") or environ.get("gunicorn.socket")
     if not isinstance(connection, socket.socket) or isinstance(connection, ssl.SSLSocket):
         return False
+    look = select.poll()
     try:
-        return bool(select.select([connection], [], [], 0)[0]) and not connection.recv(1, socket.MSG_PEEK)
+        look.register(connection, select.POLLIN)
+        return bool(look.poll(0)) and not connection.recv(1, socket.MSG_PEEK)
     except (OSError, ValueError):  # it was reset, or is closed already
         return True
 

@@ -1,5 +1,6 @@
 """Following a path: a snapshot, then every change once and in order; and coming back with the place one has."""
 
+import asyncio
 import json
 import os
 import shutil
@@ -25,6 +26,8 @@ from kvstore import following as following_module
 from kvstore import live, web
 from kvstore import server as server_module
 from kvstore.following import HEARTBEAT_S
+from kvstore.paths import parse_path
+from kvstore.streams import Stream, Streams
 
 on_served = pytest.mark.parametrize("lane", [("served", "redis")], ids="-".join, indirect=True)
 
@@ -193,6 +196,10 @@ NO_CHANGES = [
     ["expired", "1"],
     ["put", "1", "ttl", "5"],
     ["a", "b", "c", "d"],
+    ["delete", b"\xff"],
+    ["put", "1", "ttl", "abc", "$kv", " object"],
+    ["put", "1", "ttl", "5", "$packed", " object", "", "zzz"],
+    ["put", "1", "ttl", "5", "$packed", " object"],
 ]
 
 
@@ -209,6 +216,43 @@ def test_entries_that_are_no_changes(followed: Followed, ask: Callable[..., Any]
             assert [event.data["value"] for event in reader.wait_for(2)[1:]] == [1]
     with following(followed, "/room/", Last_Event_ID=place) as reader:
         assert [event.data["value"] for event in reader.wait_for(1)] == [1]
+
+
+def test_a_batch_with_one_large_change(followed: Followed, ask: Callable[..., Any]) -> None:
+    """An atomic batch trims the log as its changes would one by one: what is small and comes after what is large is told."""
+    ask("PUT", "/room/gone", 0)
+    with following(followed, "/room/") as reader:
+        reader.wait_for(1)
+        puts = [{"method": "PUT", "path": "/room/large", "body": "x" * 800_000}]
+        puts += [{"method": "PUT", "path": f"/room/{number:03}", "body": number} for number in range(100)]
+        ask("POST", "/_/batch", {"requests": [{"method": "DELETE", "path": "/room/gone"}, *puts]})
+        told = [event.data["path"] for event in reader.wait_for(102)[1:]]
+        assert told[-100:] == [put["path"] for put in puts[1:]]
+
+
+def test_a_stream_that_ends_before_it_has_begun() -> None:
+    """Its reply is a whole one, with nothing in it: a reader comes back, and no proxy takes it for a failure."""
+
+    class Taken(asyncio.Transport):
+        written, closed = b"", False
+
+        def write(self, data: bytes) -> None:  # type: ignore[override]
+            self.written += data
+
+        def close(self) -> None:
+            self.closed = True
+
+        def is_closing(self) -> bool:
+            return self.closed
+
+        def get_extra_info(self, *_: object) -> Any:
+            return socket.socket(socket.AF_UNIX)
+
+    taken = Taken()
+    stream = Stream(Streams(None), taken, parse_path(b"/room/"), head=b"head", is_chunked=True)  # type: ignore[arg-type]
+    stream._end()
+    stream._end()
+    assert (taken.written, taken.closed) == (b"head0\r\n\r\n", True)
 
 
 def test_beside_a_key_of_another_type(followed: Followed, ask: Callable[..., Any], store: Running) -> None:

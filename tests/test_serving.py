@@ -15,7 +15,7 @@ import pytest
 from serving import READ_S, Served, read, run_kvstore, start_kvstore, wire
 from stores import Running, wait_until
 
-from kvstore import __version__
+from kvstore import __version__, embedded
 from kvstore.settings import SETTINGS, InvalidSetting, read_settings
 
 FSYNC_S = 1.0  # what a killed server may have not written yet
@@ -244,6 +244,29 @@ def test_who_joined_an_embedded_server_takes_over(directory: Path) -> None:
     finally:
         for app in apps:
             app.kill()
+
+
+def test_who_watches_goes_on_in_trouble(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A moment without file descriptors does not keep who joined from taking over later."""
+    first = embedded.start(directory / "data")
+    joined = embedded.start_or_join(directory / "data")
+    joined.keep()
+    looks = iter([True, True])
+    there = embedded._listens
+
+    def listens(at: Path) -> bool:
+        if next(looks, False):
+            raise OSError("Too many open files")
+        return there(at)
+
+    monkeypatch.setattr(embedded, "_listens", listens)
+    monkeypatch.setattr(embedded, "_RETRY_S", 0.1)
+    try:
+        wait_until(lambda: not next(looks, False), END_S)
+        first.stop()
+        wait_until(lambda: joined.pid, END_S)
+    finally:
+        joined.stop()
 
 
 def test_a_long_data_path(directory: Path) -> None:

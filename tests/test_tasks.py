@@ -202,9 +202,14 @@ def test_a_name_means_one_function_also_when_it_is_decorated() -> None:
     def second() -> int:
         return 2
 
+    from flask import current_app
+
+    def third() -> str:
+        return current_app.name  # what it closes over cannot be looked at outside of an application
+
     try:
-        queuefunc(plain(first))
-        queuefunc(plain(first))  # the same, loaded again
+        for function in (third, third, plain(first), plain(first)):  # the same, loaded again
+            queuefunc(function)
         with pytest.raises(ValueError, match="another task is named 'decorated'"):
             queuefunc(plain(second))
         assert queuefunc(careful(first)).name == "first"
@@ -212,6 +217,7 @@ def test_a_name_means_one_function_also_when_it_is_decorated() -> None:
         with pytest.raises(ValueError, match="another task is named 'first'"):
             queuefunc(careful(second))
     finally:
+        _tasks.pop("third", None)
         _tasks.pop("decorated", None)
         _tasks.pop("first", None)
 

@@ -3,10 +3,12 @@ a taker that has gone would have had goes to another.
 """
 
 import asyncio
+import fcntl
 import json
 import random
 import select
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +28,7 @@ from stores import Running, wait_until
 from streams import FlaskServer
 from wires import Raw, Wire
 
+from kvstore import web
 from kvstore.asgi import Application
 from kvstore.containers import Changes, Logged
 
@@ -452,6 +455,23 @@ def test_gone_from_flask(server: Running, goes: str) -> None:
     finally:
         left.close()
         served.stop()
+
+
+def test_who_has_gone_is_known_of_any_socket() -> None:
+    """Also beyond the 1,024 that select(2) can look at."""
+    ours, theirs = socket.socketpair()
+    high = socket.socket(fileno=fcntl.fcntl(ours, fcntl.F_DUPFD, 1500))
+    with ours, high:
+        for there in (ours, high):
+            assert not web._has_gone({"werkzeug.socket": there})
+        theirs.send(b"x")
+        assert not web._has_gone({"werkzeug.socket": high}), "who sends more is there"
+        assert high.recv(1) == b"x"
+        theirs.close()
+        for there in (ours, high):
+            assert web._has_gone({"gunicorn.socket": there})
+    assert web._has_gone({"werkzeug.socket": high}), "closed already"
+    assert not web._has_gone({})
 
 
 @pytest.mark.parametrize("is_before", [True, False])

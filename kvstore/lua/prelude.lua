@@ -125,7 +125,7 @@ local function append(length, op, rest, ttl_ms, shape, fields, first, last)
   end
   local keep = bytes * length > LOG_BYTES and math.max(1, math.floor(LOG_BYTES / bytes)) or length
   if later then
-    later, keep = math.min(later, keep), MOST_ENTRIES
+    later, keep = math.min(later + 1, keep), MOST_ENTRIES
   end
   local id
   if last - first < MOST_ARGUMENTS then
@@ -300,7 +300,7 @@ local function remove(key, rest, length)
   redis.call('ZREM', NAMES, rest)
   redis.call('ZREM', EXPIRY, rest)
   if later then
-    later, length = math.min(later, length), MOST_ENTRIES
+    later, length = math.min(later + 1, length), MOST_ENTRIES
   end
   local id = redis.call('XADD', LOG, 'MAXLEN', '~', length, '*', 'delete', rest)
   if redis.call('PTTL', LOG) == -1 then
