@@ -5,6 +5,7 @@ of them. Source: https://docs.gunicorn.org/en/stable/settings.html
 """
 
 import os
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -40,6 +41,8 @@ control_socket_disable = True  # gunicorn would put a socket into the home direc
 def on_starting(server: Any) -> None:
     """Start the embedded server where no REDIS_URL is set; the workers find it by theirs."""
     global _server
+    # A child begins with its master's handlers: a SIGTERM that came before it sets its own would be lost.
+    os.register_at_fork(before=_hold_sigterm, after_in_parent=_let_sigterm, after_in_child=_die_of_sigterm)
     if _read.redis_url:
         if parse_address(_read.redis_url).kind == "fake":
             _keep_nothing(server, "REDIS_URL is fake://")
@@ -53,6 +56,19 @@ def on_starting(server: Any) -> None:
     else:
         _server.keep()
         os.environ["REDIS_URL"] = _server.url
+
+
+def _hold_sigterm() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+
+def _let_sigterm() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+
+
+def _die_of_sigterm() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _let_sigterm()
 
 
 def _keep_nothing(server: Any, why: str) -> None:

@@ -23,7 +23,7 @@ class Worker(Base):  # type: ignore[misc]  # gunicorn has no types
     """A process that serves an Application until it is told to stop."""
 
     def init_process(self) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # gunicorn's master has its own handler, which this process inherits
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # as serve.py has it already; under a gunicorn without that, at last
         try:
             import uvloop
         except ImportError:  # no uvloop for this platform

@@ -282,7 +282,7 @@ def test_preconditions(client: Checked, raw: redis.Redis) -> None:
 def test_a_thousand_count_a_thousand(client: Checked, raw: redis.Redis) -> None:
     """Parallel increments, by PATCH and by PUT, flat, nested and in batches: each counts once, and is told another sum."""
     client.put("/ns/a", '{"n":0,"o":{}}')
-    each = 40
+    each = 100
 
     def count(number: int) -> list[int]:
         told = []
@@ -299,7 +299,7 @@ def test_a_thousand_count_a_thousand(client: Checked, raw: redis.Redis) -> None:
             assert answer.status == 200
         return told
 
-    told = [total for totals in at_once(count, 25) for total in totals]
+    told = [total for totals in at_once(count, 10) for total in totals]
     assert sorted(told) == list(range(1, 1001))
     assert client.get("/ns/a").json["n"] == 1000
     assert [json.loads(entry.text)["n"] for entry in entries(raw)[-900:]] == list(range(101, 1001))

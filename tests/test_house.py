@@ -90,7 +90,7 @@ WORLD = {
     "os": {"embedded", "app", "asgi", "worker", "serve", "working", "tasks"},
     "pathlib": {"embedded", "app", "serve"},
     "secrets": {"holding", "web"},
-    "signal": {"embedded", "worker", "working"},
+    "signal": {"embedded", "serve", "worker", "working"},
     "select": {"web"},
     "socket": {"embedded", "streams", "web"},
     "ssl": {"store", "pipeline", "web"},
