@@ -243,26 +243,35 @@ def _is_ready(at: Path, begun: float) -> bool:
     return False
 
 
+def _connect(at: Path) -> socket.socket:
+    """A connection to whoever listens at this socket; raises OSError."""
+    connection = socket.socket(socket.AF_UNIX)
+    connection.settimeout(1.0)
+    try:
+        connection.connect(str(at))
+    except OSError:
+        connection.close()
+        raise
+    return connection
+
+
 def _listens(at: Path) -> bool:
-    """Whether anybody does at this socket."""
-    with socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(1.0)
-        try:
-            connection.connect(str(at))
-        except OSError:
-            return False
-        return True
+    """Whether anybody does at this socket; raises OSError where that cannot be known."""
+    try:
+        _connect(at).close()
+    except (ConnectionRefusedError, FileNotFoundError):
+        return False
+    return True
 
 
 def _ping(at: Path) -> bytes:
-    with socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(1.0)
-        try:
-            connection.connect(str(at))
+    """What the server at this socket answers to PING, nothing where it does not."""
+    try:
+        with _connect(at) as connection:
             connection.sendall(b"PING\r\n")
             return connection.recv(64)
-        except OSError:
-            return b""
+    except OSError:
+        return b""
 
 
 def _last_words(data: Path) -> str:

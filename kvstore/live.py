@@ -9,10 +9,11 @@ are told. Source: https://html.spec.whatwg.org/multipage/server-sent-events.html
 import asyncio
 from collections.abc import Awaitable, Callable
 from itertools import cycle
+from typing import Any
 
 from kvstore.address import Address
 from kvstore.changes import changed_name, event, is_change, parse_entry
-from kvstore.containers import At, Follow, Logged, Place
+from kvstore.containers import At, Follow, Place
 from kvstore.errors import unavailable
 from kvstore.following import HEARTBEAT_S, begin, path_of, prefix
 from kvstore.holding import Holding
@@ -321,11 +322,11 @@ class Hub:
 
     # What the reader of the logs calls
 
-    def _told(self, reading: Reading, logged: Logged) -> None:
+    def _told(self, reading: Reading, entries: list[Any], freed: bytes) -> None:
         """Send changes to who follows them. Only what somebody follows is decoded; all that a follower gets is sent at once."""
         space = self._spaces[reading.path.namespace]
         heard: dict[_Audience, list[Changed]] = {}
-        for entry in logged.entries or ():
+        for entry in entries:
             if not is_change(entry) or not (audiences := space.heard_by(changed_name(entry))):
                 continue
             if change := parse_entry(entry):
@@ -334,8 +335,8 @@ class Hub:
                     heard.setdefault(audience, []).append(changed)
         for audience, changes in heard.items():
             audience.deliver(changes)
-        if space.freed != logged.freed:
-            space.freed = logged.freed
+        if space.freed != freed:
+            space.freed = freed
             for follower in tuple(space.takers):
                 follower.send(b"")
 

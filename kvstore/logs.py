@@ -29,14 +29,17 @@ SPREAD_S = 1.0  # over which all logs are looked at again after that
 
 
 class LogReader:
-    """Reads the logs of namespaces: `told` is called with what has come, `lost` where some of it will never come."""
+    """Reads the logs of namespaces: `told` is called with what has come, `lost` where some of it will never come.
+
+    What has come are entries as XRANGE gives them, oldest first, and the place in what was given back (containers.Logged).
+    """
 
     def __init__(
         self,
         store: AsyncStore,
         address: Address,
         *,
-        told: Callable[["Reading", Logged], None],
+        told: Callable[["Reading", list[Any], bytes], None],
         lost: Callable[["Reading"], None],
     ) -> None:
         self.told = told
@@ -99,10 +102,9 @@ class LogReader:
 
     def _look_at_one(self) -> None:
         self._check = None
-        for reading in self._readings.values():
+        if reading := next(iter(self._readings.values()), None):
             reading.look()
             self._check_later()
-            return
 
     def _look_on_rung(self) -> None:
         rung, self._rung = self._rung, {}
@@ -184,7 +186,7 @@ class Reading:
                 return
             if outcome.entries:
                 self.place = outcome.entries[-1][0].decode()
-            self._reader.told(self, outcome)
+            self._reader.told(self, outcome.entries, outcome.freed)
         except Exception:
             log.exception("following is broken by a bug of ours; the streams are ended, and their readers told")
             self._reader.lost(self)

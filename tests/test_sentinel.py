@@ -98,16 +98,22 @@ def ask(served: InProcess, method: str, target: str, body: object = None) -> tup
     return answer.status, json.loads(text) if text else None
 
 
+def begin_to_follow(served: InProcess, sentinels: Sentinels) -> tuple[int, list[Any]]:
+    """Follow a document that the replica has too: the primary's port, and the events, as they come."""
+    assert ask(served, "PUT", "/room/1", {"n": 0})[0] == 201
+    events: list[Any] = []
+    threading.Thread(target=follow, args=(served, events), daemon=True).start()
+    wait_until(lambda: events, LIMIT_S)
+    first = sentinels.primary()
+    wait_until(lambda: is_on_the_replica(first), LIMIT_S)
+    return first, events
+
+
 def test_a_primary_that_hangs(sentinels: Sentinels) -> None:
     """A stream on which nothing happens goes on with the new primary, soon after that serves."""
     served = InProcess(sentinels.url)
     try:
-        assert ask(served, "PUT", "/room/1", {"n": 0})[0] == 201
-        events: list[Any] = []
-        threading.Thread(target=follow, args=(served, events), daemon=True).start()
-        wait_until(lambda: events, LIMIT_S)
-        first = sentinels.primary()
-        wait_until(lambda: is_on_the_replica(first), LIMIT_S)
+        first, events = begin_to_follow(served, sentinels)
         sentinels.processes[first].send_signal(signal.SIGSTOP)
         wait_until(lambda: ask(served, "PUT", "/room/1", {"n": 1})[0] == 200, LIMIT_S)
         wait_until(lambda: events[-1]["value"] == {"n": 1}, 10)
@@ -120,12 +126,7 @@ def test_a_failover(sentinels: Sentinels) -> None:
     served = InProcess(sentinels.url)
     store = open_store(sentinels.url)
     try:
-        assert ask(served, "PUT", "/room/1", {"n": 0})[0] == 201
-        events: list[Any] = []
-        threading.Thread(target=follow, args=(served, events), daemon=True).start()
-        wait_until(lambda: events, LIMIT_S)
-        first = sentinels.primary()
-        wait_until(lambda: is_on_the_replica(first), LIMIT_S)
+        first, events = begin_to_follow(served, sentinels)
         sentinels.processes[first].kill()
 
         wait_until(lambda: ask(served, "PUT", "/room/1", {"n": 1})[0] == 200, LIMIT_S)
