@@ -4,9 +4,12 @@ A server lives in a directory of its own and ends with the test process, also wh
 lanes; a lane whose server is not on this machine is skipped.
 """
 
+import contextlib
 import ctypes
 import functools
+import itertools
 import os
+import random
 import shutil
 import signal
 import socket
@@ -14,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import fakeredis
@@ -31,6 +34,9 @@ START_S = 30
 CLUSTER_NODES = 3
 SLOTS = 16_384
 PR_SET_PDEATHSIG = 1
+KEEPS_NOTHING = ("--save", "", "--appendonly", "no")
+PORTS = range(10_000, 32_768)  # below those that Linux gives to clients, whose connections would take a port away (ip(7))
+PROCESSES = 64  # of a test run, at most
 
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
@@ -44,6 +50,30 @@ def die_with_parent() -> None:
 def connect(url: str) -> redis.Redis:
     """A client that sees what redis-cli sees; it sends nothing twice either."""
     return redis.Redis.from_url(url, protocol=2, retry=Retry(NoBackoff(), 0), socket_timeout=10, driver_info=None)
+
+
+def redis_server(directory: Path, *arguments: str) -> "subprocess.Popen[bytes]":
+    """A process of this machine's redis-server, which says into redis.log in `directory` what it does."""
+    executable = shutil.which("redis-server")
+    if not executable:
+        pytest.skip("no redis-server on the PATH")
+    with (directory / "redis.log").open("ab") as log:
+        return subprocess.Popen(
+            [executable, *arguments],
+            cwd=directory,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            process_group=0,
+            preexec_fn=die_with_parent,  # noqa: PLW1509  # one system call, no lock
+        )
+
+
+def wait_for_redis(process: "subprocess.Popen[bytes]", directory: Path, ready: Callable[[], object]) -> None:
+    """Wait until a redis_server is `ready()`; where it ends instead, fail with what it said."""
+    said = directory / "redis.log"
+    wait_until(lambda: process.poll() is not None or ready(), START_S)
+    assert process.poll() is None, said.read_text()
 
 
 class Running:
@@ -125,65 +155,42 @@ def start_valkey(directory: Path) -> Running:
 
 def start_redis(directory: Path) -> Running:
     """The redis-server of this machine, keeping nothing, on a unix socket in `directory`."""
-    executable = shutil.which("redis-server")
-    if not executable:
-        pytest.skip("no redis-server on the PATH")
     at = directory / "redis.sock"
     assert len(os.fsencode(at)) <= MAX_SOCKET_PATH_BYTES
-    arguments = ["--port", "0", "--unixsocket", str(at), "--save", "", "--appendonly", "no", "--dir", str(directory)]
-    process = subprocess.Popen(
-        [executable, *arguments],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        process_group=0,
-        preexec_fn=die_with_parent,  # noqa: PLW1509  # one system call, no lock
-    )
+    process = redis_server(directory, "--port", "0", "--unixsocket", str(at), *KEEPS_NOTHING)
 
     def stop() -> None:
         process.kill()
         process.wait()
 
     running = Running(f"unix://{at}", process.pid, stop)
-    wait_until(functools.partial(answers, running.redis), START_S)
+    wait_for_redis(process, directory, functools.partial(answers, running.redis))
     return running
 
 
 def start_cluster(directory: Path) -> Running:
     """A Redis Cluster of three nodes without replicas, keeping nothing, on ports of 127.0.0.1."""
-    executable = shutil.which("redis-server")
-    if not executable:
-        pytest.skip("no redis-server on the PATH")
-    numbers = free_ports(2 * CLUSTER_NODES)
-    ports, bus_ports = numbers[::2], numbers[1::2]
-    processes = []
-    for port, bus_port in zip(ports, bus_ports, strict=True):
-        home = directory / str(port)
-        home.mkdir()
-        arguments = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", str(home)]
-        process = subprocess.Popen(
-            [executable, *arguments, "--cluster-enabled", "yes", "--cluster-port", str(bus_port)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            process_group=0,
-            preexec_fn=die_with_parent,  # noqa: PLW1509  # one system call, no lock
-        )
-        processes.append(process)
+    ports, bus_ports = free_ports(CLUSTER_NODES), free_ports(CLUSTER_NODES)
+    processes = {}
 
     def stop() -> None:
-        for process in processes:
+        for process in processes.values():
             process.kill()
             process.wait()
 
-    nodes = [connect(f"redis://127.0.0.1:{port}") for port in ports]
+    nodes = {port: connect(f"redis://127.0.0.1:{port}") for port in ports}
     try:
-        for number, node in enumerate(nodes):
-            wait_until(functools.partial(answers, node), START_S)
+        for port, bus_port in zip(ports, bus_ports, strict=True):
+            home = directory / str(port)
+            home.mkdir()
+            clustered = ["--cluster-enabled", "yes", "--cluster-port", str(bus_port)]
+            processes[port] = redis_server(home, "--port", str(port), "--bind", "127.0.0.1", *clustered, *KEEPS_NOTHING)
+        for number, (port, node) in enumerate(nodes.items()):
+            wait_for_redis(processes[port], directory / str(port), functools.partial(answers, node))
             first, last = SLOTS * number // CLUSTER_NODES, SLOTS * (number + 1) // CLUSTER_NODES - 1
             node.execute_command("CLUSTER ADDSLOTSRANGE", first, last)
             node.execute_command("CLUSTER MEET", "127.0.0.1", ports[0], bus_ports[0])
-        for node in nodes:
+        for node in nodes.values():
             wait_until(functools.partial(sees_the_cluster, node), START_S)
             node.close()
         return Cluster(ports, stop)
@@ -228,13 +235,26 @@ def sees_the_cluster(client: redis.Redis) -> bool:
     return seen["cluster_state"] == "ok" and int(seen["cluster_known_nodes"]) == CLUSTER_NODES
 
 
+def _own_ports() -> Iterator[int]:
+    """The ports of this process among those of a test run, again and again, from a random one on."""
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    own = list(PORTS[number::PROCESSES])
+    first = random.randrange(len(own))
+    return itertools.cycle(own[first:] + own[:first])
+
+
+_ports = _own_ports()
+
+
 def free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 that nobody listens on."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [listener.getsockname()[1] for listener in sockets]
-    for listener in sockets:
-        listener.close()
-    return ports
+    """Ports of 127.0.0.1 that nobody listens on, and that no client and no other process of this run is given."""
+    found: list[int] = []
+    for port in _ports:
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise AssertionError("unreachable")
 
 
 def wait_until(holds: Callable[[], object], limit_s: float) -> float:

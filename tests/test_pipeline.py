@@ -21,7 +21,7 @@ from loops import LOOPS, PRODUCTION
 from proxies import Pretender, Proxy
 from redis.backoff import NoBackoff
 from redis.retry import Retry
-from stores import START_S, Running, die_with_parent, free_ports, make_directory, wait_until
+from stores import KEEPS_NOTHING, START_S, Running, free_ports, make_directory, redis_server, wait_for_redis, wait_until
 
 from kvstore import pipeline
 from kvstore.clients import open_async_store
@@ -83,20 +83,8 @@ def run(request: pytest.FixtureRequest) -> Iterator[Callable[[Awaitable[Any]], A
 
 def start_redis_on_tcp(directory: Path, *options: str) -> tuple[int, "subprocess.Popen[bytes]"]:
     """A redis-server with these options on a port of 127.0.0.1: the port, the process."""
-    executable = shutil.which("redis-server")
-    if not executable:
-        pytest.skip("no redis-server on the PATH")
     (port,) = free_ports(1)
-    arguments = ["--bind", "127.0.0.1", "--port", str(port), "--save", "", "--appendonly", "no", "--dir", str(directory)]
-    process = subprocess.Popen(
-        [executable, *arguments, *options],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        process_group=0,
-        preexec_fn=die_with_parent,  # noqa: PLW1509  # one system call, no lock
-    )
-    return port, process
+    return port, redis_server(directory, "--bind", "127.0.0.1", "--port", str(port), *KEEPS_NOTHING, *options)
 
 
 def listens(port: int, **options: Any) -> bool:
@@ -120,7 +108,7 @@ def port() -> Iterator[int]:
     reader = ["reader", "on", ">r", "~*", "&*", "+@read", "+ping"]
     users = ["--user", *worker, "--user", *reader]
     port, process = start_redis_on_tcp(directory, "--requirepass", "secret", *users)
-    wait_until(lambda: listens(port), START_S)
+    wait_for_redis(process, directory, lambda: listens(port))
     yield port
     process.kill()
     process.wait()
@@ -567,7 +555,7 @@ LOAD_US = 1000  # of each key: 2 s and more
 def test_loading(directory: Path, kind: str) -> None:
     """A Redis that still loads its data says so, and so do we; it serves within 2 s of being ready."""
     port, process = start_redis_on_tcp(directory)
-    wait_until(lambda: listens(port), START_S)
+    wait_for_redis(process, directory, lambda: listens(port))
     with redis.Redis(port=port, driver_info=None) as client:
         client.mset({f"key {number}": "x" * 100 for number in range(KEYS)})
         client.save()
@@ -575,7 +563,7 @@ def test_loading(directory: Path, kind: str) -> None:
     process.wait()
     slowly = ["--key-load-delay", str(LOAD_US), "--loading-process-events-interval-bytes", "1024"]
     port, process = start_redis_on_tcp(directory, *slowly)
-    wait_until(lambda: listens(port), START_S)
+    wait_for_redis(process, directory, lambda: listens(port))
 
     async def scenario() -> tuple[Refused, float]:
         async with opened(f"redis://127.0.0.1:{port}") as store:
@@ -622,7 +610,7 @@ def test_closed(run: Callable, port: int, raw: redis.Redis) -> None:
 def test_a_redis_that_stops_and_goes_on(directory: Path, kind: str) -> None:
     """kill -STOP: told within 6 s, as unknown where it was sent; kill -CONT: served within 2 s, and nothing was run twice."""
     port, process = start_redis_on_tcp(directory)
-    wait_until(lambda: listens(port), START_S)
+    wait_for_redis(process, directory, lambda: listens(port))
 
     async def scenario() -> tuple[list[Refused], float]:
         async with opened(f"redis://127.0.0.1:{port}") as store:

@@ -2,7 +2,6 @@
 
 import http.client
 import json
-import shutil
 import signal
 import subprocess
 import threading
@@ -15,7 +14,7 @@ from typing import Any
 import pytest
 import redis
 from inprocess import InProcess
-from stores import answers, connect, die_with_parent, free_ports, wait_until
+from stores import answers, connect, free_ports, redis_server, wait_for_redis, wait_until
 
 from kvstore.store import open_store
 
@@ -23,23 +22,14 @@ LIMIT_S = 40  # Sentinel takes its time
 
 
 def start(directory: Path, port: int, *options: str) -> "subprocess.Popen[bytes]":
-    """A redis-server, or with --sentinel a Sentinel, that listens once this returns."""
+    """A redis-server, or with options of its a Sentinel, that listens once this returns."""
     directory.mkdir()
-    executable = shutil.which("redis-server")
-    if not executable:
-        pytest.skip("no redis-server on the PATH")
-    settings = directory / "redis.conf"
+    settings = directory / "redis.conf"  # a Sentinel writes into it
     settings.write_text(f"port {port}\nbind 127.0.0.1\ndir {directory}\n" + "".join(f"{option}\n" for option in options))
-    process = subprocess.Popen(
-        [executable, str(settings), *(["--sentinel"] if any("sentinel" in option for option in options) else [])],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        process_group=0,
-        preexec_fn=die_with_parent,  # noqa: PLW1509  # one system call, no lock
-    )
+    sentinel = ["--sentinel"] if any("sentinel" in option for option in options) else []
+    process = redis_server(directory, str(settings), *sentinel)
     client = connect(f"redis://127.0.0.1:{port}")
-    wait_until(partial(answers, client), LIMIT_S)
+    wait_for_redis(process, directory, partial(answers, client))
     client.close()
     return process
 

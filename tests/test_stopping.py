@@ -19,7 +19,7 @@ import redis
 from clients import Answer, Headers
 from serving import Served, start_kvstore
 from serving import wire as request_bytes
-from stores import START_S, Running, answers, connect, die_with_parent, start_redis, wait_until
+from stores import START_S, Running, answers, connect, redis_server, start_redis, wait_for_redis, wait_until
 from wires import Wire
 
 TOLD_S = 6.0  # a client is told within 6 s, and served within 2 s of Redis's return
@@ -397,26 +397,19 @@ def test_redis_is_halted(serving: Served, store: Running, halted_s: float) -> No
     assert "Traceback" not in serving.said
 
 
-def start_lasting_redis(directory: Path) -> "subprocess.Popen[bytes]":
-    """A redis-server that has written to its file what it has acknowledged."""
-    options = ["--port", "0", "--unixsocket", str(directory / "lasting.sock"), "--dir", str(directory), "--save", ""]
-    return subprocess.Popen(
-        ["redis-server", *options, "--appendonly", "yes", "--appendfsync", "always"],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        process_group=0,
-        preexec_fn=die_with_parent,  # noqa: PLW1509  # one system call, no lock
-    )
+def start_lasting_redis(directory: Path, client: redis.Redis) -> "subprocess.Popen[bytes]":
+    """A redis-server that has written to its file what it has acknowledged, once it answers."""
+    lasting = ["--save", "", "--appendonly", "yes", "--appendfsync", "always"]
+    process = redis_server(directory, "--port", "0", "--unixsocket", str(directory / "lasting.sock"), *lasting)
+    wait_for_redis(process, directory, lambda: answers(client))
+    return process
 
 
-def test_redis_is_killed_and_started_again(directory: Path, started: Callable[[str], Running]) -> None:
+def test_redis_is_killed_and_started_again(directory: Path) -> None:
     """kill -9 under load, twice, and some seconds later it is back on the same data."""
-    started("redis")  # skips where there is no redis-server
     url = f"unix://{directory}/lasting.sock"
-    process = start_lasting_redis(directory)
     raw = connect(url)
-    wait_until(lambda: answers(raw), START_S)
+    process = start_lasting_redis(directory, raw)
     serving = start_kvstore(directory, REDIS_URL=url, KVSTORE_LOG_LENGTH=LONG_LOG)
     try:
         serving.request("PUT", "/probe/a", body=b"1")
@@ -429,8 +422,7 @@ def test_redis_is_killed_and_started_again(directory: Path, started: Callable[[s
             process.kill()
             process.wait()
             time.sleep(2)
-            process = start_lasting_redis(directory)
-            wait_until(lambda: answers(raw), START_S)
+            process = start_lasting_redis(directory, raw)
             back_at = time.monotonic()
             acknowledged = load.acknowledged()
             wait_until(lambda acknowledged=acknowledged: load.acknowledged() > acknowledged + 300, 5)
