@@ -20,7 +20,7 @@ from kvstore.errors import Problem
 from kvstore.joint import CREATED, put_all_arguments
 from kvstore.messages import DOCUMENT, Request, http_date, with_ttl
 from kvstore.messages import Reply as Answer
-from kvstore.paths import MAX_BYTES, Path, parse_path
+from kvstore.paths import MAX_BYTES, PLAIN_SEGMENT, Path, parse_path
 from kvstore.scripts import GET_ALL, PUT_ALL, Script
 from kvstore.settings import Settings
 
@@ -133,13 +133,12 @@ _INSIDE = rf'(?:[^\[\]{{}}"]++|{_STRING})*+'
 for _ in range(3):
     _INSIDE = rf'(?:[^\[\]{{}}"]++|{_STRING}|[\[{{]{_INSIDE}[\]}}])*+'
 _VALUE = rf'{_STRING}|[\[{{]{_INSIDE}[\]}}]|[^\[\]{{}}", \t\n\r]++'
-_SEGMENT = "[A-Za-z0-9_~-][A-Za-z0-9._~-]*+"  # one that has one spelling only, as in paths.py
 
 
 def _pattern(tokens: str) -> re.Pattern[bytes]:
     """A pattern in which a space stands for JSON's whitespace."""
     return re.compile(
-        tokens.replace(" ", _SPACE).replace("SEGMENT", _SEGMENT).replace("VALUE", _VALUE).encode("ascii"), re.DOTALL
+        tokens.replace(" ", _SPACE).replace("SEGMENT", PLAIN_SEGMENT).replace("VALUE", _VALUE).encode("ascii"), re.DOTALL
     )
 
 

@@ -78,8 +78,10 @@ def parse_path(raw: bytes) -> Path:
     return _parse(raw)
 
 
-# A document's path of two segments or more that has one spelling only: nothing to decode, nothing to refuse.
-_is_plain = re.compile(rb"(?:/[A-Za-z0-9_~-][A-Za-z0-9._~-]*){2,32}").fullmatch
+# A segment that has one spelling only: nothing to decode, nothing to refuse. And the path of a document of two or more of them.
+_LITERALS = "A-Za-z0-9" + re.escape(_LITERAL)
+PLAIN_SEGMENT = rf"(?!\.)[{_LITERALS}]++"
+_is_plain = re.compile(rf"(?:/{PLAIN_SEGMENT}){{2,{MAX_SEGMENTS}}}".encode()).fullmatch
 MAX_PLAIN_BYTES = 256
 
 

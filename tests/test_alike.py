@@ -209,7 +209,7 @@ def test_more_than_is_read_at_once(store: Running, monkeypatch: pytest.MonkeyPat
     assert texts == [outcome.text for outcome in one_by_one(store, requests)]
 
 
-TWO = [("PUT", "/ns/a", "1"), ("PUT", "/ns/b/c", '{"x":[{"y":[]}]}')]
+TWO = [("PUT", "/ns/a:1@b,(c)", "1"), ("PUT", "/ns/b/c", '{"x":[{"y":[]}]}')]
 
 
 @pytest.mark.parametrize(
