@@ -4,13 +4,15 @@ import json
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from email.utils import parsedate_to_datetime
 from types import SimpleNamespace
 from typing import Any, NamedTuple, TypeVar
 
 import pytest
 import redis
 from clients import Answer, Checked
-from stores import contents
+from stores import Running, contents
 from wires import Wire
 
 from kvstore import codec
@@ -93,6 +95,13 @@ def stream(client: Checked, target: str, headers: Lines = ()) -> tuple[Answer, l
     assert (answer.status, answer.headers["Content-Type"]) == (200, "application/x-ndjson")
     assert not answer.body or answer.body.endswith(b"\n")
     return answer, [json.loads(line) for line in answer.body.split(b"\n")[:-1]]
+
+
+def check_dates(one: Answer, other: Answer, store: Running) -> None:
+    """Two answers tell of one document: it was written, and expires, at the same time."""
+    assert one.headers["Last-Modified"] == other.headers["Last-Modified"]
+    sunsets = [parsedate_to_datetime(answer.headers["Sunset"]) for answer in (one, other)]
+    assert abs(sunsets[0] - sunsets[1]) <= timedelta(milliseconds=store.clock_ms)
 
 
 def at_once(ask: Callable[[int], Result], count: int) -> list[Result]:
