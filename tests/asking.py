@@ -97,6 +97,11 @@ def stream(client: Checked, target: str, headers: Lines = ()) -> tuple[Answer, l
     return answer, [json.loads(line) for line in answer.body.split(b"\n")[:-1]]
 
 
+def scripts_run(raw: redis.Redis) -> int:
+    """How many scripts Redis has been asked for."""
+    return sum(raw.info("commandstats").get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in ("eval", "evalsha"))
+
+
 def check_dates(one: Answer, other: Answer, store: Running) -> None:
     """Two answers tell of one document: it was written, and expires, at the same time."""
     assert one.headers["Last-Modified"] == other.headers["Last-Modified"]

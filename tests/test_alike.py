@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import redis
-from asking import documents_and_indexes, expire, on_few, on_one, on_two
+from asking import documents_and_indexes, expire, on_few, on_one, on_two, scripts_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stores import Running
@@ -303,11 +303,6 @@ def one_by_one(running: Running, requests: list[Request]) -> list[Any]:
             outcomes.append(problem)
     store.close()
     return outcomes
-
-
-def scripts_run(raw: redis.Redis) -> int:
-    """How many scripts Redis has been asked for."""
-    return sum(raw.info("commandstats").get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in ("eval", "evalsha"))
 
 
 def single(method: str, path: str, body: str = "", **headers: str) -> Request:
