@@ -280,7 +280,7 @@ def test_a_client_that_never_ends_does_not_hold_the_stop_up(directory: Path, sto
         begun = time.monotonic()
         running.process.terminate()
         assert running.process.wait(GRACE_S) == 0
-        assert 1 < time.monotonic() - begun < 5
+        assert 1 < time.monotonic() - begun < 8
     finally:
         running.kill()
 

@@ -392,7 +392,7 @@ def test_an_idle_worker_stops_at_once(alone: Workers) -> None:
     begun = time.monotonic()
     alone.process.terminate()
     assert alone.process.wait(JOB_S) == 0
-    assert time.monotonic() - begun < 3
+    assert time.monotonic() - begun < 8
 
 
 def test_a_second_sigterm_gives_the_job_back(redis_: redis.Redis, alone: Workers) -> None:
