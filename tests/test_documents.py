@@ -547,7 +547,7 @@ def test_the_root_namespace(client: Checked, raw: redis.Redis) -> None:
     assert raw.zrange(other.names, 0, -1) == [b"a"]
 
 
-@pytest.mark.parametrize("ttls", [(90, 10), (10, 90), (10, 10)])
+@pytest.mark.parametrize("ttls", [(90, 10), (10, YEAR_S), (10, 10)])
 def test_own_keys_outlive_the_last_document(client: Checked, raw: redis.Redis, ttls: tuple[int, int]) -> None:
     """A namespace nobody uses leaves nothing: each key of it expires, and after its last document."""
     for name, ttl_s in zip("ab", ttls, strict=True):
@@ -558,6 +558,7 @@ def test_own_keys_outlive_the_last_document(client: Checked, raw: redis.Redis, t
     client.delete("/ns/a")
     client.delete("/ns/b")
     assert all(raw.ttl(key) > 0 for key in raw.scan_iter())
+    assert DAY_MS < raw.pttl(LOG) <= 2 * DAY_MS, "however long its documents might have lived"
 
 
 def test_log_is_trimmed(client_with: Callable[..., Checked], raw: redis.Redis) -> None:

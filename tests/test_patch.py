@@ -362,7 +362,7 @@ def test_names_that_are_gone(client: Checked, raw: redis.Redis) -> None:
     assert len(raw.hget("kv:{ns}/a", "$kv")) < 200
     patch(client, "/ns/a", dict.fromkeys([*names, "new"]))
     raw.hset("kv:{ns}/a", "$kv", raw.hget("kv:{ns}/a", "$kv").split()[0] + b" object [1,[]," + b" " * 100 + b"{}]")
-    assert patch(client, "/ns/a", {"b": 1, "a": 2}).json == {"a": 2, "b": 1, "ttl": YEAR_S}
+    assert list(patch(client, "/ns/a", {"b": 1, "a": 2}).json.items())[:-1] == [("a", 2), ("b", 1)]
 
 
 @on_two

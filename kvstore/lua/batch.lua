@@ -69,10 +69,10 @@ local function undo(before, last_id)
       end
     end
   end
-  if before.expires_at >= 0 then -- of the names, which may have gone and come back
-    for _, key in ipairs({LOG, NAMES, EXPIRY, HELD, UNTIL, FREED}) do
-      redis.call('PEXPIREAT', key, before.expires_at)
-    end
+  if before.expires_at >= 0 then -- of all, though the names may have gone and come back
+    live_until(before.expires_at)
+  else
+    fade()
   end
   for _, entry in ipairs(redis.call('XRANGE', LOG, '(' .. last_id, '+')) do
     if entry[2][1] ~= 'expire' then
@@ -93,7 +93,7 @@ end
 local function batch(_, at, last)
   local prefix, atomic, most_bytes = ARGV[at], ARGV[at + 1] == 'atomic', tonumber(ARGV[at + 2])
   local newest = redis.call('XREVRANGE', LOG, '+', '-', 'COUNT', 1)[1]
-  local before = {documents = {}, queues = {}, expires_at = redis.call('PEXPIRETIME', NAMES)}
+  local before = {documents = {}, queues = {}, expires_at = redis.call('PEXPIRETIME', LOG)}
   local replies, bytes, word = {}, 0, 'read'
   later = atomic and MOST_ENTRIES or nil -- what it trims could not be put back
   at = at + 3

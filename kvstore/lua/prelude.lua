@@ -184,6 +184,14 @@ local function set(key, fields, first, last)
   end
 end
 
+-- Let all keys of the namespace live until then.
+local function live_until(at)
+  at = string.format('%.0f', at)
+  for _, key in ipairs({LOG, NAMES, EXPIRY, HELD, UNTIL, FREED}) do
+    redis.call('PEXPIREAT', key, at)
+  end
+end
+
 -- Note in the namespace's indexes that `rest` is there and expires at `at` (nil: never); `due` is what they say so far (nil:
 -- nothing). Their expiry may be early, never late, so that it need not be written with every change: sweep() finds out.
 -- They and the log live at least a day longer than the last document, so that a namespace nobody uses leaves nothing.
@@ -201,11 +209,8 @@ local function note(rest, due, at)
   end
   local last = at and (math.floor(at / DAY_MS) + 2) * DAY_MS or 4102444800000 -- the year 2100
   if redis.call('PEXPIRETIME', NAMES) < last then
-    last = string.format('%.0f', last)
-    for _, key in ipairs({LOG, NAMES, EXPIRY, HELD, UNTIL, FREED}) do
-      redis.call('PEXPIREAT', key, last)
-    end
-    return last
+    live_until(last)
+    return string.format('%.0f', last)
   end
   return false
 end
@@ -215,6 +220,15 @@ local function keep_as_names(key)
   local expires_at = redis.call('PTTL', key) == -1 and redis.call('PEXPIRETIME', NAMES)
   if expires_at and expires_at ~= -1 then
     redis.call('PEXPIREAT', key, string.format('%.0f', expires_at))
+  end
+end
+
+-- Where no document is left the log goes too, though not before a day has passed: changes.lua relies on that.
+local function fade()
+  if redis.call('EXISTS', NAMES) == 0 then
+    live_until(clock() + 2 * DAY_MS)
+  else
+    keep_as_names(LOG)
   end
 end
 
@@ -283,14 +297,12 @@ end
 -- Take a document that is no longer there out of the indexes, and say so in the log. Its first write is one that a full
 -- Redis lets through.
 local function vanish(rest)
-  if string.sub(rest, -1) == '/' then -- a namespace, in the root's index
-    redis.call('ZREM', EXPIRY, rest)
-    redis.call('ZREM', NAMES, rest)
-    return
-  end
   redis.call('ZREM', EXPIRY, rest)
   redis.pcall('ZREM', NAMES, rest) -- as in forget()
-  expire(rest)
+  if string.sub(rest, -1) ~= '/' then -- no namespace, as the root's index has them
+    expire(rest)
+  end
+  fade()
 end
 
 -- Delete a document that is there. DEL is the first write: a full Redis lets it through, and with it the rest of the script.
@@ -303,9 +315,7 @@ local function remove(key, rest, length)
     later, length = math.min(later + 1, length), MOST_ENTRIES
   end
   local id = redis.call('XADD', LOG, 'MAXLEN', '~', length, '*', 'delete', rest)
-  if redis.call('PTTL', LOG) == -1 then
-    redis.call('PEXPIRE', LOG, DAY_MS)
-  end
+  fade()
   return id
 end
 
