@@ -331,8 +331,9 @@ def test_flask_is_interrupted(directory: Path, started: Callable[[str], Running]
     serving = Served(directory, arguments, {"REDIS_URL": store.url})
     try:
         open_reader(serving.at, named("Alice"), {}).wait_for(1)
-        os.kill(serving.process.pid, signal.SIGINT)
-        assert goes(store, LIMIT_S)
+        serving.process.send_signal(signal.SIGINT)
+        serving.process.wait(LIMIT_S)
+        assert goes(store, LIMIT_S), serving.said
         assert ops(store) == ["put", "delete"]
     finally:
         serving.kill()
