@@ -42,7 +42,11 @@ _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 def die_with_parent() -> None:
-    """For preexec_fn: the process is killed when the one that started it ends, however that ends (prctl(2))."""
+    """For preexec_fn: the process is killed when the one that started it ends, however that ends (prctl(2)).
+
+    It heeds SIGINT, also where the tests run in the background and do not.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     if _libc:
         _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
