@@ -36,7 +36,8 @@ def _script(name: str, *parts: str, main: str) -> Script:
 
 
 def _text(part: str) -> str:
-    return (files("kvstore") / "lua" / f"{part}.lua").read_text("utf-8")
+    """A file without its comments, in which what is named is not used."""
+    return re.sub(r"(?m)(?:^|[ \t]+)--.*$", "", (files("kvstore") / "lua" / f"{part}.lua").read_text("utf-8"))
 
 
 def _act(name: str, *called: str) -> Script:

@@ -18,6 +18,5 @@ local function get_all(_, at, last)
       expires_at[i] = fields[i] and redis.call('PEXPIRETIME', key) or -1
     end
   end
-  local time = redis.call('TIME')
-  return {time[1] * 1000 + math.floor(time[2] / 1000), fields, expires_at}
+  return {clock(), fields, expires_at}
 end
