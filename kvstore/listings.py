@@ -79,7 +79,7 @@ def render_items(container: str, items: list[Item]) -> list[bytes]:
 def render_unchanged(request: Request, tag: str) -> Reply:
     """The reply to a GET of a container whose entity-tag the client has; raises PreconditionFailed."""
     _check_match(request, tag)
-    return Reply(304, (*tag_header(tag), *UNCHANGED))
+    return Reply(304, (*tag_header(tag), VARY, *UNCHANGED))
 
 
 def _check_match(request: Request, tag: str | None) -> None:
