@@ -44,7 +44,7 @@ _BRACKETS = str.maketrans("{}", "[]")
 _NOT_BRACKET = re.compile(r"[^\[\]]+")
 _MAYBE_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _MAYBE_SERVER_VALUE = re.compile(r"\.sv\"|\\u00")
-_ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|.)")
+_NO_HALF = re.compile(r"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F]|[^u])")  # a pair, or an escape of one character
 # JSON texts that need no closer look: most values are one of these.
 _is_plain = re.compile(rb'"[^"\\\x00-\x1f\x80-\xff]*"|-?(?:0|[1-9][0-9]{0,17})|true|false|null').fullmatch
 # A member like that and what follows it, whitespace included, in one step of the regex engine.
@@ -441,17 +441,8 @@ def _depth_exceeded(text: str) -> bool:
 
 def _check_surrogates(text: str) -> None:
     """Refuse a surrogate escape that is not half of a pair (RFC 8259 section 8.2); `text` is known to be JSON."""
-    high_ends_at = None
-    for escape in _ESCAPE.finditer(text):
-        unit = int(escape[1], 16) if escape[1] else 0
-        is_low = 0xDC00 <= unit < 0xE000
-        if is_low != (high_ends_at is not None and high_ends_at == escape.start()):
-            break
-        high_ends_at = escape.end() if 0xD800 <= unit < 0xDC00 else None
-    else:
-        if high_ends_at is None:
-            return
-    raise InvalidDocument("a string has half of a surrogate pair, which is no character; escape both halves")
+    if _MAYBE_SURROGATE.search(_NO_HALF.sub("", text)):
+        raise InvalidDocument("a string has half of a surrogate pair, which is no character; escape both halves")
 
 
 def _ttl_member(value: str) -> int:

@@ -49,6 +49,13 @@ def parse_conditions(headers: Mapping[str, str]) -> Conditions:
     )
 
 
+def check_unconditional(headers: Mapping[str, str], detail: str) -> None:
+    """Refuse a write that takes no precondition where it comes with one, with `detail`; raises InvalidPrecondition."""
+    # RFC 9110 section 13.1.3: If-Modified-Since is ignored on a write, and some clients send it with every request.
+    if parse_conditions(headers)._replace(modified_since_s=None) != NONE:
+        raise InvalidPrecondition(detail)
+
+
 def _tags(name: str, value: str) -> str:
     value = value.strip(" \t,")
     if value == "*":

@@ -7,10 +7,9 @@ import json
 from urllib.parse import quote, urlencode
 
 from kvstore.commands import Found
-from kvstore.conditions import NONE as NO_CONDITIONS
-from kvstore.conditions import Conditions, parse_conditions, read_status
+from kvstore.conditions import Conditions, check_unconditional, parse_conditions, read_status
 from kvstore.containers import DeleteBelow, Item, List, Listing
-from kvstore.errors import InvalidParameter, InvalidPrecondition, PreconditionFailed
+from kvstore.errors import InvalidParameter, PreconditionFailed
 from kvstore.messages import DOCUMENT, SAFE, UNCHANGED, Headers, Reply, Request, parameter, tag_header, ttl_s
 from kvstore.paths import Path, parse_path, split_target
 from kvstore.settings import Settings
@@ -51,8 +50,7 @@ def delete_below(request: Request, path: Path, raw_query: bytes, settings: Setti
         raise InvalidParameter("?recursive is for a container other than the root: its path ends in a slash")
     if parameter(raw_query, "recursive") is None:
         raise InvalidParameter("a container is deleted with all that lies below it: say so with ?recursive")
-    if parse_conditions(request.headers) is not NO_CONDITIONS:
-        raise InvalidPrecondition("a recursive DELETE takes no precondition")
+    check_unconditional(request.headers, "a recursive DELETE takes no precondition")
     return DeleteBelow(path, settings.log_length, once="idempotency-key" in request.headers)
 
 
@@ -81,7 +79,7 @@ def render_items(container: str, items: list[Item]) -> list[bytes]:
 def render_unchanged(request: Request, tag: str) -> Reply:
     """The reply to a GET of a container whose entity-tag the client has; raises PreconditionFailed."""
     _check_match(request, tag)
-    return Reply(304, (*tag_header(tag), *UNCHANGED))
+    return Reply(304, (*tag_header(tag), VARY, *UNCHANGED))
 
 
 def _check_match(request: Request, tag: str | None) -> None:

@@ -32,15 +32,13 @@ from kvstore.commands import (
     Stored,
     Touch,
 )
-from kvstore.conditions import NONE as NO_CONDITIONS
-from kvstore.conditions import parse_conditions, read_status, tag_time_ms
+from kvstore.conditions import check_unconditional, parse_conditions, read_status, tag_time_ms
 from kvstore.containers import DeleteBelow, DeletedBelow, Follow, Listing, Unchanged, Wait
 from kvstore.edits import json_patch_change, merge_change
 from kvstore.errors import (
     InternalError,
     InvalidParameter,
     InvalidPatch,
-    InvalidPrecondition,
     InvalidRequest,
     InvalidTTL,
     MethodNotAllowed,
@@ -224,9 +222,7 @@ def _post(request: Request, path: Path, raw_query: bytes, settings: Settings) ->
     if raw_query and parameter(raw_query, "lease") is not None:
         return take(request, path, raw_query, settings)
     _check_json(request.headers)
-    conditions = parse_conditions(request.headers)
-    if conditions is not NO_CONDITIONS:
-        raise InvalidPrecondition("POST appends, whatever is there already, and takes no precondition")
+    check_unconditional(request.headers, "POST appends, whatever is there already, and takes no precondition")
     encoded = codec.encode(request.body)
     ttl_ms = _asked_ttl_ms(raw_query, encoded.ttl_s, settings) or settings.default_ttl_s * 1000
     container = path.container

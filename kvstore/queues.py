@@ -11,8 +11,7 @@ import json
 
 from kvstore import codec
 from kvstore.commands import Post
-from kvstore.conditions import NONE as NO_CONDITIONS
-from kvstore.conditions import parse_conditions
+from kvstore.conditions import check_unconditional, parse_conditions
 from kvstore.containers import Wait
 from kvstore.errors import InvalidDocument, InvalidParameter, InvalidPrecondition
 from kvstore.jobs import DEAD, Held, Job, Lease, Take, Taken, spell_reason
@@ -31,8 +30,7 @@ def take(request: Request, path: Path, raw_query: bytes, settings: Settings) -> 
     """What a POST with ?lease= asks for; raises InvalidParameter, InvalidDocument, InvalidPrecondition or InvalidPath."""
     if request.body:
         raise InvalidDocument("a take has no body; a POST without ?lease= appends the body to the queue")
-    if parse_conditions(request.headers) is not NO_CONDITIONS:
-        raise InvalidPrecondition("a take has no precondition")
+    check_unconditional(request.headers, "a take has no precondition")
     container = path.container
     if container.text == "/":
         raise InvalidParameter("the root container is no queue: what dies would be in another namespace; use one with a name")

@@ -246,6 +246,8 @@ def _below_mount(environ: Environ, prefix_segments: int) -> tuple[bytes, str]:
     raw = environ.get("RAW_URI") or environ.get("REQUEST_URI")
     if raw is None:  # a server that keeps no raw target: there %2F cannot be told from a slash
         raw = quote(script_name + path_info, safe="/:@!$&'()*+,;=~") + "?" + environ.get("QUERY_STRING", "")
+    elif "werkzeug.socket" in environ:  # Flask's own server: it spells each byte in UTF-8, as if that were a character
+        raw = raw.encode("latin-1").decode("utf-8")
     path, query = split_target(raw.encode("latin-1"))
     mount = [*script_name.split(b"/")[1:], *path_info.split(b"/")[1 : prefix_segments + 1]]
     if not path.startswith(b"/") and not mount:  # `*`, and what is no path

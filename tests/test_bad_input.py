@@ -76,6 +76,7 @@ BODIES = [
     ("a pair apart", b'"\\ud800 \\udc00"', 400),
     ("halves in two strings", b'["\\ud800","\\udc00"]', 400),
     ("half escaped, half not", b'"\\ud83d\\\\ude00"', 400),
+    ("a high surrogate, then another escape", b'"\\ud800 \\n"', 400),
     ("a surrogate in upper case", b'"\\uD800"', 400),
     ("a surrogate in a name", b'{"\\ud800":1}', 400),
     ("a surrogate in a nested name", b'{"a":{"\\udfff":1}}', 400),

@@ -293,6 +293,20 @@ def test_any_hash_is_a_document(hash_: dict[bytes, bytes]) -> None:
     assert len(dict(members)) == len(members) == len(hash_.keys() - {b"ttl"})
 
 
+@given(st.lists(st.sampled_from(["\\ud83d", "\\ude00", "\\uDBFF", "\\\\", "\\n", '\\"', "\\u0041", "ud800"]), max_size=6))
+@settings(max_examples=200)
+def test_half_a_pair_is_refused(parts: list[str]) -> None:
+    """What Python cannot spell in UTF-8 has half of a surrogate pair, and nothing else is refused."""
+    written = f'["{"".join(parts)}"]'.encode()
+    try:
+        json.dumps(json.loads(written), ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        with pytest.raises(InvalidDocument, match="surrogate"):
+            encode(written)
+    else:
+        assert encode(written).text == written
+
+
 @given(st.binary(max_size=60) | st.text(st.sampled_from('{}[]",:0-9.eE+\\u \ndD8aN\x00ttl'), max_size=40).map(str.encode))
 def test_any_body_is_stored_or_refused(body: bytes) -> None:
     """No bytes make the codec fail in another way than by a Problem, and what it takes Python's own parser reads alike."""

@@ -336,6 +336,19 @@ def test_several_preconditions(client: Checked, method: str, headers: list[tuple
     assert client.request(method, "/ns/a", headers, b"2" if method in ("PUT", "PATCH") else b"").status == status
 
 
+# What takes no precondition, and its status: method, target, body.
+UNCONDITIONAL = [("POST", "/ns/", b"1", 201), ("POST", "/ns/?lease=1s", b"", 200), ("DELETE", "/ns/?recursive", b"", 200)]
+
+
+@pytest.mark.parametrize(("method", "target", "body", "status"), UNCONDITIONAL)
+def test_dates_that_are_no_preconditions(client: Checked, method: str, target: str, body: bytes, status: int) -> None:
+    """If-Modified-Since is ignored on a write, and a date that is none everywhere: some clients send `0` with each request."""
+    for header, value in (("If-Modified-Since", "0"), ("If-Modified-Since", LONG_AGO), ("If-Unmodified-Since", "yesterday")):
+        client.request("POST", "/ns/", body=b"1")
+        assert client.request(method, target, [(header, value)], body).status == status
+    assert client.request(method, target, [("If-Unmodified-Since", LONG_AGO)], body).status == 400
+
+
 def test_dates_where_nothing_is(client: Checked) -> None:
     """What is not there has no date that could fail."""
     assert client.get("/ns/a", [("If-Unmodified-Since", LONG_AGO)]).status == 404

@@ -195,6 +195,8 @@ def test_flask_run(flask_run: Served) -> None:
     assert flask_run.request("PUT", "/ns/a", [("Transfer-Encoding", "chunked")], b"[1]").status == 201
     assert flask_run.request("PUT", "/ns//a", (), b"1").status == 400
     assert flask_run.request("BREW", "/ns/a").status == 405
+    assert flask_run.request("PUT", "/ns/é", (), b"1").getheader("Location") == "/ns/%C3%A9"
+    assert flask_run.request("PUT", b"/ns/\xff", (), b"1").status == 400
     flask_run.process.terminate()
     flask_run.process.wait()
     wait_until(lambda: not flask_run.processes(), 5)

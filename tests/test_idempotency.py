@@ -355,6 +355,23 @@ def test_a_recursive_delete_sent_by_many(client: Checked) -> None:
     assert listed(client, "/ns/") == []
 
 
+@on_two
+def test_a_recursive_delete_that_was_cut_off(client: Checked, store: Running) -> None:
+    """Its key is its own from the first document on: another request is refused, and the same one does the rest."""
+    for container in ("x", "y"):
+        for count in (1000, 500):
+            batch(client, [("POST", f"/ns/{container}", n) for n in range(count)])
+    opened = store.open()
+    begun = protocol.parse(Request("DELETE", b"/ns/x/?recursive", {"idempotency-key": "one"}), SETTINGS)
+    assert begun.outcome(opened._reply(begun)).command.script.name == "delete_below once"  # and whoever asked it dies
+    opened.close()
+    assert client.delete("/ns/y/?recursive", [key()]).status == 422
+    assert client.put("/ns/a", "1", [key()]).status == 422
+    assert client.delete("/ns/x/?recursive", [key()]).json == {"deleted": 1500}
+    assert client.delete("/ns/x/?recursive", [key()]).headers["Idempotency-Replayed"] == "true"
+    assert len(listed(client, "/ns/?recursive&keys&limit=1000")) == 1500
+
+
 @on_served
 def test_a_503_is_not_remembered(client: Checked, store: Running) -> None:
     """Sent again after a 503 it is applied once, whether the first had been applied or not."""

@@ -682,9 +682,12 @@ MEBIBYTE = 1024 * 1024
 DEEP = "[" * 62 + "]" * 62  # within two levels it has as many as there may be
 
 
-def sized(size: int, more: str) -> str:
-    """A patch that makes of {"a":1} a document of so many bytes."""
-    return '{"b":"' + "x" * (size - len('{"a":1,"b":""' + more + "}")) + '"' + more + "}"
+ESCAPED = '{"\\n\\b\\"\\\\\\u0001\\u001f\x7f":1}'  # a name with every kind of escape, and one character that needs none
+
+
+def sized(size: int, more: str, document: str = '{"a":1}') -> str:
+    """A patch that makes of a document one of so many bytes."""
+    return '{"b":"' + "x" * (size - len(document[:-1] + ',"b":""' + more + "}")) + '"' + more + "}"
 
 
 # A document, a patch that just fits, one that does not, and what that is answered.
@@ -700,6 +703,7 @@ LIMITS: list[tuple[str, str, Any, str, str, int]] = [
     ("depth by copies", f'{{"a":{{"b":{DEEP}}}}}', [JSON], '[{"op":"copy","from":"/a","path":"/c"}]',
      '[{"op":"copy","from":"/a","path":"/a/c"}]', 400),
     ("bytes", '{"a":1}', [MERGE], sized(MEBIBYTE, ""), sized(MEBIBYTE + 1, ""), 413),
+    ("bytes of a name", ESCAPED, [MERGE], sized(MEBIBYTE, "", ESCAPED), sized(MEBIBYTE + 1, "", ESCAPED), 413),
     ("bytes, nested", '{"a":1}', [MERGE], sized(MEBIBYTE, ',"c":{}'), sized(MEBIBYTE + 1, ',"c":{}'), 413),
 ]  # fmt: skip
 
@@ -715,7 +719,7 @@ def test_limits(
     client.put("/ns/a", document)
     answer = client.request("PATCH", "/ns/a", headers, fits.encode())
     assert answer.status == 200, answer.body[:300]
-    stored = json.dumps(without_ttl(client.get("/ns/a").json), separators=(",", ":"))
+    stored = json.dumps(without_ttl(client.get("/ns/a").json), separators=(",", ":"), ensure_ascii=False)
     assert client.put("/ns/b", stored).status == 201, "it could have been PUT"
     client.put("/ns/a", document)
     before = contents(raw)

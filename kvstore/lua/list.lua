@@ -3,8 +3,8 @@
 -- ARGV   1 what stands before a name in the documents' keys  2 the container's own name in names and log, '' or 'a/b/'
 --        3 the name after which the page starts, '' for the first  4 most items  5 'asc' or 'desc'  6 'values' or 'keys'
 --        7 'direct' or 'recursive'  8 most bytes of values  9 If-None-Match
--- reply  {'again'} where so many documents have expired that Redis does something else in between; {'same', tag} where that
---        matches, or {'listing', tag, 'more' or nil, items, the time in ms where the
+-- reply  {'again'} where so many documents have expired, or may have, that Redis does something else in between;
+--        {'same', tag} where that matches, or {'listing', tag, 'more' or nil, items, the time in ms where the
 --        container is worked as a queue, else nil}; an item is {name, fields, expires_at_ms,
 --        ttl_ms} for a document (with 'keys' the fields are {'$kv', its value}, or none), {name} for a container; its name
 --        ends in a slash. The tag is the id of the namespace's last change.
@@ -16,7 +16,9 @@ local function list(_, at)
   local most, most_bytes = tonumber(ARGV[at + 3]), tonumber(ARGV[at + 7])
   local descending, with_values, direct = ARGV[at + 4] == 'desc', ARGV[at + 5] == 'values', ARGV[at + 6] == 'direct'
   local now = clock()
-  sweep(prefix, now, 100)
+  if sweep(prefix, now, MOST_EXPIRED) == MOST_EXPIRED then -- all of it, or the tag would not say what has expired
+    return {'again'}
+  end
   local tag = last_change() or '0-0'
   if ARGV[at + 8] == '*' or string.find(ARGV[at + 8], ' ' .. tag .. ' ', 1, true) then
     return {'same', tag}

@@ -10,10 +10,9 @@ local NOT_LAST = {lost = true, read = true, none = true, more = true, dead = tru
 local function once(act, key)
   local kept, request, keep_ms = KEYS[#KEYS], table.remove(ARGV), table.remove(ARGV)
   local first = redis.call('HMGET', kept, 'request', 'reply')
-  if first[1] then
-    if first[1] ~= request then
-      return {'reused'}
-    end
+  if first[1] and first[1] ~= request then
+    return {'reused'}
+  elseif first[2] then
     return {'replayed', cjson.decode(first[2])} -- lists of strings, nothing else, so cjson loses nothing
   end
   local ok, reply = pcall(act, key, 1, #ARGV)
@@ -26,6 +25,7 @@ local function once(act, key)
   end
   if reply[1] == 'some' then -- of a recursive DELETE, which several may be sending at once
     reply[2] = redis.call('HINCRBY', kept, 'so far', reply[2])
+    redis.call('HSET', kept, 'request', request)
     redis.call('PEXPIRE', kept, keep_ms)
   elseif not NOT_LAST[reply[1]] then
     redis.call('HSET', kept, 'request', request, 'reply', cjson.encode(reply))

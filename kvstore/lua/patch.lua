@@ -88,7 +88,9 @@ local function patch(key, at, last)
       flat[#flat + 1], flat[#flat + 2] = fields[i], fields[i + 1]
       bytes = bytes + #fields[i] + #fields[i + 1] + 4 -- two quotes, a colon, a comma
       if string.find(fields[i], '[%c"\\]') then -- a name that is longer as JSON
-        bytes = bytes + 5 * select(2, string.gsub(fields[i], '%c', '')) + select(2, string.gsub(fields[i], '["\\]', ''))
+        local _, short = string.gsub(fields[i], '["\\\b\t\n\f\r]', '')
+        local _, long = string.gsub(fields[i], '[%z\1-\7\11\14-\31]', '')
+        bytes = bytes + short + 5 * long
       end
     end
   end
