@@ -458,6 +458,11 @@ def test_a_task_that_forks(redis_: redis.Redis, alone: Workers) -> None:
     wait_until(lambda: not alone.pids(), JOB_S)
 
 
+def test_a_task_ends_what_it_has_forked(redis_: redis.Redis, alone: Workers) -> None:
+    """By SIGTERM, which is an order to the worker and not to a copy of it."""
+    assert own("terminate").wait(JOB_S) == -signal.SIGTERM
+
+
 def test_poison(redis_: redis.Redis, alone: Workers) -> None:
     """A job whose worker dies each time is dead after exactly as many takes as it may have; the others go on."""
     result = own("poison", "p")
