@@ -826,6 +826,21 @@ def test_many_dead_among_others(client: Checked, raw: redis.Redis) -> None:
     assert dead == {f"{n:02}": n for n in range(30) if n % 3}
 
 
+@on_two
+def test_many_dead_before_one(client: Checked, raw: redis.Redis) -> None:
+    """A take of one job buries any number of them, a hundred in a script, so that it does not take long."""
+    batch(client, [("POST", "/ns/q/", n) for n in range(250)])
+    jobs = [job for _ in range(3) for job in taken(client, "/ns/q/?lease=60s&limit=100")]
+    for job in jobs:
+        end_hold(raw, job["path"])
+    client.put("/ns/q/z", "1")
+    before = raw.info("commandstats")["cmdstat_evalsha"]["calls"]
+    assert [job["path"] for job in taken(client, "/ns/q/?lease=60s&max_attempts=1")] == ["/ns/q/z"]
+    assert raw.info("commandstats")["cmdstat_evalsha"]["calls"] - before < 10
+    dead = listed(client, "/ns/q/dead/?limit=1000")
+    assert [item["value"]["value"] for item in dead] == list(range(250))
+
+
 @on_few
 def test_a_long_name(client: Checked) -> None:
     """Where dead/ and the name together are too long, a dead job is named by a lease."""
