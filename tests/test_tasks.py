@@ -320,6 +320,7 @@ REFUSED = [
 
 def test_nothing_ends_a_worker(crew: tuple[Running, Workers], crewed: redis.Redis, crewed_http: Checked) -> None:
     """Whatever a job says or does is a failed attempt with its text; the same processes go on."""
+    wait_until(lambda: len(crew[1].pids()) == 2, JOB_S)
     before = set(crew[1].pids())
     paths = [crewed_http.request("POST", "/tasks/", (), json.dumps(job).encode()).json["path"] for job, _ in REFUSED]
     for path, (job, reason) in zip(paths, REFUSED, strict=True):
