@@ -13,7 +13,7 @@ from kvstore.commands import Again, Failed, Found, Missing, Reply, below, found_
 from kvstore.containers import MAX_PAGE_BYTES, Mark, read_mark
 from kvstore.errors import InvalidPath, PathTooLong
 from kvstore.paths import Path, parse_path
-from kvstore.scripts import BURY, FINISH, LEASE, READ, TAKE, Script
+from kvstore.scripts import BURY, BURY_ALL, FINISH, LEASE, READ, TAKE, Script
 
 DEAD = "dead/"  # below the queue: where its dead jobs go
 MAX_REASON_BYTES = 1000
@@ -95,11 +95,11 @@ class Take(NamedTuple):
 
 
 class Bury(NamedTuple):
-    """Put the first of some dead jobs where the dead are, then the others, then take again. A dead job keeps its expiry."""
+    """Put dead jobs where the dead are, then take again. A dead job keeps its expiry."""
 
     take: Take
     jobs: list[Job]
-    script: Script = BURY
+    script: Script = BURY_ALL
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -107,7 +107,10 @@ class Bury(NamedTuple):
 
     @property
     def arguments(self) -> tuple[bytes | str | int, ...]:
-        job = self.jobs[0]
+        buried = [self._buried(job) for job in self.jobs]
+        return tuple(argument for arguments in buried for argument in (len(arguments), *arguments))
+
+    def _buried(self, job: Job) -> tuple[bytes | str | int, ...]:
         reason = job.reason or f"taken {job.attempts} times, and never done"
         fields = [b"value", job.document.text, b"reason", json.dumps(reason).encode()]
         fields += [b"attempts", b"%d" % job.attempts, b"died", b"@"]
@@ -122,10 +125,7 @@ class Bury(NamedTuple):
         )
 
     def outcome(self, reply: Reply) -> Again:
-        following = Again(self._replace(jobs=self.jobs[1:]) if len(self.jobs) > 1 else self.take)
-        if reply[0] == b"buried":
-            return registered(self.take.container, reply[1], following)
-        return following
+        return registered(self.take.container, reply[1], Again(self.take))
 
 
 class Lease(NamedTuple):

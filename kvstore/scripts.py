@@ -62,9 +62,10 @@ DELETE_BELOW = _act("delete_below")
 TAKE = _act("take")
 LEASE = _act("lease")
 BURY = _act("bury", "put")
+BURY_ALL = _act("bury_all", "put", "bury")
 FINISH = _act("finish", "put", "bury", "take")
 _WRITES = (PUT, PATCH, TOUCH, DELETE, POST, BEGIN, CONCLUDE, DELETE_BELOW, TAKE, LEASE)
-ONCE = {script.name: _once(script.name) for script in _WRITES} | {"bury": _once("bury", "put")}
+ONCE = {script.name: _once(script.name) for script in _WRITES} | {"bury_all": _once("bury_all", "put", "bury")}
 BATCH_PARTS = ("get", "put", "patch", "touch", "delete", "post", "begin", "batch")
 BATCH = _script("batch", "prelude", *BATCH_PARTS, main="return batch(nil, 1, #ARGV)")
 ONCE["batch"] = _script("batch once", "prelude", *BATCH_PARTS, "once", main="return once(batch)")

@@ -50,6 +50,8 @@ ERRORS = (redis.RedisError, redis.exceptions.RedisClusterException)
 
 def problem_of(error: Exception) -> Problem:
     """The problem that an exception of redis-py is: 409, 503 or 507."""
+    if re.search("Authentication required|unauthenticated", str(error)):  # the second is of commands with many arguments
+        return problem_of_reply("NOAUTH")
     for kind, word in _WORDS.items():
         if isinstance(error, kind):
             return problem_of_reply(word)

@@ -174,9 +174,9 @@ def queuefunc(function: Callable[..., Any] | None = None, /, *, queue: str = QUE
 
 
 def _register(function: Callable[P, R], queue: str) -> Task[P, R]:
+    if getattr(function, "__name__", "<lambda>") == "<lambda>":
+        raise ValueError(f"a job names its function, and {function!r} has no name: write it with def")
     task = Task(function, queue)
-    if task.name == "<lambda>":
-        raise ValueError("a job names its function, and a lambda has no name: write it with def")
     other = _tasks.get(task.name)
     if other and _origin(other) != _origin(task):
         raise ValueError(f"another task is named {task.name!r}; give this function another name")

@@ -250,15 +250,43 @@ _ORDERS = {signal.SIGTERM, signal.SIGINT}
 @contextmanager
 def _answering(answers: Answers) -> Iterator[None]:
     """Answer signals so while the block runs; nothing is changed where this is not the main thread, which alone can."""
+    global _is_told
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = {number: signal.signal(number, answer) for number, answer in answers.items()}
+    _is_told = True
     try:
         yield
     finally:
+        _is_told = False
         for number, answer in before.items():
             signal.signal(number, answer)
+
+
+# What a task forks is told nothing: SIGTERM ends it, as whoever sends that expects; multiprocessing waits until it has.
+# Meanwhile the signal is blocked, since Python forgets one that comes to a process that it has just forked.
+_is_told = False  # whether SIGTERM is an order to this process
+_forking = threading.local()  # of each thread: what it blocks otherwise
+
+
+def _before_fork() -> None:
+    _forking.blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM} if _is_told else ())
+
+
+def _after_fork() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _forking.blocked)
+
+
+def _in_copy() -> None:
+    global _is_told
+    if _is_told:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        _is_told = False
+    _after_fork()
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_in_copy)
 
 
 def work_here(worker: Worker) -> None:
@@ -318,11 +346,14 @@ def _fork(make_worker: Callable[[], Worker]) -> int:
     status = 1
     try:
         worker = make_worker()
-        signal.signal(signal.SIGTERM, lambda *_: worker.stop())
-        signal.signal(signal.SIGQUIT, lambda *_: worker.quit())
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in the terminal: the parent passes it on
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ORDERS)
-        worker.work(parent)
+        answers: Answers = {
+            signal.SIGTERM: lambda *_: worker.stop(),
+            signal.SIGQUIT: lambda *_: worker.quit(),
+            signal.SIGINT: signal.SIG_IGN,  # Ctrl-C in the terminal: the parent passes it on
+        }
+        with _answering(answers):
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _ORDERS)
+            worker.work(parent)
         status = 0
     except BaseException:
         log.exception("a worker failed by a bug of ours")

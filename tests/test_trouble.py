@@ -270,6 +270,14 @@ def test_every_error_reply(text: str, status: int) -> None:
     assert status != 503 or "Retry-After" in problem.headers
 
 
+def test_a_password_that_is_missing(connected: Callable[[str], Checked], valkey: Running) -> None:
+    """It is asked for, whatever the command: Redis refuses one with many arguments before it looks at who sends it."""
+    valkey.redis.config_set("requirepass", "secret")
+    client = connected(valkey.url)
+    for answer in (client.get("/ns/a"), client.put("/ns/a", "1")):
+        assert (answer.status, answer.json["detail"]) == (503, "Redis wants a password; put it into REDIS_URL")
+
+
 # --- Connections that break ---------------------------------------------------------------------------------------------
 
 

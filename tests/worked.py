@@ -1,5 +1,6 @@
 """A Flask application whose functions the workers of the tests run. What ran is noted in Redis, beside our own keys."""
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -97,6 +98,16 @@ def fork(child: str, parent: str) -> str:
         return child
     time.sleep(0.5)
     return parent
+
+
+@queuefunc
+def terminate() -> Any:
+    """End a process that it has forked, as a pool of multiprocessing does with each of its own."""
+    forked = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    forked.start()
+    forked.terminate()
+    forked.join(5)
+    return forked.exitcode
 
 
 @queuefunc(queue="/mail/")

@@ -23,6 +23,7 @@ local function lease(key, at)
   check_types(rest)
   check_queue_types()
   local lease_ms, delay_ms, now = tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3]), clock()
+  forget(rest) -- the first write is one that a full Redis lets through: who works on a job keeps it
   if lease_ms > 0 then
     write_mark(key, meta, job.attempts, now + lease_ms, job.lease, job.reason)
     hold(rest, now + lease_ms)
@@ -34,8 +35,6 @@ local function lease(key, at)
   write_mark(key, meta, job.attempts, now + delay_ms, '-', ARGV[at + 4])
   if delay_ms > 0 then
     hold(rest, now + delay_ms)
-  else
-    forget(rest)
   end
   ring(rest)
   return {'held', read(key), '-'}

@@ -9,6 +9,7 @@
 
 local MOST_DUE = 1000 -- holds that have ended, or jobs that have expired, in one call
 local BURY_MS = 10000 -- that a dead job is leased to whoever buries it
+local MOST_DEAD = 100 -- of one call, so that Redis is not held up for long
 
 -- How many of names[first] to names[last], counted from 0, can be taken: those that are not held.
 local function count_free(first, last)
@@ -64,7 +65,7 @@ local function take(_, at)
 
   local low, high = range_below(container)
   local jobs, word, bytes, expired = {}, 'taken', 0, 0
-  while #jobs < most and bytes < most_bytes do
+  while #jobs < (word == 'dead' and MOST_DEAD or most) and bytes < most_bytes do
     local rest = first_free(low, high)
     if not rest then
       break
