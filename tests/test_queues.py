@@ -376,6 +376,19 @@ def test_many_that_have_expired(client: Checked, raw: redis.Redis) -> None:
         assert raw.zcard(keys_of("ns").names) == 1
 
 
+@on_one
+def test_many_that_have_expired_behind_one_that_lives(client: Checked, raw: redis.Redis) -> None:
+    """Who wants two jobs is given the one, and does not wait for a look at all of the others."""
+    for first in range(0, 3000, 1000):
+        batch(client, [("PUT", f"/ns/q/{number:04}", number) for number in range(first, first + 1000)])
+    client.put("/ns/q/-", "1")
+    assert raw.delete(*raw.keys("kv:{ns}/q/[0-9]*")) == 3000
+    assert [job["path"] for job in taken(client, "/ns/q/?lease=60s&limit=2")] == ["/ns/q/-"]
+    assert raw.zcard(keys_of("ns").names) == 2001
+    assert taken(client) == []
+    assert raw.zcard(keys_of("ns").names) == 1
+
+
 @on_few
 @pytest.mark.parametrize(("preference", "status"), [("minimal", 204), ("representation", 200)])
 def test_what_a_lease_answers(client: Checked, preference: str, status: int) -> None:

@@ -7,7 +7,7 @@
 --        it is asked again; {'more'} where so many holds have ended, or jobs expired, that Redis does something else in between.
 --        A job is {rest, what is there, attempts, lease, reason}.
 
-local MOST_DUE = 1000 -- holds that have ended, or jobs that have expired, in one call
+local MOST_DUE = 1000 -- holds that have ended, or jobs that have expired or are held after all, in one call
 local BURY_MS = 10000 -- that a dead job is leased to whoever buries it
 local MOST_DEAD = 100 -- of one call, so that Redis is not held up for long
 
@@ -64,8 +64,8 @@ local function take(_, at)
   end
 
   local low, high = range_below(container)
-  local jobs, word, bytes, expired = {}, 'taken', 0, 0
-  while #jobs < (word == 'dead' and MOST_DEAD or most) and bytes < most_bytes do
+  local jobs, word, bytes, passed = {}, 'taken', 0, 0
+  while #jobs < (word == 'dead' and MOST_DEAD or most) and bytes < most_bytes and passed < MOST_DUE do
     local rest = first_free(low, high)
     if not rest then
       break
@@ -78,15 +78,13 @@ local function take(_, at)
       low = '[' .. container .. string.sub(name, 1, slash - 1) .. '0'
     elseif name ~= '' and not fields.err and #fields == 0 then
       vanish(rest)
-      expired = expired + 1
-      if expired == MOST_DUE and #jobs == 0 then
-        return {'more'}
-      end
+      passed = passed + 1
     elseif #fields > 0 then
       local _, tag, meta, job = look(prefix .. rest)
       job = job or {attempts = 0, held_until = 0, reason = '-'}
       if job.held_until > now then -- held all along
         hold(rest, job.held_until)
+        passed = passed + 1
       elseif tag then -- another client's hash is no job
         local is_dead = job.attempts >= most_attempts
         if #jobs > 0 and is_dead ~= (word == 'dead') then
@@ -109,6 +107,8 @@ local function take(_, at)
   work_as_queue(container)
   if #jobs > 0 then
     return {word, jobs}
+  elseif passed == MOST_DUE then
+    return {'more'}
   end
   local next_ms = redis.call('ZRANGE', UNTIL, 0, 0, 'WITHSCORES')[2]
   local log, freed = redis.call('XREVRANGE', LOG, '+', '-', 'COUNT', 1)[1], redis.call('XREVRANGE', FREED, '+', '-', 'COUNT', 1)[1]
