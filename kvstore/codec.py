@@ -35,7 +35,7 @@ SCALAR = b" value"
 SERVER_VALUE = ".sv"  # Firebase's spelling
 
 # What is known of a job stands before the rest, on a line of its own (lua/prelude.lua, read_mark).
-_META = re.compile(rb"(?:job [^\n]*\n)?(\d+-\d+) (object|value)(?: (\[.*\]))?", re.DOTALL)
+_META = re.compile(rb"(?:job [^\n]*\n)?(\d{1,20}-\d{1,20}) (object|value)(?: (\[.*\]))?", re.DOTALL)
 _OUR_NAME = re.compile(rb"\$kv\$*")
 _space = re.compile(r"[ \t\n\r]*").match
 _COMPACT = re.compile(r'("[^"\\]*(?:\\.[^"\\]*)*")|[ \t\n\r]+')
@@ -197,8 +197,6 @@ def _parsed(body: bytes, parse: Callable[[str], Parsed]) -> Parsed:
         raise _malformed(text, error.pos, error.msg) from None
     except RecursionError:
         raise _too_deep() from None
-    except InvalidDocument:
-        raise
     except ValueError:
         raise InvalidDocument("an integer has at most 4,300 digits; send a longer one as a string") from None
 

@@ -8,7 +8,7 @@ here does I/O; `live.py` and `web.py` hold.
 from typing import NamedTuple
 
 from kvstore.codec import Encoded, encode
-from kvstore.commands import Again, Register, Reply
+from kvstore.commands import Again, Reply, registered
 from kvstore.errors import AlreadyStored, InvalidParameter, Problem
 from kvstore.paths import Path, own_key, parse_path
 from kvstore.scripts import KEEP, RELEASE, Script
@@ -56,8 +56,7 @@ class Hold(NamedTuple):
                 f"a document is stored at {self.path.text} that no stream holds, and holding it would delete it in the end;"
                 " delete it first, or hold another path"
             )
-        news, namespace = reply[1] if len(reply) > 1 else None, self.path.namespace
-        return Kept() if news is None or namespace == "/" else Again(Register(namespace, int(news), Kept()))
+        return registered(self.path, reply[1], Kept())
 
 
 class Release(NamedTuple):

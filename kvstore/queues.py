@@ -32,8 +32,7 @@ def take(request: Request, path: Path, raw_query: bytes, settings: Settings) -> 
         raise InvalidDocument("a take has no body; a POST without ?lease= appends the body to the queue")
     check_unconditional(request.headers, "a take has no precondition")
     container = path.container
-    if container.text == "/":
-        raise InvalidParameter("the root container is no queue: what dies would be in another namespace; use one with a name")
+    _check_queue(container)
     parse_path((container.text + DEAD + "0" * LEASE_BYTES).encode())  # that there is a place for what dies
     lease_s = _duration_s(raw_query, "lease", 1, settings.max_ttl_s)
     assert lease_s is not None
@@ -41,9 +40,7 @@ def take(request: Request, path: Path, raw_query: bytes, settings: Settings) -> 
     max_attempts = _number(raw_query, "max_attempts", DEFAULT_ATTEMPTS, 1, MAX_ATTEMPTS)
     asked = Take(container, lease_s * 1000, limit, max_attempts, settings.log_length)
     wait_s = _duration_s(raw_query, "wait", 0, MAX_WAIT_S)
-    if not wait_s:
-        return asked
-    return Wait(asked, container._replace(is_container=True), wait_s)  # also of `/`, which as a path is the root document
+    return Wait(asked, container, wait_s) if wait_s else asked
 
 
 def lease(request: Request, path: Path, raw_query: bytes, settings: Settings) -> Lease:
@@ -64,7 +61,15 @@ def lease(request: Request, path: Path, raw_query: bytes, settings: Settings) ->
 def delayed(post: Post, raw_query: bytes) -> Post:
     """A POST that is held back for ?delay=; raises InvalidParameter."""
     delay_s = _duration_s(raw_query, "delay", 0, post.ttl_ms // 1000)
-    return post._replace(delay_ms=delay_s * 1000) if delay_s else post
+    if not delay_s:
+        return post
+    _check_queue(post.container)
+    return post._replace(delay_ms=delay_s * 1000)
+
+
+def _check_queue(container: Path) -> None:
+    if container.text == "/":
+        raise InvalidParameter("the root container is no queue: what dies would be in another namespace; use one with a name")
 
 
 def render_taken(taken: Taken) -> Reply:

@@ -204,6 +204,11 @@ def test_bytes_that_another_client_added_to_a_document_of_ours() -> None:
     assert decode(flat).text == b'{"b":1,"$kv":2,"$kv$":3,"\\\\xff":4}'
 
 
+def test_a_tag_that_is_no_id() -> None:
+    """What another client put in its place makes no date: int() refuses thousands of digits."""
+    assert decode([META, b"9" * 5000 + b"-0 object", b"a", b"1"]).tag is None
+
+
 def test_what_is_remembered_is_small() -> None:
     """A hash is not kept in memory for its short text where it is large: names that are gone, spaces in a value."""
     for number, (order, value) in enumerate(((b' ["%b"]' % (b"x" * 5000), b"1"), (b"", b"[" + b" " * 5000 + b"]"))):

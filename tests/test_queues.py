@@ -160,8 +160,8 @@ def test_only_what_is_directly_below(client: Checked) -> None:
 def test_the_root(client: Checked) -> None:
     """It is no queue: its dead jobs would be in another namespace, where one script does not reach."""
     client.put("/a", "1")
-    for target in ("/?lease=60s", "/?lease=60s&wait=5"):
-        answer = client.request("POST", target)
+    for target, body in (("/?lease=60s", b""), ("/?lease=60s&wait=5", b""), ("/?delay=1s", b"1")):
+        answer = client.request("POST", target, (), body)
         assert (answer.status, answer.json["type"]) == (400, "urn:kvstore:invalid-parameter")
 
 
