@@ -16,8 +16,10 @@ from serving import start_kvstore, wire
 from stores import SERVERS, Running, contents, start_valkey, wait_until
 from wires import Wire
 
+from kvstore.commands import Get, Missing
 from kvstore.errors import Problem, problem_of_reply
-from kvstore.store import Store, problem_of
+from kvstore.paths import parse_path
+from kvstore.store import MAX_CONNECTIONS, Store, problem_of
 
 ANSWER_S = 6.0  # the contract's limit for a 503
 RETURN_S = 2.0  # and for serving again after Redis has returned
@@ -169,6 +171,16 @@ def test_redis_is_halted(connected: Callable[[str], Checked], valkey: Running, h
         stored = client.get(f"/ns/{n}").status == 200
         assert changes(valkey.redis, str(n)) == stored
         assert stored or status == 503
+
+
+@pytest.mark.parametrize("name", ["redis", "cluster"])
+def test_more_threads_than_connections(started: Callable[[str], Running], name: str) -> None:
+    """They take turns, wherever Redis is."""
+    store = started(name).open()
+    get = Get(parse_path(b"/nobody/there"))
+    with ThreadPoolExecutor(4 * MAX_CONNECTIONS) as pool:
+        assert set(pool.map(lambda _: store.execute(get), range(500))) == {Missing()}
+    store.close()
 
 
 # --- Redis full ---------------------------------------------------------------------------------------------------------
