@@ -107,5 +107,6 @@ def _client(address: Address) -> Any:
     options = client_options(address) | {"retry": Retry(NoBackoff(), 0), "max_connections": 2 * MAX_CONNECTIONS}
     if address.kind == "cluster":
         nodes = [redis.asyncio.cluster.ClusterNode(host, port) for host, port in address.nodes]
-        return redis.asyncio.RedisCluster(startup_nodes=nodes, ssl=address.tls, **options)
+        # Else every fifth MOVED would close all connections, with commands on them that others wait for.
+        return redis.asyncio.RedisCluster(startup_nodes=nodes, ssl=address.tls, reinitialize_steps=0, **options)
     return sentinels(address).master_for(address.primary, ssl=address.tls, **options)

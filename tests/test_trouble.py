@@ -4,7 +4,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -181,6 +181,32 @@ def test_more_threads_than_connections(started: Callable[[str], Running], name: 
     with ThreadPoolExecutor(4 * MAX_CONNECTIONS) as pool:
         assert set(pool.map(lambda _: store.execute(get), range(500))) == {Missing()}
     store.close()
+
+
+# --- Slots of a cluster that move ---------------------------------------------------------------------------------------
+
+
+def move(cluster: redis.RedisCluster, slots: Sequence[int], by: int) -> None:
+    """Give slots in which there is nothing to the node that is so many further than the one that has them."""
+    nodes = cluster.get_primaries()
+    owners = [cluster.nodes_manager.get_node_from_slot(slot) for slot in slots]
+    ids = [cluster.execute_command("CLUSTER MYID", target_nodes=node) for node in nodes]
+    for slot, owner in zip(slots, owners, strict=True):
+        new = ids[(nodes.index(owner) + by) % len(nodes)]
+        cluster.execute_command("CLUSTER SETSLOT", slot, "NODE", new, target_nodes=nodes)
+
+
+@pytest.mark.parametrize("lane", [lane for lane in LANES if lane[1] == "cluster"], ids="-".join, indirect=True)
+def test_slots_that_move(client: Checked, raw: redis.RedisCluster) -> None:
+    """Requests that are sent to where a slot was are sent on, and break no request that is under way."""
+    slots = [raw.keyslot(parse_path(b"/moves%d/a" % n).keys.document) for n in range(60)]
+    assert client.get("/moves0/a").status == 404
+    move(raw, slots, 1)
+    try:
+        with ThreadPoolExecutor(24) as pool:
+            assert set(pool.map(lambda n: client.get(f"/moves{n}/a").status, range(60))) == {404}
+    finally:
+        move(raw, slots, 0)
 
 
 # --- Redis full ---------------------------------------------------------------------------------------------------------
