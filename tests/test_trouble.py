@@ -258,6 +258,11 @@ def test_every_exception_of_redis_py(kind: type[Exception]) -> None:
     assert "something happened" not in problem.detail
 
 
+def test_a_replica_without_its_primary_is_no_cluster() -> None:
+    """redis-py makes the one error a kind of the other."""
+    assert problem_of(redis.exceptions.MasterDownError("it is down")).detail == problem_of_reply("MASTERDOWN").detail
+
+
 @pytest.mark.parametrize(
     "kind",
     [kind for kind in EXCEPTIONS if issubclass(kind, redis.RedisError | redis.exceptions.RedisClusterException)],
