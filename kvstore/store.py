@@ -159,13 +159,19 @@ def client_options(address: Address) -> dict[str, Any]:
     return options
 
 
+def sentinel_options(address: Address) -> dict[str, Any]:
+    """What redis-py's clients of the Sentinels take: they are asked one after the other, all in the time of one connection."""
+    limit_s = CONNECT_S / len(address.nodes)
+    return {"socket_connect_timeout": limit_s, "socket_timeout": limit_s}
+
+
 def _client(address: Address) -> Any:
     options = client_options(address) | {"retry": Retry(NoBackoff(), 0)}
     if address.kind == "cluster":
         nodes = [redis.cluster.ClusterNode(host, port) for host, port in address.nodes]
         return redis.RedisCluster(startup_nodes=nodes, ssl=address.tls, **options)
     if address.kind == "sentinel":
-        of_sentinels = {"socket_connect_timeout": CONNECT_S, "socket_timeout": CONNECT_S}
+        of_sentinels = sentinel_options(address) | {"retry": Retry(NoBackoff(), 0)}
         sentinel = redis.Sentinel(address.nodes, sentinel_kwargs=of_sentinels)
         return sentinel.master_for(address.primary, ssl=address.tls, **options)
     if address.path:
