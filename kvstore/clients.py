@@ -17,7 +17,7 @@ from kvstore.address import Address, parse_address
 from kvstore.commands import Again, Command
 from kvstore.errors import UNKNOWN, unavailable
 from kvstore.pipeline import AsyncStore, Done, Pipeline
-from kvstore.store import CONNECT_S, ERRORS, client_options, problem_of
+from kvstore.store import ERRORS, client_options, problem_of, sentinel_options
 
 MAX_CONNECTIONS = 32  # to each node
 ANSWER_S = 5.0  # the turn of a command, waiting for a connection included
@@ -93,8 +93,7 @@ def open_async_store(redis_url: str, *, verify_tls: bool = True) -> AsyncStore:
 
 def sentinels(address: Address) -> Any:
     """redis-py's client of the Sentinels at an address."""
-    timeouts = {"socket_connect_timeout": CONNECT_S, "socket_timeout": CONNECT_S}
-    return redis.asyncio.Sentinel(address.nodes, sentinel_kwargs=timeouts)
+    return redis.asyncio.Sentinel(address.nodes, sentinel_kwargs=sentinel_options(address) | {"retry": Retry(NoBackoff(), 0)})
 
 
 async def close_sentinels(client: Any) -> None:
@@ -107,5 +106,6 @@ def _client(address: Address) -> Any:
     options = client_options(address) | {"retry": Retry(NoBackoff(), 0), "max_connections": 2 * MAX_CONNECTIONS}
     if address.kind == "cluster":
         nodes = [redis.asyncio.cluster.ClusterNode(host, port) for host, port in address.nodes]
-        return redis.asyncio.RedisCluster(startup_nodes=nodes, ssl=address.tls, **options)
+        # Else every fifth MOVED would close all connections, with commands on them that others wait for.
+        return redis.asyncio.RedisCluster(startup_nodes=nodes, ssl=address.tls, reinitialize_steps=0, **options)
     return sentinels(address).master_for(address.primary, ssl=address.tls, **options)

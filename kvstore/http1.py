@@ -207,7 +207,8 @@ class Reader:
             return b""
         if self._chunks:
             consumed, is_complete = self._chunks.feed(buffer)
-            self._buffer = buffer[consumed:]
+            if consumed:  # else a chunk that trickles would be copied with each of its bytes
+                self._buffer = buffer[consumed:]
             if not is_complete:
                 return None
             body = self._chunks.body()

@@ -9,7 +9,8 @@ import re
 import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import redis
@@ -21,8 +22,8 @@ from kvstore.commands import Again, Command
 from kvstore.errors import UNKNOWN, Problem, problem_of_reply, unavailable
 from kvstore.paths import Path, own_key
 
-# A request waits for a connection of the pool, then for the connection to open, then for the answer: under 6 s together.
-POOL_WAIT_S = 1.0
+# A request waits for its turn, then for the connection to open, then for the answer: under 6 s together.
+TURN_S = 1.0
 CONNECT_S = 1.5
 ANSWER_S = 3.0
 BLOCK_S = 2.0  # of one blocking command: less than an answer may take
@@ -39,8 +40,8 @@ _WORDS: dict[type[redis.RedisError], str] = {
     redis.exceptions.ReadOnlyError: "READONLY",
     redis.exceptions.BusyLoadingError: "LOADING",
     redis.exceptions.TryAgainError: "TRYAGAIN",
+    redis.exceptions.MasterDownError: "MASTERDOWN",  # before the class that it is made of
     redis.exceptions.ClusterDownError: "CLUSTERDOWN",
-    redis.exceptions.MasterDownError: "MASTERDOWN",
 }
 
 
@@ -72,6 +73,8 @@ class Store:
         self._connect = connect
         self._client: Any = None
         self._lock = threading.Lock()
+        # redis-py's own bound is one for each node, and where it is reached a cluster's client and Sentinel's do not wait.
+        self._turns = threading.BoundedSemaphore(MAX_CONNECTIONS)
 
     def execute(self, command: Command) -> Any:
         """The outcome of a command; raises Problem. Source: EVALSHA, EVAL."""
@@ -84,11 +87,11 @@ class Store:
     def _reply(self, command: Command) -> Any:
         keys, arguments = command.keys, command.arguments
         try:
-            call = (self._client or self._open()).execute_command
-            try:
-                return call("EVALSHA", command.script.sha, len(keys), *keys, *arguments)
-            except redis.exceptions.NoScriptError:
-                return call("EVAL", command.script.text, len(keys), *keys, *arguments)
+            with self._turn() as client:
+                try:
+                    return client.execute_command("EVALSHA", command.script.sha, len(keys), *keys, *arguments)
+                except redis.exceptions.NoScriptError:
+                    return client.execute_command("EVAL", command.script.text, len(keys), *keys, *arguments)
         except ERRORS as error:
             raise problem_of(error) from error
 
@@ -102,8 +105,9 @@ class Store:
         try:
             while (left_s := deadline - time.monotonic()) > 0:
                 block_ms = max(1, int(1000 * min(left_s, BLOCK_S)))
-                if (self._client or self._open()).xread(streams, count=1, block=block_ms):
-                    return
+                with self._turn() as client:
+                    if client.xread(streams, count=1, block=block_ms):
+                        return
         except ERRORS as error:
             raise problem_of(error) from error
 
@@ -111,6 +115,16 @@ class Store:
         """Close the connections."""
         if self._client:
             self._client.close()
+
+    @contextmanager
+    def _turn(self) -> Iterator[Any]:
+        """The client, for one command."""
+        if not self._turns.acquire(timeout=TURN_S):
+            raise unavailable("all connections to Redis are busy; send the request again. Nothing was changed")
+        try:
+            yield self._client or self._open()
+        finally:
+            self._turns.release()
 
     def _open(self) -> Any:
         with self._lock:
@@ -147,15 +161,21 @@ def client_options(address: Address) -> dict[str, Any]:
     return options
 
 
+def sentinel_options(address: Address) -> dict[str, Any]:
+    """What redis-py's clients of the Sentinels take: they are asked one after the other, all in the time of one connection."""
+    limit_s = CONNECT_S / len(address.nodes)
+    return {"socket_connect_timeout": limit_s, "socket_timeout": limit_s}
+
+
 def _client(address: Address) -> Any:
     options = client_options(address) | {"retry": Retry(NoBackoff(), 0)}
     if address.kind == "cluster":
         nodes = [redis.cluster.ClusterNode(host, port) for host, port in address.nodes]
-        return redis.RedisCluster(startup_nodes=nodes, ssl=address.tls, max_connections=MAX_CONNECTIONS, **options)
+        return redis.RedisCluster(startup_nodes=nodes, ssl=address.tls, **options)
     if address.kind == "sentinel":
-        of_sentinels = {"socket_connect_timeout": CONNECT_S, "socket_timeout": CONNECT_S}
+        of_sentinels = sentinel_options(address) | {"retry": Retry(NoBackoff(), 0)}
         sentinel = redis.Sentinel(address.nodes, sentinel_kwargs=of_sentinels)
-        return sentinel.master_for(address.primary, ssl=address.tls, max_connections=MAX_CONNECTIONS, **options)
+        return sentinel.master_for(address.primary, ssl=address.tls, **options)
     if address.path:
         kind: Any = redis.UnixDomainSocketConnection
         options["path"] = address.path
@@ -163,5 +183,4 @@ def _client(address: Address) -> Any:
     else:
         kind = redis.SSLConnection if address.tls else redis.Connection
         options["host"], options["port"] = address.nodes[0]
-    pool = redis.BlockingConnectionPool(connection_class=kind, max_connections=MAX_CONNECTIONS, timeout=POOL_WAIT_S, **options)
-    return redis.Redis(connection_pool=pool)
+    return redis.Redis(connection_pool=redis.ConnectionPool(connection_class=kind, **options))

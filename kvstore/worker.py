@@ -7,8 +7,10 @@ through ASGI's messages. Source: gunicorn.workers.base, "your worker subclass mu
 import asyncio
 import gc
 import os
+import resource
 import signal
 import sys
+from contextlib import suppress
 from typing import Any
 
 from gunicorn.workers.base import Worker as Base
@@ -23,6 +25,9 @@ class Worker(Base):  # type: ignore[misc]  # gunicorn has no types
     """A process that serves an Application until it is told to stop."""
 
     def init_process(self) -> None:
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with suppress(ValueError, OSError):  # macOS says that there is no limit, and has one
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a connection each; most systems begin with 1,024
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # as serve.py has it already; under a gunicorn without that, at last
         try:
             import uvloop

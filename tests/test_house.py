@@ -89,6 +89,7 @@ WORLD = {
     },
     "os": {"embedded", "app", "asgi", "worker", "serve", "working", "tasks"},
     "pathlib": {"embedded", "app", "serve"},
+    "resource": {"worker"},
     "secrets": {"holding", "web"},
     "signal": {"embedded", "serve", "worker", "working"},
     "select": {"web"},

@@ -3,8 +3,10 @@
 import http.client
 import json
 import signal
+import socket
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -19,6 +21,7 @@ from stores import answers, connect, free_ports, redis_server, wait_for_redis, w
 from kvstore.store import open_store
 
 LIMIT_S = 40  # Sentinel takes its time
+ANSWER_S = 6.0  # the contract's limit for a 503
 
 
 def start(directory: Path, port: int, *options: str) -> "subprocess.Popen[bytes]":
@@ -152,6 +155,21 @@ def store_reads(store: Any, path: str) -> bytes:
 
     text: bytes = store.execute(Get(parse_path(path.encode()))).text
     return text
+
+
+def test_a_sentinel_that_hangs(sentinels: Sentinels) -> None:
+    """Another is asked in time, by both kinds of store."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = sentinels.url.replace("://", f"://127.0.0.1:{silent.getsockname()[1]},")
+        served, store = InProcess(url), open_store(url)
+        begun = time.monotonic()
+        try:
+            assert ask(served, "PUT", "/room/1", 1)[0] == 201
+            assert store_reads(store, "/room/1") == b"1"
+            assert time.monotonic() - begun < ANSWER_S
+        finally:
+            served.stop()
+            store.close()
 
 
 def test_no_sentinel_answers(sentinels: Sentinels) -> None:

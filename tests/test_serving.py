@@ -1,6 +1,7 @@
 """The command `kvstore`, as a process: what it says, what it keeps, how it ends."""
 
 import re
+import resource
 import shlex
 import shutil
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -362,6 +364,22 @@ def test_many_requests_on_one_connection(served: Served) -> None:
             answered += more
     bodies = re.findall(rb"\r\n\r\n(\d+)\n", answered)
     assert bodies == [*(b"%d" % n for n in range(30)), b"2"]
+
+
+def test_as_many_connections_as_the_machine_allows(start: Callable[..., Served], started: Callable[[str], Running]) -> None:
+    """The limit of open files with which most systems start a process can be raised by itself, and is."""
+    url = started("valkey").url
+    few, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, most))
+    try:
+        served = start(REDIS_URL=url, WEB_CONCURRENCY="1")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (few, most))
+    with ExitStack() as stack:
+        connections = [stack.enter_context(served.connect()) for _ in range(100)]
+        for connection in connections:
+            connection.sendall(wire("GET", "/nobody/there"))
+        assert {read(connection, "GET").status for connection in connections} == {404}
 
 
 @pytest.mark.parametrize("expect", [[], [("Expect", "100-continue")]])

@@ -4,7 +4,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,10 @@ from serving import start_kvstore, wire
 from stores import SERVERS, Running, contents, start_valkey, wait_until
 from wires import Wire
 
+from kvstore.commands import Get, Missing
 from kvstore.errors import Problem, problem_of_reply
-from kvstore.store import Store, problem_of
+from kvstore.paths import parse_path
+from kvstore.store import MAX_CONNECTIONS, Store, problem_of
 
 ANSWER_S = 6.0  # the contract's limit for a 503
 RETURN_S = 2.0  # and for serving again after Redis has returned
@@ -171,6 +173,42 @@ def test_redis_is_halted(connected: Callable[[str], Checked], valkey: Running, h
         assert stored or status == 503
 
 
+@pytest.mark.parametrize("name", ["redis", "cluster"])
+def test_more_threads_than_connections(started: Callable[[str], Running], name: str) -> None:
+    """They take turns, wherever Redis is."""
+    store = started(name).open()
+    get = Get(parse_path(b"/nobody/there"))
+    with ThreadPoolExecutor(4 * MAX_CONNECTIONS) as pool:
+        assert set(pool.map(lambda _: store.execute(get), range(500))) == {Missing()}
+    store.close()
+
+
+# --- Slots of a cluster that move ---------------------------------------------------------------------------------------
+
+
+def move(cluster: redis.RedisCluster, slots: Sequence[int], by: int) -> None:
+    """Give slots in which there is nothing to the node that is so many further than the one that has them."""
+    nodes = cluster.get_primaries()
+    owners = [cluster.nodes_manager.get_node_from_slot(slot) for slot in slots]
+    ids = [cluster.execute_command("CLUSTER MYID", target_nodes=node) for node in nodes]
+    for slot, owner in zip(slots, owners, strict=True):
+        new = ids[(nodes.index(owner) + by) % len(nodes)]
+        cluster.execute_command("CLUSTER SETSLOT", slot, "NODE", new, target_nodes=nodes)
+
+
+@pytest.mark.parametrize("lane", [lane for lane in LANES if lane[1] == "cluster"], ids="-".join, indirect=True)
+def test_slots_that_move(client: Checked, raw: redis.RedisCluster) -> None:
+    """Requests that are sent to where a slot was are sent on, and break no request that is under way."""
+    slots = [raw.keyslot(parse_path(b"/moves%d/a" % n).keys.document) for n in range(60)]
+    assert client.get("/moves0/a").status == 404
+    move(raw, slots, 1)
+    try:
+        with ThreadPoolExecutor(24) as pool:
+            assert set(pool.map(lambda n: client.get(f"/moves{n}/a").status, range(60))) == {404}
+    finally:
+        move(raw, slots, 0)
+
+
 # --- Redis full ---------------------------------------------------------------------------------------------------------
 
 
@@ -218,6 +256,11 @@ def test_every_exception_of_redis_py(kind: type[Exception]) -> None:
     assert problem.status in (409, 503, 507)
     assert problem.status != 503 or "Retry-After" in problem.headers
     assert "something happened" not in problem.detail
+
+
+def test_a_replica_without_its_primary_is_no_cluster() -> None:
+    """redis-py makes the one error a kind of the other."""
+    assert problem_of(redis.exceptions.MasterDownError("it is down")).detail == problem_of_reply("MASTERDOWN").detail
 
 
 @pytest.mark.parametrize(

@@ -751,6 +751,24 @@ def test_any_split_finds_the_same_limit(sent: bytes) -> None:
         assert other == whole
 
 
+@pytest.mark.parametrize("framing", [b"Content-Length: 1000000\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\nf4240\r\n"])
+def test_what_trickles_costs_the_same_however_much_is_there(framing: bytes) -> None:
+    """A byte of a body is not paid for with a copy of all that came before it."""
+
+    def cost_s(there: int) -> float:
+        reader = http1.Reader()
+        reader.feed(b"PUT /ns/a HTTP/1.1\r\nHost: x\r\n" + framing)
+        reader.next()
+        reader.feed(b" " * there)
+        begun = time.perf_counter()
+        for _ in range(500):
+            reader.feed(b" ")
+            assert reader.next() is None
+        return time.perf_counter() - begun
+
+    assert min(cost_s(900_000) for _ in range(3)) < 5 * min(cost_s(1000) for _ in range(3))
+
+
 @pytest.mark.parametrize("over", range(-4, 5))
 def test_the_limit_of_a_head_is_one_number(over: int) -> None:
     """Whether a head is too large does not depend on how it came."""
