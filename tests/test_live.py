@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from itertools import groupby
@@ -17,13 +18,14 @@ from typing import Any
 import pytest
 import redis
 from asking import entries
+from clients import make_scope
 from stores import Running, wait_until
-from streams import FOLLOWED, LIMIT_S, STREAM_LANES, Followed, OwnServer, following
+from streams import FOLLOWED, LIMIT_S, STREAM_LANES, AsgiApplication, Followed, OwnServer, following
 from streams import ask as ask_of
 from wires import Wire
 
+from kvstore import asgi, live, web
 from kvstore import following as following_module
-from kvstore import live, web
 from kvstore import server as server_module
 from kvstore.following import HEARTBEAT_S
 from kvstore.paths import parse_path
@@ -443,6 +445,40 @@ def test_a_reader_that_does_not_read(
         wait_until(lambda: followed.request("GET", "/people/stalled").status == 404, LIMIT_S)
         stalled.close()
         assert [event.data["value"] for event in reader.events[1:]] == [f"{each}{LARGE}" for each in range(number + 1)]
+
+
+@pytest.mark.parametrize("lane", [("asgi", "redis")], ids="-".join, indirect=True)
+@pytest.mark.parametrize("is_snapshot", [True, False])
+def test_a_reader_that_an_asgi_server_waits_for(store: Running, is_snapshot: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is dropped as by our own server, with what it holds, though the server never says that it has taken anything."""
+    monkeypatch.setattr(asgi, "PIECE_S", 0.3)
+    running = AsgiApplication(store)
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        return sent.pop(0) if sent else await asyncio.Event().wait()  # type: ignore[func-returns-value]
+
+    async def send(message: dict[str, Any]) -> None:
+        if message.get("body") and (is_snapshot or b"snapshot" not in message["body"]):
+            await asyncio.Event().wait()
+
+    async def follow() -> None:
+        sent.append({"type": "http.request"})
+        scope = make_scope("GET", "/room/?hold=/people/ada", [("Accept", "text/event-stream")])
+        await asyncio.wait_for(running._app(scope, receive, send), LIMIT_S)
+
+    try:
+        stream = threading.Thread(target=running._loop.run, args=(follow(),))
+        stream.start()
+        wait_until(lambda: running.request("GET", "/people/ada").status == 200, LIMIT_S)
+        for number in range(0 if is_snapshot else 6):
+            assert stream.is_alive()
+            assert running.request("PUT", "/room/1", json.dumps(f"{number}" * 250_000).encode()).status < 300
+        wait_until(lambda: running.request("GET", "/people/ada").status == 404, LIMIT_S)
+        stream.join(LIMIT_S)
+        assert not stream.is_alive()
+    finally:
+        running.stop()
 
 
 @on_served
