@@ -447,6 +447,17 @@ def test_a_reader_that_does_not_read(
         assert [event.data["value"] for event in reader.events[1:]] == [f"{each}{LARGE}" for each in range(number + 1)]
 
 
+@pytest.mark.parametrize("lane", [("flask", "redis")], ids="-".join, indirect=True)
+def test_readers_that_leave_flask(followed: Followed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their threads are free at once: a page that is loaded again and again does not use them up."""
+    monkeypatch.setattr(web, "_streams", threading.BoundedSemaphore(1))
+    for _ in range(3):
+        with following(followed, "/room/") as reader:
+            assert reader.status == 200
+            reader.wait_for(1)
+        wait_until(lambda: web._streams._value, 2)
+
+
 @pytest.mark.parametrize("lane", [("asgi", "redis")], ids="-".join, indirect=True)
 @pytest.mark.parametrize("is_snapshot", [True, False])
 def test_a_reader_that_an_asgi_server_waits_for(store: Running, is_snapshot: bool, monkeypatch: pytest.MonkeyPatch) -> None:
