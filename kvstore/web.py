@@ -123,11 +123,8 @@ def _stream(store: Store, asked: Follow, environ: Environ) -> Generator[bytes, N
         said = time.monotonic()
         # Where that ends, a reader that is there comes back with its place, and is told.
         while place and not _has_gone(environ) and (stay is None or stay.goes_on()):
-            before = place
             place = yield from _driven(store, catch_up(asked.path, place))
-            if place != before:
-                said = time.monotonic()
-            elif time.monotonic() - said > HEARTBEAT_S:
+            if time.monotonic() - said > HEARTBEAT_S:
                 yield b"id: %b\n\n" % place.encode()
                 said = time.monotonic()
             elif stay:

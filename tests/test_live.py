@@ -517,6 +517,11 @@ def test_heartbeats(followed: Followed, ask: Callable[..., Any], monkeypatch: py
         now = ask("GET", "/room/")["items"][0]["etag"].strip('"')
         assert now != place
         wait_until(lambda: f"id: {now}".encode() in reader.blocks, LIMIT_S)
+        heard = len(reader.blocks)
+        for number in range(60):  # others write all the time, which is nothing to this reader
+            ask("PUT", "/room/2", number)
+            time.sleep(0.01)
+        assert len(reader.blocks) > heard
     with following(followed, "/room/1", Last_Event_ID=now) as reader:
         ask("PUT", "/room/1", "next")
         assert reader.wait_for(1)[0].data["value"] == "next"
