@@ -24,7 +24,7 @@ from streams import FOLLOWED, LIMIT_S, STREAM_LANES, AsgiApplication, Followed, 
 from streams import ask as ask_of
 from wires import Wire
 
-from kvstore import asgi, live, web
+from kvstore import asgi, live, logs, web
 from kvstore import following as following_module
 from kvstore import server as server_module
 from kvstore.following import HEARTBEAT_S
@@ -525,6 +525,20 @@ def test_heartbeats(followed: Followed, ask: Callable[..., Any], monkeypatch: py
     with following(followed, "/room/1", Last_Event_ID=now) as reader:
         ask("PUT", "/room/1", "next")
         assert reader.wait_for(1)[0].data["value"] == "next"
+
+
+def test_a_reader_where_nothing_is(followed: Followed, ask: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its place is of the clock, and moves on with it: one that is a day old would be taken for lost."""
+    for module in (live, web):
+        monkeypatch.setattr(module, "HEARTBEAT_S", 0.1)
+    monkeypatch.setattr(logs, "CHECK_S", 0.1)
+    with following(followed, "/room/") as reader:
+        wait_until(lambda: len({block for block in reader.blocks if block.startswith(b"id: ")}) > 2, LIMIT_S)
+        place = [block for block in reader.blocks if block.startswith(b"id: ")][-1].partition(b" ")[2].decode()
+        ask("PUT", "/room/1", 1)
+        assert [event.data["value"] for event in reader.wait_for(2)[1:]] == [1]
+    with following(followed, "/room/", Last_Event_ID=place) as reader:
+        assert reader.wait_for(1)[0].data["value"] == 1
 
 
 def test_a_reader_that_vanishes(started: Callable[[str], Running]) -> None:
