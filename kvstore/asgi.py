@@ -7,6 +7,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple
 from urllib.parse import quote, unquote_to_bytes
 
@@ -25,6 +26,8 @@ from kvstore.settings import Settings, read_settings
 from kvstore.waiting import Waits
 
 log = logging.getLogger("kvstore")
+
+PIECE_S = 30.0  # that a reader has to take a piece of its snapshot, as with our own server
 
 Message = dict[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -118,7 +121,7 @@ class Application:
 
 
 async def _follow(hub: Hub, follow: Follow, fields: Headers, receive: Receive, send: Send) -> None:
-    """Send a stream of events until the client goes, or the stream ends; raises Problem before it begins."""
+    """Send a stream of events until it ends, or the client goes or does not read; raises Problem before it begins."""
     blocks: asyncio.Queue[bytes | None] = asyncio.Queue()
     is_taken = asyncio.Event()
     waiting = 0
@@ -126,7 +129,12 @@ async def _follow(hub: Hub, follow: Follow, fields: Headers, receive: Receive, s
     def put(block: bytes) -> None:
         nonlocal waiting
         waiting += len(block)
-        blocks.put_nowait(block if waiting <= MAX_BUFFERED_BYTES or not follower.is_ready else None)
+        if waiting <= MAX_BUFFERED_BYTES or not follower.is_ready:
+            blocks.put_nowait(block)
+            return
+        end()
+        if not patience.expired():
+            patience.reschedule(0)  # a server that waits for the reader does not come back for the end
 
     async def room() -> None:
         while waiting and not follower.has_left:
@@ -136,28 +144,31 @@ async def _follow(hub: Hub, follow: Follow, fields: Headers, receive: Receive, s
     def end(*_: object) -> None:
         blocks.put_nowait(None)
 
-    follower = Follower(follow.path, put, end, room)
-    starting = asyncio.create_task(hub.follow(follow, follower))
-    starting.add_done_callback(lambda task: end() if task.cancelled() or task.exception() else None)
-    gone = asyncio.create_task(_gone(receive))
-    gone.add_done_callback(end)
-    try:
-        block = await blocks.get()
-        if block is None and starting.done():
-            await starting
-        headers = [(name.lower().encode(), value.encode("latin-1")) for name, value in fields]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        while block is not None:
-            await send({"type": "http.response.body", "body": block, "more_body": True})
-            waiting -= len(block)
-            is_taken.set()
-            block = await blocks.get()
-        await send({"type": "http.response.body", "body": b""})
-    finally:
-        gone.cancel()
-        hub.leave(follower)
-        is_taken.set()
-        await asyncio.gather(starting, return_exceptions=True)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(None) as patience:
+            follower = Follower(follow.path, put, end, room)
+            starting = asyncio.create_task(hub.follow(follow, follower))
+            starting.add_done_callback(lambda task: end() if task.cancelled() or task.exception() else None)
+            gone = asyncio.create_task(_gone(receive))
+            gone.add_done_callback(end)
+            try:
+                block = await blocks.get()
+                if block is None and starting.done():
+                    await starting
+                headers = [(name.lower().encode(), value.encode("latin-1")) for name, value in fields]
+                await send({"type": "http.response.start", "status": 200, "headers": headers})
+                while block is not None:
+                    async with asyncio.timeout(None if follower.is_ready else PIECE_S):
+                        await send({"type": "http.response.body", "body": block, "more_body": True})
+                    waiting -= len(block)
+                    is_taken.set()
+                    block = await blocks.get()
+                await send({"type": "http.response.body", "body": b""})
+            finally:
+                gone.cancel()
+                hub.leave(follower)
+                is_taken.set()
+                await asyncio.gather(starting, return_exceptions=True)
 
 
 class _Gone(Exception):

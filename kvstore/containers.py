@@ -224,13 +224,14 @@ class Logged(NamedTuple):
     """Entries of a change log, None where it has lost some.
 
     Also the ms until the namespace's next document expires (None: never), the place in the stream of jobs that were given
-    back, and whether there are more entries.
+    back, whether there are more entries, and where there are none the place after which to go on, "" for the same.
     """
 
     entries: list[Any] | None
     next_expiry_ms: int | None = None
     freed: bytes = b""
     has_more: bool = False
+    place: str = ""
 
 
 class Changes(NamedTuple):
@@ -254,7 +255,8 @@ class Changes(NamedTuple):
     def outcome(self, reply: Reply) -> Logged:
         if reply[0] == b"lost":
             return Logged(None)
-        return Logged(reply[1], reply[2] if reply[2] >= 0 else None, reply[3], reply[4] is not None)
+        place = reply[5].decode() if len(reply) > 5 else ""
+        return Logged(reply[1], reply[2] if reply[2] >= 0 else None, reply[3], reply[4] is not None, place)
 
 
 class Wait(NamedTuple):

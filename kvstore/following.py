@@ -64,7 +64,7 @@ def catch_up(path: Path, place: str) -> Steps:
             if is_change(entry) and concerns(path, changed_name(entry)) and (change := parse_entry(entry)):
                 yield event(path_of(path, change), change)
         if not logged.has_more:
-            return place
+            return logged.place or place
 
 
 def _snapshot(path: Path, *, recursive: bool) -> Steps:

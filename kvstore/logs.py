@@ -184,8 +184,7 @@ class Reading:
                 )
                 self._reader.lost(self)
                 return
-            if outcome.entries:
-                self.place = outcome.entries[-1][0].decode()
+            self.place = outcome.entries[-1][0].decode() if outcome.entries else outcome.place or self.place
             self._reader.told(self, outcome.entries, outcome.freed)
         except Exception:
             log.exception("following is broken by a bug of ours; the streams are ended, and their readers told")

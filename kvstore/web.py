@@ -81,7 +81,7 @@ def _answer(store: Store, settings: Settings, environ: Environ, prefix_segments:
         request = request._replace(target=target, base=base, body=_body(environ))
         command = parse(request, settings)
         if isinstance(command, Follow):
-            blocks = _stream(store, command)
+            blocks = _stream(store, command, environ)
             response = flask.Response(chain([next(blocks)], blocks), 200, STREAM + shown_to(request, settings))
             response.call_on_close(blocks.close)
             return response
@@ -112,8 +112,8 @@ MAX_STREAMS = 32  # each holds a thread: for development
 _streams = threading.BoundedSemaphore(MAX_STREAMS)
 
 
-def _stream(store: Store, asked: Follow) -> Generator[bytes, None, None]:
-    """The blocks of a stream, without an end, by looking at the log again and again."""
+def _stream(store: Store, asked: Follow, environ: Environ) -> Generator[bytes, None, None]:
+    """The blocks of a stream, until the client has gone, by looking at the log again and again."""
     if not _streams.acquire(blocking=False):
         raise unavailable(f"Flask serves {MAX_STREAMS} streams at most; the command kvstore serves thousands")
     stay = None
@@ -121,16 +121,14 @@ def _stream(store: Store, asked: Follow) -> Generator[bytes, None, None]:
         stay = _Stay(store, asked.hold) if asked.hold else None
         place = yield from _driven(store, begin(asked))
         said = time.monotonic()
-        while place and (stay is None or stay.goes_on()):  # else the reader comes back with its place, and is told
-            before = place
+        # Where that ends, a reader that is there comes back with its place, and is told.
+        while place and not _has_gone(environ) and (stay is None or stay.goes_on()):
             place = yield from _driven(store, catch_up(asked.path, place))
-            if place != before:
-                said = time.monotonic()
-            elif time.monotonic() - said > HEARTBEAT_S:
+            if time.monotonic() - said > HEARTBEAT_S:
                 yield b"id: %b\n\n" % place.encode()
                 said = time.monotonic()
             elif stay:
-                yield b":\n\n"  # WSGI tells that a client has gone only when it is sent something
+                yield b":\n\n"  # where the server shows no socket, who has gone is known only when it is sent something
             time.sleep(LOOK_S)
     finally:
         _streams.release()

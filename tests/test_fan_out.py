@@ -112,7 +112,7 @@ def test_a_look_is_bounded_by_bytes(store: Running, followed: OwnServer) -> None
         names: list[str] = []
         has_more = True
         while has_more:
-            entries, _, _, has_more = opened.execute(Changes(path, place))
+            entries, _, _, has_more, _ = opened.execute(Changes(path, place))
             assert sum(len(part) for _, parts in entries for part in parts) < MAX_CHANGED_BYTES + 2 * len(KIB)
             names += [parts[1].decode() for _, parts in entries]
             place = entries[-1][0].decode()

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from itertools import groupby
@@ -17,13 +18,14 @@ from typing import Any
 import pytest
 import redis
 from asking import entries
+from clients import make_scope
 from stores import Running, wait_until
-from streams import FOLLOWED, LIMIT_S, STREAM_LANES, Followed, OwnServer, following
+from streams import FOLLOWED, LIMIT_S, STREAM_LANES, AsgiApplication, Followed, OwnServer, following
 from streams import ask as ask_of
 from wires import Wire
 
+from kvstore import asgi, live, logs, web
 from kvstore import following as following_module
-from kvstore import live, web
 from kvstore import server as server_module
 from kvstore.following import HEARTBEAT_S
 from kvstore.paths import parse_path
@@ -445,6 +447,51 @@ def test_a_reader_that_does_not_read(
         assert [event.data["value"] for event in reader.events[1:]] == [f"{each}{LARGE}" for each in range(number + 1)]
 
 
+@pytest.mark.parametrize("lane", [("flask", "redis")], ids="-".join, indirect=True)
+def test_readers_that_leave_flask(followed: Followed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their threads are free at once: a page that is loaded again and again does not use them up."""
+    monkeypatch.setattr(web, "_streams", threading.BoundedSemaphore(1))
+    for _ in range(3):
+        with following(followed, "/room/") as reader:
+            assert reader.status == 200
+            reader.wait_for(1)
+        wait_until(lambda: web._streams._value, 2)
+
+
+@pytest.mark.parametrize("lane", [("asgi", "redis")], ids="-".join, indirect=True)
+@pytest.mark.parametrize("is_snapshot", [True, False])
+def test_a_reader_that_an_asgi_server_waits_for(store: Running, is_snapshot: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is dropped as by our own server, with what it holds, though the server never says that it has taken anything."""
+    monkeypatch.setattr(asgi, "PIECE_S", 0.3)
+    running = AsgiApplication(store)
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        return sent.pop(0) if sent else await asyncio.Event().wait()  # type: ignore[func-returns-value]
+
+    async def send(message: dict[str, Any]) -> None:
+        if message.get("body") and (is_snapshot or b"snapshot" not in message["body"]):
+            await asyncio.Event().wait()
+
+    async def follow() -> None:
+        sent.append({"type": "http.request"})
+        scope = make_scope("GET", "/room/?hold=/people/ada", [("Accept", "text/event-stream")])
+        await asyncio.wait_for(running._app(scope, receive, send), LIMIT_S)
+
+    try:
+        stream = threading.Thread(target=running._loop.run, args=(follow(),))
+        stream.start()
+        wait_until(lambda: running.request("GET", "/people/ada").status == 200, LIMIT_S)
+        for number in range(0 if is_snapshot else 6):
+            assert stream.is_alive()
+            assert running.request("PUT", "/room/1", json.dumps(f"{number}" * 250_000).encode()).status < 300
+        wait_until(lambda: running.request("GET", "/people/ada").status == 404, LIMIT_S)
+        stream.join(LIMIT_S)
+        assert not stream.is_alive()
+    finally:
+        running.stop()
+
+
 @on_served
 def test_a_stop_ends_streams_cleanly(lane: tuple[str, str], store: Running) -> None:
     """With the last chunk, so that no client takes it for a failure."""
@@ -470,9 +517,28 @@ def test_heartbeats(followed: Followed, ask: Callable[..., Any], monkeypatch: py
         now = ask("GET", "/room/")["items"][0]["etag"].strip('"')
         assert now != place
         wait_until(lambda: f"id: {now}".encode() in reader.blocks, LIMIT_S)
+        heard = len(reader.blocks)
+        for number in range(60):  # others write all the time, which is nothing to this reader
+            ask("PUT", "/room/2", number)
+            time.sleep(0.01)
+        assert len(reader.blocks) > heard
     with following(followed, "/room/1", Last_Event_ID=now) as reader:
         ask("PUT", "/room/1", "next")
         assert reader.wait_for(1)[0].data["value"] == "next"
+
+
+def test_a_reader_where_nothing_is(followed: Followed, ask: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its place is of the clock, and moves on with it: one that is a day old would be taken for lost."""
+    for module in (live, web):
+        monkeypatch.setattr(module, "HEARTBEAT_S", 0.1)
+    monkeypatch.setattr(logs, "CHECK_S", 0.1)
+    with following(followed, "/room/") as reader:
+        wait_until(lambda: len({block for block in reader.blocks if block.startswith(b"id: ")}) > 2, LIMIT_S)
+        place = [block for block in reader.blocks if block.startswith(b"id: ")][-1].partition(b" ")[2].decode()
+        ask("PUT", "/room/1", 1)
+        assert [event.data["value"] for event in reader.wait_for(2)[1:]] == [1]
+    with following(followed, "/room/", Last_Event_ID=place) as reader:
+        assert reader.wait_for(1)[0].data["value"] == 1
 
 
 def test_a_reader_that_vanishes(started: Callable[[str], Running]) -> None:

@@ -2,8 +2,9 @@
 -- KEYS   1 log  2 expiry  3 freed
 -- ARGV   1 the place  2 most changes  3 what stands before a name in the documents' keys  4 most bytes, about
 -- reply  {'held', entries of the log, the ms until the next document expires (-1: none does), the place in what is freed,
---        'more' where that is not all, else nil}, {'lost'} where the log does not hold all of them, or not the place: it was
---        trimmed, or Redis was emptied, or it has come back with an older state
+--        'more' where that is not all, else nil, where there are none and the place is no entry: the place from now on},
+--        {'lost'} where the log does not hold all of them, or not the place: it was trimmed, or Redis was emptied, or it has
+--        come back with an older state
 
 -- Whether all that came after a place is in the log, though the place itself is no entry of it.
 local function is_whole_since(from, now)
@@ -58,5 +59,12 @@ local function changes(_, at)
     table.remove(entries, 1)
     return held(entries, most, most_bytes, wait)
   end
-  return is_whole_since(from, now) and held(entries, most, most_bytes, wait) or {'lost'}
+  if not is_whole_since(from, now) then
+    return {'lost'}
+  end
+  local reply = held(entries, most, most_bytes, wait)
+  if not entries[1] then
+    reply[6] = end_of_log() -- a place that was made by the clock would be too old in a day
+  end
+  return reply
 end

@@ -161,6 +161,12 @@ local function last_change()
   end
 end
 
+-- Where the log ends: the id of the last change, or where there is no log the time, with a count that no change has.
+local function end_of_log()
+  -- A ms earlier, since the first change may come within this one.
+  return last_change() or string.format('%.0f-999999999', clock() - 1)
+end
+
 local function slice(list, first, last)
   local part = {}
   for i = first, last do
