@@ -9,6 +9,7 @@ import re
 import ssl
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -57,13 +58,49 @@ def problem_of(error: Exception) -> Problem:
         if isinstance(error, kind):
             return problem_of_reply(word)
     if isinstance(error, redis.exceptions.MaxConnectionsError):
-        return unavailable("all connections to Redis are busy; send the request again. Nothing was changed")
+        return _busy()
     if isinstance(error, redis.TimeoutError):
         return unavailable(f"Redis did not answer in time; {UNKNOWN}")
     if isinstance(error, redis.ConnectionError | redis.exceptions.RedisClusterException):
         return unavailable(f"Redis cannot be reached, or closed the connection; {UNKNOWN}")
     text = str(error)
     return problem_of_reply(text if re.match(r"[A-Z]+(?: |$)", text) else f"ERR {text}")
+
+
+def _busy() -> Problem:
+    return unavailable("all connections to Redis are busy; send the request again. Nothing was changed")
+
+
+class _Turns:
+    """So many at a time, the others as they came: with threading.Semaphore whoever has just had one is first again."""
+
+    def __init__(self, count: int) -> None:
+        self._free = count
+        self._waiting: deque[threading.Lock] = deque()
+        self._lock = threading.Lock()
+
+    def acquire(self, timeout_s: float) -> bool:
+        with self._lock:
+            if self._free:
+                self._free -= 1
+                return True
+            mine = threading.Lock()
+            mine.acquire()
+            self._waiting.append(mine)
+        if mine.acquire(timeout=timeout_s):
+            return True
+        with self._lock:
+            if mine not in self._waiting:  # it was handed over just now
+                return True
+            self._waiting.remove(mine)
+            return False
+
+    def release(self) -> None:
+        with self._lock:
+            if self._waiting:
+                self._waiting.popleft().release()
+            else:
+                self._free += 1
 
 
 class Store:
@@ -74,7 +111,7 @@ class Store:
         self._client: Any = None
         self._lock = threading.Lock()
         # redis-py's own bound is one for each node, and where it is reached a cluster's client and Sentinel's do not wait.
-        self._turns = threading.BoundedSemaphore(MAX_CONNECTIONS)
+        self._turns = _Turns(MAX_CONNECTIONS)
 
     def execute(self, command: Command) -> Any:
         """The outcome of a command; raises Problem. Source: EVALSHA, EVAL."""
@@ -119,18 +156,22 @@ class Store:
     @contextmanager
     def _turn(self) -> Iterator[Any]:
         """The client, for one command."""
-        if not self._turns.acquire(timeout=TURN_S):
-            raise unavailable("all connections to Redis are busy; send the request again. Nothing was changed")
+        if not self._turns.acquire(TURN_S):
+            raise _busy()
         try:
             yield self._client or self._open()
         finally:
             self._turns.release()
 
     def _open(self) -> Any:
-        with self._lock:
+        if not self._lock.acquire(timeout=TURN_S):  # a cluster's client asks for its nodes first
+            raise _busy()
+        try:
             if self._client is None:
                 self._client = self._connect()
             return self._client
+        finally:
+            self._lock.release()
 
 
 def open_store(redis_url: str, *, verify_tls: bool = True) -> Store:

@@ -68,9 +68,6 @@ class Answer(NamedTuple):
         return self.headers["ETag"]
 
 
-MAX_TURNS = 30  # of a second each
-
-
 class Client(Protocol):
     """What the tests ask of an adapter. `environ` are settings, as in the environment."""
 
@@ -87,15 +84,7 @@ class FlaskClient:
         self.app.register_blueprint(make_blueprint(store.open(), read_settings(environ)))
 
     def request(self, method: str, target: str | bytes, headers: Lines = (), body: bytes = b"") -> Answer:
-        """Asks again, as it is told to, where more threads ask than there are connections to Redis.
-
-        No socket stands between them and the adapter, so nothing makes one of them let the others have a connection.
-        """
-        for _ in range(MAX_TURNS):
-            answer = call_wsgi(self.app, make_environ(method, target, headers, body))
-            if b"all connections to Redis are busy" not in answer.body:
-                break
-        return answer
+        return call_wsgi(self.app, make_environ(method, target, headers, body))
 
     def close(self) -> None:
         pass

@@ -13,13 +13,13 @@ import pytest
 import redis
 from clients import ADAPTERS, LANES, Answer, Checked, FlaskClient
 from serving import start_kvstore, wire
-from stores import SERVERS, Running, contents, start_valkey, wait_until
+from stores import SERVERS, START_S, Running, contents, start_valkey, wait_until
 from wires import Wire
 
 from kvstore.commands import Get, Missing
 from kvstore.errors import Problem, problem_of_reply
 from kvstore.paths import parse_path
-from kvstore.store import MAX_CONNECTIONS, Store, problem_of
+from kvstore.store import MAX_CONNECTIONS, Store, _Turns, problem_of
 
 ANSWER_S = 6.0  # the contract's limit for a 503
 RETURN_S = 2.0  # and for serving again after Redis has returned
@@ -406,6 +406,30 @@ def test_a_redis_that_takes_and_says_nothing(connected: Callable[[str], Checked]
     with socket.create_server(("127.0.0.1", 0)) as listener:
         client = connected(f"redis://127.0.0.1:{listener.getsockname()[1]}")
         assert timed(lambda: client.get("/a")).status == 503
+
+
+def test_turns_are_taken_in_order() -> None:
+    """Whoever waits for a connection is before who comes later, also before the one that has just had it; none is lost."""
+    turns, took = _Turns(1), list[int]()
+
+    def wait(number: int) -> None:
+        assert turns.acquire(START_S)
+        took.append(number)
+        turns.release()
+
+    assert turns.acquire(0)
+    threads = [threading.Thread(target=wait, args=(number,)) for number in range(5)]
+    for number, thread in enumerate(threads):
+        thread.start()
+        wait_until(lambda number=number: len(turns._waiting) == number + 1, START_S)
+    assert not turns.acquire(0.01), "nor is who gives up waited for"
+    turns.release()
+    assert turns.acquire(START_S)
+    assert took == list(range(5))
+    for thread in threads:
+        thread.join()
+    turns.release()
+    assert turns.acquire(0)
 
 
 # --- Clients that leave -------------------------------------------------------------------------------------------------
