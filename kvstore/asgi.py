@@ -16,6 +16,7 @@ from kvstore.app import locate
 from kvstore.clients import open_async_store
 from kvstore.containers import Follow, Wait
 from kvstore.errors import ContentTooLarge, Problem, bug
+from kvstore.lines import InLine
 from kvstore.live import MAX_BUFFERED_BYTES, Follower, Hub
 from kvstore.messages import MAX_BODY_BYTES, Headers, Reply, Request, refuse
 from kvstore.origins import shown_to
@@ -60,7 +61,7 @@ class Application:
         """The settings, the store and the followers; raises settings.InvalidSetting or embedded.StartFailed."""
         if self._opened is None:
             settings = locate(read_settings(self._environ))
-            store = open_async_store(settings.redis_url, verify_tls=settings.verify_tls)
+            store = InLine(open_async_store(settings.redis_url, verify_tls=settings.verify_tls))
             address = parse_address(settings.redis_url, verify_tls=settings.verify_tls)
             hub = Hub(store, address, settings.max_streams)
             self._opened = Opened(settings, store, hub, Waits(store, hub))

@@ -74,6 +74,16 @@ class AsyncStore(Protocol):
     async def close(self) -> None: ...
 
 
+async def executed(store: AsyncStore, command: Command) -> Any:
+    """The outcome of a command that is submitted; raises Problem."""
+    answer = asyncio.get_running_loop().create_future()
+    store.submit(command, _settle, answer)
+    outcome = await answer
+    if isinstance(outcome, Problem):
+        raise outcome
+    return outcome
+
+
 class Pipeline:
     """A store for one event loop: `submit` for callbacks, `execute` for coroutines.
 
@@ -129,12 +139,7 @@ class Pipeline:
 
     async def execute(self, command: Command) -> Any:
         """The outcome of a command; raises Problem."""
-        answer = asyncio.get_running_loop().create_future()
-        self.submit(command, _settle, answer)
-        outcome = await answer
-        if isinstance(outcome, Problem):
-            raise outcome
-        return outcome
+        return await executed(self, command)
 
     async def close(self) -> None:
         """Fail what waits and close the connection; nothing can be submitted any more."""

@@ -43,6 +43,7 @@ ORDER = [
     "protocol",
     "store",
     "pipeline",
+    "lines",
     "clients",
     "holding",
     "logs",
@@ -78,7 +79,7 @@ PACKAGES = {
 
 # What of the standard library reaches the world outside, and who may import it. Everybody else is a function of values.
 WORLD = {
-    "asyncio": {"pipeline", "clients", "holding", "logs", "live", "waiting", "asgi", "streams", "server", "worker"},
+    "asyncio": {"pipeline", "lines", "clients", "holding", "logs", "live", "waiting", "asgi", "streams", "server", "worker"},
     "atexit": {"app", "web"},
     "ctypes": {"embedded"},
     "fcntl": {"embedded"},

@@ -1,0 +1,93 @@
+"""Edits of one document stand in a line: they lose to nobody in their own process, and nobody in it waits for long."""
+
+import json
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from asking import at_once, scripts_run
+from inprocess import InProcess
+from stores import Running, start_valkey, wait_until
+from wires import Raw, Wire
+
+from kvstore import lines
+
+EDITS = 60
+TOLD_S = 6.0  # the contract's limit for a 503
+
+
+@pytest.fixture
+def valkey(directory: Path) -> Iterator[Running]:
+    """A server for one test to halt."""
+    running = start_valkey(directory)
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def served(valkey: Running) -> Iterator[InProcess]:
+    """A server on it, with a document."""
+    running = InProcess(valkey.url)
+    assert patched(running, EDITS).status == 201
+    yield running
+    running.stop()
+
+
+def patch(wire: Wire, number: int, headers: str = "") -> None:
+    """Send a nested patch, which is read, changed and written back."""
+    body = b'{"players":{"p%d":1}}' % number
+    wire.send(b"PATCH /ns/a HTTP/1.1\r\nHost: x\r\n%bContent-Length: %d\r\n\r\n%b" % (headers.encode(), len(body), body))
+
+
+def patched(served: InProcess, number: int, headers: str = "") -> Raw:
+    wire = served.connect()
+    patch(wire, number, headers)
+    answer = wire.answer()
+    wire.close()
+    return answer
+
+
+@pytest.mark.parametrize("headers", ["", "Idempotency-Key: {}\r\n"], ids=["plain", "once"])
+def test_nobody_loses(valkey: Running, served: InProcess, headers: str) -> None:
+    """So many at once take two scripts each, one that reads and one that writes, and all arrive."""
+    valkey.redis.config_resetstat()
+    answers = at_once(lambda number: patched(served, number, headers.format(number)), EDITS)
+    assert {answer.status for answer in answers} == {200}
+    assert scripts_run(valkey.redis) - 2 * EDITS in range(5), "but for scripts that Redis does not know yet"
+    wire = served.connect()
+    wire.send(b"GET /ns/a HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert len(json.loads(wire.answer().body)["players"]) == EDITS + 1
+    wire.close()
+
+
+def test_redis_is_away(valkey: Running, served: InProcess) -> None:
+    """Who stands in line does not wait for those before to be given up one by one; what was never begun is said to be that."""
+    valkey.signal(signal.SIGSTOP)
+    begun = time.monotonic()
+    answers = at_once(lambda number: patched(served, number), EDITS)
+    assert time.monotonic() - begun < TOLD_S
+    valkey.signal(signal.SIGCONT)
+    assert {answer.status for answer in answers} == {503}
+    assert sum(b"Nothing was changed" in answer.body for answer in answers) >= EDITS - 1
+    wait_until(lambda: patched(served, 0).status == 200, TOLD_S)
+
+
+@pytest.mark.parametrize(("limit", "told"), [(("MAX_IN_LINE", 2), 2), (("IN_LINE_S", -1.0), 4)])
+def test_a_line_has_an_end(
+    valkey: Running, served: InProcess, monkeypatch: pytest.MonkeyPatch, limit: tuple[str, float], told: int
+) -> None:
+    """So many may wait, and so long; the others are told to come again, and have changed nothing."""
+    monkeypatch.setattr(lines, *limit)
+    valkey.signal(signal.SIGSTOP)
+    wires = [served.connect() for _ in range(5)]
+    for number, wire in enumerate(wires):
+        patch(wire, number)
+        time.sleep(0.05)  # so that they are in this order
+    valkey.signal(signal.SIGCONT)
+    answers = [wire.answer() for wire in wires]
+    assert [answer.status for answer in answers] == [200] * (5 - told) + [503] * told
+    assert all(b"too many others" in answer.body for answer in answers[5 - told :])
+    for wire in wires:
+        wire.close()
