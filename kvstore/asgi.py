@@ -4,7 +4,6 @@ It carries bytes between ASGI and `protocol`, and decides nothing. Source: https
 """
 
 import asyncio
-import logging
 import os
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
@@ -15,18 +14,16 @@ from kvstore.address import parse_address
 from kvstore.app import locate
 from kvstore.clients import open_async_store
 from kvstore.containers import Follow, Wait
-from kvstore.errors import ContentTooLarge, Problem, bug
+from kvstore.errors import ContentTooLarge, problem_in
 from kvstore.lines import InLine
 from kvstore.live import MAX_BUFFERED_BYTES, Follower, Hub
 from kvstore.messages import MAX_BODY_BYTES, Headers, Reply, Request, refuse
 from kvstore.origins import shown_to
-from kvstore.paths import split_target
+from kvstore.paths import escape, split_target
 from kvstore.pipeline import AsyncStore
 from kvstore.protocol import STREAM, parse, render
 from kvstore.settings import Settings, read_settings
 from kvstore.waiting import Waits
-
-log = logging.getLogger("kvstore")
 
 PIECE_S = 30.0  # that a reader has to take a piece of its snapshot, as with our own server
 
@@ -96,11 +93,8 @@ class Application:
                 reply = command if isinstance(command, Reply) else render(request, await store.execute(command))
         except _Gone:
             return
-        except Problem as problem:
-            reply = refuse(problem)
-        except Exception:
-            log.exception("a request failed by a bug of ours")
-            reply = refuse(bug())
+        except Exception as error:
+            reply = refuse(problem_in(error))
         await _send(reply._replace(headers=reply.headers + seen), request.method, send)
         if request.method != "HEAD":
             while reply.more:  # a failure here ends the connection, so that half a reply is not taken for the whole
@@ -216,7 +210,7 @@ def _head(scope: Message) -> Request:
 
 async def _body(receive: Receive) -> bytes | None:
     """The whole body; None where the client has gone before it was complete. Raises ContentTooLarge."""
-    body = b""
+    body = bytearray()
     more = True
     while more:
         message = await receive()
@@ -226,12 +220,12 @@ async def _body(receive: Receive) -> bytes | None:
         if len(body) > MAX_BODY_BYTES:
             raise ContentTooLarge(f"a body has at most {MAX_BODY_BYTES:,} bytes; split the document into several")
         more = message.get("more_body", False)
-    return body
+    return bytes(body)
 
 
 def _below_mount(scope: Message) -> tuple[bytes, str]:
     """The raw request target below root_path, and root_path as the client spells it; some servers have taken it off already."""
-    path, _ = split_target(scope["raw_path"])
+    path, _ = split_target(scope.get("raw_path") or escape(scope["path"].encode()))
     root_path = scope.get("root_path", "").rstrip("/")
     parts, mount = path.split(b"/"), root_path.encode().split(b"/")
     if len(parts) > len(mount) and [unquote_to_bytes(part) for part in parts[: len(mount)]] == mount:

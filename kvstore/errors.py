@@ -287,6 +287,9 @@ def problem_of_reply(text: str) -> Problem:
     return unavailable(detail) if problem is StoreUnavailable else problem(detail)
 
 
-def bug() -> InternalError:
-    """The answer to a request that met a bug of ours; its traceback is in the log, never in the answer."""
+def problem_in(error: Exception) -> Problem:
+    """The problem that a request ends with: the exception, or else that we have a bug, whose traceback is in the log only."""
+    if isinstance(error, Problem):
+        return error
+    log.error("a request failed by a bug of ours", exc_info=error)
     return InternalError("this server has a bug, and its log says where; whether the request was applied is unknown")

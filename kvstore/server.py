@@ -13,7 +13,7 @@ from typing import Any
 
 from kvstore.commands import Command
 from kvstore.containers import Follow, Wait
-from kvstore.errors import Problem, RequestTimeout, bug
+from kvstore.errors import Problem, RequestTimeout, problem_in
 from kvstore.http1 import HEAD, NOTHING, Reader
 from kvstore.live import Hub
 from kvstore.messages import Headers, Reply, Request, http_date, refuse
@@ -218,12 +218,8 @@ class Connection(asyncio.Protocol):
         server = self._server
         try:
             command = parse(request, server.settings)
-        except Problem as problem:
-            self._send(request, refuse(problem))
-            return
-        except Exception:
-            log.exception("a request failed by a bug of ours")
-            self._send(request, refuse(bug()))
+        except Exception as error:
+            self._send(request, refuse(problem_in(error)))
             return
         if isinstance(command, Reply):
             self._send(request, command)
@@ -245,11 +241,8 @@ class Connection(asyncio.Protocol):
             if isinstance(outcome, Exception):
                 raise outcome
             reply = render(request, outcome)
-        except Problem as problem:
-            reply = refuse(problem)
-        except Exception:
-            log.exception("a request failed by a bug of ours")
-            reply = refuse(bug())
+        except Exception as error:
+            reply = refuse(problem_in(error))
         self._send(request, reply)
         if reply.more is None or request.method == "HEAD":
             self._finish()

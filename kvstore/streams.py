@@ -4,18 +4,15 @@ Source: RFC 9112 section 7.1 (chunks), tcp(7) (TCP_USER_TIMEOUT).
 """
 
 import asyncio
-import logging
 import socket as socket_constants
 from collections.abc import Callable
 from socket import AF_UNIX, IPPROTO_TCP
 
 from kvstore.containers import Follow
-from kvstore.errors import Problem, bug
+from kvstore.errors import Problem, problem_in
 from kvstore.following import HEARTBEAT_S
 from kvstore.live import MAX_BUFFERED_BYTES, Follower, Hub
 from kvstore.paths import Path
-
-log = logging.getLogger("kvstore")
 
 
 class Streams:
@@ -59,9 +56,7 @@ class Stream:
             if not self._head:
                 self._transport.abort()
                 return
-            if not isinstance(error, Problem):
-                log.exception("a request failed by a bug of ours")
-            refused(error if isinstance(error, Problem) else bug())
+            refused(problem_in(error))
 
     def choke(self) -> bool:
         """The client has not taken what was sent. Whether it has only so long to do that: while it is sent a snapshot.

@@ -5,7 +5,6 @@ WSGI's PATH_INFO is percent-decoded already. Source: PEP 3333; Werkzeug's routin
 """
 
 import atexit
-import logging
 import select
 import socket
 import ssl
@@ -24,17 +23,15 @@ from werkzeug.routing import BaseConverter
 from werkzeug.wsgi import get_input_stream
 
 from kvstore.containers import Follow, Wait
-from kvstore.errors import ContentTooLarge, InvalidPath, InvalidRequest, Problem, bug, unavailable
+from kvstore.errors import ContentTooLarge, InvalidPath, InvalidRequest, Problem, problem_in, unavailable
 from kvstore.following import HEARTBEAT_S, Steps, begin, catch_up, is_settled
 from kvstore.messages import MAX_BODY_BYTES, Reply, Request, refuse
 from kvstore.origins import shown_to
-from kvstore.paths import split_target
+from kvstore.paths import escape, split_target
 from kvstore.presence import CLOSE_S, HOLD_S, RENEW_S, RETRY_S, Hold, Release
 from kvstore.protocol import STREAM, parse, render
 from kvstore.settings import Settings
 from kvstore.store import Store
-
-log = logging.getLogger("kvstore")
 
 Environ = dict[str, Any]
 
@@ -89,11 +86,8 @@ def _answer(store: Store, settings: Settings, environ: Environ, prefix_segments:
             reply = render(request, _waited(store, command, environ))
         else:
             reply = command if isinstance(command, Reply) else render(request, store.execute(command))
-    except Problem as problem:
-        reply = refuse(problem)
-    except Exception:
-        log.exception("a request failed by a bug of ours")
-        reply = refuse(bug())
+    except Exception as error:
+        reply = refuse(problem_in(error))
     response = as_response(reply._replace(headers=reply.headers + shown_to(request, settings)))
     if reply.more and request.method != "HEAD":
         response.response = _parts(store, request, reply)
@@ -242,8 +236,8 @@ def _below_mount(environ: Environ, prefix_segments: int) -> tuple[bytes, str]:
     script_name = environ.get("SCRIPT_NAME", "").rstrip("/").encode("latin-1")
     path_info = environ["PATH_INFO"].encode("latin-1")
     raw = environ.get("RAW_URI") or environ.get("REQUEST_URI")
-    if raw is None:  # a server that keeps no raw target: there %2F cannot be told from a slash
-        raw = quote(script_name + path_info, safe="/:@!$&'()*+,;=~") + "?" + environ.get("QUERY_STRING", "")
+    if raw is None:
+        raw = escape(script_name + path_info).decode() + "?" + environ.get("QUERY_STRING", "")
     elif "werkzeug.socket" in environ:  # Flask's own server: it spells each byte in UTF-8, as if that were a character
         raw = raw.encode("latin-1").decode("utf-8")
     path, query = split_target(raw.encode("latin-1"))

@@ -299,6 +299,15 @@ def test_mounted(empty: Running, root_path: str, raw_path: str, location: str) -
     assert empty.redis.exists(f"kv:{{{namespace}}}/{rest}")
 
 
+@pytest.mark.parametrize("raw", [{}, {"raw_path": None}])
+def test_a_server_that_keeps_no_raw_path(empty: Running, raw: dict[str, None]) -> None:
+    """The ASGI specification lets it: then the path is what the decoded one is when it is encoded."""
+    scope = make_scope("PUT", "/kv/é b/c%2Fd", []) | {"root_path": "/kv", "path": "/kv/é b/100%"}
+    del scope["raw_path"]
+    called = call(empty, scope | raw, part(b"1"))
+    assert (called.status, called.headers[b"location"].decode()) == (201, "/kv/%C3%A9%20b/100%25")
+
+
 def test_an_embedded_server_that_is_killed(directory: Path) -> None:
     """It is started again, under any ASGI server."""
     loop, app = Loop(), Application({"KVSTORE_DATA": str(directory / "data")})
