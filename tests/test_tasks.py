@@ -577,6 +577,7 @@ def test_a_worker_waits_for_redis(directory: Path) -> None:
     running = start_valkey(directory / "data")
     running.stop()
     workers = start_workers(directory, running.url)
+    wait_until(lambda: "Redis cannot be reached" in workers.said, JOB_S)
     time.sleep(1)
     assert workers.said.count("Redis cannot be reached") == 1
     running = start_valkey(directory / "data")
