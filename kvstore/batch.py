@@ -28,7 +28,7 @@ from kvstore.errors import (
 )
 from kvstore.messages import DOCUMENT, SAFE, Request, refuse
 from kvstore.paths import Path
-from kvstore.scripts import BATCH, Script
+from kvstore.scripts import BATCH, IN_A_BATCH, Script
 
 MAX_REQUESTS = 1000
 MAX_READ_BYTES = 16 * 1024 * 1024  # of the documents in the answers of a batch, about
@@ -36,7 +36,6 @@ MAX_READ_BYTES = 16 * 1024 * 1024  # of the documents in the answers of a batch,
 # What a request of a batch asks of the store, or what it is answered without it.
 Step = Command | messages.Reply | Problem
 
-IN_A_BATCH = ("read", "put", "patch", "touch", "delete", "post", "begin")  # the scripts that batch.lua holds
 _LEFT_OUT = {name for name, _ in (*DOCUMENT, *SAFE)}  # header fields that are the same in every response
 
 
@@ -214,7 +213,7 @@ def parse_batch(request: Request, parse: Callable[[Request], Command | messages.
             command = parse(part)
             if isinstance(command, Get):
                 command = command._replace(conditions=parse_conditions(part.headers))
-            if isinstance(command, messages.Reply) or command.script.name in IN_A_BATCH:
+            if isinstance(command, messages.Reply) or command.script.name in ("read", *IN_A_BATCH):
                 steps.append(command)
             elif isinstance(command, Once):
                 raise InvalidRequest("an Idempotency-Key is for the whole batch, and for an atomic one")

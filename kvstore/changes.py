@@ -1,7 +1,7 @@
 """A change ↔ an entry of the change log ↔ an event of a stream.
 
-An entry is what `append` and `delete.lua` write (see lua/prelude.lua); an event is a block of text/event-stream whose `data` is
-always `{"path","etag","ttl","value"}`. Source: https://html.spec.whatwg.org/multipage/server-sent-events.html, section 9.2.
+An entry is what `append`, `remove` and `expire` write (lua/prelude.lua); an event is a block of text/event-stream whose `data`
+is always `{"path","etag","ttl","value"}`. Source: https://html.spec.whatwg.org/multipage/server-sent-events.html, section 9.2.
 """
 
 import json

@@ -26,6 +26,7 @@ from kvstore.paths import Path, parse_path
 from kvstore.scripts import BEGIN, CONCLUDE, DELETE, ONCE, PATCH, POST, PUT, READ, REGISTER, TOUCH, Script
 
 DAY_MS = 86_400_000
+ID_BYTES = 20  # of a name that POST makes: 13 digits of ms, a letter, a count
 MAX_ATTEMPTS = 1000  # to write back a document that others write at the same time
 
 

@@ -262,7 +262,7 @@ class Changes(NamedTuple):
 class Wait(NamedTuple):
     """Carry out a command again whenever a path changes, until there is something to answer with, `wait_s` at most.
 
-    The outcome is the command's. No store executes it: live.py does.
+    The outcome is the command's. No store executes it: `waiting.py` and `web.py` do.
     """
 
     command: Command
@@ -271,7 +271,10 @@ class Wait(NamedTuple):
 
 
 class Follow(NamedTuple):
-    """Follow a document or a container, from a place in the log (None: from a snapshot). No store executes it: live.py does."""
+    """Follow a document or a container, from a place in the log (None: from a snapshot).
+
+    No store executes it: `live.py` and `web.py` do.
+    """
 
     path: Path
     place: str | None

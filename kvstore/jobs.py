@@ -17,6 +17,8 @@ from kvstore.scripts import BURY, BURY_ALL, FINISH, LEASE, READ, TAKE, Script
 
 DEAD = "dead/"  # below the queue: where its dead jobs go
 MAX_REASON_BYTES = 1000
+DEFAULT_ATTEMPTS = 5  # takes, after which a job is dead
+MAX_ATTEMPTS = 1_000_000
 _DEAD_SHAPE = b' object ["value","reason","attempts","died"]'
 
 

@@ -2,7 +2,7 @@
 
 Whoever holds a document (`holder`: a process, or a stream) is registered beside it, until a time that is put off again and
 again. The document goes when the last one is released, or it expires when those that held it are heard of no more. Nothing
-here does I/O; `live.py` and `web.py` hold.
+here does I/O; `holding.py` and `web.py` hold.
 """
 
 from typing import NamedTuple

@@ -15,6 +15,7 @@ from kvstore import codec
 from kvstore.alike import AllRead, AllWritten, parse_alike, render_responses
 from kvstore.batch import Answers, Batch, Refused, parse_batch, render_answers, render_refused
 from kvstore.commands import (
+    ID_BYTES,
     Appended,
     Command,
     Delete,
@@ -70,8 +71,6 @@ from kvstore.paths import Path, own_key, parse_path, split_target
 from kvstore.presence import Hold, asked_hold
 from kvstore.queues import MAX_WAIT_S, delayed, lease, render_held, render_taken, take
 from kvstore.settings import Settings
-
-ID_BYTES = 20  # of a name that POST makes: 13 digits of ms, a letter, a count
 
 BATCH_PATH = "/_/batch"
 

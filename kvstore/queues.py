@@ -14,14 +14,12 @@ from kvstore.commands import Post
 from kvstore.conditions import check_unconditional, parse_conditions
 from kvstore.containers import Wait
 from kvstore.errors import InvalidDocument, InvalidParameter, InvalidPrecondition
-from kvstore.jobs import DEAD, Held, Job, Lease, Take, Taken, spell_reason
+from kvstore.jobs import DEAD, DEFAULT_ATTEMPTS, MAX_ATTEMPTS, Held, Job, Lease, Take, Taken, spell_reason
 from kvstore.messages import DOCUMENT, SAFE, Reply, Request, parameter, parse_duration_s, ttl_s
 from kvstore.paths import Path, parse_path
 from kvstore.settings import Settings
 
 MAX_LIMIT = 100
-DEFAULT_ATTEMPTS = 5
-MAX_ATTEMPTS = 1_000_000
 MAX_WAIT_S = 25
 LEASE_BYTES = 40  # of a lease, which names a dead job where its own name is too long; really some 30
 

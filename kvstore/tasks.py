@@ -28,14 +28,12 @@ from flask.cli import ScriptInfo, pass_script_info
 from kvstore import codec
 from kvstore.app import connect
 from kvstore.codec import Encoded
-from kvstore.commands import Appended, Found, Get, Once, Post, Replayed
+from kvstore.commands import ID_BYTES, Appended, Found, Get, Once, Post, Replayed
 from kvstore.containers import At, Place
 from kvstore.embedded import StartFailed
 from kvstore.errors import Problem, StoreUnavailable, unavailable
-from kvstore.jobs import DEAD, See, Seen
+from kvstore.jobs import DEAD, DEFAULT_ATTEMPTS, MAX_ATTEMPTS, See, Seen
 from kvstore.paths import Path, own_key, parse_path
-from kvstore.protocol import ID_BYTES
-from kvstore.queues import DEFAULT_ATTEMPTS, MAX_ATTEMPTS
 from kvstore.settings import MAX_TTL_S, InvalidSetting, Settings, read_settings
 from kvstore.store import Store
 from kvstore.working import RESULTS, Terms, Worker, work_as_parent, work_here

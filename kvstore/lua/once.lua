@@ -13,7 +13,7 @@ local function once(act, key)
   if first[1] and first[1] ~= request then
     return {'reused'}
   elseif first[2] then
-    return {'replayed', cjson.decode(first[2])} -- lists of strings, nothing else, so cjson loses nothing
+    return {'replayed', cjson.decode(first[2])} -- lists of strings, and times in ms, which have fewer digits than cjson keeps
   end
   local ok, reply = pcall(act, key, 1, #ARGV)
   if not ok then

@@ -275,15 +275,15 @@ end
 -- has (0: it is not there), `mark`, what is known of it as a job, and `due`, as note() takes it, are known by now, and so is that
 -- no key has another type. The first write is XADD, which a full Redis refuses with nothing changed. `expires_at` is -1 for
 -- never, nil for ttl_ms from now on. Returns the entity-tag, expires_at, the time in ms, and what note() returns.
-local function replace(key, held, mark, due, length, op, rest, ttl_ms, expires_at, shape, first, last)
-  local exists = held > 0
+local function replace(key, size, mark, due, length, op, rest, ttl_ms, expires_at, shape, first, last)
+  local exists = size > 0
   if due and not exists then
     expire(rest)
   end
   local id, now = append(length, op, rest, ttl_ms, shape, ARGV, first, last)
   local meta, stop = mark .. id .. shape, math.min(last, first + MOST_ARGUMENTS - 1)
   -- A document with as many fields as it will have, none of them new, is written over: DEL and making a hash cost more.
-  local is_over = held * 2 == last - first + 3 and stop == last
+  local is_over = size * 2 == last - first + 3 and stop == last
   if not is_over or redis.call('HSET', key, '$kv', meta, unpack(ARGV, first, stop)) > 0 then
     if exists then
       redis.call('DEL', key)

@@ -35,8 +35,8 @@ end
 local function put(key, at, last)
   local rest, ttl_ms, shape, options = ARGV[at], ARGV[at + 1], ARGV[at + 3], ARGV[at + 4]
   local op, base, server_values = 'put', '', false
-  local held = redis.call('HLEN', key)
-  local exists, tag, meta, job = held > 0, nil, nil, nil
+  local size = redis.call('HLEN', key)
+  local exists, tag, meta, job = size > 0, nil, nil, nil
   if exists then
     exists, tag, meta, job = look(key)
   end
@@ -77,7 +77,7 @@ local function put(key, at, last)
   end
   local id, now, news
   id, expires_at, now, news = replace(
-    key, held, job and job.mark or '', due, ARGV[at + 2], op, rest, ttl_ms, expires_at, shape, at + 5, last
+    key, size, job and job.mark or '', due, ARGV[at + 2], op, rest, ttl_ms, expires_at, shape, at + 5, last
   )
   if now % 16 == 0 then -- often enough that the indexes hold little that has expired, seldom enough to cost nothing
     sweep(string.sub(key, 1, #key - #rest), now, 100)

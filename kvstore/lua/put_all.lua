@@ -9,15 +9,15 @@
 -- How many fields each has, and what the expiry index says of it. Raises WRONGTYPE, and where one is not plainly ours: a job,
 -- or another client's hash.
 local function look_at_all(prefix, names)
-  local held = {}
+  local sizes = {}
   for i, rest in ipairs(names) do
-    held[i] = redis.call('HLEN', prefix .. rest)
-    if held[i] > 0 and not string.find(redis.call('HGET', prefix .. rest, '$kv') or '', '^%d') then
+    sizes[i] = redis.call('HLEN', prefix .. rest)
+    if sizes[i] > 0 and not string.find(redis.call('HGET', prefix .. rest, '$kv') or '', '^%d') then
       error('not plainly ours')
     end
   end
   check_types('')
-  return held, redis.call('ZMSCORE', EXPIRY, unpack(names))
+  return sizes, redis.call('ZMSCORE', EXPIRY, unpack(names))
 end
 
 local function put_all(_, at, last)
@@ -30,7 +30,7 @@ local function put_all(_, at, last)
       names[#names + 1] = ARGV[first]
     end
   end
-  local is_fine, held, due = pcall(look_at_all, prefix, names)
+  local is_fine, sizes, due = pcall(look_at_all, prefix, names)
   if not is_fine then
     return {'refused'}
   end
@@ -44,12 +44,12 @@ local function put_all(_, at, last)
       local i = #tags + 1
       local rest = ARGV[first]
       local is_written, tag, _, time, new = pcall(
-        replace, prefix .. rest, held[i], '', due[i], length, 'put', rest, ttl_ms, nil, shape, first + 1, first + width - 1
+        replace, prefix .. rest, sizes[i], '', due[i], length, 'put', rest, ttl_ms, nil, shape, first + 1, first + width - 1
       )
       if not is_written then -- the first of them, by a full Redis
         return {'refused'}
       end
-      tags[i], words[i], now, news = tag, held[i] > 0 and 'r' or 'c', time, new or news
+      tags[i], words[i], now, news = tag, sizes[i] > 0 and 'r' or 'c', time, new or news
     end
   end
   if now % 16 == 0 then -- as put.lua does
