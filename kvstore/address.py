@@ -79,6 +79,8 @@ def parse_address(url: str, *, verify_tls: bool = True) -> Address:
 def _node(text: str, default_port: int) -> tuple[str, int]:
     try:
         parts = urlsplit(f"//{text}")
-        return parts.hostname or "localhost", parts.port or default_port
+        host = parts.hostname or "localhost"
+        host.encode("idna")  # as it is asked for
+        return host, parts.port or default_port
     except ValueError:
-        raise InvalidAddress("a URL whose ports are numbers up to 65535") from None
+        raise InvalidAddress("a URL whose hosts are names or addresses, and whose ports are numbers up to 65535") from None

@@ -384,9 +384,9 @@ async def _connect(address: Address, owner: Pipeline) -> _Connection:
             await connection.greet(("AUTH", *filter(None, (address.user, address.password))))
         if address.database:
             await connection.greet(("SELECT", address.database))
+        await connection.greet(("PING",))  # what keeps Redis from serving us shows here, before a command is sent
         if owner.heard:
             owner.is_told = await _track(connection)
-        await connection.greet(("PING",))  # LOADING, NOAUTH and a Redis that hangs show here, before a command is sent
     except BaseException:
         connection.abort()
         raise
@@ -399,8 +399,6 @@ async def _track(connection: _Connection) -> bool:
         await connection.greet(("HELLO", 3))
         await connection.greet(("CLIENT", "TRACKING", "ON"))
     except hiredis.ReplyError as error:
-        if str(error).startswith(("LOADING", "NOAUTH")):
-            raise
         log.warning("Redis does not track keys for us, so changes are looked for all the time: %s", error)
         return False
     return True

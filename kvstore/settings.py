@@ -72,7 +72,7 @@ class Setting:
 
 
 SETTINGS = (
-    Setting("HOST", "127.0.0.1", str, "address to listen on; `0.0.0.0` for all"),
+    Setting("HOST", "127.0.0.1", lambda text: text.strip("[]"), "address to listen on; `0.0.0.0` for all"),
     Setting("PORT", "8000", _number(0, 65535), "port to listen on"),
     Setting("WEB_CONCURRENCY", "", _number(1, 64), "worker processes; empty: one per core, at most 4"),
     Setting("REDIS_URL", "", _redis_url, "the Redis to store in; empty: the embedded server"),

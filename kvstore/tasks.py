@@ -198,8 +198,8 @@ def _origin(task: Task[..., Any]) -> list[tuple[str, str]]:
 
 def _queue(text: str) -> Path:
     path = parse_path(text.encode()).container
-    if path.text == "/":
-        raise ValueError("a queue is a container such as /tasks/, and not the root")
+    if path.text == "/" or path.text.startswith("/_/"):
+        raise ValueError("a queue is a container such as /tasks/: not the root, and not below /_/, which is the service's own")
     parse_path((path.text + RESULTS).encode() + b"0" * ID_BYTES)  # that there is a place for what comes of its jobs
     return path
 

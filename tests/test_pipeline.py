@@ -24,6 +24,7 @@ from redis.retry import Retry
 from stores import KEEPS_NOTHING, START_S, Running, free_ports, make_directory, redis_server, wait_for_redis, wait_until
 
 from kvstore import pipeline
+from kvstore.address import parse_address
 from kvstore.clients import open_async_store
 from kvstore.errors import Problem
 from kvstore.pipeline import Pipeline
@@ -585,6 +586,30 @@ def test_loading(directory: Path, kind: str) -> None:
     assert refused.after_s < TOLD_S
     assert "loading" in refused.detail
     assert after_s < 2
+
+
+def test_a_redis_that_has_no_room(run: Callable, directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It is away, and not one that cannot say what has changed."""
+    port, process = start_redis_on_tcp(directory)
+    wait_for_redis(process, directory, lambda: listens(port))
+    raw = redis.Redis(port=port, driver_info=None)
+    raw.config_set("maxclients", 1)
+
+    async def scenario() -> tuple[Refused, str, bool]:
+        store = Pipeline(parse_address(f"redis://127.0.0.1:{port}"), heard=lambda _: None)
+        try:
+            refused = await refusal(store)
+            raw.config_set("maxclients", 100)
+            return refused, await store.execute(Echo("again")), store.is_told
+        finally:
+            await store.close()
+
+    refused, again, is_told = run(scenario())
+    assert (refused.status, again, is_told) == (503, "again", True)
+    assert "does not track" not in caplog.text
+    raw.close()
+    process.kill()
+    process.wait()
 
 
 def test_closed(run: Callable, port: int, raw: redis.Redis) -> None:

@@ -126,6 +126,7 @@ BAD_SETTINGS = [
     ("REDIS_URL", "redis://user:hush@localhost:65536"),
     ("REDIS_URL", "redis://user:hush@localhost/zero"),
     ("REDIS_URL", "redis://user:hush@[::1"),
+    ("REDIS_URL", "redis://user:hush@a..b"),
     ("REDIS_URL", "unix://"),
     ("REDIS_URL", "redis+sentinel://user:hush@localhost"),
     ("REDIS_URL", "redis+nothing://user:hush@localhost"),
@@ -141,6 +142,12 @@ def test_a_bad_setting(name: str, value: str) -> None:
     assert message.startswith(f"{name} must be ")
     assert "\n" not in message
     assert "hush" not in message
+
+
+@pytest.mark.parametrize("host", ["::1", "[::1]"])
+def test_an_ipv6_address(host: str) -> None:
+    """As it is, or as URLs have it."""
+    assert read_settings({"HOST": host}).host == "::1"
 
 
 STOPPING = [("PORT", "http"), ("REDIS_URL", "http://localhost"), ("KVSTORE_DATA", "/dev/null/data")]

@@ -175,8 +175,9 @@ def test_a_name_means_one_function() -> None:
         with pytest.raises(ValueError, match="has no name"):
             queuefunc(function)
     queuefunc(worked.add.__wrapped__)
-    with pytest.raises(ValueError, match="not the root"):
-        queuefunc(queue="/")(add)
+    for path in ("/", "/_/mail/"):
+        with pytest.raises(ValueError, match="not the root, and not below /_/"):
+            queuefunc(queue=path)(add)
     with pytest.raises(InvalidPath):
         queuefunc(queue="/x" * 31)(add)
 
