@@ -235,6 +235,20 @@ def test_redis_is_full(client: Checked, raw: redis.Redis) -> None:
     assert client.put("/ns/a", "1").status == 200
 
 
+@pytest.mark.parametrize("lane", [lane for lane in LANES if lane[1] in SERVERS], ids="-".join, indirect=True)
+def test_a_container_in_a_full_redis(client: Checked, raw: redis.Redis) -> None:
+    """It is read, also where its index is told meanwhile that a document lives for longer."""
+    client.put("/ns/a?ttl=1", "1")
+    assert client.request("PATCH", "/ns/a?ttl=60").status == 200
+    time.sleep(1.1)
+    raw.config_set("maxmemory", "1")
+    try:
+        listing = client.get("/ns/")
+        assert (listing.status, [item["path"] for item in listing.json["items"]]) == (200, ["/ns/a"])
+    finally:
+        raw.config_set("maxmemory", "0")
+
+
 # --- What Redis answers -------------------------------------------------------------------------------------------------
 
 EXCEPTIONS = [

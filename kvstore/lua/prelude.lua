@@ -336,6 +336,7 @@ local function sweep(prefix, now, most)
     elseif at == -1 then
       redis.call('ZREM', EXPIRY, rest)
     else
+      redis.call('DEL', SCRATCH) -- the first write is one that a full Redis lets through: containers are read all the same
       redis.call('ZADD', EXPIRY, at, rest)
     end
   end
