@@ -1,7 +1,6 @@
 """The command `kvstore`, as a process: what it says, what it keeps, how it ends."""
 
 import re
-import resource
 import shlex
 import shutil
 import signal
@@ -14,7 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from serving import READ_S, Served, read, run_kvstore, start_kvstore, wire
+from serving import COMMAND, READ_S, Served, read, run_kvstore, start_kvstore, wire
 from stores import Running, wait_until
 
 from kvstore import __version__, embedded
@@ -376,20 +375,18 @@ def test_many_requests_on_one_connection(served: Served) -> None:
     assert bodies == [*(b"%d" % n for n in range(30)), b"2"]
 
 
-def test_as_many_connections_as_the_machine_allows(start: Callable[..., Served], started: Callable[[str], Running]) -> None:
+def test_as_many_connections_as_the_machine_allows(directory: Path, started: Callable[[str], Running]) -> None:
     """The limit of open files with which most systems start a process can be raised by itself, and is."""
-    url = started("valkey").url
-    few, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (64, most))
+    environ = {"PORT": "0", "REDIS_URL": started("valkey").url, "WEB_CONCURRENCY": "1"}
+    served = Served(directory, ["sh", "-c", f"ulimit -S -n 64 && exec {shlex.quote(str(COMMAND))}"], environ)
     try:
-        served = start(REDIS_URL=url, WEB_CONCURRENCY="1")
+        with ExitStack() as stack:
+            connections = [stack.enter_context(served.connect()) for _ in range(100)]
+            for connection in connections:
+                connection.sendall(wire("GET", "/nobody/there"))
+            assert {read(connection, "GET").status for connection in connections} == {404}
     finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (few, most))
-    with ExitStack() as stack:
-        connections = [stack.enter_context(served.connect()) for _ in range(100)]
-        for connection in connections:
-            connection.sendall(wire("GET", "/nobody/there"))
-        assert {read(connection, "GET").status for connection in connections} == {404}
+        served.kill()
 
 
 @pytest.mark.parametrize("expect", [[], [("Expect", "100-continue")]])
