@@ -123,8 +123,8 @@ async def _follow(hub: Hub, follow: Follow, fields: Headers, receive: Receive, s
 
     def put(block: bytes) -> None:
         nonlocal waiting
-        waiting += len(block)
-        if waiting <= MAX_BUFFERED_BYTES or not follower.is_ready:
+        if waiting <= MAX_BUFFERED_BYTES or not follower.is_ready:  # a block by itself may be larger
+            waiting += len(block)
             blocks.put_nowait(block)
             return
         end()

@@ -28,6 +28,7 @@ from kvstore import asgi, live, logs, web
 from kvstore import following as following_module
 from kvstore import server as server_module
 from kvstore.following import HEARTBEAT_S
+from kvstore.messages import MAX_BODY_BYTES
 from kvstore.paths import parse_path
 from kvstore.streams import Stream, Streams
 
@@ -447,6 +448,17 @@ def test_a_reader_that_does_not_read(
         assert [event.data["value"] for event in reader.events[1:]] == [f"{each}{LARGE}" for each in range(number + 1)]
 
 
+def test_the_largest_document(followed: Followed, ask: Callable[..., Any]) -> None:
+    """Its event is larger than what may be buffered, and whoever reads is sent it all the same."""
+    largest = "x" * (MAX_BODY_BYTES - 2)
+    with following(followed, "/room/") as reader:
+        reader.wait_for(1)
+        ask("PUT", "/room/1", largest)
+        assert reader.wait_for(2)[1].data["value"] == largest
+        ask("PUT", "/room/1", "next")
+        assert reader.wait_for(3)[2].data["value"] == "next"
+
+
 @pytest.mark.parametrize("lane", [("flask", "redis")], ids="-".join, indirect=True)
 def test_readers_that_leave_flask(followed: Followed, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their threads are free at once: a page that is loaded again and again does not use them up."""
@@ -465,13 +477,16 @@ def test_a_reader_that_an_asgi_server_waits_for(store: Running, is_snapshot: boo
     monkeypatch.setattr(asgi, "PIECE_S", 0.3)
     running = AsgiApplication(store)
     sent: list[dict[str, Any]] = []
+    begun = threading.Event()
 
     async def receive() -> dict[str, Any]:
         return sent.pop(0) if sent else await asyncio.Event().wait()  # type: ignore[func-returns-value]
 
     async def send(message: dict[str, Any]) -> None:
-        if message.get("body") and (is_snapshot or b"snapshot" not in message["body"]):
-            await asyncio.Event().wait()
+        if message.get("body"):
+            begun.set()
+            if is_snapshot or b"snapshot" not in message["body"]:
+                await asyncio.Event().wait()
 
     async def follow() -> None:
         sent.append({"type": "http.request"})
@@ -482,6 +497,7 @@ def test_a_reader_that_an_asgi_server_waits_for(store: Running, is_snapshot: boo
         stream = threading.Thread(target=running._loop.run, args=(follow(),))
         stream.start()
         wait_until(lambda: running.request("GET", "/people/ada").status == 200, LIMIT_S)
+        assert begun.wait(LIMIT_S), "what is written now is in no snapshot"
         for number in range(0 if is_snapshot else 6):
             assert stream.is_alive()
             assert running.request("PUT", "/room/1", json.dumps(f"{number}" * 250_000).encode()).status < 300
