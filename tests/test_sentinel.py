@@ -25,7 +25,7 @@ ANSWER_S = 6.0  # the contract's limit for a 503
 
 
 def start(directory: Path, port: int, *options: str) -> "subprocess.Popen[bytes]":
-    """A redis-server, or with options of its a Sentinel, that listens once this returns."""
+    """A redis-server, or with the options of one a Sentinel, that listens once this returns."""
     directory.mkdir()
     settings = directory / "redis.conf"  # a Sentinel writes into it
     settings.write_text(f"port {port}\nbind 127.0.0.1\ndir {directory}\n" + "".join(f"{option}\n" for option in options))
@@ -182,6 +182,6 @@ def test_no_sentinel_answers() -> None:
         assert (status, problem["type"]) == (503, "urn:kvstore:store-unavailable")
         with pytest.raises(StoreUnavailable):
             store_reads(open_store(f"redis+sentinel://127.0.0.1:{nobody}/main"), "/a/b")
-        assert time.monotonic() - begun < 2 * 6
+        assert time.monotonic() - begun < 2 * ANSWER_S
     finally:
         served.stop()
