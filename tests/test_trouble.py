@@ -249,6 +249,23 @@ def test_a_container_in_a_full_redis(client: Checked, raw: redis.Redis) -> None:
         raw.config_set("maxmemory", "0")
 
 
+@pytest.mark.parametrize("lane", [lane for lane in LANES if lane[1] in SERVERS], ids="-".join, indirect=True)
+def test_a_full_redis_keeps_answers(client: Checked, raw: redis.Redis) -> None:
+    """Nobody is told that nothing was changed when all is gone; what would store is refused, and not remembered."""
+    client.put("/ns/q/a", "1")
+    client.put("/ns/q/b", "1")
+    raw.config_set("maxmemory", "1")
+    try:
+        for _ in range(2):
+            assert client.delete("/ns/q/?recursive", [("Idempotency-Key", "all")]).json == {"deleted": 2}
+            assert client.delete("/ns/q/?recursive", [("Idempotency-Key", "none")]).json == {"deleted": 0}
+            assert client.delete("/ns/q/a", [("Idempotency-Key", "nothing")]).status == 404
+            assert client.put("/ns/q/a", "1", [("Idempotency-Key", "put")]).status == 507
+    finally:
+        raw.config_set("maxmemory", "0")
+    assert client.put("/ns/q/a", "1", [("Idempotency-Key", "put")]).status == 201
+
+
 # --- What Redis answers -------------------------------------------------------------------------------------------------
 
 EXCEPTIONS = [

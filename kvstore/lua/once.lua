@@ -23,6 +23,7 @@ local function once(act, key)
     end
     reply = {'error', said}
   end
+  write_nothing() -- what was done is kept also where Redis is full
   if reply[1] == 'some' then -- of a recursive DELETE, which several may be sending at once
     reply[2] = redis.call('HINCRBY', kept, 'so far', reply[2])
     redis.call('HSET', kept, 'request', request)

@@ -115,6 +115,11 @@ local function check_queue_types()
   redis.call('XLEN', FREED)
 end
 
+-- Where the first write of a script is one like this, a full Redis lets it through, and with it the rest of the script.
+local function write_nothing()
+  redis.call('DEL', SCRATCH)
+end
+
 -- Append a document's change to the log and return its id, which is the document's entity-tag, and its time in ms. An entry
 -- is three pairs of ours, then the members: {op, rest, 'ttl', ttl_ms, '$kv', shape, field, value, ...}. A document with too
 -- many members for one call has '$packed' for '$kv', then '' and all of it as netstrings (3:abc,).
@@ -336,7 +341,7 @@ local function sweep(prefix, now, most)
     elseif at == -1 then
       redis.call('ZREM', EXPIRY, rest)
     else
-      redis.call('DEL', SCRATCH) -- the first write is one that a full Redis lets through: containers are read all the same
+      write_nothing() -- containers are read all the same
       redis.call('ZADD', EXPIRY, at, rest)
     end
   end
