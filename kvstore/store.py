@@ -87,13 +87,22 @@ class _Turns:
             mine = threading.Lock()
             mine.acquire()
             self._waiting.append(mine)
-        if mine.acquire(timeout=timeout_s):
-            return True
-        with self._lock:
-            if mine not in self._waiting:  # it was handed over just now
+        try:
+            if mine.acquire(timeout=timeout_s):
                 return True
+        except BaseException:  # of a signal's handler, or of gevent
+            if not self._leave(mine):
+                self.release()
+            raise
+        return not self._leave(mine)
+
+    def _leave(self, mine: threading.Lock) -> bool:
+        """Wait no longer; False where the turn was handed over just now."""
+        with self._lock:
+            if mine not in self._waiting:
+                return False
             self._waiting.remove(mine)
-            return False
+            return True
 
     def release(self) -> None:
         with self._lock:

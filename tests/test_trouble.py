@@ -463,6 +463,25 @@ def test_turns_are_taken_in_order() -> None:
     assert turns.acquire(0)
 
 
+def test_who_is_interrupted_takes_no_turn_along() -> None:
+    """A signal may end the wait, as where a task has so many seconds by signal.alarm."""
+
+    def interrupt(*_: object) -> None:
+        raise InterruptedError
+
+    turns = _Turns(1)
+    assert turns.acquire(0)
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        with pytest.raises(InterruptedError):
+            turns.acquire(START_S)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    turns.release()
+    assert turns.acquire(0)
+
+
 # --- Clients that leave -------------------------------------------------------------------------------------------------
 
 # Each would be a JSON text if it were taken for whole.
