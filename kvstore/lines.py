@@ -9,7 +9,7 @@ from collections import deque
 from typing import Any, NamedTuple
 
 from kvstore.commands import Command, Edit, Once
-from kvstore.errors import StoreUnavailable, unavailable
+from kvstore.errors import UNKNOWN, StoreUnavailable, unavailable
 from kvstore.pipeline import AsyncStore, Done, executed
 
 IN_LINE_S = 2.0  # that an edit may wait for those before it
@@ -65,7 +65,7 @@ class InLine:
         while line:
             following = line.popleft()
             if isinstance(outcome, StoreUnavailable):
-                problem = unavailable("Redis does not answer; send it again. Nothing was changed")
+                problem = outcome if UNKNOWN not in outcome.detail else _unbegun()
             elif loop.time() > following.due:
                 problem = _crowded()
             else:
@@ -75,6 +75,10 @@ class InLine:
         else:
             del self._lines[key]
         done(context, outcome)
+
+
+def _unbegun() -> StoreUnavailable:
+    return unavailable("Redis does not answer; send it again. Nothing was changed")
 
 
 def _crowded() -> StoreUnavailable:

@@ -74,6 +74,14 @@ def test_redis_is_away(valkey: Running, served: InProcess) -> None:
     wait_until(lambda: patched(served, 0).status == 200, TOLD_S)
 
 
+def test_redis_refuses(valkey: Running, served: InProcess) -> None:
+    """All are told what it said to the one before them."""
+    valkey.redis.execute_command("REPLICAOF", "127.0.0.1", "1")
+    answers = at_once(lambda number: patched(served, number), EDITS)
+    assert {answer.status for answer in answers} == {503}
+    assert all(b"read-only replica" in answer.body for answer in answers)
+
+
 @pytest.mark.parametrize(("limit", "told"), [(("MAX_IN_LINE", 2), 2), (("IN_LINE_S", -1.0), 4)])
 def test_a_line_has_an_end(
     valkey: Running, served: InProcess, monkeypatch: pytest.MonkeyPatch, limit: tuple[str, float], told: int
