@@ -172,7 +172,6 @@ class DeleteBelow(NamedTuple):
     """Delete all documents below a container, some at a time: DeletedBelow."""
 
     container: Path
-    log_length: int
     once: bool
     deleted: int = 0
     script: Script = DELETE_BELOW
@@ -183,7 +182,7 @@ class DeleteBelow(NamedTuple):
 
     @property
     def arguments(self) -> tuple[bytes | str | int, ...]:
-        return (*below(self.container), MAX_DELETED_AT_ONCE, self.log_length)
+        return (*below(self.container), MAX_DELETED_AT_ONCE)
 
     def outcome(self, reply: Reply) -> DeletedBelow | Again:
         if reply[0] == b"deleted below":  # only where it is replayed

@@ -12,7 +12,6 @@ from kvstore.containers import DeleteBelow, Item, List, Listing
 from kvstore.errors import InvalidParameter, PreconditionFailed
 from kvstore.messages import DOCUMENT, SAFE, UNCHANGED, Headers, Reply, Request, parameter, tag_header, ttl_s
 from kvstore.paths import Path, parse_path, split_target
-from kvstore.settings import Settings
 
 DEFAULT_LIMIT = 100
 MAX_LIMIT = 1000
@@ -44,14 +43,14 @@ def list_below(request: Request, path: Path, raw_query: bytes) -> List:
     )
 
 
-def delete_below(request: Request, path: Path, raw_query: bytes, settings: Settings) -> DeleteBelow:
+def delete_below(request: Request, path: Path, raw_query: bytes) -> DeleteBelow:
     """What a DELETE of a container asks for; raises InvalidParameter or InvalidPrecondition."""
     if path.text == "/" or not path.is_container:
         raise InvalidParameter("?recursive is for a container other than the root: its path ends in a slash")
     if parameter(raw_query, "recursive") is None:
         raise InvalidParameter("a container is deleted with all that lies below it: say so with ?recursive")
     check_unconditional(request.headers, "a recursive DELETE takes no precondition")
-    return DeleteBelow(path, settings.log_length, once="idempotency-key" in request.headers)
+    return DeleteBelow(path, once="idempotency-key" in request.headers)
 
 
 def render_listing(request: Request, listing: Listing) -> Reply:

@@ -232,7 +232,7 @@ def _post(request: Request, path: Path, raw_query: bytes, settings: Settings) ->
 
 def _delete(request: Request, path: Path, raw_query: bytes, settings: Settings) -> Delete | DeleteBelow:
     if path.is_container or parameter(raw_query, "recursive") is not None:
-        return delete_below(request, path, raw_query, settings)
+        return delete_below(request, path, raw_query)
     return Delete(path, parse_conditions(request.headers), settings.log_length)
 
 

@@ -41,8 +41,18 @@ def test_adder(directory: Path) -> None:
         served.kill()
 
 
-# What somebody does who sits before the page: says something once it is there, and tells us what it shows then.
-PERSON = b"""<script type="module">
+# The page's first stream is refused. What somebody does who sits before it: says something once it is there, and tells us what
+# it shows then.
+PERSON = b"""<script>
+let isFirst = true
+window.EventSource = class extends EventSource {
+  constructor(url) {
+    super(isFirst ? new URL("/_/none", url) : url)
+    isFirst = false
+  }
+}
+</script>
+<script type="module">
 const there = () => document.querySelector("#people").textContent.startsWith("here")
 const shows = () => document.querySelector("#messages").children.length
 const until = holds => new Promise(done => { const timer = setInterval(() => holds() && done(clearInterval(timer)), 20) })
@@ -74,7 +84,7 @@ class Pages(http.server.SimpleHTTPRequestHandler):
 
 
 def test_chat(directory: Path, started: Callable[[str], Running], browse: Callable[[str], None]) -> None:
-    """A page of another origin says something, is there for as long as it is open, and runs nothing of what others say."""
+    """A page of another origin says something, is there also after it was refused, and runs nothing of what others say."""
     store = started("redis")
     store.redis.flushall()
     pages = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Pages, directory=str(EXAMPLES / "chat")))

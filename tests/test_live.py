@@ -137,6 +137,24 @@ def test_a_log_that_was_trimmed(followed: Followed, ask: Callable[..., Any], sto
         assert reader.wait_for(2)[0].name == "reset"
 
 
+def test_a_recursive_delete_of_more_than_the_log_keeps(followed: Followed, ask: Callable[..., Any], store: Running) -> None:
+    """Whoever keeps up is told of each document; later writes trim the log, some of it each."""
+    for at in range(0, 3000, 1000):
+        requests = [{"method": "PUT", "path": f"/room/{number:04}", "body": 0} for number in range(at, at + 1000)]
+        ask("POST", "/_/batch", {"requests": requests})
+    with following(followed, "/room/") as reader:
+        pages = 3000 // following_module.PAGE
+        assert "more" not in reader.wait_for(pages)[-1].data
+        assert ask("DELETE", "/room/?recursive") == {"deleted": 3000}
+        told = reader.wait_for(pages + 3000)[pages:]
+    assert [(event.name, event.data["path"]) for event in told] == [("delete", f"/room/{number:04}") for number in range(3000)]
+    ask("PUT", "/room/1", 0)
+    assert 3000 <= store.redis.xlen("kv:{room}!log") < 3200
+    for number in range(4):
+        ask("PUT", "/room/1", number)
+    assert 1000 <= store.redis.xlen("kv:{room}!log") < 1200
+
+
 @pytest.mark.parametrize("place", ["9999999999999-0", "9999999999999-999999999", "1-999999999", "1600000000000-0"])
 def test_a_place_in_no_log(followed: Followed, ask: Callable[..., Any], place: str) -> None:
     """A place of another time, where the namespace has no log: announced, and what comes afterwards is heard."""

@@ -127,7 +127,7 @@ local function batch(_, at, last)
     at = stop + 1
   end
   if later and word == 'done' and later < MOST_ENTRIES then
-    redis.call('XTRIM', LOG, 'MAXLEN', '~', later)
+    redis.call('XTRIM', LOG, 'MAXLEN', '~', later, 'LIMIT', 2 * MOST_TRIMMED) -- it may have added as many
   end
   return {word, replies, bytes}
 end

@@ -1,7 +1,8 @@
--- Delete documents below a container, some at a time, so that Redis is never held up for long.
+-- Delete documents below a container, some at a time, so that Redis is never held up for long. The log is trimmed by later
+-- writes: who follows would lose what one script says in more entries than the log keeps.
 -- KEYS   1 log
 -- ARGV   1 what stands before a name in the documents' keys  2 the container's own name in names and log, '' or 'a/b/'
---        3 most documents  4 length of the log
+--        3 most documents
 -- reply  {'some', how many, 'more' or nil}
 
 local function delete_below(_, at)
@@ -13,7 +14,7 @@ local function delete_below(_, at)
   for _, rest in ipairs(names) do
     local kind = redis.call('TYPE', prefix .. rest).ok
     if kind == 'hash' then
-      remove(prefix .. rest, rest, ARGV[at + 3])
+      remove(prefix .. rest, rest, MOST_ENTRIES)
       if has_jobs then
         forget(rest)
       end

@@ -8,6 +8,7 @@ local LOG = KEYS[1]
 
 local MOST_ARGUMENTS = 7000 -- of one call: unpack of 8,000 overflows Lua's stack. Even, so that pairs stay together
 local MOST_ENTRIES = 1000000000 -- of a log that is not trimmed
+local MOST_TRIMMED = 1000 -- by one change, where more came untrimmed: who reads it has time. A node of a stream has fewer
 local LOG_BYTES = 4194304 -- of a change log, about: the larger a change, the fewer stay
 local DAY_MS = 86400000
 local later -- nil, but in an atomic batch, which trims the log when it is done: how many entries stay then, at most
@@ -134,14 +135,16 @@ local function append(length, op, rest, ttl_ms, shape, fields, first, last)
   end
   local id
   if last - first < MOST_ARGUMENTS then
-    id = redis.call('XADD', LOG, 'MAXLEN', '~', keep, '*', op, rest, 'ttl', ttl_ms, '$kv', shape, unpack(fields, first, last))
+    id = redis.call('XADD', LOG, 'MAXLEN', '~', keep, 'LIMIT', MOST_TRIMMED, '*', op, rest, 'ttl', ttl_ms, '$kv', shape,
+      unpack(fields, first, last))
   else
     local packed = {}
     for i = first, last do
       packed[#packed + 1] = #fields[i] .. ':' .. fields[i] .. ','
     end
     packed = table.concat(packed)
-    id = redis.call('XADD', LOG, 'MAXLEN', '~', keep, '*', op, rest, 'ttl', ttl_ms, '$packed', shape, '', packed)
+    id = redis.call('XADD', LOG, 'MAXLEN', '~', keep, 'LIMIT', MOST_TRIMMED, '*', op, rest, 'ttl', ttl_ms, '$packed', shape, '',
+      packed)
   end
   return id, tonumber(string.match(id, '^%d+'))
 end
@@ -325,7 +328,7 @@ local function remove(key, rest, length)
   if later then
     later, length = math.min(later + 1, length), MOST_ENTRIES
   end
-  local id = redis.call('XADD', LOG, 'MAXLEN', '~', length, '*', 'delete', rest)
+  local id = redis.call('XADD', LOG, 'MAXLEN', '~', length, 'LIMIT', MOST_TRIMMED, '*', 'delete', rest)
   fade()
   return id
 end
