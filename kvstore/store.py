@@ -87,13 +87,19 @@ class _Turns:
             mine = threading.Lock()
             mine.acquire()
             self._waiting.append(mine)
-        if mine.acquire(timeout=timeout_s):
-            return True
+        try:
+            return mine.acquire(timeout=timeout_s) or not self._leaves(mine)
+        except BaseException:  # a signal's, in the main thread
+            if not self._leaves(mine):
+                self.release()
+            raise
+
+    def _leaves(self, mine: threading.Lock) -> bool:
+        """Wait no longer; whether it was still waiting, and not handed its turn just now."""
         with self._lock:
-            if mine not in self._waiting:  # it was handed over just now
-                return True
-            self._waiting.remove(mine)
-            return False
+            if is_waiting := mine in self._waiting:
+                self._waiting.remove(mine)
+            return is_waiting
 
     def release(self) -> None:
         with self._lock:

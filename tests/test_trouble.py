@@ -460,6 +460,19 @@ def test_turns_are_taken_in_order() -> None:
     assert turns.acquire(0)
 
 
+def test_a_turn_whose_waiter_is_interrupted() -> None:
+    """An exception out of a signal, as at Ctrl-C, takes no turn along."""
+    turns = _Turns(1)
+    assert turns.acquire(0)
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.1)
+    with pytest.raises(KeyboardInterrupt):
+        turns.acquire(START_S)
+    signal.signal(signal.SIGALRM, before)
+    turns.release()
+    assert turns.acquire(0)
+
+
 # --- Clients that leave -------------------------------------------------------------------------------------------------
 
 # Each would be a JSON text if it were taken for whole.
