@@ -68,6 +68,8 @@ class ClientStore:
             raise unavailable(f"Redis did not answer in time; {UNKNOWN}") from None
         except ERRORS as error:
             raise problem_of(error) from error
+        except (RuntimeError, AttributeError) as error:  # uvloop's and asyncio's word for a connection that was reset before
+            raise problem_of(redis.ConnectionError()) from error
 
     async def close(self) -> None:
         """Wait for what runs and close the connections."""

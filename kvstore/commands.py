@@ -28,6 +28,7 @@ from kvstore.scripts import BEGIN, CONCLUDE, DELETE, ONCE, PATCH, POST, PUT, REA
 DAY_MS = 86_400_000
 ID_BYTES = 20  # of a name that POST makes: 13 digits of ms, a letter, a count
 MAX_ATTEMPTS = 1000  # to write back a document that others write at the same time
+MAX_ATTEMPTED_BYTES = 16 * 1024 * 1024  # of the document in all attempts together: some 4 s of Python
 
 
 class Found(NamedTuple):
@@ -304,9 +305,9 @@ class Edit(NamedTuple):
 
     def next(self, reply: Reply) -> Again:
         """The next attempt, from a reply that says what is there."""
-        if self.attempts >= MAX_ATTEMPTS:
-            raise unavailable("too many others write this document at once; send the request again. Nothing was changed")
         current = found_in(reply[1]) if reply[1] else None
+        if self.attempts >= MAX_ATTEMPTS or (current and self.attempts * len(current.text) > MAX_ATTEMPTED_BYTES):
+            raise unavailable("too many others write this document at once; send the request again. Nothing was changed")
         try:
             encoded, ttl_ms = self.change(current)
         except Problem as problem:

@@ -5,24 +5,27 @@ written makes all of the others do so; in a line they lose only to other process
 """
 
 import asyncio
-from collections import deque
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from kvstore.commands import Command, Edit, Once
-from kvstore.errors import UNKNOWN, StoreUnavailable, unavailable
+from kvstore.errors import Problem, unavailable
 from kvstore.pipeline import AsyncStore, Done, executed
 
 IN_LINE_S = 2.0  # that an edit may wait for those before it
 MAX_IN_LINE = 1000
 
 
-class _Waiting(NamedTuple):
+@dataclass(frozen=True, slots=True, eq=False)
+class _Waiting:
     """An edit that waits for those before it."""
 
     command: Command
     done: Done
     context: Any
-    due: float
+
+
+_Line = dict[_Waiting, asyncio.TimerHandle]  # in the order in which they came
 
 
 class InLine:
@@ -30,7 +33,7 @@ class InLine:
 
     def __init__(self, store: AsyncStore) -> None:
         self._store = store
-        self._lines: dict[str, deque[_Waiting]] = {}  # by the document's key: behind the edit that is with the store
+        self._lines: dict[str, _Line] = {}  # by the document's key: behind the edit that is with the store
 
     def submit(self, command: Command, done: Done, context: Any) -> None:
         """As Pipeline.submit."""
@@ -41,14 +44,14 @@ class InLine:
         key = edit.path.keys.document
         line = self._lines.get(key)
         if line is None:
-            self._lines[key] = deque()
+            self._lines[key] = {}
             self._store.submit(command, self._done, (key, done, context))
+            return
+        loop, waiting = asyncio.get_running_loop(), _Waiting(command, done, context)
+        if len(line) < MAX_IN_LINE:
+            line[waiting] = loop.call_later(IN_LINE_S, self._overdue, line, waiting)
         else:
-            loop = asyncio.get_running_loop()
-            if len(line) < MAX_IN_LINE:
-                line.append(_Waiting(command, done, context, loop.time() + IN_LINE_S))
-            else:
-                loop.call_soon(done, context, _crowded())
+            loop.call_soon(done, context, _crowded())
 
     async def execute(self, command: Command) -> Any:
         """The outcome of a command; raises Problem."""
@@ -59,27 +62,23 @@ class InLine:
         await self._store.close()
 
     def _done(self, edit: tuple[str, Done, Any], outcome: Any) -> None:
-        """Tell the outcome of one, and let the next one begin; where Redis is away, none of them waits for that any longer."""
+        """Let the next one begin, and tell the outcome of this one."""
         key, done, context = edit
-        line, loop = self._lines[key], asyncio.get_running_loop()
-        while line:
-            following = line.popleft()
-            if isinstance(outcome, StoreUnavailable):
-                problem = outcome if UNKNOWN not in outcome.detail else _unbegun()
-            elif loop.time() > following.due:
-                problem = _crowded()
-            else:
-                self._store.submit(following.command, self._done, (key, following.done, following.context))
-                break
-            loop.call_soon(following.done, following.context, problem)
+        line = self._lines[key]
+        for following, timer in line.items():
+            del line[following]
+            timer.cancel()
+            self._store.submit(following.command, self._done, (key, following.done, following.context))
+            break
         else:
             del self._lines[key]
         done(context, outcome)
 
+    def _overdue(self, line: _Line, waiting: _Waiting) -> None:
+        """Tell one who has waited for too long, whatever those before it wait for."""
+        del line[waiting]
+        waiting.done(waiting.context, _crowded())
 
-def _unbegun() -> StoreUnavailable:
-    return unavailable("Redis does not answer; send it again. Nothing was changed")
 
-
-def _crowded() -> StoreUnavailable:
-    return unavailable("too many others write this document at once; send the request again. Nothing was changed")
+def _crowded() -> Problem:
+    return unavailable("too many others write this document, or take too long; send the request again. Nothing was changed")

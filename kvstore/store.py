@@ -88,21 +88,18 @@ class _Turns:
             mine.acquire()
             self._waiting.append(mine)
         try:
-            if mine.acquire(timeout=timeout_s):
-                return True
-        except BaseException:  # of a signal's handler, or of gevent
-            if not self._leave(mine):
+            return mine.acquire(timeout=timeout_s) or not self._leaves(mine)
+        except BaseException:  # a signal's, in the main thread
+            if not self._leaves(mine):
                 self.release()
             raise
-        return not self._leave(mine)
 
-    def _leave(self, mine: threading.Lock) -> bool:
-        """Wait no longer; False where the turn was handed over just now."""
+    def _leaves(self, mine: threading.Lock) -> bool:
+        """Wait no longer; whether it was still waiting, and not handed its turn just now."""
         with self._lock:
-            if mine not in self._waiting:
-                return False
-            self._waiting.remove(mine)
-            return True
+            if is_waiting := mine in self._waiting:
+                self._waiting.remove(mine)
+            return is_waiting
 
     def release(self) -> None:
         with self._lock:

@@ -322,6 +322,15 @@ def test_an_expiry_that_a_refused_batch_finds(client: Checked, raw: redis.Redis,
 
 
 @on_few
+def test_an_expiry_that_leaves_nothing(client: Checked, raw: redis.Redis) -> None:
+    """What a refused batch finds to be over may have been the last document: the log goes as after any other."""
+    client.put("/ns/a", "1")
+    raw.pexpireat(keys_of("ns").log.replace("!log", "/a"), 1)
+    assert batch(client, [("PUT", "/ns/a", 1), ("DELETE", "/ns/none")]).status == 409
+    assert raw.pttl(keys_of("ns").log) <= 2 * 86_400_000
+
+
+@on_few
 @pytest.mark.parametrize("request_", [("DELETE", "/ns/a"), ("PUT", "/ns/b?ttl=300d", 1), ("PUT", "/ns/a?ttl=300d", 1)])
 def test_the_namespace_lives_as_long_as_before(client: Checked, raw: redis.Redis, request_: Any) -> None:
     """A refused batch leaves the expiry of the namespace's own keys, also where it deleted its only document."""

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable
+from contextlib import closing
 from email.utils import parsedate_to_datetime
 
 import pytest
@@ -12,6 +13,7 @@ from clients import CSP, Checked, check_promises
 from stores import Running, contents, wait_until
 
 from kvstore.commands import Found
+from kvstore.containers import Changes
 from kvstore.paths import parse_path
 from kvstore.protocol import Request, render
 from kvstore.settings import YEAR_S
@@ -559,6 +561,17 @@ def test_own_keys_outlive_the_last_document(client: Checked, raw: redis.Redis, t
     client.delete("/ns/b")
     assert all(raw.ttl(key) > 0 for key in raw.scan_iter())
     assert DAY_MS < raw.pttl(LOG) <= 2 * DAY_MS, "however long its documents might have lived"
+
+
+def test_a_log_that_is_followed_stays(client: Checked, raw: redis.Redis, store: Running) -> None:
+    """Who follows a namespace without documents has its place in the log: without that it would be told of a loss."""
+    client.put("/ns/a", "1")
+    client.delete("/ns/a")
+    raw.pexpire(LOG, DAY_MS // 2)
+    path, place = parse_path(b"/ns/"), raw.xinfo_stream(LOG)["last-generated-id"].decode()
+    with closing(store.open()) as opened:
+        assert opened.execute(Changes(path, place)).entries == []
+    assert DAY_MS < raw.pttl(LOG) <= 2 * DAY_MS
 
 
 def test_log_is_trimmed(client_with: Callable[..., Checked], raw: redis.Redis) -> None:

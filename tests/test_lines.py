@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from asking import at_once, scripts_run
@@ -12,7 +13,11 @@ from inprocess import InProcess
 from stores import Running, start_valkey, wait_until
 from wires import Raw, Wire
 
-from kvstore import lines
+from kvstore import codec, commands, lines
+from kvstore.commands import Change, Edit, Found, Reply
+from kvstore.conditions import NONE
+from kvstore.errors import StoreUnavailable
+from kvstore.paths import parse_path
 
 EDITS = 60
 TOLD_S = 6.0  # the contract's limit for a 503
@@ -99,3 +104,53 @@ def test_a_line_has_an_end(
     assert all(b"too many others" in answer.body for answer in answers[5 - told :])
     for wire in wires:
         wire.close()
+
+
+def test_who_waits_is_told_in_time(valkey: Running, served: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the one before goes on: that may be for thousands of attempts."""
+    monkeypatch.setattr(lines, "IN_LINE_S", 0.2)
+    valkey.signal(signal.SIGSTOP)
+    first, second = served.connect(), served.connect()
+    patch(first, 1)
+    time.sleep(0.05)
+    patch(second, 2)
+    assert b"too many others" in second.answer().body
+    valkey.signal(signal.SIGCONT)
+    assert first.answer().status == 200, "it has been with Redis all the while"
+    assert patched(served, 2).status == 200
+    first.close()
+    second.close()
+
+
+def test_nobody_is_given_up_with_another(valkey: Running, served: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that others have beaten too often is no sign that Redis is away."""
+    monkeypatch.setattr(commands, "MAX_ATTEMPTS", 0)
+    valkey.signal(signal.SIGSTOP)
+    wires = [served.connect() for _ in range(3)]
+    for number, wire in enumerate(wires):
+        patch(wire, number)
+    time.sleep(0.2)
+    valkey.signal(signal.SIGCONT)
+    assert all(b"too many others" in wire.answer().body for wire in wires)
+    for wire in wires:
+        wire.close()
+
+
+@pytest.mark.parametrize(("size", "most"), [(10, 1000), (codec.MAX_BYTES - 100, 20)])
+def test_attempts_have_an_end(size: int, most: int) -> None:
+    """A large document is not tried as often as a small one: a thousand attempts would take minutes."""
+
+    def change(_: Found | None) -> tuple[codec.Encoded, None]:
+        return codec.encode(b"{}"), None
+
+    reply = [b"lost", [[b"text", b'"%b"' % (b"x" * size)], -1, -1]]
+    beaten(reply, change, most // 2)
+    with pytest.raises(StoreUnavailable, match="too many others"):
+        beaten(reply, change, most)
+
+
+def beaten(reply: Reply, change: Change, times: int) -> None:
+    """An edit that loses so often."""
+    edit: Any = Edit(parse_path(b"/ns/a"), change, NONE, 1000)
+    for _ in range(times + 1):
+        edit = edit.next(reply).command.edit

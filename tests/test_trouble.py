@@ -1,23 +1,27 @@
 """Honest under trouble: Redis away, halted, killed, full or talking nonsense, and clients that leave in the middle."""
 
+import asyncio
 import signal
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
 from clients import ADAPTERS, LANES, Answer, Checked, FlaskClient
+from loops import LOOPS, Loop
 from serving import start_kvstore, wire
 from stores import SERVERS, START_S, Running, contents, start_valkey, wait_until
 from wires import Wire
 
+from kvstore.clients import open_async_store
 from kvstore.commands import Get, Missing
-from kvstore.errors import Problem, problem_of_reply
+from kvstore.errors import Problem, StoreUnavailable, problem_of_reply
 from kvstore.paths import parse_path
 from kvstore.store import MAX_CONNECTIONS, Store, _Turns, problem_of
 
@@ -181,6 +185,30 @@ def test_more_threads_than_connections(started: Callable[[str], Running], name: 
     with ThreadPoolExecutor(4 * MAX_CONNECTIONS) as pool:
         assert set(pool.map(lambda _: store.execute(get), range(500))) == {Missing()}
     store.close()
+
+
+@pytest.mark.parametrize("kind", LOOPS)
+def test_a_connection_of_a_cluster_that_was_reset(started: Callable[[str], Running], kind: str) -> None:
+    """Event loops have errors of their own for writing to one, and redis-py lets them through."""
+    cluster, loop, get = started("cluster"), Loop(kind), Get(parse_path(b"/nobody/there"))
+
+    async def scenario() -> Any:
+        store = open_async_store(cluster.url)
+        await store.execute(get)
+        connections = store._client.get_node_from_key(*get.keys)._connections  # type: ignore[attr-defined]
+        for connection in connections:
+            connection._writer.transport.abort()
+        await asyncio.sleep(0.05)
+        try:
+            for _ in connections:  # each of them fails once
+                with suppress(StoreUnavailable):
+                    await store.execute(get)
+            return await store.execute(get)
+        finally:
+            await store.close()
+
+    assert loop.run(scenario()) == Missing()
+    loop.close()
 
 
 # --- Slots of a cluster that move ---------------------------------------------------------------------------------------

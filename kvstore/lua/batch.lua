@@ -69,7 +69,7 @@ local function undo(before, last_id)
       end
     end
   end
-  if before.expires_at >= 0 then -- of all, though the names may have gone and come back
+  if before.expires_at >= 0 and redis.call('EXISTS', NAMES) == 1 then -- of all, though the names may have gone and come back
     live_until(before.expires_at)
   else
     fade()

@@ -54,6 +54,10 @@ local function changes(_, at)
     sweep(ARGV[at + 2], now, 1000)
     wait = wait_for_expiry(now)
   end
+  local left_ms = redis.call('PTTL', LOG)
+  if left_ms >= 0 and left_ms < DAY_MS then
+    fade() -- anew: the place of who follows a namespace without documents is in that log
+  end
   local entries = redis.call('XRANGE', LOG, from, '+', 'COUNT', most + 2)
   if entries[1] and entries[1][1] == from then -- where the place itself is still there, so is all that came after it
     table.remove(entries, 1)
