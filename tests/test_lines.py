@@ -80,7 +80,7 @@ def test_redis_is_away(valkey: Running, served: InProcess) -> None:
 
 
 def test_redis_refuses(valkey: Running, served: InProcess) -> None:
-    """All are told what it said to the one before them."""
+    """Each is told what it said, also who stood in line."""
     valkey.redis.execute_command("REPLICAOF", "127.0.0.1", "1")
     answers = at_once(lambda number: patched(served, number), EDITS)
     assert {answer.status for answer in answers} == {503}
