@@ -199,4 +199,4 @@ def test_flask_run(flask_run: Served) -> None:
     assert flask_run.request("PUT", b"/ns/\xff", (), b"1").status == 400
     flask_run.process.terminate()
     flask_run.process.wait()
-    wait_until(lambda: not flask_run.processes(), 5)
+    wait_until(lambda: not flask_run.processes(), 15)

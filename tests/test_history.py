@@ -325,6 +325,6 @@ def test_while_redis_is_away(client: Checked, store: Running) -> None:
     finally:
         store.signal(signal.SIGCONT)
     assert sum(op.status == 0 for op in recorder.history[before:]) > 3
-    wait_until(lambda: client.get("/ns/a").status != 503, 3)
+    wait_until(lambda: client.get("/ns/a").status != 503, 15)
     recorder.run(4, recorder.wants(60), 4)
     recorder.check()

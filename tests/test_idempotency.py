@@ -382,7 +382,7 @@ def test_a_503_is_not_remembered(client: Checked, store: Running) -> None:
     finally:
         store.signal(signal.SIGCONT)
     assert statuses == {503}
-    wait_until(lambda: client.get("/ns/a").status == 200, 3)
+    wait_until(lambda: client.get("/ns/a").status == 200, 15)
     for n in range(6):
         assert patch(client, "/ns/a", INCREMENT, [key(str(n))]).status == 200
         assert patch(client, "/ns/a", INCREMENT, [key(str(n))]).headers["Idempotency-Replayed"] == "true"

@@ -485,7 +485,7 @@ def test_readers_that_leave_flask(followed: Followed, monkeypatch: pytest.Monkey
         with following(followed, "/room/") as reader:
             assert reader.status == 200
             reader.wait_for(1)
-        wait_until(lambda: web._streams._value, 2)
+        wait_until(lambda: web._streams._value, 15)
 
 
 @pytest.mark.parametrize("lane", [("asgi", "redis")], ids="-".join, indirect=True)

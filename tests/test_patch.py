@@ -491,7 +491,7 @@ def test_a_touch_can_end_a_document(client: Checked) -> None:
     client.put("/ns/a", "1")
     tag = client.get("/ns/").tag
     touch(client, "/ns/a?ttl=1")
-    wait_until(lambda: client.get("/ns/a").status == 404, 3)
+    wait_until(lambda: client.get("/ns/a").status == 404, 15)
     listing = client.get("/ns/", [("If-None-Match", tag)])
     assert (listing.status, listing.json["items"]) == (200, [])
 

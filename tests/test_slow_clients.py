@@ -236,12 +236,12 @@ def test_a_client_that_never_reads_is_dropped(impatient: InProcess, requests: in
     wire.send(request_bytes("PUT", "/ns/big", body=b'"' + b"x" * (MEBIBYTE - 2) + b'"'))
     assert wire.answer().status == 201
     wire.close()
-    wait_until(lambda: not impatient.server.connections, 2)
+    wait_until(lambda: not impatient.server.connections, 15)
     impatient.buffer_little()
     with unread(impatient.at) as connection:
         connection.sendall(request_bytes("GET", "/ns/big") * requests)
-        wait_until(lambda: impatient.server.connections, 2)
-        wait_until(lambda: not impatient.server.connections, 5)
+        wait_until(lambda: impatient.server.connections, 15)
+        wait_until(lambda: not impatient.server.connections, 15)
 
 
 def test_a_client_that_reads_slowly_is_served(impatient: InProcess) -> None:

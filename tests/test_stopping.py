@@ -221,7 +221,7 @@ def test_stopped_under_load(serving: Served, store: Running, stop: Callable[[Ser
     stop(serving)
     assert serving.process.wait(GRACE_S) == 0
     assert time.monotonic() - begun < GRACE_S / 2, "nothing is slow here"
-    wait_until(lambda: not serving.processes(), 2)
+    wait_until(lambda: not serving.processes(), 15)
     load.stop()
     load.check(store.redis)
     assert "Traceback" not in serving.said
@@ -321,9 +321,9 @@ def test_killed_workers(serving: Served, store: Running) -> None:
         wait_until(lambda: len(workers(serving)) == 2, START_S)
         before = workers(serving)
         os.kill(min(before), signal.SIGKILL)  # the oldest, so that in the end only new ones serve
-        wait_until(lambda before=before: len(workers(serving)) == 2 and set(workers(serving)) != set(before), 5)
+        wait_until(lambda before=before: len(workers(serving)) == 2 and set(workers(serving)) != set(before), 15)
         acknowledged = load.acknowledged()
-        wait_until(lambda acknowledged=acknowledged: load.acknowledged() > acknowledged + 200, 5)
+        wait_until(lambda acknowledged=acknowledged: load.acknowledged() > acknowledged + 200, 15)
     load.stop()
     load.check(store.redis)
     assert serving.process.poll() is None

@@ -102,7 +102,7 @@ def test_redis_is_killed(connected: Callable[[str], Checked], valkey: Running, d
 
     with ThreadPoolExecutor(4) as pool:
         running = [pool.submit(write) for _ in range(4)]
-        wait_until(lambda: len(answers) > 20, 5)
+        wait_until(lambda: len(answers) > 20, 15)
         valkey.signal(signal.SIGKILL)
         killed.set()
         for each in running:
@@ -246,7 +246,7 @@ def test_redis_is_full(client: Checked, raw: redis.Redis) -> None:
     client.put("/ns/a", '{"a":1}')
     client.put("/ns/b", "2")
     client.put("/ns/short?ttl=1", "3")
-    wait_until(lambda: client.get("/ns/short").status == 404, 3)
+    wait_until(lambda: client.get("/ns/short").status == 404, 15)
     before = contents(raw)
     raw.config_set("maxmemory", "1")
     try:

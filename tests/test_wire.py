@@ -569,9 +569,9 @@ def test_an_aborted_request_stores_nothing(
     before, others = contents(stored), set(listening.server.connections)
     wire = listening.connect()
     wire.send(sent)
-    wait_until(lambda: listening.server.connections - others, 2)
+    wait_until(lambda: listening.server.connections - others, 15)
     end(wire)
-    wait_until(lambda: not listening.server.connections - others, 2)
+    wait_until(lambda: not listening.server.connections - others, 15)
     wire.close()
     assert contents(stored) == before
 
