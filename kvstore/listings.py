@@ -10,7 +10,7 @@ from kvstore.commands import Found
 from kvstore.conditions import Conditions, check_unconditional, parse_conditions, read_status
 from kvstore.containers import DeleteBelow, Item, List, Listing
 from kvstore.errors import InvalidParameter, PreconditionFailed
-from kvstore.messages import DOCUMENT, SAFE, UNCHANGED, Headers, Reply, Request, parameter, tag_header, ttl_s
+from kvstore.messages import DOCUMENT, SAFE, UNCHANGED, Headers, Reply, Request, accepts, parameter, tag_header, ttl_s
 from kvstore.paths import Path, parse_path, split_target
 
 DEFAULT_LIMIT = 100
@@ -91,7 +91,7 @@ def _check_match(request: Request, tag: str | None) -> None:
 
 
 def _is_stream(request: Request) -> bool:
-    return NDJSON in request.headers.get("accept", "")
+    return accepts(request.headers, NDJSON)
 
 
 def _after(container: Path, text: str) -> str:

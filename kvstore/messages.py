@@ -78,6 +78,31 @@ def raw_parameter(raw_query: bytes, name: str) -> bytes | None:
     return values[0].encode("utf-8", "surrogateescape") if values else None
 
 
+MAX_CACHED_ACCEPT_BYTES = 256
+
+
+def accepts(headers: Mapping[str, str], media_type: str) -> bool:
+    """Whether a client asks for a media type by its name, and would not rather have JSON (RFC 9110 section 12.5.1)."""
+    accept = headers.get("accept")
+    if not accept:
+        return False
+    weights = _weights(accept) if len(accept) <= MAX_CACHED_ACCEPT_BYTES else _weights.__wrapped__(accept)
+    return weights.get(media_type, 0) > 0 and weights[media_type] >= weights.get("application/json", 0)
+
+
+@lru_cache(maxsize=256)  # a client sends the same again and again
+def _weights(accept: str) -> dict[str, float]:
+    weights: dict[str, float] = {}
+    for named in accept.lower().split(","):
+        media_type, *parameters = [part.strip() for part in named.split(";")]
+        weight = next((part[2:] for part in parameters if part.startswith("q=")), "1")
+        weights[media_type] = float(weight) if _WEIGHT.fullmatch(weight) else 0
+    return weights
+
+
+_WEIGHT = re.compile(r"[01](?:\.[0-9]{0,3})?")
+
+
 def tag_header(tag: str | None) -> Headers:
     """The header field of an entity-tag, none for what has none."""
     return (("ETag", f'"{tag}"'),) if tag else ()

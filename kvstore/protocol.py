@@ -58,6 +58,7 @@ from kvstore.messages import (
     Headers,
     Reply,
     Request,
+    accepts,
     http_date,
     parameter,
     parse_duration_s,
@@ -105,7 +106,7 @@ def parse(request: Request, settings: Settings) -> Command | Follow | Wait | Rep
         if path.text == BATCH_PATH:
             return _batch(request, path, settings)
         raise NotFound("thing doesn't exist: paths under /_/ belong to the service, and there is nothing at this one")
-    if method == "GET" and EVENT_STREAM in request.headers.get("accept", ""):
+    if method == "GET" and accepts(request.headers, EVENT_STREAM):
         if path.text == "/" and parameter(raw_query, "list") is not None:
             raise InvalidParameter("the root container is not followed; follow a namespace, or a document")
         recursive = path.text != "/" and parameter(raw_query, "recursive") is not None

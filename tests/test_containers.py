@@ -625,6 +625,34 @@ def test_ndjson_is_all_pages(client: Checked, query: str) -> None:
     assert answer.headers["Vary"] == client.get(f"/ns/{query}").headers["Vary"] == "Accept"
 
 
+# What a client accepts, and whether it is sent items a line.
+ACCEPTED = [
+    ("application/x-ndjson", True),
+    ("Application/X-NDJSON; charset=utf-8", True),
+    ("text/html, application/x-ndjson;q=0.5, */*;q=0.1", True),
+    ("application/x-ndjson, application/json", True),
+    ("application/json;q=0.9, application/x-ndjson", True),
+    ("application/json, application/x-ndjson;q=0.9", False),
+    ("application/x-ndjson;q=0", False),
+    ("application/x-ndjson; q=0.000", False),
+    ("application/x-ndjson;q=nan", False),
+    ("application/x-ndjson+json", False),
+    ("application/*", False),
+    ("*/*", False),
+    ("", False),
+    (", ;,=;", False),
+    ("application/x-ndjson" + ";x=y" * 1000, True),
+]
+
+
+@on_few
+@pytest.mark.parametrize(("accept", "is_wanted"), ACCEPTED, ids=range(len(ACCEPTED)))
+def test_who_is_sent_ndjson(client: Checked, accept: str, is_wanted: bool) -> None:
+    """Who asks for it by its name, and would not rather have JSON (RFC 9110 section 12.5.1)."""
+    answer = client.adapter.request("HEAD", "/ns/", [("Accept", accept)])
+    assert (answer.headers["Content-Type"] == "application/x-ndjson") == is_wanted
+
+
 @on_few
 def test_ndjson_of_many(client: Checked) -> None:
     """More than fits a page of any kind; and of nothing, nothing."""
