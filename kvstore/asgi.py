@@ -128,7 +128,7 @@ async def _follow(hub: Hub, follow: Follow, fields: Headers, receive: Receive, s
             blocks.put_nowait(block)
             return
         end()
-        if not patience.expired():
+        if not (patience.expired() or follower.has_left):
             patience.reschedule(0)  # a server that waits for the reader does not come back for the end
 
     async def room() -> None:
@@ -139,31 +139,35 @@ async def _follow(hub: Hub, follow: Follow, fields: Headers, receive: Receive, s
     def end(*_: object) -> None:
         blocks.put_nowait(None)
 
-    with suppress(TimeoutError):
-        async with asyncio.timeout(None) as patience:
-            follower = Follower(follow.path, put, end, room)
-            starting = asyncio.create_task(hub.follow(follow, follower))
-            starting.add_done_callback(lambda task: end() if task.cancelled() or task.exception() else None)
-            gone = asyncio.create_task(_gone(receive))
-            gone.add_done_callback(end)
-            try:
-                block = await blocks.get()
-                if block is None and starting.done():
-                    await starting
-                headers = [(name.lower().encode(), value.encode("latin-1")) for name, value in fields]
-                await send({"type": "http.response.start", "status": 200, "headers": headers})
-                while block is not None:
-                    async with asyncio.timeout(None if follower.is_ready else PIECE_S):
-                        await send({"type": "http.response.body", "body": block, "more_body": True})
-                    waiting -= len(block)
-                    is_taken.set()
-                    block = await blocks.get()
-                await send({"type": "http.response.body", "body": b""})
-            finally:
-                gone.cancel()
-                hub.leave(follower)
-                is_taken.set()
-                await asyncio.gather(starting, return_exceptions=True)
+    async def deliver() -> None:
+        nonlocal waiting
+        block = await blocks.get()
+        if block is None and starting.done():
+            await starting
+        headers = [(name.lower().encode(), value.encode("latin-1")) for name, value in fields]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        while block is not None:
+            async with asyncio.timeout(None if follower.is_ready else PIECE_S):
+                await send({"type": "http.response.body", "body": block, "more_body": True})
+            waiting -= len(block)
+            is_taken.set()
+            block = await blocks.get()
+        await send({"type": "http.response.body", "body": b""})
+
+    follower = Follower(follow.path, put, end, room)
+    starting = asyncio.create_task(hub.follow(follow, follower))
+    starting.add_done_callback(lambda task: end() if task.cancelled() or task.exception() else None)
+    gone = asyncio.create_task(_gone(receive))
+    gone.add_done_callback(end)
+    try:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(None) as patience:
+                await deliver()
+    finally:
+        gone.cancel()
+        hub.leave(follower)
+        is_taken.set()
+        await asyncio.gather(starting, return_exceptions=True)
 
 
 class _Gone(Exception):
