@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stores import contents
 
-from kvstore.conditions import NONE, Conditions, parse_conditions, read_status, tag_time_ms
-from kvstore.errors import InvalidPrecondition
+from kvstore.core.errors import InvalidPrecondition
+from kvstore.core.preconditions import NONE, Conditions, parse_conditions, read_status, tag_time_ms
 
 NINETIES_S = 784_111_777  # Sun, 06 Nov 1994 08:49:37 GMT, the date of RFC 9110 section 5.6.7
 DATES = [
