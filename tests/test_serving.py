@@ -239,6 +239,38 @@ def test_a_second_start_on_the_same_data(start: Callable[..., Served], directory
     assert get(served, "/a") == b"1\n"
 
 
+def test_a_data_directory_of_another_version_is_refused(directory: Path) -> None:
+    """Version 0.1 named its Redis keys otherwise, so its data would seem to be gone; nothing in it is changed."""
+    data = directory / "data"
+    (data / "appendonlydir").mkdir(parents=True, mode=0o700)
+    data.chmod(0o700)
+    for layout in (None, "1\n", "3\n"):
+        if layout:
+            (data / "layout").write_text(layout)
+        with pytest.raises(embedded.StartFailed, match="another version of kvstore"):
+            embedded.start(data)
+        assert not (data / "valkey.log").exists()
+    (data / "layout").unlink()
+    (data / "appendonlydir").rmdir()
+    for _ in range(2):  # the second start reads what the first has written
+        embedded.start(data).stop()
+
+
+def test_a_data_directory_that_others_can_write_to_is_refused(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody else may have put a socket there, which we would send every document to."""
+    data = directory / "data"
+    data.mkdir(mode=0o700)
+    for mode in (0o777, 0o722, 0o720):
+        data.chmod(mode)
+        with pytest.raises(embedded.StartFailed, match="other users may write"):
+            embedded.start_or_join(data)
+    data.chmod(0o755)
+    embedded.start_or_join(data).stop()
+    monkeypatch.setattr(embedded.os, "getuid", lambda: data.stat().st_uid + 1)
+    with pytest.raises(embedded.StartFailed, match="belongs to another user"):
+        embedded.start_or_join(data)
+
+
 def test_who_joined_an_embedded_server_takes_over(directory: Path) -> None:
     """Where the process that started it ends, another one that uses it starts it again, with all that is stored."""
     apps = []

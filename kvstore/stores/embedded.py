@@ -33,6 +33,7 @@ _WATCH_S = 0.2  # between looks at whether the server lives
 _WATCH_OTHERS_S = 0.5  # the same where another process started it, which has to be asked over the socket
 _RETRY_S = 2.0  # after a start that failed
 _PR_SET_PDEATHSIG = 1
+LAYOUT = "2"  # of the Redis keys; those of kvstore 0.1, which wrote no file `layout`, had other names
 
 
 class StartFailed(Exception):
@@ -150,10 +151,12 @@ def _start(data: Path) -> "subprocess.Popen[bytes]":
     except OSError as error:
         raise StartFailed(f"KVSTORE_DATA={data} cannot be used: {error.strerror}") from None
     try:
+        _check_owner(data, writable_by_others=0o022)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise AlreadyRunning(f"{data} is in use by another server; stop that one, or set KVSTORE_DATA") from None
+        _check_layout(data)
         at = _socket_path(data)
         at.unlink(missing_ok=True)
         process = _spawn(executable, data, at, lock)
@@ -179,10 +182,29 @@ def _socket_path(data: Path) -> Path:
     name = hashlib.sha256(os.fsencode(data)).hexdigest()[:16]
     directory = Path(tempfile.gettempdir()) / f"kvstore-{os.getuid()}-{name}"
     directory.mkdir(mode=0o700, exist_ok=True)
-    seen = directory.lstat()
-    if seen.st_uid != os.getuid() or seen.st_mode & 0o077:
-        raise StartFailed(f"{directory} belongs to somebody else; set KVSTORE_DATA to a shorter path")
+    _check_owner(directory, writable_by_others=0o077)
     return directory / "valkey.sock"
+
+
+def _check_owner(directory: Path, *, writable_by_others: int) -> None:
+    """Refuse a directory in which another user could have put a socket or data; raises StartFailed."""
+    seen = directory.lstat()
+    if seen.st_uid != os.getuid():
+        raise StartFailed(f"{directory} belongs to another user; set KVSTORE_DATA to a directory of your own")
+    if seen.st_mode & writable_by_others:
+        raise StartFailed(f"other users may write to {directory}; run chmod 700 on it, or set KVSTORE_DATA to another one")
+
+
+def _check_layout(data: Path) -> None:
+    """Refuse data whose Redis keys have other names than ours; raises StartFailed."""
+    layout = data / "layout"
+    written = layout.read_text("utf-8").strip() if layout.exists() else ""
+    if written not in ("", LAYOUT) or (not written and (data / "appendonlydir").exists()):
+        raise StartFailed(
+            f"{data} was written by another version of kvstore, whose Redis keys have other names;"
+            " move it away, or set KVSTORE_DATA to another directory"
+        )
+    layout.write_text(LAYOUT + "\n", "utf-8")
 
 
 def _spawn(executable: Path, data: Path, at: Path, lock: int) -> "subprocess.Popen[bytes]":
