@@ -24,7 +24,7 @@ class InProcess:
 
     async def _start(self, redis_url: str, environ: Mapping[str, str]) -> Address:
         self._runtime = Application({**environ, "REDIS_URL": redis_url}).open()
-        self.server = Server(*self._runtime)
+        self.server = Server(self._runtime)
         self._listener = await asyncio.get_running_loop().create_server(self.server.connection, "127.0.0.1", 0)
         return self._listener.sockets[0].getsockname()
 

@@ -27,6 +27,7 @@ from kvstore.core.json_text import MAX_BYTES
 from kvstore.core.paths import parse_path
 from kvstore.core.settings import Settings
 from kvstore.http.messages import Response
+from kvstore.runtime import Runtime
 from kvstore.serving import connection as server
 from kvstore.serving import http1
 
@@ -537,7 +538,7 @@ def test_a_reply_that_goes_on_has_its_time_to_be_taken() -> None:
     """Also where its head alone has filled what the kernel takes."""
 
     async def due() -> float:
-        connection = server.Server(Settings(), Answering(), None, None).connection()
+        connection = server.Server(Runtime(Settings(), Answering(), None, None)).connection()
         taken = Socket()
         taken.write = lambda _: connection.pause_writing()  # type: ignore[method-assign]
         connection.connection_made(taken)
@@ -688,19 +689,19 @@ class Player:
     """Feeds bytes, piece by piece, to a connection of a server whose store has nothing."""
 
     def __init__(self) -> None:
-        self.server = server.Server(Settings(), Answering(), None, None)
+        self.server = server.Server(Runtime(Settings(), Answering(), None, None))
 
     async def play(self, pieces: list[bytes]) -> Played:
         requests: list[server.Request] = []
         connection, transport = self.server.connection(), Socket()
-        parse = server.parse
+        decide = server.decide
 
         def note(request: server.Request, settings: Settings) -> object:
             requests.append(request)
-            return parse(request, settings)
+            return decide(request, settings)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(server, "parse", note)
+            patch.setattr(server, "decide", note)
             connection.connection_made(transport)
             for piece in pieces:
                 if transport.closed:

@@ -12,17 +12,14 @@ from time import time
 from typing import Any
 
 from kvstore.commands.base import Command
-from kvstore.commands.subscriptions import Follow, LongPoll
-from kvstore.core.errors import Problem, RequestTimeout, problem_in
-from kvstore.core.settings import Settings
-from kvstore.http.cors import shown_to
-from kvstore.http.messages import Headers, Request, Response, http_date, refuse
-from kvstore.http.protocol import STREAM, parse, render
-from kvstore.live.hub import Hub
-from kvstore.live.long_poll import LongPolls
+from kvstore.commands.subscriptions import Follow
+from kvstore.core.errors import Problem, RequestTimeout
+from kvstore.http.messages import Headers, Request, Response, http_date
+from kvstore.http.protocol import render
+from kvstore.runtime import Runtime
+from kvstore.serving.exchange import decide, respond, stream_fields
 from kvstore.serving.http1 import HEAD, NOTHING, Reader
 from kvstore.serving.sse import Stream, Streams
-from kvstore.stores.pipelined import AsyncStore
 
 log = logging.getLogger("kvstore")
 
@@ -41,11 +38,9 @@ _NEVER = float("inf")
 class Server:
     """What the connections of one event loop share: the store, the settings, what is open and what is overdue."""
 
-    def __init__(self, settings: Settings, store: AsyncStore, hub: Hub, long_polls: LongPolls) -> None:
-        self.settings = settings
-        self.store = store
-        self.streams = Streams(hub)
-        self.long_polls = long_polls
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+        self.streams = Streams(runtime.hub)
         self.loop = asyncio.get_running_loop()
         self.connections: set[ClientConnection] = set()
         self.stopping = False
@@ -89,6 +84,7 @@ class ClientConnection(asyncio.Protocol):
         "_over",
         "_paused",
         "_reader",
+        "_runtime",
         "_server",
         "_stream",
         "_transport",
@@ -98,6 +94,7 @@ class ClientConnection(asyncio.Protocol):
 
     def __init__(self, server: Server) -> None:
         self._server = server
+        self._runtime = server.runtime
         self._transport: asyncio.Transport = None  # type: ignore[assignment]  # set by connection_made
         self._reader = Reader()
         self._lacked = NOTHING  # of a request when it was looked at last
@@ -161,7 +158,7 @@ class ClientConnection(asyncio.Protocol):
         self.due = _NEVER if self._busy else self._server.loop.time() + IDLE_S
         if self._next:
             (request, more), self._next = self._next, None
-            self._server.store.submit(more, self._went_on, request)
+            self._runtime.store.submit(more, self._went_on, request)
         elif not self._busy:
             self._finish()
 
@@ -215,46 +212,30 @@ class ClientConnection(asyncio.Protocol):
     # From a request to bytes
 
     def _answer(self, request: Request) -> None:
-        server = self._server
-        try:
-            command = parse(request, server.settings)
-        except Exception as error:
-            self._send(request, refuse(problem_in(error)))
-            return
-        if isinstance(command, Response):
-            self._send(request, command)
-            return
-        if isinstance(command, Follow):
-            self._follow(request, command)
-            return
-        if isinstance(command, LongPoll):
+        runtime = self._runtime
+        decision = decide(request, runtime.settings)
+        if isinstance(decision, Response):
+            self._send(request, decision)
+        elif isinstance(decision, Follow):
+            self._follow(request, decision)
+        else:
             self._busy = True
             self.due = _NEVER
-            self._wait = server.loop.create_task(self._answer_late(request, command))
-            return
-        self._busy = True
-        self.due = _NEVER
-        server.store.submit(command, self._answered, request)
+            self._wait = runtime.submit(decision, self._respond, request)
 
-    def _answered(self, request: Request, outcome: Any) -> None:
-        try:
-            if isinstance(outcome, Exception):
-                raise outcome
-            reply = render(request, outcome)
-        except Exception as error:
-            reply = refuse(problem_in(error))
-        self._send(request, reply)
-        if reply.more is None or request.method == "HEAD":
+    def _respond(self, request: Request, outcome: Any) -> None:
+        self._wait = None
+        response = respond(request, outcome, self._runtime.settings)
+        self._send(request, response)
+        if response.more is None or request.method == "HEAD":
             self._finish()
 
-    def _send(self, request: Request, reply: Response) -> None:
+    def _send(self, request: Request, response: Response) -> None:
         server, transport = self._server, self._transport
-        if transport.is_closing():  # the client has gone meanwhile
+        if transport.is_closing():  # the client has gone
             self._over = True
             return
-        status, headers, body, more = reply
-        if "origin" in request.headers:
-            headers += shown_to(request, server.settings)
+        status, headers, body, more = response
         parts = [_STATUS[status], server.date, _lines(headers)]
         if more is not None:
             if self._reader.is_1_1:
@@ -308,7 +289,7 @@ class ClientConnection(asyncio.Protocol):
         elif self._choked:
             self._next = (request, more)
         else:
-            self._server.store.submit(more, self._went_on, request)
+            self._runtime.store.submit(more, self._went_on, request)
 
     def _went_on(self, request: Request, outcome: Any) -> None:
         if self._transport.is_closing():
@@ -316,12 +297,12 @@ class ClientConnection(asyncio.Protocol):
         try:
             if isinstance(outcome, Exception):
                 raise outcome
-            reply = render(request, outcome)
+            response = render(request, outcome)
         except Exception as error:
-            log.error("a reply was cut off: %s", type(error).__name__)
+            log.error("a response was cut off: %s", type(error).__name__)
             self._transport.abort()  # so that the client does not take half of it for the whole
             return
-        self._send_part(request, reply.body, reply.more)
+        self._send_part(request, response.body, response.more)
 
     def _finish(self) -> None:
         """The reply is written: on with the next request, if the connection stays."""
@@ -342,31 +323,23 @@ class ClientConnection(asyncio.Protocol):
         if self._ended and not (self._busy or self._choked):
             self._close()
 
-    async def _answer_late(self, request: Request, wait: LongPoll) -> None:
-        try:
-            outcome = await self._server.long_polls.outcome(wait)
-        except Exception as error:
-            outcome = error
-        self._wait = None
-        self._answered(request, outcome)
-
     def _follow(self, request: Request, follow: Follow) -> None:
         server = self._server
         self._busy = True
         self.due = _NEVER
         is_1_1 = self._reader.is_1_1
         framing = b"\r\nTransfer-Encoding: chunked\r\n\r\n" if is_1_1 else b"\r\nConnection: close\r\n\r\n"
-        head = _STATUS[200] + server.date + _lines(STREAM + shown_to(request, server.settings)) + framing
+        head = _STATUS[200] + server.date + _lines(stream_fields(request, self._runtime.settings)) + framing
         self._stream = Stream(server.streams, self._transport, follow.path, head=head, is_chunked=is_1_1)
         self._stream.start(follow, lambda problem: self._refused(request, problem))
 
     def _refused(self, request: Request, problem: Problem) -> None:
         """A stream has not begun."""
         self._stream = None
-        self._send(request, refuse(problem))
-        self._finish()
+        self._respond(request, problem)
 
     def _fail(self, problem: Problem) -> None:
-        """Refuse what cannot be read any further, and close."""
+        """Refuse a request that cannot be read any further, and close."""
         self._keep = False
-        self._send(Request(*self._reader.asked), refuse(problem))
+        request = Request(*self._reader.asked)
+        self._send(request, respond(request, problem, self._runtime.settings))

@@ -63,8 +63,8 @@ class WorkerProcess(Worker):  # type: ignore[misc]  # gunicorn has no types
         gc.set_threshold(50_000, 10, 10)
         self._stopped, self._quitting = asyncio.Event(), False
         self._handle_signals()
-        opened = application.open()
-        server = Server(*opened)
+        runtime = application.open()
+        server = Server(runtime)
         listeners: list[Any] = []
         for listener in self.sockets:
             listeners.append(await self._loop.create_server(server.connection, sock=listener.sock, backlog=self.cfg.backlog))
@@ -77,10 +77,10 @@ class WorkerProcess(Worker):  # type: ignore[misc]  # gunicorn has no types
         for listener in listeners:
             listener.close()
         server.stop()
-        await opened.long_polls.close()
-        await opened.hub.close()
+        await runtime.long_polls.close()
+        await runtime.hub.close()
         await self._drain(server)
-        await opened.store.close()
+        await runtime.store.close()
 
     async def _drain(self, server: Server) -> None:
         """Wait for the requests in flight, at most gunicorn's graceful_timeout."""

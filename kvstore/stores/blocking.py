@@ -22,6 +22,7 @@ from kvstore.commands.base import Again, Command
 from kvstore.core.errors import UNKNOWN, Problem, problem_of_reply, unavailable
 from kvstore.core.paths import Path, own_key
 from kvstore.core.redis_url import Address, parse_redis_url
+from kvstore.stores.fake import fake_server
 
 # A request waits for its turn, then for the connection to open, then for the answer: under 6 s together.
 TURN_S = 1.0
@@ -186,7 +187,7 @@ def open_blocking_store(redis_url: str, *, verify_tls: bool = True) -> BlockingS
     if address.kind == "fake":
         import fakeredis
 
-        return BlockingStore(lambda: fakeredis.FakeRedis(server=fakeredis.FakeServer()))
+        return BlockingStore(lambda: fakeredis.FakeRedis(server=fake_server()))
     return BlockingStore(lambda: _client(address))
 
 

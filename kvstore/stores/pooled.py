@@ -17,6 +17,7 @@ from kvstore.commands.base import Again, Command
 from kvstore.core.errors import UNKNOWN, unavailable
 from kvstore.core.redis_url import Address, parse_redis_url
 from kvstore.stores.blocking import ERRORS, client_options, problem_of, sentinel_options
+from kvstore.stores.fake import fake_server
 from kvstore.stores.pipelined import AsyncStore, PipelinedStore
 from kvstore.stores.redis_connection import Done
 
@@ -88,9 +89,9 @@ def open_async_store(redis_url: str, *, verify_tls: bool = True) -> AsyncStore:
     if address.kind == "single":
         return PipelinedStore(address)
     if address.kind == "fake":
-        from fakeredis import FakeAsyncRedis, FakeServer
+        from fakeredis import FakeAsyncRedis
 
-        return PooledStore(lambda: FakeAsyncRedis(server=FakeServer()))
+        return PooledStore(lambda: FakeAsyncRedis(server=fake_server()))
     return PooledStore(lambda: _client(address))
 
 
