@@ -18,6 +18,7 @@ from stores import Running, make_directory, wait_until
 from wires import Wire
 
 from kvstore.serving import connection as server
+from kvstore.serving import server as shared
 
 HEAD_S = 10  # as the README promises
 LATE_S = 2.5  # that a server may be late in noticing, on a machine that is busy with other tests
@@ -148,8 +149,9 @@ def test_a_head_has_ten_seconds(serving: Served) -> None:
 @pytest.fixture
 def impatient(started: Callable[[str], Running], monkeypatch: pytest.MonkeyPatch) -> Iterator[InProcess]:
     """The production server with limits of half a second."""
-    for name, limit_s in (("HEAD_S", 0.5), ("BODY_S", 0.5), ("WRITE_S", 0.5), ("LINGER_S", 0.2), ("CHECK_S", 0.05)):
+    for name, limit_s in (("HEAD_S", 0.5), ("BODY_S", 0.5), ("WRITE_S", 0.5), ("LINGER_S", 0.2)):
         monkeypatch.setattr(server, name, limit_s)
+    monkeypatch.setattr(shared, "CHECK_S", 0.05)
     store = started("valkey")
     store.redis.flushall()
     running = InProcess(store.url)

@@ -30,6 +30,7 @@ from kvstore.http.messages import Response
 from kvstore.runtime import Runtime
 from kvstore.serving import connection as server
 from kvstore.serving import http1
+from kvstore.serving import server as shared
 
 HOST = b"Host: x\r\n"
 DOCUMENT = b'{"a":1}'
@@ -538,7 +539,7 @@ def test_a_reply_that_goes_on_has_its_time_to_be_taken() -> None:
     """Also where its head alone has filled what the kernel takes."""
 
     async def due() -> float:
-        connection = server.Server(Runtime(Settings(), Answering(), None, None)).connection()
+        connection = server.ClientConnection(shared.Server(Runtime(Settings(), Answering(), None, None)))
         taken = Socket()
         taken.write = lambda _: connection.pause_writing()  # type: ignore[method-assign]
         connection.connection_made(taken)
@@ -583,7 +584,7 @@ def impatient(redis_server: Running, monkeypatch: pytest.MonkeyPatch) -> Iterato
     """The production server with a tenth of a second for a head, and two tenths for a body."""
     monkeypatch.setattr(server, "HEAD_S", 0.1)
     monkeypatch.setattr(server, "BODY_S", 0.2)
-    monkeypatch.setattr(server, "CHECK_S", 0.02)
+    monkeypatch.setattr(shared, "CHECK_S", 0.02)
     running = InProcess(redis_server.url)
     yield running
     running.stop()
@@ -689,11 +690,11 @@ class Player:
     """Feeds bytes, piece by piece, to a connection of a server whose store has nothing."""
 
     def __init__(self) -> None:
-        self.server = server.Server(Runtime(Settings(), Answering(), None, None))
+        self.server = shared.Server(Runtime(Settings(), Answering(), None, None))
 
     async def play(self, pieces: list[bytes]) -> Played:
         requests: list[server.Request] = []
-        connection, transport = self.server.connection(), Socket()
+        connection, transport = server.ClientConnection(self.server), Socket()
         decide = server.decide
 
         def note(request: server.Request, settings: Settings) -> object:

@@ -96,6 +96,7 @@ SETTINGS = (
     ),
     Setting("KVSTORE_MAX_TTL", str(YEAR_S), _number(1, MAX_TTL_S), "largest TTL that may be asked for, in seconds"),
     Setting("KVSTORE_MAX_STREAMS", "10000", _number(0, 1_000_000), "readers that may follow a path, in each process"),
+    Setting("KVSTORE_MAX_CONNECTIONS", "16384", _number(1, 1_000_000), "client connections in each process; more get a 503"),
     Setting("KVSTORE_LOG_LENGTH", "1000", _number(1, 10_000_000), "changes kept in each namespace's change log"),
 )
 
@@ -115,6 +116,7 @@ class Settings:
     default_ttl_s: int = YEAR_S  # of a document that asks for none: one year, or the largest where that is less
     log_length: int = 1000
     max_streams: int = 10_000
+    max_connections: int = 16_384
     disk_is_lost: bool = False  # a Heroku dyno's disk ends with the dyno
     verify_tls: bool = True  # Heroku's Redis has a self-signed certificate
 
@@ -142,6 +144,7 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         default_ttl_s=min(YEAR_S, values["KVSTORE_MAX_TTL"]),
         log_length=values["KVSTORE_LOG_LENGTH"],
         max_streams=values["KVSTORE_MAX_STREAMS"],
+        max_connections=values["KVSTORE_MAX_CONNECTIONS"],
         disk_is_lost=heroku,
         verify_tls=not heroku,
     )

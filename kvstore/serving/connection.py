@@ -8,18 +8,17 @@ Sources: RFC 9112 (HTTP/1.1), RFC 9110 (Expect, Date).
 import asyncio
 import logging
 from http import HTTPStatus
-from time import time
 from typing import Any
 
 from kvstore.commands.base import Command
 from kvstore.commands.subscriptions import Follow
-from kvstore.core.errors import Problem, RequestTimeout
-from kvstore.http.messages import Headers, Request, Response, http_date
+from kvstore.core.errors import Problem, RequestTimeout, unavailable
+from kvstore.http.messages import Headers, Request, Response
 from kvstore.http.protocol import render
-from kvstore.runtime import Runtime
 from kvstore.serving.exchange import decide, respond, stream_fields
 from kvstore.serving.http1 import HEAD, NOTHING, Reader
-from kvstore.serving.sse import Stream, Streams
+from kvstore.serving.server import Server
+from kvstore.serving.sse import Stream
 
 log = logging.getLogger("kvstore")
 
@@ -28,42 +27,10 @@ BODY_S = 30.0
 WRITE_S = 30.0
 LINGER_S = 2.0  # that a client may go on sending after its last reply
 IDLE_S = 95.0  # Heroku's router keeps an idle connection for 90 s
-CHECK_S = 0.5  # between looks at what is overdue
 MAX_READ_AHEAD_BYTES = 64 * 1024  # of requests that wait for the one before them
 
 _STATUS = {status.value: f"HTTP/1.1 {status.value} {status.phrase}".encode() for status in HTTPStatus}
 _NEVER = float("inf")
-
-
-class Server:
-    """What the connections of one event loop share: the store, the settings, what is open and what is overdue."""
-
-    def __init__(self, runtime: Runtime) -> None:
-        self.runtime = runtime
-        self.streams = Streams(runtime.hub)
-        self.loop = asyncio.get_running_loop()
-        self.connections: set[ClientConnection] = set()
-        self.stopping = False
-        self.date = b""
-        self._tick()
-
-    def connection(self) -> "ClientConnection":
-        """A protocol for asyncio's create_server."""
-        return ClientConnection(self)
-
-    def stop(self) -> None:
-        """Close the connections that are idle now, and the others after the request they are in."""
-        self.stopping = True
-        for connection in tuple(self.connections):
-            connection.stop()
-
-    def _tick(self) -> None:
-        self.date = b"\r\nDate: " + http_date(int(time())).encode()
-        now = self.loop.time()
-        for connection in tuple(self.connections):
-            if connection.due <= now:
-                connection.overdue()
-        self.loop.call_later(CHECK_S, self._tick)
 
 
 def _lines(headers: Headers) -> bytes:
@@ -89,6 +56,7 @@ class ClientConnection(asyncio.Protocol):
         "_stream",
         "_transport",
         "_wait",
+        "choked_at",
         "due",
     )
 
@@ -107,13 +75,20 @@ class ClientConnection(asyncio.Protocol):
         self._next: tuple[Request, Command] | None = None  # of a reply that goes on when the client has read
         self._stream: Stream | None = None
         self._wait: asyncio.Task[None] | None = None  # of a request that waits for something to answer with
+        self.choked_at = 0.0  # when the client took no more of what was written; 0.0 where it takes it
         self.due = server.loop.time() + HEAD_S
 
     # What asyncio calls
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]
-        self._server.connections.add(self)
+        server = self._server
+        server.connections.add(self)
+        if server.is_full:
+            if server.is_flooded:
+                self.cut()
+            else:
+                self._fail(unavailable("this server has as many connections as it takes; come back later"))
 
     def connection_lost(self, _: Exception | None) -> None:
         self._server.connections.discard(self)
@@ -142,12 +117,15 @@ class ClientConnection(asyncio.Protocol):
         return (self._busy or self._choked) and self._stream is None and self._wait is None
 
     def pause_writing(self) -> None:
+        self.choked_at = self._server.loop.time()
+        self._server.choked(self)
         if self._stream and not self._stream.choke():
             return
         self._choked = True
-        self.due = self._server.loop.time() + WRITE_S
+        self.due = self.choked_at + WRITE_S
 
     def resume_writing(self) -> None:
+        self.choked_at = 0.0
         self._choked = False
         if self._stream:
             self.due = _NEVER
@@ -172,6 +150,14 @@ class ClientConnection(asyncio.Protocol):
             self._fail(RequestTimeout(f"a head has {HEAD_S:.0f} s to arrive and a body {BODY_S:.0f} s; nothing was changed"))
         else:
             self._transport.close()
+
+    def unread(self) -> int:
+        """Bytes that were written and that the client has not taken."""
+        return self._transport.get_write_buffer_size()
+
+    def cut(self) -> None:
+        """End the connection at once, whatever is still to be written."""
+        self._transport.abort()
 
     def stop(self) -> None:
         """Close now if idle, after the reply if not."""

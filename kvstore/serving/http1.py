@@ -222,13 +222,13 @@ class _Chunks:
     """The chunked transfer coding, decoded as it comes (RFC 9112 section 7.1); raises a Problem."""
 
     def __init__(self) -> None:
-        self._parts: list[bytes] = []
+        self._body = bytearray()  # not a list of chunks: an object for each tiny one would take many times its bytes
         self._size = 0
         self._left = 0  # bytes of the present chunk that have not come, its CRLF included
         self._in_trailers = False
 
     def body(self) -> bytes:
-        return b"".join(self._parts)
+        return bytes(self._body)
 
     def feed(self, buffer: bytes | bytearray) -> tuple[int, bool]:
         """Take what is complete from the buffer: how many bytes that was, and whether the body has ended."""
@@ -240,7 +240,7 @@ class _Chunks:
                     return at, False
                 if buffer[end - 2 : end] != b"\r\n":
                     raise InvalidRequest("a chunk is as long as it says, and ends in CRLF")
-                self._parts.append(bytes(buffer[at : end - 2]))
+                self._body += buffer[at : end - 2]
                 self._left, at = 0, end
                 continue
             end = buffer.find(b"\r\n", at)
