@@ -126,8 +126,9 @@ HELD: dict[str, tuple[list[tuple[int, float]], list[int]]] = {
 
 
 @pytest.mark.parametrize("row", HELD.values(), ids=HELD)
-def test_who_is_cut(row: tuple[list[tuple[int, float]], list[int]]) -> None:
+def test_who_is_cut(row: tuple[list[tuple[int, float]], list[int]], monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever holds most for longest, until the others are within the limit; each of them once."""
+    monkeypatch.setattr(server, "MAX_UNREAD_BYTES", 256 * MEBIBYTE)
     held, cut = row
 
     async def bound() -> list[int]:

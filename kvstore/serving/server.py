@@ -11,7 +11,7 @@ from kvstore.runtime import Runtime
 from kvstore.serving.sse import Streams
 
 CHECK_S = 0.5  # between looks at what is overdue
-MAX_UNREAD_BYTES = 256 * 1024 * 1024  # of responses that clients have not taken
+MAX_UNREAD_BYTES = 192 * 1024 * 1024  # of responses that clients have not taken; with those that are being made, 256 MiB
 MAX_REFUSED = 256  # connections above the limit that are told so; any more are cut off without a word
 
 log = logging.getLogger("kvstore")
@@ -102,6 +102,8 @@ class Server:
         if self._unread_bytes <= MAX_UNREAD_BYTES:
             return
 
+        log.warning("clients that do not read are cut off: responses have taken more memory than they may")
+
         def burden(held: tuple[int, Connection]) -> tuple[float, int]:
             size, connection = held
             return size * (now - connection.choked_at if connection.choked_at else 0.0), size
@@ -109,7 +111,6 @@ class Server:
         for size, connection in sorted(unread, key=burden, reverse=True):
             if self._unread_bytes <= MAX_UNREAD_BYTES:
                 break
-            log.warning("a client that does not read is cut off: responses have taken more memory than they may")
             connection.cut()
             self.connections.discard(connection)  # it is lost a moment later, and must not be counted until then
             self._unread_bytes -= size
