@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 from kvstore.core.settings import Settings
 from kvstore.live.hub import Hub
-from kvstore.live.long_poll import Waits
+from kvstore.live.long_poll import LongPolls
 from kvstore.stores import embedded
-from kvstore.stores.blocking import Store, open_store
+from kvstore.stores.blocking import BlockingStore, open_blocking_store
 from kvstore.stores.pipelined import AsyncStore
 
 log = logging.getLogger("kvstore")
@@ -37,22 +37,22 @@ def locate(settings: Settings) -> Settings:
     return replace(settings, redis_url=server.url)
 
 
-def connect(settings: Settings) -> tuple[Store, Settings]:
+def connect(settings: Settings) -> tuple[BlockingStore, Settings]:
     """A store on what locate() finds, and the settings."""
     settings = locate(settings)
-    return open_store(settings.redis_url, verify_tls=settings.verify_tls), settings
+    return open_blocking_store(settings.redis_url, verify_tls=settings.verify_tls), settings
 
 
-class Opened(NamedTuple):
+class Runtime(NamedTuple):
     """What serves the requests of one event loop."""
 
     settings: Settings
     store: AsyncStore
     hub: Hub
-    waits: Waits
+    long_polls: LongPolls
 
     async def close(self) -> None:
         """Answer those who wait, end the streams, then the store."""
-        await self.waits.close()
+        await self.long_polls.close()
         await self.hub.close()
         await self.store.close()

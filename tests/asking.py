@@ -191,4 +191,4 @@ def expire(raw: redis.Redis, path: str) -> None:
     """Let a document's time be over, as it is in Redis when that happens by itself."""
     at = parse_path(path.encode())
     raw.pexpireat(at.keys.document, 1)
-    raw.zadd(own_key(at, "expiry"), {at.rest: 1})  # who follows it looks at once
+    raw.zadd(own_key(at, "expiry"), {at.name: 1})  # who follows it looks at once

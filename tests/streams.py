@@ -159,8 +159,8 @@ class AsgiApplication:
 
     def stop(self) -> None:
         async def close() -> None:
-            if self._app._opened:
-                await self._app._opened.close()
+            if self._app._runtime:
+                await self._app._runtime.close()
 
         self._loop.run(close())
         self._loop.close()

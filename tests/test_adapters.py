@@ -25,7 +25,7 @@ from serving import wire as request_bytes
 from stores import Running, connect, wait_until
 from wires import Wire
 
-from kvstore.core.codec import MAX_BYTES
+from kvstore.core.json_text import MAX_BYTES
 from kvstore.serving.asgi import Application
 
 ADAPTERS = ("flask", "asgi", "served")

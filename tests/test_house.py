@@ -180,6 +180,12 @@ def test_nothing_is_loaded_that_is_not_needed(module: str, unwanted: set[str]) -
     assert not unwanted & loaded
 
 
+@pytest.mark.parametrize("path", sorted([*PACKAGE.rglob("*.py"), *PACKAGE.rglob("*.lua")]), ids=lambda path: path.name)
+def test_a_file_is_short(path: Path) -> None:
+    """A file that needs more wants to be two, or simpler."""
+    assert len(path.read_text("utf-8").splitlines()) <= (150 if path.suffix == ".lua" else 400)
+
+
 # --- The README ---------------------------------------------------------------------------------------------------------
 
 
@@ -210,7 +216,8 @@ ADA = parse_path(b"/people/ada")
 
 
 @pytest.mark.parametrize(
-    "key", [*ADA.keys, *(own_key(ADA, name) for name in OWN_KEYS), *(own_key(ADA, each) for each in ("once:…", "holds:…"))]
+    "key",
+    [*ADA.keys, *(own_key(ADA, name) for name in OWN_KEYS), *(own_key(ADA, each) for each in ("idempotency:…", "holds:…"))],
 )
 def test_every_redis_key_is_in_the_readme(readme: str, key: str) -> None:
     """The data layout names every kind of key that we use."""
@@ -244,7 +251,7 @@ def test_every_script_says_what_it_is(script: Path) -> None:
     """A script has its keys, arguments and replies at its head, and is one that is used."""
     head = re.match(r"(?:--[^\n]*\n)+", script.read_text("utf-8"))
     assert head
-    if script.stem != "prelude":
+    if not script.stem.startswith("_"):
         assert "ARGV" in head[0] or "KEYS" in head[0]
         assert "reply" in head[0]
     assert f'"{script.stem}"' in (LUA.parent / "scripts.py").read_text("utf-8")
@@ -253,7 +260,7 @@ def test_every_script_says_what_it_is(script: Path) -> None:
 def test_no_script_decodes_json() -> None:
     """No value of a document passes through Lua's cjson: it turns 1.0 into 1 and [] into {}. Lists of strings may."""
     decoding = {path.stem for path in LUA.glob("*.lua") if "cjson.decode" in path.read_text("utf-8")}
-    assert decoding == {"once", "patch"}
+    assert decoding == {"idempotent", "patch"}
 
 
 # Words that say nothing about what is behind them.

@@ -172,7 +172,7 @@ def test_two_paths_two_keys(data: st.DataObject, one: list[str], other: list[str
     shares_namespace = len(one) == len(other) == 1 or (len(one) > 1 and len(other) > 1 and one[0] == other[0])
     assert (keys_of(first) == keys_of(second)) == shares_namespace
     assert shares_namespace or not keys_of(first) & keys_of(second)
-    assert not shares_namespace or first.rest != second.rest
+    assert not shares_namespace or first.name != second.name
 
 
 @given(st.data(), paths)

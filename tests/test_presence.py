@@ -19,7 +19,7 @@ from streams import FOLLOWED, LIMIT_S, STREAM_LANES, FlaskServer, Followed, OwnS
 from kvstore.commands import presence
 from kvstore.commands.presence import HOLD_S
 from kvstore.core.paths import parse_path
-from kvstore.http.presence import asked_hold
+from kvstore.http.presence import parse_hold
 from kvstore.live import presence as holding
 from kvstore.serving import flask as web
 
@@ -266,7 +266,7 @@ def test_a_document_that_is_leased_as_a_job(followed: Followed, store: Running) 
             other.wait_for(1)
             assert ask(followed, "GET", ALICE)["name"] == "Alice"
     assert goes(store)
-    assert store.redis.zcard("kv:{room}!held") == 0
+    assert store.redis.zcard("kv:{room}!blocked") == 0
     assert ops(store) == ["put", "delete"]
 
 
@@ -386,7 +386,7 @@ def test_the_scripts(client: Checked, store: Running) -> None:
     """On every kind of store: held by two, released by both, and by one that holds nothing."""
     executes = store.open()
     path = parse_path(ALICE.encode())
-    hold = asked_hold(ALICE.encode(), b'{"b":1,"a":[]}', 1000)
+    hold = parse_hold(ALICE.encode(), b'{"b":1,"a":[]}', 1000)
     assert hold
     one, two, three = (hold._replace(holder=name) for name in ("one", "two", "three"))
     for each in (one, two, two._replace(renews=True)):

@@ -22,10 +22,10 @@ from stores import Running, make_directory, start_valkey, wait_until
 from workers import Workers, start_workers
 
 from kvstore import DelayedResult, TaskFailed, queue_daemon, queuefunc
-from kvstore.commands.jobs import Lease, Take
+from kvstore.commands.jobs import ChangeLease, Take
 from kvstore.core.errors import InvalidPath
 from kvstore.core.paths import parse_path
-from kvstore.stores.blocking import Store
+from kvstore.stores.blocking import BlockingStore
 from kvstore.tasks.cli import worker_command
 from kvstore.tasks.decorators import _tasks
 
@@ -102,7 +102,7 @@ def settled(result: DelayedResult) -> str:
     return result.status
 
 
-def take(store: Store, *, max_attempts: int = 5) -> Any:
+def take(store: BlockingStore, *, max_attempts: int = 5) -> Any:
     """The next job of /tasks/."""
     return store.execute(Take(QUEUE, 60_000, 1, max_attempts, 1000)).jobs[0]
 
@@ -229,7 +229,7 @@ def test_a_name_means_one_function_also_when_it_is_decorated() -> None:
 def test_what_delay_leaves_behind(redis_: redis.Redis) -> None:
     """The answer that it would ask for again is kept for minutes, not for a day."""
     worked.add.delay(1, 2)
-    (kept,) = redis_.keys("kv:{tasks}!once:*")
+    (kept,) = redis_.keys("kv:{tasks}!idempotency:*")
     assert 0 < redis_.pttl(kept) <= 300_000
 
 
@@ -344,11 +344,11 @@ def test_status(redis_: redis.Redis, server: Running) -> None:
         result.wait(0.1)
     job = take(store)
     assert (result.status, result.error) == ("running", None)
-    store.execute(Lease(job.path, f" {job.lease} ", 0, 0, "so%20it%20is"))
+    store.execute(ChangeLease(job.path, f" {job.lease} ", 0, 0, "so%20it%20is"))
     assert (result.status, result.error) == ("queued", "so it is")
     job = take(store)
     assert (result.status, result.error) == ("running", "so it is")
-    store.execute(Lease(job.path, f" {job.lease} ", 0, 60_000, "-"))
+    store.execute(ChangeLease(job.path, f" {job.lease} ", 0, 60_000, "-"))
     assert (result.status, result.error) == ("queued", None)
     other = worked.add.delay(1, 2)
     assert take(store).path.text == other.key.replace("results/", "")

@@ -6,8 +6,8 @@ I/O.
 
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
-from kvstore.commands.scripts import CONCLUDE, ONCE, REGISTER, Script
-from kvstore.core.codec import MAX_BYTES, MAX_MEMBERS, decode
+from kvstore.commands.scripts import IDEMPOTENT, RECORD_REPLY, REGISTER_NAMESPACE, Script
+from kvstore.core.codec import decode
 from kvstore.core.errors import (
     PROBLEMS,
     ContentTooLarge,
@@ -19,6 +19,7 @@ from kvstore.core.errors import (
     Problem,
     problem_of_reply,
 )
+from kvstore.core.json_text import MAX_BYTES, MAX_MEMBERS
 from kvstore.core.paths import Path, parse_path
 
 MAX_PAGE_BYTES = 4 * 1024 * 1024  # of values in a page of a listing, or one document
@@ -78,7 +79,7 @@ class Replayed(NamedTuple):
 
 Written = TypeVar("Written")  # the outcome of a write
 
-Reply: TypeAlias = Any  # what Redis answers: bytes, int, None, or a list of these
+RedisReply: TypeAlias = Any  # what Redis answers: bytes, int, None, or a list of these
 
 
 class Command(Protocol):
@@ -90,16 +91,16 @@ class Command(Protocol):
     def keys(self) -> tuple[str, ...]: ...
     @property
     def arguments(self) -> tuple[bytes | str | int, ...]: ...
-    def outcome(self, reply: Reply) -> Any: ...
+    def outcome(self, reply: RedisReply) -> Any: ...
 
 
-class Register(NamedTuple):
+class RegisterNamespace(NamedTuple):
     """Note in the root's index that a namespace is there; the outcome is that of the command before it."""
 
     namespace: str
     expires_at_ms: int
     then: Any
-    script: Script = REGISTER
+    script: Script = REGISTER_NAMESPACE
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -109,11 +110,11 @@ class Register(NamedTuple):
     def arguments(self) -> tuple[bytes | str | int, ...]:
         return (self.namespace + "/", self.expires_at_ms)
 
-    def outcome(self, _: Reply) -> Any:
+    def outcome(self, _: RedisReply) -> Any:
         return self.then
 
 
-class Conclude(NamedTuple):
+class RecordReply(NamedTuple):
     """Keep what `command` has found outside of Redis under the request's Idempotency-Key: `words` that it reads as a reply.
 
     The outcome is `then`, or where that is a problem it is raised.
@@ -122,7 +123,7 @@ class Conclude(NamedTuple):
     command: Command
     words: tuple[str, ...]
     then: Any
-    script: Script = CONCLUDE
+    script: Script = RECORD_REPLY
 
     @property
     def as_replayed(self) -> Command:
@@ -138,13 +139,13 @@ class Conclude(NamedTuple):
     def arguments(self) -> tuple[bytes | str | int, ...]:
         return self.words
 
-    def outcome(self, reply: Reply) -> Any:
+    def outcome(self, reply: RedisReply) -> Any:
         if isinstance(self.then, Problem):
             raise self.then
         return self.then
 
 
-class Once(NamedTuple):
+class Idempotent(NamedTuple):
     """A command with an Idempotency-Key: carried out once, and answered as then ever after: Replayed.
 
     `key` is where the answer is kept, for `keep_ms`; `request` tells this request from another with the same key.
@@ -157,7 +158,7 @@ class Once(NamedTuple):
 
     @property
     def script(self) -> Script:
-        return ONCE[self.command.script.name]
+        return IDEMPOTENT[self.command.script.name]
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -167,13 +168,13 @@ class Once(NamedTuple):
     def arguments(self) -> tuple[bytes | str | int, ...]:
         return (*self.command.arguments, self.keep_ms, self.request)
 
-    def outcome(self, reply: Reply) -> Any:
+    def outcome(self, reply: RedisReply) -> Any:
         if reply[0] == b"reused":
             raise KeyReused("this Idempotency-Key came with another request before; use a new one for each request")
         if reply[0] == b"replayed":
             try:
                 first = _replayable(self.command).outcome(_checked(reply[1]))
-                while isinstance(first, Again) and isinstance(first.command, Register):
+                while isinstance(first, Again) and isinstance(first.command, RegisterNamespace):
                     first = first.command.then
                 return Replayed(first)
             except Problem as problem:
@@ -185,12 +186,12 @@ class Once(NamedTuple):
     def _follow(self, again: "Again") -> "Again":
         """What is asked next, once for the key as well, also where the root's index is told something in between."""
         command = again.command
-        if isinstance(command, Register) and isinstance(command.then, Again):
+        if isinstance(command, RegisterNamespace) and isinstance(command.then, Again):
             return Again(command._replace(then=self._follow(command.then)))
-        return Again(self._replace(command=command)) if command.script.name in ONCE else again
+        return Again(self._replace(command=command)) if command.script.name in IDEMPOTENT else again
 
 
-def _checked(reply: Reply) -> Reply:
+def _checked(reply: RedisReply) -> RedisReply:
     if reply[0] == b"error":
         raise problem_of_reply(reply[1].decode("utf-8", "replace"))
     return reply
@@ -203,7 +204,7 @@ def _replayable(command: Any) -> Any:
 
 def below(container: Path) -> tuple[str, str]:
     """What stands before a name in the keys of documents, and a container's own name in names and log."""
-    return container.keys.document.removesuffix(container.rest), container.rest + "/" if container.rest else ""
+    return container.keys.document.removesuffix(container.name), container.name + "/" if container.name else ""
 
 
 def registered(path: Path, expires_at_ms: bytes | None, outcome: Written) -> Written | Again:
@@ -211,24 +212,24 @@ def registered(path: Path, expires_at_ms: bytes | None, outcome: Written) -> Wri
     namespace = path.namespace
     if expires_at_ms is None or namespace == "/":
         return outcome
-    return Again(Register(namespace, int(expires_at_ms), outcome))
+    return Again(RegisterNamespace(namespace, int(expires_at_ms), outcome))
 
 
-def found_in(reply: Reply) -> Found:
+def found_in(reply: RedisReply) -> Found:
     """The document that a script's reply says is there: {fields, expires_at_ms, ttl_ms}."""
     fields, expires_at_ms, ttl_ms = reply
     expires = expires_at_ms >= 0
     return Found(*decode(fields), expires_at_ms if expires else None, ttl_ms if expires else None)
 
 
-def refused(reply: Reply) -> Failed:
+def refused(reply: RedisReply) -> Failed:
     """The outcome of a reply that says no: a precondition that failed, or a Problem that is raised."""
     if reply[0] == b"failed":
         return Failed(found_in(reply[1]) if len(reply) > 1 and reply[1] else None)
     raise _problem(reply)
 
 
-def _problem(reply: Reply) -> Problem:
+def _problem(reply: RedisReply) -> Problem:
     word = reply[0]
     if word == b"no sum":
         name = reply[1].decode("utf-8", "backslashreplace")[:100]

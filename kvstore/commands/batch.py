@@ -6,7 +6,7 @@ an atomic batch, and the batch is done again where another was faster.
 
 from typing import Any, NamedTuple
 
-from kvstore.commands.base import Again, Command, Conclude, Missing, Register, Reply, below
+from kvstore.commands.base import Again, Command, Missing, RecordReply, RedisReply, RegisterNamespace, below
 from kvstore.commands.documents import Edit, Get, Post
 from kvstore.commands.scripts import BATCH, Script
 from kvstore.core.errors import PROBLEMS, ContentTooLarge, Problem, problem_of_reply
@@ -37,7 +37,7 @@ class Answers(NamedTuple):
 class Refused(NamedTuple):
     """One request of an atomic batch came to a refusal, so none was applied."""
 
-    place: int
+    request_index: int
     request: Any
     answer: Any
 
@@ -64,7 +64,7 @@ class Batch(NamedTuple):
     @property
     def path(self) -> Path:
         """The path of its first command."""
-        return _path(self.steps[self._places()[0]])
+        return _path(self.steps[self._indexes()[0]])
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -72,41 +72,41 @@ class Batch(NamedTuple):
 
     @property
     def arguments(self) -> tuple[bytes | str | int, ...]:
-        places = self._places()
+        indexes = self._indexes()
         prefix, _ = below(self.path)
         arguments: list[bytes | str | int] = [prefix, "atomic" if self.atomic else "each", self.left_bytes]
-        for place in places:
-            command: Any = self.steps[place]
+        for index in indexes:
+            command: Any = self.steps[index]
             own = _arguments(command)
             arguments += (command.script.name, len(own), *own)
         return tuple(arguments)
 
-    def outcome(self, reply: Reply) -> Answers | Refused | Again:
+    def outcome(self, reply: RedisReply) -> Answers | Refused | Again:
         if reply[0] == REFUSED:  # by what was read, and replayed
-            place = int(reply[1])
-            return Refused(place, self.requests[place], PROBLEMS[reply[2].decode()](reply[3].decode()))
-        places = self._places()
+            index = int(reply[1])
+            return Refused(index, self.requests[index], PROBLEMS[reply[2].decode()](reply[3].decode()))
+        indexes = self._indexes()
         word, found = reply[0], reply[1]
         if word in (b"undone", b"lost"):
-            place = places[found]
-            answer = self._answer(place, reply[2])
+            index = indexes[found]
+            answer = self._answer(index, reply[2])
             if answer is None:
                 return Again(self)
             if isinstance(answer, Problem) and answer.status >= 500:
                 raise answer  # a full Redis refuses the batch, not one request of it
             # A refusal that came after reading is kept here; the other the script has kept.
-            return self._refused(place, answer) if word == b"lost" else Refused(place, self.requests[place], answer)
+            return self._refused(index, answer) if word == b"lost" else Refused(index, self.requests[index], answer)
         unfinished = False
-        register: Register | None = None
-        for place, part in zip(places, found, strict=True):
-            answer = self._answer(place, part)
-            if isinstance(answer, Register):
+        register: RegisterNamespace | None = None
+        for index, part in zip(indexes, found, strict=True):
+            answer = self._answer(index, part)
+            if isinstance(answer, RegisterNamespace):
                 register, answer = answer, answer.then
             if answer is None:
                 unfinished = True
             elif self.atomic and word == b"read":
-                return self._refused(place, answer)
-            self.answers[place] = answer
+                return self._refused(index, answer)
+            self.answers[index] = answer
         if unfinished:
             following: Answers | Again = Again(self)
         elif self.atomic:
@@ -131,23 +131,23 @@ class Batch(NamedTuple):
                 stop += 1
         return Again(self._replace(at=at, stop=stop))
 
-    def _refused(self, place: int, answer: Any) -> Refused | Again:
-        refused = Refused(place, self.requests[place], answer)
+    def _refused(self, index: int, answer: Any) -> Refused | Again:
+        refused = Refused(index, self.requests[index], answer)
         if not (self.once and isinstance(answer, Problem)):
             return refused
-        words = (REFUSED.decode(), str(place), type(answer).__name__, answer.detail)
-        return Again(Conclude(self, words, refused))
+        words = (REFUSED.decode(), str(index), type(answer).__name__, answer.detail)
+        return Again(RecordReply(self, words, refused))
 
-    def _places(self) -> list[int]:
+    def _indexes(self) -> list[int]:
         """Where the commands of this run are: those that must read before they can write come first, alone."""
-        places = [place for place in range(self.at, self.stop) if _is_command(self.steps[place])]
+        indexes = [index for index in range(self.at, self.stop) if _is_command(self.steps[index])]
         if self.is_whole:
-            return places
-        return [place for place in places if isinstance(self.steps[place], Edit)] or places
+            return indexes
+        return [index for index in indexes if isinstance(self.steps[index], Edit)] or indexes
 
-    def _answer(self, place: int, reply: Reply) -> Any:
+    def _answer(self, index: int, reply: RedisReply) -> Any:
         """What a request came to; None where it has become another command that is still to be carried out."""
-        command: Any = self.steps[place]
+        command: Any = self.steps[index]
         try:
             if reply[0] == b"error":
                 raise problem_of_reply(reply[1].decode("utf-8", "replace"))
@@ -160,9 +160,9 @@ class Batch(NamedTuple):
         except Problem as problem:
             return problem
         if isinstance(outcome, Again):
-            if isinstance(outcome.command, Register):
+            if isinstance(outcome.command, RegisterNamespace):
                 return outcome.command
-            self.steps[place] = outcome.command
+            self.steps[index] = outcome.command
             return None
         return outcome
 
@@ -184,6 +184,6 @@ def _arguments(command: Any) -> tuple[bytes | str | int, ...]:
     if not isinstance(command, Get):
         own: tuple[bytes | str | int, ...] = command.arguments
         return own
-    conditions = command.conditions
-    since_s = conditions.unmodified_since_s
-    return (command.path.rest, conditions.match, "" if since_s is None else since_s)
+    preconditions = command.preconditions
+    since_s = preconditions.unmodified_since_s
+    return (command.path.name, preconditions.match, "" if since_s is None else since_s)

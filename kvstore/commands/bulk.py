@@ -7,10 +7,10 @@ what each costs Redis.
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from kvstore.commands.base import Again, Found, Missing, Reply, Stored, below, registered
+from kvstore.commands.base import Again, Found, Missing, RedisReply, Stored, below, registered
 from kvstore.commands.batch import MAX_READ_BYTES
 from kvstore.commands.documents import Get, Put
-from kvstore.commands.scripts import GET_ALL, PUT_ALL, Script
+from kvstore.commands.scripts import GET_MANY, PUT_MANY, Script
 from kvstore.core import codec
 from kvstore.core.codec import Decoded, Encoded, decode
 from kvstore.core.paths import Path
@@ -20,13 +20,13 @@ MAX_COALESCED_BYTES = 4096  # of a document; a larger one costs so much more tha
 
 MAX_COALESCED_READ_BYTES = 256 * 1024  # of the documents that are read as one, so that they do not hold up the other clients
 
-CREATED = ord("c")  # of the letters that put_all.lua answers
+CREATED = ord("c")  # of the letters that put_many.lua answers
 Arguments = tuple[bytes | str | int, ...]
-Kin = tuple[Any, ...]
+CoalescingKey = tuple[Any, ...]
 
 
-def put_all_arguments(prefix: str, log_length: int, puts: Iterable[tuple[bytes | str, Encoded, int | None]]) -> Arguments:
-    """The arguments of put_all.lua for (name, document, ttl_ms) of each document."""
+def put_many_arguments(prefix: str, log_length: int, puts: Iterable[tuple[bytes | str, Encoded, int | None]]) -> Arguments:
+    """The arguments of put_many.lua for (name, document, ttl_ms) of each document."""
     arguments: list[bytes | str | int] = [prefix, log_length]
     run, at = None, 0
     for name, (shape, fields, *_), ttl_ms in puts:
@@ -39,14 +39,14 @@ def put_all_arguments(prefix: str, log_length: int, puts: Iterable[tuple[bytes |
     return tuple(arguments)
 
 
-class JointPut(NamedTuple):
+class CoalescedPuts(NamedTuple):
     """PUTs of one kin, no two of one document: their outcomes.
 
     None for each where one of them would be refused; nothing is changed then, and each is to be sent by itself.
     """
 
     commands: list[Put]
-    script: Script = PUT_ALL
+    script: Script = PUT_MANY
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -56,10 +56,10 @@ class JointPut(NamedTuple):
     def arguments(self) -> Arguments:
         first = self.commands[0]
         prefix, _ = below(first.path)
-        puts = [(path.rest, encoded, ttl_ms) for path, encoded, ttl_ms, *_ in self.commands]
-        return put_all_arguments(prefix, first.log_length, puts)
+        puts = [(path.name, encoded, ttl_ms) for path, encoded, ttl_ms, *_ in self.commands]
+        return put_many_arguments(prefix, first.log_length, puts)
 
-    def outcome(self, reply: Reply) -> list[Stored | None] | Again:
+    def outcome(self, reply: RedisReply) -> list[Stored | None] | Again:
         if reply[0] == b"refused":
             return [None] * len(self.commands)
         outcomes: list[Stored | None] = []
@@ -71,11 +71,11 @@ class JointPut(NamedTuple):
         return registered(self.commands[0].path, reply[3], outcomes)
 
 
-class JointGet(NamedTuple):
+class CoalescedGets(NamedTuple):
     """GETs of one kin: their outcomes, None for one that is to be sent by itself."""
 
     commands: list[Get]
-    script: Script = GET_ALL
+    script: Script = GET_MANY
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -84,9 +84,9 @@ class JointGet(NamedTuple):
     @property
     def arguments(self) -> Arguments:
         prefix, _ = below(self.commands[0].path)
-        return (prefix, MAX_COALESCED_READ_BYTES, *[command.path.rest for command in self.commands])
+        return (prefix, MAX_COALESCED_READ_BYTES, *[command.path.name for command in self.commands])
 
-    def outcome(self, reply: Reply) -> list[Found | Missing | None]:
+    def outcome(self, reply: RedisReply) -> list[Found | Missing | None]:
         time_ms, documents, expires_at_ms = reply
         outcomes: list[Found | Missing | None] = []
         for fields, at_ms in zip(documents, expires_at_ms, strict=True):
@@ -99,32 +99,32 @@ class JointGet(NamedTuple):
         return outcomes
 
 
-def kin(command: Any) -> Kin | None:
+def coalescing_key(command: Any) -> CoalescingKey | None:
     """What is the same in commands that can be joined; None for one that is sent by itself."""
     if type(command) is Get:
         return Get, command.path.namespace
-    if type(command) is Put and command.conditions is NONE and not command.edit:
+    if type(command) is Put and command.preconditions is NONE and not command.edit:
         encoded = command.encoded
         if not encoded.has_server_values and len(encoded.text) <= MAX_COALESCED_BYTES:
             return Put, command.path.namespace, command.log_length
     return None
 
 
-def place_among(command: Any, count: int) -> str | int:
+def slot_among(command: Any, count: int) -> str | int:
     """Where a command stands among `count` others of its kin: two PUTs in one place cannot be joined."""
-    name: str = command.path.rest
+    name: str = command.path.name
     return name if type(command) is Put else count
 
 
-def join(commands: list[Any]) -> JointPut | JointGet:
+def coalesce(commands: list[Any]) -> CoalescedPuts | CoalescedGets:
     """The one command for several of one kin."""
-    return JointPut(commands) if type(commands[0]) is Put else JointGet(commands)
+    return CoalescedPuts(commands) if type(commands[0]) is Put else CoalescedGets(commands)
 
 
 Otherwise = Callable[[], Any]  # makes the command of batch.py for the same batch
 
 
-class AllWritten(NamedTuple):
+class ManyWritten(NamedTuple):
     """Documents were written, each at its name in the namespace of `path`.
 
     They have `tags`; `words` says CREATED where there was none.
@@ -138,7 +138,7 @@ class AllWritten(NamedTuple):
     words: bytes
 
 
-class AllRead(NamedTuple):
+class ManyRead(NamedTuple):
     """Documents were read at `time_ms`; the ms at which each expires is -1 for never."""
 
     documents: list[Decoded]
@@ -146,8 +146,8 @@ class AllRead(NamedTuple):
     time_ms: int
 
 
-class PutAll(NamedTuple):
-    """Replace documents of one namespace, or create them: AllWritten. `path` is that of the first; no name comes twice."""
+class PutMany(NamedTuple):
+    """Replace documents of one namespace, or create them: ManyWritten. `path` is that of the first; no name comes twice."""
 
     path: Path
     names: Sequence[bytes]
@@ -155,7 +155,7 @@ class PutAll(NamedTuple):
     ttls_ms: list[int]
     log_length: int
     otherwise: Otherwise
-    script: Script = PUT_ALL
+    script: Script = PUT_MANY
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -164,22 +164,22 @@ class PutAll(NamedTuple):
     @property
     def arguments(self) -> tuple[bytes | str | int, ...]:
         puts = zip(self.names, self.documents, self.ttls_ms, strict=True)
-        return put_all_arguments(below(self.path)[0], self.log_length, puts)
+        return put_many_arguments(below(self.path)[0], self.log_length, puts)
 
-    def outcome(self, reply: Reply) -> AllWritten | Again:
+    def outcome(self, reply: RedisReply) -> ManyWritten | Again:
         if reply[0] == b"refused":
             return Again(self.otherwise())
-        written = AllWritten(self.path, self.names, self.documents, self.ttls_ms, reply[1], reply[2])
+        written = ManyWritten(self.path, self.names, self.documents, self.ttls_ms, reply[1], reply[2])
         return registered(self.path, reply[3], written)
 
 
-class GetAll(NamedTuple):
-    """Read documents of one namespace: AllRead. `path` is that of the first."""
+class GetMany(NamedTuple):
+    """Read documents of one namespace: ManyRead. `path` is that of the first."""
 
     path: Path
     names: Sequence[bytes]
     otherwise: Otherwise
-    script: Script = GET_ALL
+    script: Script = GET_MANY
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -189,8 +189,8 @@ class GetAll(NamedTuple):
     def arguments(self) -> tuple[bytes | str | int, ...]:
         return (below(self.path)[0], MAX_READ_BYTES, *self.names)
 
-    def outcome(self, reply: Reply) -> AllRead | Again:
+    def outcome(self, reply: RedisReply) -> ManyRead | Again:
         time_ms, documents, expires_at_ms = reply
         if not all(documents) or 1 in documents:  # one is not there, or was not read
             return Again(self.otherwise())
-        return AllRead([codec.decode(fields) for fields in documents], expires_at_ms, time_ms)
+        return ManyRead([codec.decode(fields) for fields in documents], expires_at_ms, time_ms)

@@ -1,10 +1,10 @@
-"""What can be asked of containers and of change logs, and what they can answer: as commands.py has it for documents."""
+"""What can be asked of containers and of change logs, and what they can answer: as documents.py has it for documents."""
 
 from typing import Any, NamedTuple
 
-from kvstore.commands.base import MAX_PAGE_BYTES, Again, Conclude, Found, Reply, below, found_in
+from kvstore.commands.base import MAX_PAGE_BYTES, Again, Found, RecordReply, RedisReply, below, found_in
 from kvstore.commands.jobs import read_mark
-from kvstore.commands.scripts import CENSUS, DELETE_BELOW, LIST, Script
+from kvstore.commands.scripts import DELETE_RECURSIVE, IS_NAMESPACE_EMPTY, LIST, Script
 from kvstore.core.paths import Path, parse_path
 
 MAX_DELETED_AT_ONCE = 1000  # some 10 ms of Redis's time
@@ -36,7 +36,7 @@ class Unchanged(NamedTuple):
     tag: str
 
 
-class DeletedBelow(NamedTuple):
+class DeletedRecursive(NamedTuple):
     """Documents below a container were deleted."""
 
     documents: int
@@ -71,7 +71,7 @@ class List(NamedTuple):
             self.none_match,
         )
 
-    def outcome(self, reply: Reply) -> Listing | Unchanged | Again:
+    def outcome(self, reply: RedisReply) -> Listing | Unchanged | Again:
         if reply[0] == b"again":
             return Again(self)
         tag = reply[1].decode()
@@ -83,7 +83,7 @@ class List(NamedTuple):
         if self.container.text != "/":
             return Listing(items, tag, more)
         listing = Listing(items, None, more)
-        return Census(listing, 0).next()
+        return DropEmptyNamespaces(listing, 0).next()
 
     def _item(self, name: bytes, *document: Any, now_ms: int | None) -> Item:
         if not document:
@@ -98,12 +98,12 @@ def _as_job(fields: list[bytes], now_ms: int) -> dict[str, Any]:
     return {"state": mark.state(now_ms), "attempts": mark.attempts}
 
 
-class Census(NamedTuple):
+class DropEmptyNamespaces(NamedTuple):
     """Take the namespaces in which nothing lies out of a listing of the root, from the item `at` on: Listing."""
 
     listing: Listing
     at: int
-    script: Script = CENSUS
+    script: Script = IS_NAMESPACE_EMPTY
 
     @property
     def container(self) -> Path:
@@ -117,7 +117,7 @@ class Census(NamedTuple):
     def arguments(self) -> tuple[bytes | str | int, ...]:
         return below(self.container)[:1]
 
-    def outcome(self, reply: Reply) -> Listing | Again:
+    def outcome(self, reply: RedisReply) -> Listing | Again:
         if reply[0] == b"again":
             return Again(self)
         if reply[0] == b"some":
@@ -134,13 +134,13 @@ class Census(NamedTuple):
         return self.listing
 
 
-class DeleteBelow(NamedTuple):
-    """Delete all documents below a container, some at a time: DeletedBelow."""
+class DeleteRecursive(NamedTuple):
+    """Delete all documents below a container, some at a time: DeletedRecursive."""
 
     container: Path
     once: bool
     deleted: int = 0
-    script: Script = DELETE_BELOW
+    script: Script = DELETE_RECURSIVE
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -150,11 +150,11 @@ class DeleteBelow(NamedTuple):
     def arguments(self) -> tuple[bytes | str | int, ...]:
         return (*below(self.container), MAX_DELETED_AT_ONCE)
 
-    def outcome(self, reply: Reply) -> DeletedBelow | Again:
+    def outcome(self, reply: RedisReply) -> DeletedRecursive | Again:
         if reply[0] == b"deleted below":  # only where it is replayed
-            return DeletedBelow(int(reply[1]))
+            return DeletedRecursive(int(reply[1]))
         deleted = reply[1] if self.once else self.deleted + reply[1]
         if reply[2]:
             return Again(self._replace(deleted=deleted))
-        outcome = DeletedBelow(deleted)
-        return Again(Conclude(self, ("deleted below", str(deleted)), outcome)) if self.once else outcome
+        outcome = DeletedRecursive(deleted)
+        return Again(RecordReply(self, ("deleted below", str(deleted)), outcome)) if self.once else outcome

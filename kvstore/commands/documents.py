@@ -7,12 +7,12 @@ from typing import NamedTuple
 from kvstore.commands.base import (
     Again,
     Appended,
-    Conclude,
     Deleted,
     Failed,
     Found,
     Missing,
-    Reply,
+    RecordReply,
+    RedisReply,
     Stored,
     _problem,
     below,
@@ -20,14 +20,15 @@ from kvstore.commands.base import (
     refused,
     registered,
 )
-from kvstore.commands.scripts import BEGIN, DELETE, PATCH, POST, PUT, READ, TOUCH, Script
-from kvstore.core.codec import MAX_BYTES, MAX_MEMBERS, Encoded, decode
+from kvstore.commands.scripts import DELETE, PATCH, POST, PUT, READ, READ_FOR_UPDATE, SET_TTL, Script
+from kvstore.core.codec import Encoded, decode
 from kvstore.core.errors import (
     Problem,
     unavailable,
 )
+from kvstore.core.json_text import MAX_BYTES, MAX_MEMBERS
 from kvstore.core.paths import Path
-from kvstore.core.preconditions import NONE, Conditions, tag_time_ms
+from kvstore.core.preconditions import NONE, Preconditions, tag_time_ms
 
 ID_BYTES = 20  # of a name that POST makes: 13 digits of ms, a letter, a count
 MAX_ATTEMPTS = 1000  # to write back a document that others write at the same time
@@ -35,14 +36,14 @@ MAX_ATTEMPTED_BYTES = 16 * 1024 * 1024  # of the document in all attempts togeth
 
 
 # What is stored (None: nothing) → what shall be, and its TTL in ms, None for the one it has; or raises a Problem.
-Change = Callable[[Found | None], tuple[Encoded, int | None]]
+Transform = Callable[[Found | None], tuple[Encoded, int | None]]
 
 
 class Get(NamedTuple):
     """Read a document: Found or Missing. The conditions are judged where it is rendered; a batch must know them before."""
 
     path: Path
-    conditions: Conditions = NONE
+    preconditions: Preconditions = NONE
     script: Script = READ
 
     @property
@@ -53,7 +54,7 @@ class Get(NamedTuple):
     def arguments(self) -> tuple[bytes | str | int, ...]:
         return ()
 
-    def outcome(self, reply: Reply) -> Found | Missing:
+    def outcome(self, reply: RedisReply) -> Found | Missing:
         return found_in(reply) if reply else Missing()
 
 
@@ -67,7 +68,7 @@ class Put(NamedTuple):
     path: Path
     encoded: Encoded
     ttl_ms: int | None
-    conditions: Conditions
+    preconditions: Preconditions
     log_length: int
     edit: "Edit | None" = None
     base: str = ""
@@ -81,12 +82,12 @@ class Put(NamedTuple):
     def arguments(self) -> tuple[bytes | str | int, ...]:
         encoded, ttl_ms = self.encoded, self.ttl_ms
         options = ""
-        if self.conditions is not NONE or self.edit or encoded.has_server_values:
+        if self.preconditions is not NONE or self.edit or encoded.has_server_values:
             op, server_values = "patch" if self.edit else "put", "sv" if encoded.has_server_values else ""
-            options = "\n".join((*map(str, _judged(self.conditions)), op, self.base, server_values))
-        return (self.path.rest, "" if ttl_ms is None else ttl_ms, self.log_length, encoded.shape, options, *encoded.fields)
+            options = "\n".join((*map(str, _judged(self.preconditions)), op, self.base, server_values))
+        return (self.path.name, "" if ttl_ms is None else ttl_ms, self.log_length, encoded.shape, options, *encoded.fields)
 
-    def outcome(self, reply: Reply) -> Stored | Failed | Again:
+    def outcome(self, reply: RedisReply) -> Stored | Failed | Again:
         if reply[0] in (b"created", b"replaced"):
             return registered(self.path, reply[5], _stored(reply, self.encoded))
         if self.edit and reply[0] == b"lost":
@@ -104,7 +105,7 @@ class Patch(NamedTuple):
     encoded: Encoded
     ttl_ms: int | None
     default_ttl_ms: int
-    conditions: Conditions
+    preconditions: Preconditions
     log_length: int
     script: Script = PATCH
 
@@ -115,9 +116,9 @@ class Patch(NamedTuple):
     @property
     def arguments(self) -> tuple[bytes | str | int, ...]:
         return (
-            self.path.rest,
+            self.path.name,
             "" if self.ttl_ms is None else self.ttl_ms,
-            *_judged(self.conditions),
+            *_judged(self.preconditions),
             self.log_length,
             self.default_ttl_ms,
             MAX_MEMBERS,
@@ -127,19 +128,19 @@ class Patch(NamedTuple):
             *(b"" if part == b"null" and index % 2 else part for index, part in enumerate(self.encoded.fields)),
         )
 
-    def outcome(self, reply: Reply) -> Stored | Failed | Again:
+    def outcome(self, reply: RedisReply) -> Stored | Failed | Again:
         if reply[0] in (b"created", b"replaced"):
             return registered(self.path, reply[2], Stored(found_in(reply[1]), created=reply[0] == b"created"))
         return refused(reply)
 
 
-class Touch(NamedTuple):
+class SetTTL(NamedTuple):
     """Change when a document expires: Stored, Missing or Failed."""
 
     path: Path
     ttl_ms: int
-    conditions: Conditions
-    script: Script = TOUCH
+    preconditions: Preconditions
+    script: Script = SET_TTL
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -147,9 +148,9 @@ class Touch(NamedTuple):
 
     @property
     def arguments(self) -> tuple[bytes | str | int, ...]:
-        return (self.path.rest, self.ttl_ms, *_judged(self.conditions))
+        return (self.path.name, self.ttl_ms, *_judged(self.preconditions))
 
-    def outcome(self, reply: Reply) -> Stored | Missing | Failed | Again:
+    def outcome(self, reply: RedisReply) -> Stored | Missing | Failed | Again:
         if reply[0] == b"touched":
             return registered(self.path, reply[2], Stored(found_in(reply[1]), created=False))
         return Missing() if reply[0] == b"missing" else refused(reply)
@@ -182,12 +183,12 @@ class Post(NamedTuple):
             *encoded.fields,
         )
 
-    def outcome(self, reply: Reply) -> Appended | Again:
+    def outcome(self, reply: RedisReply) -> Appended | Again:
         if reply[0] != b"created":
             raise _problem(reply)
-        tag, rest, fields = reply[1].decode(), reply[2], reply[3]
+        tag, name, fields = reply[1].decode(), reply[2], reply[3]
         found = Found(*decode(fields), tag_time_ms(tag) + self.ttl_ms, self.ttl_ms)
-        appended = Appended(self.container.text + rest.decode().rpartition("/")[2], found)
+        appended = Appended(self.container.text + name.decode().rpartition("/")[2], found)
         return registered(self.container, reply[4], appended)
 
 
@@ -195,7 +196,7 @@ class Delete(NamedTuple):
     """Delete a document: Deleted, Missing or Failed."""
 
     path: Path
-    conditions: Conditions
+    preconditions: Preconditions
     log_length: int
     script: Script = DELETE
 
@@ -205,9 +206,9 @@ class Delete(NamedTuple):
 
     @property
     def arguments(self) -> tuple[bytes | str | int, ...]:
-        return (self.path.rest, *_judged(self.conditions), self.log_length)
+        return (self.path.name, *_judged(self.preconditions), self.log_length)
 
-    def outcome(self, reply: Reply) -> Deleted | Missing | Failed:
+    def outcome(self, reply: RedisReply) -> Deleted | Missing | Failed:
         if reply[0] == b"deleted":
             return Deleted()
         return Missing() if reply[0] == b"missing" else refused(reply)
@@ -217,12 +218,12 @@ class Edit(NamedTuple):
     """Read a document, change it with `change`, and write it back where nobody has written meanwhile, else again."""
 
     path: Path
-    change: Change
-    conditions: Conditions
+    transform: Transform
+    preconditions: Preconditions
     log_length: int
     once: bool = False
     attempts: int = 0
-    script: Script = BEGIN
+    script: Script = READ_FOR_UPDATE
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -230,37 +231,37 @@ class Edit(NamedTuple):
 
     @property
     def arguments(self) -> tuple[bytes | str | int, ...]:
-        return (self.path.rest, *_judged(self.conditions))
+        return (self.path.name, *_judged(self.preconditions))
 
-    def outcome(self, reply: Reply) -> Again | Stored | Failed:
+    def outcome(self, reply: RedisReply) -> Again | Stored | Failed:
         if reply[0] == b"read":
             return self.next(reply)
         if reply[0] in (b"created", b"replaced"):  # only where it is replayed
             return _stored(reply, None)
         return refused(reply)
 
-    def next(self, reply: Reply) -> Again:
+    def next(self, reply: RedisReply) -> Again:
         """The next attempt, from a reply that says what is there."""
         current = found_in(reply[1]) if reply[1] else None
         if self.attempts >= MAX_ATTEMPTS or (current and self.attempts * len(current.text) > MAX_ATTEMPTED_BYTES):
             raise unavailable("too many others write this document at once; send the request again. Nothing was changed")
         try:
-            encoded, ttl_ms = self.change(current)
+            encoded, ttl_ms = self.transform(current)
         except Problem as problem:
             if not self.once:
                 raise
-            return Again(Conclude(self, (type(problem).__name__, problem.detail), problem))
+            return Again(RecordReply(self, (type(problem).__name__, problem.detail), problem))
         base = "!" if current is None else f"{current.tag or '-'} {_digest(reply[1][0])}"
         edit = self._replace(attempts=self.attempts + 1)
-        return Again(Put(self.path, encoded, ttl_ms, self.conditions, self.log_length, edit, base))
+        return Again(Put(self.path, encoded, ttl_ms, self.preconditions, self.log_length, edit, base))
 
 
-def _judged(conditions: Conditions) -> tuple[str, str, str | int]:
+def _judged(preconditions: Preconditions) -> tuple[str, str, str | int]:
     """The preconditions as the scripts take them."""
-    if conditions is NONE:
+    if preconditions is NONE:
         return "", "", ""
-    since_s = conditions.unmodified_since_s
-    return conditions.match, conditions.none_match, "" if since_s is None else since_s
+    since_s = preconditions.unmodified_since_s
+    return preconditions.match, preconditions.none_match, "" if since_s is None else since_s
 
 
 def _digest(fields: list[bytes]) -> int:
@@ -270,7 +271,7 @@ def _digest(fields: list[bytes]) -> int:
     return sum(int(hex_[:12], 16) for hex_ in hexes) % 2**48
 
 
-def _stored(reply: Reply, encoded: Encoded | None) -> Stored:
+def _stored(reply: RedisReply, encoded: Encoded | None) -> Stored:
     """What put.lua wrote: `encoded`, or what the reply says."""
     word, tag, expires_at_ms, ttl_ms, fields = reply[:5]
     if fields or encoded is None:

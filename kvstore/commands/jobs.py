@@ -1,4 +1,4 @@
-"""What can be asked of a container that is worked as a queue, and what it can answer: as commands.py has it for documents.
+"""What can be asked of a container that is worked as a queue, and what it can answer: as documents.py has it for documents.
 
 A job is a document directly below the container. What is known of it as a job stands in our own field of its hash: how often it
 was taken, until when it cannot be taken, and its lease, which takes the place of the entity-tag in If-Match while it is leased.
@@ -15,17 +15,17 @@ from kvstore.commands.base import (
     Failed,
     Found,
     Missing,
-    Reply,
+    RedisReply,
     below,
     found_in,
     refused,
     registered,
 )
 from kvstore.commands.scripts import (
-    BURY,
-    BURY_ALL,
-    FINISH,
-    LEASE,
+    CHANGE_LEASE,
+    FINISH_AND_TAKE,
+    MOVE_DEAD_JOBS,
+    MOVE_JOB,
     READ,
     TAKE,
     Script,
@@ -34,34 +34,34 @@ from kvstore.core.codec import META, Encoded
 from kvstore.core.errors import InvalidPath, PathTooLong
 from kvstore.core.paths import Path, parse_path
 
-_MARK = re.compile(rb"job (\d+) (\d+) (\S+) (\S+)\n")
+_JOB_MARK = re.compile(rb"job (\d+) (\d+) (\S+) (\S+)\n")
 
 
-class Mark(NamedTuple):
-    """What is known of a document as a job: see read_mark in lua/prelude.lua. `lease` and `reason` are "" for none."""
+class JobMark(NamedTuple):
+    """What is known of a document as a job: see read_mark in lua/_jobs.lua. `lease` and `reason` are "" for none."""
 
     attempts: int
-    held_until_ms: int
+    ready_at_ms: int
     lease: str
     reason: str
 
     def state(self, now_ms: int) -> str:
         """`ready`, `leased` or `delayed`."""
-        if self.held_until_ms <= now_ms:
+        if self.ready_at_ms <= now_ms:
             return "ready"
         return "leased" if self.lease else "delayed"
 
 
-UNMARKED = Mark(0, 0, "", "")
+UNMARKED = JobMark(0, 0, "", "")
 
 
-def read_mark(fields: list[bytes]) -> Mark:
+def read_mark(fields: list[bytes]) -> JobMark:
     """The mark in a document's hash: field, value, field, value…"""
-    mark = _MARK.match(fields[fields.index(META) + 1]) if META in fields[::2] else None
+    mark = _JOB_MARK.match(fields[fields.index(META) + 1]) if META in fields[::2] else None
     if not mark:
         return UNMARKED
     lease, reason = ("" if part == b"-" else part.decode() for part in (mark[3], mark[4]))
-    return Mark(int(mark[1]), int(mark[2]), lease, unquote(reason))
+    return JobMark(int(mark[1]), int(mark[2]), lease, unquote(reason))
 
 
 DEAD = "dead/"  # below the queue: where its dead jobs go
@@ -87,10 +87,10 @@ class Taken(NamedTuple):
 
     jobs: list[Job]
     ready_in_ms: int | None = None
-    places: tuple[str, str] = ("", "")
+    positions: tuple[str, str] = ("", "")
 
 
-class Held(NamedTuple):
+class LeaseChanged(NamedTuple):
     """A job whose lease was changed; `lease` is None where it was given back."""
 
     path: Path
@@ -106,10 +106,10 @@ class Lost(NamedTuple):
     """A job is gone, or somebody else has taken it since. Nothing was changed."""
 
 
-class Seen(NamedTuple):
+class JobSeen(NamedTuple):
     """A job as it stands, and whether somebody has taken it."""
 
-    mark: Mark
+    mark: JobMark
     is_leased: bool
 
 
@@ -131,26 +131,26 @@ class Take(NamedTuple):
     def arguments(self) -> tuple[bytes | str | int, ...]:
         return (*below(self.container), self.lease_ms, self.limit, self.max_attempts, MAX_PAGE_BYTES)
 
-    def outcome(self, reply: Reply) -> Taken | Again:
+    def outcome(self, reply: RedisReply) -> Taken | Again:
         if reply[0] == b"more":
             return Again(self)
         if reply[0] == b"none":
             return Taken([], reply[1], (reply[2].decode(), reply[3].decode()))
         jobs = [self._job(*job) for job in reply[1]]
-        return Again(Bury(self, jobs)) if reply[0] == b"dead" else Taken(jobs)
+        return Again(MoveDeadJobs(self, jobs)) if reply[0] == b"dead" else Taken(jobs)
 
-    def _job(self, rest: bytes, found: Reply, attempts: int, lease: bytes, reason: bytes) -> Job:
-        name = rest.decode().rpartition("/")[2]
-        path = parse_path((self.container.text + name).encode())
+    def _job(self, name: bytes, found: RedisReply, attempts: int, lease: bytes, reason: bytes) -> Job:
+        last = name.decode().rpartition("/")[2]
+        path = parse_path((self.container.text + last).encode())
         return Job(path, found_in(found), attempts, lease.decode(), "" if reason == b"-" else unquote(reason.decode()))
 
 
-class Bury(NamedTuple):
+class MoveDeadJobs(NamedTuple):
     """Put dead jobs where the dead are, then take again. A dead job keeps its expiry."""
 
     take: Take
     jobs: list[Job]
-    script: Script = BURY_ALL
+    script: Script = MOVE_DEAD_JOBS
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -165,21 +165,21 @@ class Bury(NamedTuple):
         reason = job.reason or f"taken {job.attempts} times, and never done"
         fields = [b"value", job.document.text, b"reason", json.dumps(reason).encode()]
         fields += [b"attempts", b"%d" % job.attempts, b"died", b"@"]
-        rest = below_queue(self.take.container, DEAD, job).rest
+        dead = below_queue(self.take.container, DEAD, job)
         ttl_ms = job.document.ttl_ms
         options = "\n".join(("", "", "", "put", "", "sv"))
         prefix, _ = below(self.take.container)
         return (
-            *(prefix, job.path.rest, job.lease, rest),
+            *(prefix, job.path.name, job.lease, dead.name),
             *("" if ttl_ms is None else max(1, ttl_ms), self.take.log_length, _DEAD_SHAPE, options),
             *fields,
         )
 
-    def outcome(self, reply: Reply) -> Again:
+    def outcome(self, reply: RedisReply) -> Again:
         return registered(self.take.container, reply[1], Again(self.take))
 
 
-class Lease(NamedTuple):
+class ChangeLease(NamedTuple):
     """Lease a job for `lease_ms` from now on; where that is 0 give it back, for `delay_ms` later: Held, Missing or Failed."""
 
     path: Path
@@ -187,7 +187,7 @@ class Lease(NamedTuple):
     lease_ms: int
     delay_ms: int
     reason: str
-    script: Script = LEASE
+    script: Script = CHANGE_LEASE
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -195,15 +195,15 @@ class Lease(NamedTuple):
 
     @property
     def arguments(self) -> tuple[bytes | str | int, ...]:
-        return (self.path.rest, self.match, self.lease_ms, self.delay_ms, self.reason)
+        return (self.path.name, self.match, self.lease_ms, self.delay_ms, self.reason)
 
-    def outcome(self, reply: Reply) -> Held | Missing | Failed:
-        if reply[0] == b"held":
-            return Held(self.path, None if reply[2] == b"-" else reply[2].decode(), found_in(reply[1]))
+    def outcome(self, reply: RedisReply) -> LeaseChanged | Missing | Failed:
+        if reply[0] == b"changed":
+            return LeaseChanged(self.path, None if reply[2] == b"-" else reply[2].decode(), found_in(reply[1]))
         return Missing() if reply[0] == b"missing" else refused(reply)
 
 
-class Finish(NamedTuple):
+class FinishJob(NamedTuple):
     """Store the result of a job below its queue, and delete the job, where nobody has taken it since: Finished or Lost."""
 
     container: Path
@@ -212,7 +212,7 @@ class Finish(NamedTuple):
     encoded: Encoded
     ttl_ms: int
     log_length: int
-    script: Script = BURY
+    script: Script = MOVE_JOB
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -221,11 +221,11 @@ class Finish(NamedTuple):
     @property
     def arguments(self) -> tuple[bytes | str | int, ...]:
         prefix, _ = below(self.container)
-        moved = (prefix, self.job.path.rest, self.job.lease, self.result.rest)
+        moved = (prefix, self.job.path.name, self.job.lease, self.result.name)
         return (*moved, self.ttl_ms, self.log_length, self.encoded.shape, "", *self.encoded.fields)
 
-    def outcome(self, reply: Reply) -> Finished | Lost | Again:
-        if reply[0] != b"buried":
+    def outcome(self, reply: RedisReply) -> Finished | Lost | Again:
+        if reply[0] != b"moved":
             return Lost()
         return registered(self.container, reply[1], Finished())
 
@@ -233,9 +233,9 @@ class Finish(NamedTuple):
 class FinishAndTake(NamedTuple):
     """Finish a job as `finish` does, then take the next one as `take` does: Taken, or Lost, and then nothing is taken."""
 
-    finish: Finish
+    finish: FinishJob
     take: Take
-    script: Script = FINISH
+    script: Script = FINISH_AND_TAKE
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -245,14 +245,14 @@ class FinishAndTake(NamedTuple):
     def arguments(self) -> tuple[bytes | str | int, ...]:
         return (*self.take.arguments, *self.finish.arguments)
 
-    def outcome(self, reply: Reply) -> Taken | Lost | Again:
+    def outcome(self, reply: RedisReply) -> Taken | Lost | Again:
         if reply[0] != b"finished":
             return Lost()
         following = self.take.outcome(reply[2]) if len(reply) > 2 else Again(self.take)
         return registered(self.take.container, reply[1], following)
 
 
-class See(NamedTuple):
+class InspectJob(NamedTuple):
     """Look at a job and leave it as it is: Seen or Missing."""
 
     path: Path
@@ -266,13 +266,13 @@ class See(NamedTuple):
     def arguments(self) -> tuple[bytes | str | int, ...]:
         return ()
 
-    def outcome(self, reply: Reply) -> Seen | Missing:
+    def outcome(self, reply: RedisReply) -> JobSeen | Missing:
         if not reply:
             return Missing()
         fields, expires_at_ms, ttl_ms = reply
         mark = read_mark(fields)
         now_ms = expires_at_ms - ttl_ms if expires_at_ms >= 0 else 0  # Redis's clock; 0 where another client made it immortal
-        return Seen(mark, mark.state(now_ms) == "leased")
+        return JobSeen(mark, mark.state(now_ms) == "leased")
 
 
 def below_queue(container: Path, place: str, job: Job) -> Path:

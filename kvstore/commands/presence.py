@@ -2,13 +2,13 @@
 
 Whoever holds a document (`holder`: a process, or a stream) is registered beside it, until a time that is put off again and
 again. The document goes when the last one is released, or it expires when those that held it are heard of no more. Nothing
-here does I/O; `holding.py` and `web.py` hold.
+here does I/O; `live/presence.py` holds.
 """
 
 from typing import NamedTuple
 
-from kvstore.commands.base import Again, Reply, registered
-from kvstore.commands.scripts import KEEP, RELEASE, Script
+from kvstore.commands.base import Again, RedisReply, registered
+from kvstore.commands.scripts import HOLD, RELEASE_HOLD, Script
 from kvstore.core.codec import Encoded
 from kvstore.core.errors import AlreadyStored
 from kvstore.core.paths import Path, own_key
@@ -16,7 +16,7 @@ from kvstore.core.paths import Path, own_key
 HOLD_S = 28.0  # that a document outlives a process that died: 30 s, the 2 s included in which an expiry is noticed
 
 
-class Kept(NamedTuple):
+class Held(NamedTuple):
     """The document is there, and held."""
 
 
@@ -35,7 +35,7 @@ class Hold(NamedTuple):
     log_length: int
     holder: str = ""
     renews: bool = False
-    script: Script = KEEP
+    script: Script = HOLD
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -45,22 +45,22 @@ class Hold(NamedTuple):
     def arguments(self) -> tuple[bytes | str | int, ...]:
         ttl_ms, encoded = int(HOLD_S * 1000), self.encoded
         word = "renew" if self.renews else "hold"
-        return (self.holder, word, self.path.rest, ttl_ms, self.log_length, encoded.shape, "", *encoded.fields)
+        return (self.holder, word, self.path.name, ttl_ms, self.log_length, encoded.shape, "", *encoded.fields)
 
-    def outcome(self, reply: Reply) -> Kept | Again:
+    def outcome(self, reply: RedisReply) -> Held | Again:
         if reply[0] == b"taken":
             raise AlreadyStored(
                 f"a document is stored at {self.path.text} that no stream holds, and holding it would delete it in the end;"
                 " delete it first, or hold another path"
             )
-        return registered(self.path, reply[1], Kept())
+        return registered(self.path, reply[1], Held())
 
 
 class Release(NamedTuple):
     """Hold a document no longer, and delete it where nobody else holds it: Released."""
 
     hold: Hold
-    script: Script = RELEASE
+    script: Script = RELEASE_HOLD
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -68,11 +68,11 @@ class Release(NamedTuple):
 
     @property
     def arguments(self) -> tuple[bytes | str | int, ...]:
-        return (self.hold.holder, self.hold.path.rest, "*", "", "", self.hold.log_length)
+        return (self.hold.holder, self.hold.path.name, "*", "", "", self.hold.log_length)
 
-    def outcome(self, _: Reply) -> Released:
+    def outcome(self, _: RedisReply) -> Released:
         return Released()
 
 
 def _keys(path: Path) -> tuple[str, ...]:
-    return (*path.keys, own_key(path, "holds:" + path.rest))
+    return (*path.keys, own_key(path, "holds:" + path.name))

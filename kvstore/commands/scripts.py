@@ -1,4 +1,4 @@
-"""The Lua scripts, each put together from `lua/*.lua` with what it calls of the prelude. A command names one of them.
+"""The Lua scripts, each put together from `lua/*.lua` with what it calls of the shared files. A command names one of them.
 
 Source: EVALSHA, EVAL.
 """
@@ -42,39 +42,45 @@ def _text(part: str) -> str:
 
 def _act(name: str, *called: str) -> Script:
     """A script that carries out one request on a document."""
-    return _script(name, "prelude", *called, name, main=f"return {name}(KEYS[2], 1, #ARGV)")
+    return _script(name, *_SHARED, *called, name, main=f"return {name}(KEYS[2], 1, #ARGV)")
 
 
-def _once(name: str, *called: str) -> Script:
+def _idempotent(name: str, *called: str) -> Script:
     """The same for a request with an Idempotency-Key."""
-    return _script(f"{name} once", "prelude", *called, name, "once", main=f"return once({name}, KEYS[2])")
+    return _script(f"{name} idempotent", *_SHARED, *called, name, "idempotent", main=f"return idempotent({name}, KEYS[2])")
 
+
+_SHARED = ("_log", "_jobs", "_index", "_documents")  # each uses only those before it
 
 READ = _script("read", main=_text("read"))
 PUT = _act("put")
 PATCH = _act("patch")
-TOUCH = _act("touch")
+SET_TTL = _act("set_ttl")
 DELETE = _act("delete")
 POST = _act("post")
-BEGIN = _act("begin")
-CONCLUDE = _act("conclude")
-DELETE_BELOW = _act("delete_below")
+READ_FOR_UPDATE = _act("read_for_update")
+RECORD_REPLY = _act("record_reply")
+DELETE_RECURSIVE = _act("delete_recursive")
 TAKE = _act("take")
-LEASE = _act("lease")
-BURY = _act("bury", "put")
-BURY_ALL = _act("bury_all", "put", "bury")
-FINISH = _act("finish", "put", "bury", "take")
-_WRITES = (PUT, PATCH, TOUCH, DELETE, POST, BEGIN, CONCLUDE, DELETE_BELOW, TAKE, LEASE)
-ONCE = {script.name: _once(script.name) for script in _WRITES} | {"bury_all": _once("bury_all", "put", "bury")}
-IN_A_BATCH = ("get", "put", "patch", "touch", "delete", "post", "begin")
-BATCH = _script("batch", "prelude", *IN_A_BATCH, "batch", main="return batch(nil, 1, #ARGV)")
-ONCE["batch"] = _script("batch once", "prelude", *IN_A_BATCH, "batch", "once", main="return once(batch)")
-PUT_ALL = _act("put_all")
-GET_ALL = _act("get_all")
+CHANGE_LEASE = _act("change_lease")
+MOVE_JOB = _act("move_job", "put")
+MOVE_DEAD_JOBS = _act("move_dead_jobs", "put", "move_job")
+FINISH_AND_TAKE = _act("finish_and_take", "put", "move_job", "take")
+IN_A_BATCH = ("get", "put", "patch", "set_ttl", "delete", "post", "read_for_update")
+BATCH = _act("batch", *IN_A_BATCH)
+PUT_MANY = _act("put_many")
+GET_MANY = _act("get_many")
 LIST = _act("list")
-REGISTER = _act("register")
-CENSUS = _act("census")
-PLACE = _act("place")
-CHANGES = _act("changes")
-KEEP = _act("keep", "put")
-RELEASE = _act("release", "delete")
+REGISTER_NAMESPACE = _act("register_namespace")
+IS_NAMESPACE_EMPTY = _act("is_namespace_empty")
+LOG_POSITION = _act("log_position")
+READ_CHANGES = _act("read_changes")
+HOLD = _act("hold", "put")
+RELEASE_HOLD = _act("release_hold", "delete")
+
+_WRITES = (PUT, PATCH, SET_TTL, DELETE, POST, READ_FOR_UPDATE, RECORD_REPLY, DELETE_RECURSIVE, TAKE, CHANGE_LEASE)
+IDEMPOTENT = {
+    **{script.name: _idempotent(script.name) for script in _WRITES},
+    "move_dead_jobs": _idempotent("move_dead_jobs", "put", "move_job"),
+    "batch": _idempotent("batch", *IN_A_BATCH),
+}

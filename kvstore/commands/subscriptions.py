@@ -7,10 +7,10 @@ from kvstore.commands.presence import Hold
 from kvstore.core.paths import Path
 
 
-class Wait(NamedTuple):
+class LongPoll(NamedTuple):
     """Carry out a command again whenever a path changes, until there is something to answer with, `wait_s` at most.
 
-    The outcome is the command's. No store executes it: `waiting.py` and `web.py` do.
+    The outcome is the command's. No store executes it: `long_poll.py` do.
     """
 
     command: Command
@@ -21,10 +21,10 @@ class Wait(NamedTuple):
 class Follow(NamedTuple):
     """Follow a document or a container, from a place in the log (None: from a snapshot).
 
-    No store executes it: `live.py` and `web.py` do.
+    No store executes it: `hub.py` and `flask.py` do.
     """
 
     path: Path
-    place: str | None
+    position: str | None
     recursive: bool  # the snapshot of a container: all documents below it, not only what lies directly below
     hold: Hold | None = None  # a document to keep there for as long as the stream lives

@@ -14,17 +14,14 @@ Sources: RFC 8259 (JSON), RFC 3629 (UTF-8), HGETALL.
 
 import json
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from functools import lru_cache
-from json.decoder import scanstring  # type: ignore[attr-defined]  # typeshed leaves it out
 from json.encoder import encode_basestring
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
-from kvstore.core.errors import ContentTooLarge, InvalidDocument, InvalidTTL
+from kvstore.core.errors import InvalidDocument, InvalidTTL
+from kvstore.core.json_text import check_end, check_limits, compact, find_value, parse_text, scan_checked, skip, split_members
 
-MAX_DEPTH = 64
-MAX_MEMBERS = 10_000
-MAX_BYTES = 1024 * 1024
 MAX_PLAIN_BYTES = 16 * 1024
 MAX_CACHED_BYTES = 1024  # of the names of a document
 
@@ -34,27 +31,12 @@ OBJECT = b" object"  # what follows the entity-tag in META
 SCALAR = b" value"
 SERVER_VALUE = ".sv"  # Firebase's spelling
 
-# What is known of a job stands before the rest, on a line of its own (lua/prelude.lua, read_mark).
+# What is known of a job stands before the rest, on a line of its own (lua/_jobs.lua, read_mark).
 _META = re.compile(rb"(?:job [^\n]*\n)?(\d{1,20}-\d{1,20}) (object|value)(?: (\[.*\]))?", re.DOTALL)
 _OUR_NAME = re.compile(rb"\$kv\$*")
-_space = re.compile(r"[ \t\n\r]*").match
-_COMPACT = re.compile(r'("[^"\\]*(?:\\.[^"\\]*)*")|[ \t\n\r]+')
-_STRINGS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"')
-_BRACKETS = str.maketrans("{}", "[]")
-_NOT_BRACKET = re.compile(r"[^\[\]]+")
-_MAYBE_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _MAYBE_SERVER_VALUE = re.compile(r"\.sv\"|\\u00")
-_NO_HALF = re.compile(r"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F]|[^u])")  # a pair, or an escape of one character
 # JSON texts that need no closer look: most values are one of these.
 _is_plain = re.compile(rb'"[^"\\\x00-\x1f\x80-\xff]*"|-?(?:0|[1-9][0-9]{0,17})|true|false|null').fullmatch
-# A member like that and what follows it, whitespace included, in one step of the regex engine.
-_plain_member = re.compile(
-    r'"([^"\\\x00-\x1f]*)"[ \t\n\r]*:[ \t\n\r]*'
-    r'("[^"\\\x00-\x1f]*"|-?(?:0|[1-9][0-9]{0,17})(?:\.[0-9]{1,17})?|true|false|null)[ \t\n\r]*([,}])[ \t\n\r]*'
-).match
-
-
-Parsed = TypeVar("Parsed")
 
 
 class Encoded(NamedTuple):
@@ -84,29 +66,10 @@ class Decoded(NamedTuple):
     tag: str | None
 
 
-def check(body: bytes) -> None:
-    """Refuse a body that is not one JSON text within our limits; raises InvalidDocument or ContentTooLarge."""
-    _parsed(body, _check_value)
-
-
 def encode(body: bytes) -> Encoded:
     """The hash that the JSON text `body` is stored as; raises InvalidDocument, InvalidTTL
     or ContentTooLarge."""
-    return _encode_plain(body) or _parsed(body, _encode)
-
-
-def split_object(body: bytes) -> dict[str, str]:
-    """The members of a JSON object as name → JSON text; raises InvalidDocument or ContentTooLarge.
-
-    Values are JSON, but what encode() refuses besides is not looked for in them.
-    """
-    return _parsed(body, _split_object)
-
-
-def scan(text: str, at: int) -> int:
-    """Where the value ends that starts at `at` in a text that is known to be JSON."""
-    end: int = _scan_known(text, at)[1]
-    return end
+    return _encode_plain(body) or parse_text(body, _encode)
 
 
 def decode(flat: list[bytes]) -> Decoded:
@@ -187,57 +150,20 @@ def _decode_any(flat: list[bytes]) -> Decoded:
     return Decoded(b"{" + b",".join(members) + b"}", True, tag)
 
 
-def _parsed(body: bytes, parse: Callable[[str], Parsed]) -> Parsed:
-    text = _text(body)
-    try:
-        return parse(text)
-    except StopIteration as stop:
-        raise _malformed(text, stop.value) from None
-    except json.JSONDecodeError as error:
-        raise _malformed(text, error.pos, error.msg) from None
-    except RecursionError:
-        raise _too_deep() from None
-    except ValueError:
-        raise InvalidDocument("an integer has at most 4,300 digits; send a longer one as a string") from None
-
-
-def _text(body: bytes) -> str:
-    if not body:
-        raise InvalidDocument("the body is empty; send a JSON text, such as {} or null")
-    if len(body) > MAX_BYTES:
-        raise ContentTooLarge(f"a document has at most {MAX_BYTES:,} bytes; split it into several")
-    try:
-        text = body.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InvalidDocument(f"the body is not UTF-8: byte {error.start} cannot be read") from None
-    if text.startswith("\ufeff"):
-        raise InvalidDocument("the body starts with a byte order mark; send UTF-8 without one")
-    return text
-
-
-def _split_object(text: str) -> dict[str, str]:
-    start = skip(text, 0)
-    if text[start : start + 1] != "{":
-        raise InvalidDocument("a JSON object is wanted there")
-    members, end = _members(text, start, _scan_known)
-    _check_end(text, end)
-    return members
-
-
 def _encode(text: str) -> Encoded:
     start = skip(text, 0)
     if text[start : start + 1] != "{":
-        start, end = _check_value(text)
+        start, end = find_value(text)
         if _MAYBE_SERVER_VALUE.search(text):
             _check_no_server_value(json.loads(text))
-        value = _compact(text[start:end])
+        value = compact(text[start:end])
         return Encoded(SCALAR, [VALUE, value], value, None)
-    members, end = _members(text, start, _scan)
-    _check_end(text, end)
-    _check_limits(text)
+    members, end = split_members(text, start, scan_checked)
+    check_end(text, end)
+    check_limits(text)
     ttl_s = _ttl_member(members.pop("ttl")) if "ttl" in members else None
     names = [_field(name) for name in members]
-    values = [_compact(value) for value in members.values()]
+    values = [compact(value) for value in members.values()]
     has_server_values = bool(_MAYBE_SERVER_VALUE.search(text)) and _server_values(members, values)
     quoted = [_name(name) for name in names]
     shape = OBJECT
@@ -327,132 +253,10 @@ def _bad_server_value() -> InvalidDocument:
     )
 
 
-def skip(text: str, at: int) -> int:
-    """The index of the first character from `at` on that is not whitespace."""
-    return _space(text, at).end()  # type: ignore[union-attr]  # the pattern matches nothing as well
-
-
-def _value(text: str) -> tuple[int, int]:
-    """Where the one value starts and ends that `text` consists of."""
-    start = skip(text, 0)
-    end = _scan(text, start)[1]
-    _check_end(text, end)
-    return start, end
-
-
-def _check_value(text: str) -> tuple[int, int]:
-    """The same, within our limits."""
-    start, end = _value(text)
-    _check_limits(text)
-    return start, end
-
-
-def _check_end(text: str, end: int) -> None:
-    if (rest := skip(text, end)) != len(text):
-        raise _malformed(text, rest, "there is more after the JSON text")
-
-
-def _check_limits(text: str) -> None:
-    """Refuse what the grammar allows and we do not; `text` is known to be JSON."""
-    if text.count("[") + text.count("{") > MAX_DEPTH and _depth_exceeded(text):
-        raise _too_deep()
-    if _MAYBE_SURROGATE.search(text):
-        _check_surrogates(text)
-
-
-def _members(text: str, start: int, scan: Callable[[str, int], tuple[Any, int]]) -> tuple[dict[str, str], int]:
-    """The top-level members as name → JSON text, and where what follows the object starts, whitespace passed over."""
-    members: dict[str, str] = {}
-    at = skip(text, start + 1)
-    if text[at : at + 1] == "}":
-        return members, skip(text, at + 1)
-    while True:
-        if plain := _plain_member(text, at):
-            name, value, following = plain.groups()
-            at = plain.end()
-        else:
-            name, value, at = _member(text, at, scan)
-            following = text[at : at + 1]
-            if following not in (",", "}"):
-                raise _malformed(text, at, "a comma or a closing brace follows a member")
-            at = skip(text, at + 1)
-        if name in members:
-            raise _duplicate(name)
-        members[name] = value
-        if following == "}":
-            break
-    if len(members) > MAX_MEMBERS:
-        raise _too_many_members()
-    return members, at
-
-
-def _member(text: str, at: int, scan: Callable[[str, int], tuple[Any, int]]) -> tuple[str, str, int]:
-    """One member's name and JSON text, and where what follows it starts."""
-    if text[at : at + 1] != '"':
-        raise _malformed(text, at, "a member starts with its name in double quotes")
-    name, at = scanstring(text, at + 1, True)
-    at = skip(text, at)
-    if text[at : at + 1] != ":":
-        raise _malformed(text, at, "a colon follows a member's name")
-    at = skip(text, at + 1)
-    end = scan(text, at)[1]
-    return name, text[at:end], skip(text, end)
-
-
-def _check_object(pairs: list[tuple[str, Any]]) -> None:
-    if len(pairs) > MAX_MEMBERS:
-        raise _too_many_members()
-    seen: set[str] = set()
-    for name, _ in pairs:
-        if name in seen:
-            raise _duplicate(name)
-        seen.add(name)
-
-
-def _check_float(number: str) -> float:
-    value = float(number)
-    if value in (float("inf"), float("-inf")):
-        raise InvalidDocument(f"the number {number[:40]} is outside the range of a double; send it as a string")
-    return value
-
-
-def _refuse_constant(name: str) -> None:
-    raise InvalidDocument(f"{name} is not JSON; use null or a string")
-
-
-# The C scanner of the standard library: (text, index) → (value, index after it), StopIteration(index) where no value starts.
-_scan = json.JSONDecoder(object_pairs_hook=_check_object, parse_float=_check_float, parse_constant=_refuse_constant).scan_once  # type: ignore[attr-defined]
-
-# The same without our limits, for what is split first and looked at later.
-_scan_known = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
-
-
-def _depth_exceeded(text: str) -> bool:
-    # Each round takes away the innermost pairs of brackets, one level, so what is left after MAX_DEPTH rounds is deeper.
-    brackets = _NOT_BRACKET.sub("", _STRINGS.sub("", text).translate(_BRACKETS))
-    for _ in range(MAX_DEPTH):
-        brackets = brackets.replace("[]", "")
-        if not brackets:
-            return False
-    return True
-
-
-def _check_surrogates(text: str) -> None:
-    """Refuse a surrogate escape that is not half of a pair (RFC 8259 section 8.2); `text` is known to be JSON."""
-    if _MAYBE_SURROGATE.search(_NO_HALF.sub("", text)):
-        raise InvalidDocument("a string has half of a surrogate pair, which is no character; escape both halves")
-
-
 def _ttl_member(value: str) -> int:
     if re.fullmatch(r"-?[0-9]+", value):
         return int(value)
     raise InvalidTTL("the member ttl is reserved: an integer there asks for that many seconds, nothing else may stand there")
-
-
-def _compact(value: str) -> bytes:
-    if value[0] not in '"' and (" " in value or "\n" in value or "\t" in value or "\r" in value):
-        value = _COMPACT.sub(r"\1", value)
-    return value.encode()
 
 
 def _field(name: str) -> bytes:
@@ -520,25 +324,7 @@ def _json_text(value: bytes) -> bytes:
     """A field's value as JSON text: itself when it is that, else the string it spells."""
     try:
         text = value.decode("utf-8")
-        start, end = _check_value(text)
-        return _compact(text[start:end])
+        start, end = find_value(text)
+        return compact(text[start:end])
     except (StopIteration, ValueError, RecursionError, InvalidDocument):
         return encode_basestring(value.decode("utf-8", "backslashreplace")).encode()
-
-
-def _malformed(text: str, at: int, why: str = "no JSON value starts there") -> InvalidDocument:
-    line = text.count("\n", 0, at) + 1
-    column = at - text.rfind("\n", 0, at)
-    return InvalidDocument(f"the body is not JSON: line {line}, column {column}: {why}")
-
-
-def _duplicate(name: str) -> InvalidDocument:
-    return InvalidDocument(f"the name {name[:100]!r} comes twice in one object; which value to keep is not ours to choose")
-
-
-def _too_many_members() -> InvalidDocument:
-    return InvalidDocument(f"an object has at most {MAX_MEMBERS:,} members; split it into several documents")
-
-
-def _too_deep() -> InvalidDocument:
-    return InvalidDocument(f"a document is at most {MAX_DEPTH} levels deep, the outermost counted as 1")

@@ -9,8 +9,8 @@ import re
 from json.encoder import encode_basestring
 from typing import Any
 
-from kvstore.core.codec import MAX_BYTES
 from kvstore.core.errors import ContentTooLarge, InvalidPatch, PatchFailed, PathNotThere
+from kvstore.core.json_text import MAX_BYTES
 
 Tree = Any
 

@@ -36,9 +36,9 @@ OWN_KEYS = {
     "names": "sorted set: the paths that exist, by name",
     "expiry": "sorted set: the same paths, by the ms at which they expire, or earlier",
     "scratch": "string: a sum, while a script runs",
-    "held": "sorted set: the jobs that cannot be taken now, by name",
-    "until": "sorted set: the same, by the ms until which; and the containers that are worked as queues, without end",
-    "freed": "stream: one entry, made when a job is given back",
+    "blocked": "sorted set: the jobs that cannot be taken now, by name",
+    "ready_at": "sorted set: the same, by the ms at which they can be taken; and the containers worked as queues, by inf",
+    "released": "stream: one entry, made when a job is given back",
 }
 
 
@@ -46,12 +46,12 @@ class Path(NamedTuple):
     """A path in canonical spelling.
 
     `text` is the whole of it (`/a/b%20c`, a container ends in a slash); `namespace` is its first
-    segment, or `/`; `rest` is the part below that, as index and change log know it.
+    segment, or `/`; `name` is the part below that, as index and change log know it.
     """
 
     text: str
     namespace: str
-    rest: str
+    name: str
     is_container: bool
     keys: Keys
 
@@ -93,8 +93,8 @@ MAX_PLAIN_BYTES = 256
 @lru_cache(maxsize=8192)
 def _plain(raw: bytes) -> Path:
     text = raw.decode("ascii")
-    namespace, _, rest = text[1:].partition("/")
-    return Path(text, namespace, rest, False, _keys(namespace, rest))
+    namespace, _, name = text[1:].partition("/")
+    return Path(text, namespace, name, False, _keys(namespace, name))
 
 
 def _parse(raw: bytes) -> Path:
@@ -114,15 +114,15 @@ def _parse(raw: bytes) -> Path:
     path = "/" + "/".join(segments)
     # A document of one segment, and the root document, live in the root namespace, which no segment can be named like.
     if len(segments) >= 2 or (segments and is_container):
-        namespace, rest = segments[0], "/".join(segments[1:])
+        namespace, name = segments[0], "/".join(segments[1:])
     else:
-        namespace, rest = "/", "/".join(segments)
+        namespace, name = "/", "/".join(segments)
     return Path(
         text=path + "/" if is_container and segments else path,
         namespace=namespace,
-        rest=rest,
+        name=name,
         is_container=is_container and bool(segments),
-        keys=_keys(namespace, rest),
+        keys=_keys(namespace, name),
     )
 
 
@@ -138,9 +138,9 @@ def _encode_segment(raw: bytes) -> str:
     return quote(segment, safe=_LITERAL)
 
 
-def _keys(namespace: str, rest: str) -> Keys:
+def _keys(namespace: str, name: str) -> Keys:
     log, documents = _namespace_keys(namespace)
-    return Keys(log, documents + rest)
+    return Keys(log, documents + name)
 
 
 @lru_cache(maxsize=1024)
@@ -153,7 +153,7 @@ def _namespace_keys(namespace: str) -> tuple[str, str]:
 def own_key(path: Path, name: str) -> str:
     """A key of the path's namespace: one of OWN_KEYS, or one that is for a single thing in it.
 
-    `once:` and a digest is the answer kept for an Idempotency-Key; `holds:` and a document's name in the namespace is a sorted
-    set of who holds that document, by the ms until which they do.
+    `idempotency:` and a digest: the response kept for an Idempotency-Key. `holds:` and a document's name in the namespace: a
+    sorted set of who holds that document, by the ms until which they do.
     """
     return path.keys.log.removesuffix("log") + name

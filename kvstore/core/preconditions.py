@@ -16,7 +16,7 @@ _TAG = re.compile(r'(W/)?"([\x21\x23-\x7e\x80-\xff]*)"')
 _SEPARATOR = re.compile(r"[ \t]*,[ \t,]*")
 
 
-class Conditions(NamedTuple):
+class Preconditions(NamedTuple):
     """The preconditions of one request.
 
     `match` and `none_match` are "" when not asked for, "*", or the tags with a space before and after each; a tag that
@@ -29,10 +29,10 @@ class Conditions(NamedTuple):
     modified_since_s: int | None = None
 
 
-NONE = Conditions()
+NONE = Preconditions()
 
 
-def parse_conditions(headers: Mapping[str, str]) -> Conditions:
+def parse_preconditions(headers: Mapping[str, str]) -> Preconditions:
     """The preconditions that lower-case `headers` ask for; raises InvalidPrecondition."""
     match = headers.get("if-match")
     none_match = headers.get("if-none-match")
@@ -40,7 +40,7 @@ def parse_conditions(headers: Mapping[str, str]) -> Conditions:
     modified = headers.get("if-modified-since")
     if match is None and none_match is None and unmodified is None and modified is None:
         return NONE
-    return Conditions(
+    return Preconditions(
         match="" if match is None else _tags("If-Match", match),
         none_match="" if none_match is None else _tags("If-None-Match", none_match),
         # RFC 9110 sections 13.1.3 and 13.1.4: a date counts only where no tag is given.
@@ -52,7 +52,7 @@ def parse_conditions(headers: Mapping[str, str]) -> Conditions:
 def check_unconditional(headers: Mapping[str, str], detail: str) -> None:
     """Refuse a write that takes no precondition where it comes with one, with `detail`; raises InvalidPrecondition."""
     # RFC 9110 section 13.1.3: If-Modified-Since is ignored on a write, and some clients send it with every request.
-    if parse_conditions(headers)._replace(modified_since_s=None) != NONE:
+    if parse_preconditions(headers)._replace(modified_since_s=None) != NONE:
         raise InvalidPrecondition(detail)
 
 
@@ -91,20 +91,20 @@ def tag_time_ms(tag: str) -> int:
     return int(tag.partition("-")[0])
 
 
-def read_status(conditions: Conditions, tag: str | None) -> int:
+def read_status(preconditions: Preconditions, tag: str | None) -> int:
     """What a GET or HEAD of a document with this tag (None: it has none) answers: 200, 304 or 412 (RFC 9110 section 13.2.2)."""
-    if conditions is NONE:
+    if preconditions is NONE:
         return 200
     time_s = None if tag is None else tag_time_ms(tag) // 1000
-    if conditions.match:
-        if not _matches(conditions.match, tag):
+    if preconditions.match:
+        if not _matches(preconditions.match, tag):
             return 412
-    elif conditions.unmodified_since_s is not None and time_s is not None and time_s > conditions.unmodified_since_s:
+    elif preconditions.unmodified_since_s is not None and time_s is not None and time_s > preconditions.unmodified_since_s:
         return 412
-    if conditions.none_match:
-        if _matches(conditions.none_match, tag):
+    if preconditions.none_match:
+        if _matches(preconditions.none_match, tag):
             return 304
-    elif conditions.modified_since_s is not None and time_s is not None and time_s <= conditions.modified_since_s:
+    elif preconditions.modified_since_s is not None and time_s is not None and time_s <= preconditions.modified_since_s:
         return 304
     return 200
 

@@ -16,7 +16,7 @@ PORT = 6379
 SENTINEL_PORT = 26379
 
 
-class InvalidAddress(ValueError):
+class InvalidRedisURL(ValueError):
     """The URL is not one of the forms above; the message says what it must be, and never repeats it: it holds a password."""
 
 
@@ -43,7 +43,7 @@ class Address(NamedTuple):
         return f"{self.kind} Redis at {nodes}" + (f", primary {self.primary}" if self.primary else "")
 
 
-def parse_address(url: str, *, verify_tls: bool = True) -> Address:
+def parse_redis_url(url: str, *, verify_tls: bool = True) -> Address:
     """The address that a URL spells; raises InvalidAddress. `verify_tls` is for where the URL does not say."""
     parts = urlsplit(url)
     transport, _, topology = parts.scheme.partition("+")
@@ -52,7 +52,7 @@ def parse_address(url: str, *, verify_tls: bool = True) -> Address:
     if parts.scheme not in ("unix", "redis", "rediss") and (
         transport not in ("redis", "rediss") or topology not in ("sentinel", "cluster")
     ):
-        raise InvalidAddress("a URL that starts with redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://")
+        raise InvalidRedisURL("a URL that starts with redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://")
     query = {name: values[-1] for name, values in parse_qs(parts.query).items()}
     credentials, _, hosts = parts.netloc.rpartition("@")
     user, _, password = credentials.partition(":")
@@ -60,7 +60,7 @@ def parse_address(url: str, *, verify_tls: bool = True) -> Address:
     primary = unquote(names.pop(0)) if topology == "sentinel" and names else ""
     database = query.get("db") or (names[0] if names else "0")
     if not database.isdigit() or (topology == "sentinel" and not primary) or (transport == "unix" and not parts.path):
-        raise InvalidAddress("a URL with a database number, a name of the primary for Sentinel, or a path for unix://")
+        raise InvalidRedisURL("a URL with a database number, a name of the primary for Sentinel, or a path for unix://")
     port = SENTINEL_PORT if topology == "sentinel" else PORT
     return Address(
         kind=topology or "single",
@@ -83,4 +83,4 @@ def _node(text: str, default_port: int) -> tuple[str, int]:
         host.encode("idna")  # as it is asked for
         return host, parts.port or default_port
     except ValueError:
-        raise InvalidAddress("a URL whose hosts are names or addresses, and whose ports are numbers up to 65535") from None
+        raise InvalidRedisURL("a URL whose hosts are names or addresses, and whose ports are numbers up to 65535") from None

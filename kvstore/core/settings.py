@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kvstore.core.redis_url import parse_address
+from kvstore.core.redis_url import parse_redis_url
 
 YEAR_S = 31_536_000
 MAX_TTL_S = 100 * YEAR_S  # that can be allowed
@@ -29,7 +29,7 @@ def _number(low: int, high: int) -> Callable[[str], int]:
 
 
 def _redis_url(text: str) -> str:
-    parse_address(text)
+    parse_redis_url(text)
     return text
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from json.encoder import encode_basestring
 from typing import Any
 
-from kvstore.commands.base import Command, Once
+from kvstore.commands.base import Command, Idempotent
 from kvstore.commands.batch import (
     Answered,
     Answers,
@@ -25,7 +25,7 @@ from kvstore.commands.batch import (
 )
 from kvstore.commands.documents import Edit, Get
 from kvstore.commands.scripts import IN_A_BATCH
-from kvstore.core import codec
+from kvstore.core import json_text
 from kvstore.core.errors import (
     BatchRefused,
     ContentTooLarge,
@@ -34,7 +34,7 @@ from kvstore.core.errors import (
     NotInBatch,
     Problem,
 )
-from kvstore.core.preconditions import parse_conditions
+from kvstore.core.preconditions import parse_preconditions
 from kvstore.http import messages
 from kvstore.http.messages import DOCUMENT, SAFE, Request, refuse
 
@@ -43,7 +43,7 @@ MAX_REQUESTS = 1000
 _LEFT_OUT = {name for name, _ in (*DOCUMENT, *SAFE)}  # header fields that are the same in every response
 
 
-def parse_batch(request: Request, parse: Callable[[Request], Command | messages.Reply]) -> tuple[bool, Batch]:
+def parse_batch(request: Request, parse: Callable[[Request], Command | messages.Response]) -> tuple[bool, Batch]:
     """What a batch asks, and whether it is atomic; raises a Problem. `parse` is for the requests in it."""
     atomic, requests = _envelope(request)
     steps: list[Step] = []
@@ -51,12 +51,12 @@ def parse_batch(request: Request, parse: Callable[[Request], Command | messages.
         try:
             command = parse(part)
             if isinstance(command, Get):
-                command = command._replace(conditions=parse_conditions(part.headers))
-            if isinstance(command, messages.Reply):
+                command = command._replace(preconditions=parse_preconditions(part.headers))
+            if isinstance(command, messages.Response):
                 steps.append(Answered(command))
             elif command.script.name in ("read", *IN_A_BATCH):
                 steps.append(command)
-            elif isinstance(command, Once):
+            elif isinstance(command, Idempotent):
                 raise InvalidRequest("an Idempotency-Key is for the whole batch, and for an atomic one")
             else:
                 raise NotInBatch("a container is listed, deleted or taken from by a request of its own, not in a batch")
@@ -85,7 +85,7 @@ def _check_atomic(steps: list[Step]) -> None:
 
 def _envelope(request: Request) -> tuple[bool, list[Request]]:
     """The requests of a batch as they would have come by themselves; raises InvalidDocument or ContentTooLarge."""
-    members = codec.split_object(request.body)
+    members = json_text.split_object(request.body)
     atomic = members.get("atomic", "true")
     if atomic not in ("true", "false"):
         raise InvalidDocument('"atomic" is true or false')
@@ -104,7 +104,7 @@ def _requests(text: str, base: str) -> list[Request]:
         raise InvalidDocument('a batch is {"requests":[…]}, each with "method" and "path"')
     requests: list[Request] = []
     following = ","
-    at = codec.skip(text, 1)
+    at = json_text.skip(text, 1)
     if text[at] == "]":
         return requests
     while following == ",":
@@ -115,16 +115,16 @@ def _requests(text: str, base: str) -> list[Request]:
             requests.append(Request(method, path.encode(), {}, body.encode() if body else b"", base))
             at = usual.end()
         else:
-            end = codec.scan(text, at)
+            end = json_text.scan(text, at)
             requests.append(_request(len(requests), text[at:end], base))
-            at = codec.skip(text, end)
+            at = json_text.skip(text, end)
             following = text[at]
-            at = codec.skip(text, at + 1)
+            at = json_text.skip(text, at + 1)
     return requests
 
 
 def _request(index: int, part: str, base: str) -> Request:
-    members = codec.split_object(part.encode())
+    members = json_text.split_object(part.encode())
     method, path, headers = (json.loads(members.get(name, default)) for name, default in _MEMBERS)
     if not isinstance(method, str) or not isinstance(path, str):
         raise InvalidDocument(f'request {index}: "method" and "path" are strings')
@@ -138,7 +138,7 @@ _is_field = re.compile(r"[\t -~\x80-\xff]*").fullmatch
 _MEMBERS = (("method", "null"), ("path", "null"), ("headers", "{}"))
 
 
-def render_answers(answers: Answers, render: Callable[[Request, Any], messages.Reply]) -> messages.Reply:
+def render_answers(answers: Answers, render: Callable[[Request, Any], messages.Response]) -> messages.Response:
     """The reply to a batch that was carried out. `render` is for the requests in it."""
     texts = []
     for request, answer in zip(*answers, strict=True):
@@ -149,24 +149,24 @@ def render_answers(answers: Answers, render: Callable[[Request, Any], messages.R
         texts.append(
             b'{"status":%d,"headers":{%b},"body":%b}' % (status, ",".join(told).encode(), body.rstrip(b"\n") or b"null")
         )
-    return messages.Reply(200, DOCUMENT, b'{"responses":[%b]}\n' % b",".join(texts))
+    return messages.Response(200, DOCUMENT, b'{"responses":[%b]}\n' % b",".join(texts))
 
 
-def render_refused(refused: Refused, render: Callable[[Request, Any], messages.Reply]) -> BatchRefused:
+def render_refused(refused: Refused, render: Callable[[Request, Any], messages.Response]) -> BatchRefused:
     """The problem of an atomic batch that was not applied."""
     reply = _reply(refused.request, refused.answer, render)
     return BatchRefused(
-        f"request {refused.place}, counted from 0, was refused, so none was applied; its problem says why",
-        index=refused.place,
+        f"request {refused.request_index}, counted from 0, was refused, so none was applied; its problem says why",
+        index=refused.request_index,
         problem=reply.body.rstrip(b"\n"),
     )
 
 
-def _reply(request: Request, answer: Any, render: Callable[[Request, Any], messages.Reply]) -> messages.Reply:
+def _reply(request: Request, answer: Any, render: Callable[[Request, Any], messages.Response]) -> messages.Response:
     try:
         if isinstance(answer, Problem):
             raise answer
-        reply = answer if isinstance(answer, messages.Reply) else render(request, answer)
+        reply = answer if isinstance(answer, messages.Response) else render(request, answer)
     except Problem as problem:
         reply = refuse(problem)
     return reply

@@ -11,17 +11,17 @@ from functools import lru_cache
 from json.encoder import encode_basestring
 
 from kvstore.commands.batch import Answers
-from kvstore.commands.bulk import CREATED, AllRead, AllWritten, GetAll, Otherwise, PutAll
+from kvstore.commands.bulk import CREATED, GetMany, ManyRead, ManyWritten, Otherwise, PutMany
 from kvstore.core import codec
 from kvstore.core.errors import Problem
 from kvstore.core.paths import MAX_BYTES, PLAIN_SEGMENT, parse_path
 from kvstore.core.preconditions import tag_time_ms
 from kvstore.core.settings import Settings
 from kvstore.http.batch import MAX_REQUESTS, render_answers
-from kvstore.http.messages import DOCUMENT, Reply, Request, http_date, with_ttl
+from kvstore.http.messages import DOCUMENT, Request, Response, http_date, with_ttl
 
 
-def parse_alike(request: Request, settings: Settings, otherwise: Otherwise) -> PutAll | GetAll | None:
+def parse_bulk(request: Request, settings: Settings, otherwise: Otherwise) -> PutMany | GetMany | None:
     """What a batch asks whose requests are alike; None for another one, and for what may be refused."""
     requests = _split(request.body)
     if not requests:
@@ -33,7 +33,7 @@ def parse_alike(request: Request, settings: Settings, otherwise: Otherwise) -> P
     if path.text.startswith("/_/") or len(path.namespace) + max(map(len, names)) + 2 > MAX_BYTES:
         return None
     if methods[0] == b"GET":
-        return None if any(bodies) else GetAll(path, names, otherwise)
+        return None if any(bodies) else GetMany(path, names, otherwise)
     try:
         documents = [codec.encode(body or b"") for body in bodies]
     except Problem:
@@ -44,7 +44,7 @@ def parse_alike(request: Request, settings: Settings, otherwise: Otherwise) -> P
         if has_server_values or not 1 <= ttl_s <= settings.max_ttl_s:
             return None
         ttls_ms.append(ttl_s * 1000)
-    return PutAll(path, names, documents, ttls_ms, settings.log_length, otherwise)
+    return PutMany(path, names, documents, ttls_ms, settings.log_length, otherwise)
 
 
 # What a request is, as far as it takes to find its end: whether a body is JSON is for codec.encode to say. Brackets are four
@@ -87,17 +87,17 @@ def _split(body: bytes) -> list[Sequence[bytes]]:
     return requests if begin and end and not (begin[1] and end[1]) else []
 
 
-def render_responses(request: Request, outcome: Answers | AllWritten | AllRead, render: Callable[..., Reply]) -> Reply:
+def render_responses(request: Request, outcome: Answers | ManyWritten | ManyRead, render: Callable[..., Response]) -> Response:
     """The reply to a batch that was carried out. `render` is for the requests in it."""
     match outcome:
-        case AllWritten():
+        case ManyWritten():
             return _written(request, outcome)
-        case AllRead():
+        case ManyRead():
             return _read(outcome)
     return render_answers(outcome, render)
 
 
-def _written(request: Request, written: AllWritten) -> Reply:
+def _written(request: Request, written: ManyWritten) -> Response:
     """The reply to the PUTs of a batch."""
     path, names, documents, ttls_ms, tags, words = written
     location = b',"Location":' + encode_basestring(f"{request.base}/{path.namespace}/")[:-1].encode()
@@ -124,7 +124,7 @@ def _dates(time_ms: bytes, ttl_ms: int) -> bytes:
     )
 
 
-def _read(read: AllRead) -> Reply:
+def _read(read: ManyRead) -> Response:
     """The reply to the GETs of a batch."""
     documents, expires_at_ms, time_ms = read
     texts = []
@@ -139,5 +139,5 @@ def _read(read: AllRead) -> Reply:
     return _responses(texts)
 
 
-def _responses(texts: list[bytes]) -> Reply:
-    return Reply(200, DOCUMENT, b'{"responses":[%b]}\n' % b",".join(texts))
+def _responses(texts: list[bytes]) -> Response:
+    return Response(200, DOCUMENT, b'{"responses":[%b]}\n' % b",".join(texts))

@@ -7,11 +7,11 @@ import json
 from urllib.parse import quote, urlencode
 
 from kvstore.commands.base import Found
-from kvstore.commands.containers import DeleteBelow, Item, List, Listing
+from kvstore.commands.containers import DeleteRecursive, Item, List, Listing
 from kvstore.core.errors import InvalidParameter, PreconditionFailed
 from kvstore.core.paths import Path, parse_path, split_target
-from kvstore.core.preconditions import Conditions, check_unconditional, parse_conditions, read_status
-from kvstore.http.messages import DOCUMENT, SAFE, UNCHANGED, Headers, Reply, Request, accepts, parameter, tag_header, ttl_s
+from kvstore.core.preconditions import Preconditions, check_unconditional, parse_preconditions, read_status
+from kvstore.http.messages import DOCUMENT, SAFE, UNCHANGED, Headers, Request, Response, accepts, parameter, tag_header, ttl_s
 
 DEFAULT_LIMIT = 100
 MAX_LIMIT = 1000
@@ -21,7 +21,7 @@ NDJSON = "application/x-ndjson"
 VARY = ("Vary", "Accept")  # one URL, two formats: only the JSON one has an entity-tag
 
 
-def list_below(request: Request, path: Path, raw_query: bytes) -> List:
+def parse_list(request: Request, path: Path, raw_query: bytes) -> List:
     """What a GET of a container asks for; raises InvalidParameter or InvalidPrecondition."""
     recursive = parameter(raw_query, "recursive") is not None
     if recursive and path.text == "/":
@@ -39,21 +39,21 @@ def list_below(request: Request, path: Path, raw_query: bytes) -> List:
         descending=order == "desc",
         with_values=parameter(raw_query, "keys") is None,
         recursive=recursive,
-        none_match=parse_conditions(request.headers).none_match if path.text != "/" and not _is_stream(request) else "",
+        none_match=parse_preconditions(request.headers).none_match if path.text != "/" and not _is_stream(request) else "",
     )
 
 
-def delete_below(request: Request, path: Path, raw_query: bytes) -> DeleteBelow:
+def parse_delete_recursive(request: Request, path: Path, raw_query: bytes) -> DeleteRecursive:
     """What a DELETE of a container asks for; raises InvalidParameter or InvalidPrecondition."""
     if path.text == "/" or not path.is_container:
         raise InvalidParameter("?recursive is for a container other than the root: its path ends in a slash")
     if parameter(raw_query, "recursive") is None:
         raise InvalidParameter("a container is deleted with all that lies below it: say so with ?recursive")
     check_unconditional(request.headers, "a recursive DELETE takes no precondition")
-    return DeleteBelow(path, once="idempotency-key" in request.headers)
+    return DeleteRecursive(path, once="idempotency-key" in request.headers)
 
 
-def render_listing(request: Request, listing: Listing) -> Reply:
+def render_listing(request: Request, listing: Listing) -> Response:
     """The reply to a GET of a container: a page, or a piece of a stream; raises PreconditionFailed."""
     _check_match(request, listing.tag)
     container = parse_path(split_target(request.target)[0]).text
@@ -61,13 +61,13 @@ def render_listing(request: Request, listing: Listing) -> Reply:
     tag = tag_header(listing.tag)
     if _is_stream(request):
         headers: Headers = (("Content-Type", NDJSON), ("Cache-Control", "no-cache"), VARY, *SAFE)
-        return Reply(200, headers, b"".join([item + b"\n" for item in items]), listing.more)
+        return Response(200, headers, b"".join([item + b"\n" for item in items]), listing.more)
     if listing.more is None:
-        return Reply(200, (*DOCUMENT, VARY, *tag), b'{"items":[%b]}\n' % b",".join(items))
+        return Response(200, (*DOCUMENT, VARY, *tag), b'{"items":[%b]}\n' % b",".join(items))
     following = request.base + container + "?" + _query(listing.more)
     link = ("Link", f'<{following}>; rel="next"')
     body = b'{"items":[%b],"next":%b}\n' % (b",".join(items), json.dumps(following).encode())
-    return Reply(200, (*DOCUMENT, VARY, *tag, link), body)
+    return Response(200, (*DOCUMENT, VARY, *tag, link), body)
 
 
 def render_items(container: str, items: list[Item]) -> list[bytes]:
@@ -75,16 +75,16 @@ def render_items(container: str, items: list[Item]) -> list[bytes]:
     return [_item(container, item) for item in items]
 
 
-def render_unchanged(request: Request, tag: str) -> Reply:
+def render_unchanged(request: Request, tag: str) -> Response:
     """The reply to a GET of a container whose entity-tag the client has; raises PreconditionFailed."""
     _check_match(request, tag)
-    return Reply(304, (*tag_header(tag), VARY, *UNCHANGED))
+    return Response(304, (*tag_header(tag), VARY, *UNCHANGED))
 
 
 def _check_match(request: Request, tag: str | None) -> None:
     """Refuse where If-Match asks for another entity-tag; a stream has none that could hold for all of it."""
-    match = parse_conditions(request.headers).match
-    if match and not _is_stream(request) and read_status(Conditions(match), tag) == 412:
+    match = parse_preconditions(request.headers).match
+    if match and not _is_stream(request) and read_status(Preconditions(match), tag) == 412:
         raise PreconditionFailed(
             "something below this container has changed; read it again, without If-Match", etag=f'"{tag}"' if tag else None
         )

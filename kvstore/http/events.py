@@ -19,7 +19,7 @@ def event(path: str, change: Change) -> bytes:
 
 
 def block(  # noqa: PLR0913, PLR0917  # the members of an event
-    name: bytes, place: str, path: str, tag: str | None, ttl_ms: int | None, text: bytes | None, *, more: bool = False
+    name: bytes, position: str, path: str, tag: str | None, ttl_ms: int | None, text: bytes | None, *, more: bool = False
 ) -> bytes:
     """One event: `place` is what a reader resumes from; `more` says that another event of the same snapshot follows.
 
@@ -28,7 +28,7 @@ def block(  # noqa: PLR0913, PLR0917  # the members of an event
     etag = b'"\\"%b\\""' % tag.encode() if tag else b"null"
     ttl = b"%d" % ttl_s(ttl_ms) if ttl_ms is not None else b"null"
     return b'%bevent: %b\ndata: {"path":%b,"etag":%b,"ttl":%b,"value":%b%b}\n\n' % (
-        b"" if more else b"id: %b\n" % place.encode(),
+        b"" if more else b"id: %b\n" % position.encode(),
         name,
         json.dumps(path).encode(),
         etag,

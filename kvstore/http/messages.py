@@ -11,10 +11,10 @@ from typing import NamedTuple
 from urllib.parse import parse_qsl
 
 from kvstore.commands.base import Command
-from kvstore.core import codec
+from kvstore.core import json_text
 from kvstore.core.errors import InvalidParameter, Problem
 
-MAX_BODY_BYTES = codec.MAX_BYTES
+MAX_BODY_BYTES = json_text.MAX_BYTES
 
 Headers = tuple[tuple[str, str], ...]
 
@@ -34,7 +34,7 @@ class Request(NamedTuple):
     base: str = ""
 
 
-class Reply(NamedTuple):
+class Response(NamedTuple):
     """An HTTP reply.
 
     An adapter adds Content-Length, and sends no body where the method is HEAD or the status 204 or 304. Where there is `more`,
@@ -58,9 +58,9 @@ UNCHANGED: Headers = (("Cache-Control", "no-cache"), *SAFE)
 PROBLEM: Headers = (("Content-Type", "application/problem+json"), ("Cache-Control", "no-store"), *SAFE)
 
 
-def refuse(problem: Problem) -> Reply:
+def refuse(problem: Problem) -> Response:
     """The reply that a problem is."""
-    return Reply(problem.status, PROBLEM + tuple(problem.headers.items()), problem.body())
+    return Response(problem.status, PROBLEM + tuple(problem.headers.items()), problem.body())
 
 
 def parameter(raw_query: bytes, name: str) -> str | None:

@@ -6,7 +6,7 @@ from kvstore.core.errors import InvalidParameter, Problem
 from kvstore.core.paths import parse_path
 
 
-def asked_hold(path: bytes | None, value: bytes | None, log_length: int) -> Hold | None:
+def parse_hold(path: bytes | None, value: bytes | None, log_length: int) -> Hold | None:
     """What `?hold=` and `?as=` of a stream ask for, as they were sent but percent-decoded; raises InvalidParameter."""
     if path is None:
         if value is not None:

@@ -10,21 +10,31 @@ Enqueueing is POST, and done is DELETE with the lease, as for any document.
 import json
 
 from kvstore.commands.documents import Post
-from kvstore.commands.jobs import DEAD, DEFAULT_ATTEMPTS, MAX_ATTEMPTS, Held, Job, Lease, Take, Taken, spell_reason
-from kvstore.commands.subscriptions import Wait
-from kvstore.core import codec
+from kvstore.commands.jobs import (
+    DEAD,
+    DEFAULT_ATTEMPTS,
+    MAX_ATTEMPTS,
+    ChangeLease,
+    Job,
+    LeaseChanged,
+    Take,
+    Taken,
+    spell_reason,
+)
+from kvstore.commands.subscriptions import LongPoll
+from kvstore.core import json_text
 from kvstore.core.errors import InvalidDocument, InvalidParameter, InvalidPrecondition
 from kvstore.core.paths import Path, parse_path
-from kvstore.core.preconditions import check_unconditional, parse_conditions
+from kvstore.core.preconditions import check_unconditional, parse_preconditions
 from kvstore.core.settings import Settings
-from kvstore.http.messages import DOCUMENT, SAFE, Reply, Request, parameter, parse_duration_s, ttl_s
+from kvstore.http.messages import DOCUMENT, SAFE, Request, Response, parameter, parse_duration_s, ttl_s
 
 MAX_LIMIT = 100
 MAX_WAIT_S = 25
 LEASE_BYTES = 40  # of a lease, which names a dead job where its own name is too long; really some 30
 
 
-def take(request: Request, path: Path, raw_query: bytes, settings: Settings) -> Take | Wait:
+def take(request: Request, path: Path, raw_query: bytes, settings: Settings) -> Take | LongPoll:
     """What a POST with ?lease= asks for; raises InvalidParameter, InvalidDocument, InvalidPrecondition or InvalidPath."""
     if request.body:
         raise InvalidDocument("a take has no body; a POST without ?lease= appends the body to the queue")
@@ -38,10 +48,10 @@ def take(request: Request, path: Path, raw_query: bytes, settings: Settings) -> 
     max_attempts = _number(raw_query, "max_attempts", DEFAULT_ATTEMPTS, 1, MAX_ATTEMPTS)
     asked = Take(container, lease_s * 1000, limit, max_attempts, settings.log_length)
     wait_s = _duration_s(raw_query, "wait", 0, MAX_WAIT_S)
-    return Wait(asked, container, wait_s) if wait_s else asked
+    return LongPoll(asked, container, wait_s) if wait_s else asked
 
 
-def lease(request: Request, path: Path, raw_query: bytes, settings: Settings) -> Lease:
+def lease(request: Request, path: Path, raw_query: bytes, settings: Settings) -> ChangeLease:
     """What a PATCH with ?lease= asks for; raises InvalidParameter, InvalidDocument or InvalidPrecondition."""
     lease_s = _duration_s(raw_query, "lease", 0, settings.max_ttl_s)
     delay_s = _duration_s(raw_query, "delay", 0, settings.max_ttl_s)
@@ -50,10 +60,10 @@ def lease(request: Request, path: Path, raw_query: bytes, settings: Settings) ->
         raise InvalidParameter("?delay= is for giving back, with ?lease=0")
     if lease_s and request.body:
         raise InvalidDocument("a lease is changed without a body; to change the job, leave ?lease= out")
-    conditions = parse_conditions(request.headers)
-    if conditions.none_match or conditions.unmodified_since_s is not None:
+    preconditions = parse_preconditions(request.headers)
+    if preconditions.none_match or preconditions.unmodified_since_s is not None:
         raise InvalidPrecondition("a lease is changed with If-Match alone")
-    return Lease(path, conditions.match, lease_s * 1000, (delay_s or 0) * 1000, _reason(request.body))
+    return ChangeLease(path, preconditions.match, lease_s * 1000, (delay_s or 0) * 1000, _reason(request.body))
 
 
 def delayed(post: Post, raw_query: bytes) -> Post:
@@ -70,19 +80,19 @@ def _check_queue(container: Path) -> None:
         raise InvalidParameter("the root container is no queue: what dies would be in another namespace; use one with a name")
 
 
-def render_taken(taken: Taken) -> Reply:
+def render_taken(taken: Taken) -> Response:
     """The reply to a take."""
     if not taken.jobs:
-        return Reply(204, (("Cache-Control", "no-store"), *SAFE))
+        return Response(204, (("Cache-Control", "no-store"), *SAFE))
     headers = tuple(("Cache-Control", "no-store") if name == "Cache-Control" else (name, value) for name, value in DOCUMENT)
-    return Reply(200, headers, b'{"items":[%b]}\n' % b",".join(_job(job) for job in taken.jobs))
+    return Response(200, headers, b'{"items":[%b]}\n' % b",".join(_job(job) for job in taken.jobs))
 
 
-def render_held(held: Held) -> Reply:
+def render_held(held: LeaseChanged) -> Response:
     """The reply to a lease that was changed, or given back."""
     ttl_ms = held.document.ttl_ms
     receipt = {"path": held.path.text, "lease": held.lease} | ({} if ttl_ms is None else {"ttl": ttl_s(ttl_ms)})
-    return Reply(200, DOCUMENT, json.dumps(receipt, separators=(",", ":")).encode() + b"\n")
+    return Response(200, DOCUMENT, json.dumps(receipt, separators=(",", ":")).encode() + b"\n")
 
 
 def _job(job: Job) -> bytes:
@@ -96,7 +106,7 @@ def _reason(body: bytes) -> str:
     """Why a job is given back, from {"reason":"…"}, percent-encoded; `-` for no reason."""
     if not body:
         return "-"
-    codec.check(body)
+    json_text.check(body)
     given = json.loads(body)
     if not (isinstance(given, dict) and given.keys() <= {"reason"} and isinstance(given.get("reason", ""), str)):
         raise InvalidDocument('a job is given back without a body, or with {"reason":"…"}')

@@ -1,4 +1,4 @@
-"""Following paths: what the one reader of the change logs (`logs.py`) finds, fanned out to all who follow.
+"""Following paths: what the one reader of the change logs (`log_reader.py`) finds, fanned out to all who follow.
 
 A follower is registered first, then its snapshot is taken, at a place in the log; changes that come meanwhile wait, and those
 up to that place are dropped. So nothing falls between the snapshot and the changes, and nothing comes twice. When the log has
@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from itertools import cycle
 from typing import Any
 
-from kvstore.commands.changelog import At, Place, changed_name, is_change, parse_entry
+from kvstore.commands.changelog import GetLogPosition, LogPosition, changed_name, is_change, parse_entry
 from kvstore.commands.presence import Hold
 from kvstore.commands.subscriptions import Follow
 from kvstore.core.errors import unavailable
@@ -36,7 +36,7 @@ async def _at_once() -> None:
     """There is room for more."""
 
 
-class Follower:
+class Subscriber:
     """One stream: `send` takes blocks, `end` closes it, `room` waits until its reader has taken what was sent before."""
 
     __slots__ = ("after", "beat", "end", "has_left", "hold", "is_ready", "path", "room", "send", "waiting", "waiting_bytes")
@@ -58,7 +58,7 @@ class Follower:
         self.after = (0, 0)  # the place up to which it has everything: the reader of the logs may be behind that
         self.waiting: list[Changed] = []
         self.waiting_bytes = 0
-        self.beat: set[Follower] = set()  # those who have their heartbeat together
+        self.beat: set[Subscriber] = set()  # those who have their heartbeat together
 
     def deliver(self, order: tuple[int, int], changed: bytes) -> None:
         """A change, now or when the snapshot is through."""
@@ -87,10 +87,10 @@ class Follower:
 class _Audience:
     """All who follow one path."""
 
-    __slots__ = ("followers",)
+    __slots__ = ("subscribers",)
 
     def __init__(self) -> None:
-        self.followers: set[Follower] = set()
+        self.subscribers: set[Subscriber] = set()
 
     def deliver(self, changes: list[Changed]) -> None:
         """Send changes that were read together: to most followers in one piece, which costs as much as one change."""
@@ -101,59 +101,59 @@ class _Audience:
             return
         first = changes[0][0]
         joined = b"".join([changed for _, changed in changes])
-        for follower in tuple(self.followers):
-            if follower.is_ready and first > follower.after:
-                follower.send(joined)
+        for subscriber in tuple(self.subscribers):
+            if subscriber.is_ready and first > subscriber.after:
+                subscriber.send(joined)
             else:
                 for order, changed in changes:
-                    follower.deliver(order, changed)
+                    subscriber.deliver(order, changed)
 
 
-class _Space:
+class _Namespace:
     """A namespace that somebody follows."""
 
-    __slots__ = ("containers", "documents", "freed", "reading", "takers")
+    __slots__ = ("containers", "documents", "reading", "released", "takers")
 
     def __init__(self, reading: Reading) -> None:
         self.reading = reading
         self.documents: dict[str, _Audience] = {}
         self.containers: dict[str, _Audience] = {}
-        self.takers: set[Follower] = set()  # those of them who wait for jobs
-        self.freed = b""  # the place in what was given back
+        self.takers: set[Subscriber] = set()  # those of them who wait for jobs
+        self.released = b""  # the place in what was given back
 
-    def add(self, follower: Follower) -> None:
-        table, name = self._table(follower.path)
-        table.setdefault(name, _Audience()).followers.add(follower)
+    def add(self, subscriber: Subscriber) -> None:
+        table, name = self._table(subscriber.path)
+        table.setdefault(name, _Audience()).subscribers.add(subscriber)
 
-    def leave(self, follower: Follower) -> None:
-        table, name = self._table(follower.path)
-        table[name].followers.discard(follower)
-        self.takers.discard(follower)
-        if not table[name].followers:
+    def leave(self, subscriber: Subscriber) -> None:
+        table, name = self._table(subscriber.path)
+        table[name].subscribers.discard(subscriber)
+        self.takers.discard(subscriber)
+        if not table[name].subscribers:
             del table[name]
 
     def _table(self, path: Path) -> tuple[dict[str, _Audience], str]:
-        return (self.containers, prefix(path)) if path.is_container else (self.documents, path.rest)
+        return (self.containers, prefix(path)) if path.is_container else (self.documents, path.name)
 
-    def all(self) -> list[Follower]:
+    def all(self) -> list[Subscriber]:
         audiences = (*self.documents.values(), *self.containers.values())
-        return [follower for audience in audiences for follower in audience.followers]
+        return [subscriber for audience in audiences for subscriber in audience.subscribers]
 
-    def heard_by(self, rest: str) -> list[_Audience]:
+    def heard_by(self, name: str) -> list[_Audience]:
         """Who follows this document, or a container that it is below."""
-        found = [self.documents[rest]] if rest in self.documents else []
+        found = [self.documents[name]] if name in self.documents else []
         containers, at = self.containers, 0
         while containers:
-            if audience := containers.get(rest[:at]):
+            if audience := containers.get(name[:at]):
                 found.append(audience)
-            at = rest.find("/", at) + 1
+            at = name.find("/", at) + 1
             if not at:
                 break
         return found
 
 
-def _order(place: str) -> tuple[int, int]:
-    ms, _, count = place.partition("-")
+def _order(position: str) -> tuple[int, int]:
+    ms, _, count = position.partition("-")
     return int(ms), int(count)
 
 
@@ -162,101 +162,101 @@ class Hub:
 
     def __init__(self, store: AsyncStore, address: Address, max_streams: int) -> None:
         self._store = store
-        self._logs = LogReader(store, address, told=self._told, lost=self._lost)
+        self._logs = LogReader(store, address, on_changes=self._changed, on_lost=self._lose)
         self._holding = Holding(store)
         self._max_streams = max_streams
         self._is_closed = False
-        self._spaces: dict[str, _Space] = {}
-        self._opening: dict[str, asyncio.Task[At]] = {}
+        self._namespaces: dict[str, _Namespace] = {}
+        self._opening: dict[str, asyncio.Task[LogPosition]] = {}
         self._count = 0
-        self._beats = [set[Follower]() for _ in range(BEATS)]
+        self._beats = [set[Subscriber]() for _ in range(BEATS)]
         self._beating = 0  # which of them has its heartbeat next
         self._turn = cycle(range(BEATS // 2))
         self._heart: asyncio.Task[None] | None = None
 
-    async def follow(self, follow: Follow, follower: Follower) -> None:
+    async def follow(self, follow: Follow, subscriber: Subscriber) -> None:
         """Send a follower its snapshot, or what it has missed, and every change from then on; raises Problem before that."""
-        await self._register(follower, follow.hold)
-        if follower.has_left:
+        await self._register(subscriber, follow.hold)
+        if subscriber.has_left:
             return
         try:
-            place = await self._begin(follow, follower)
+            position = await self._begin(follow, subscriber)
         except BaseException:
-            self.leave(follower)
+            self.leave(subscriber)
             raise
-        if follower.has_left:
+        if subscriber.has_left:
             return
-        follower.after = _order(place)
-        while follower.waiting:  # more may come meanwhile
-            if piece := follower.take_waiting():
-                follower.send(piece)
-            await follower.room()
-            if follower.has_left:
+        subscriber.after = _order(position)
+        while subscriber.waiting:  # more may come meanwhile
+            if piece := subscriber.take_waiting():
+                subscriber.send(piece)
+            await subscriber.room()
+            if subscriber.has_left:
                 return
-        follower.is_ready = True
+        subscriber.is_ready = True
 
-    async def listen(self, follower: Follower, *, is_taker: bool) -> None:
+    async def listen(self, subscriber: Subscriber, *, is_taker: bool) -> None:
         """Send a follower every change from now on, without a snapshot, and a taker an empty block when a job is given back.
 
         Raises Problem.
         """
-        follower.is_ready = True
-        follower.has_left = False  # it may have been here before
-        await self._register(follower, None)
-        if is_taker and not follower.has_left:
-            self._spaces[follower.path.namespace].takers.add(follower)
+        subscriber.is_ready = True
+        subscriber.has_left = False  # it may have been here before
+        await self._register(subscriber, None)
+        if is_taker and not subscriber.has_left:
+            self._namespaces[subscriber.path.namespace].takers.add(subscriber)
 
-    async def _register(self, follower: Follower, hold: Hold | None) -> None:
+    async def _register(self, subscriber: Subscriber, hold: Hold | None) -> None:
         self._check_open()
         if self._count >= self._max_streams:
             raise unavailable("this server has as many streams as it holds; come back later")
         self._count += 1
         try:
             if hold:
-                await self._holding.begin(hold, follower.end)
-                follower.hold = hold
-            space = await self._space(follower.path)
+                await self._holding.begin(hold, subscriber.end)
+                subscriber.hold = hold
+            space = await self._namespace(subscriber.path)
         except BaseException:
             self._count -= 1
-            self._release(follower)
+            self._release(subscriber)
             raise
-        space.add(follower)
-        follower.beat = self._beats[self._beating - 1 - next(self._turn)]  # it has just heard something
-        follower.beat.add(follower)
-        if follower.has_left:  # while this was held up
-            self.leave(follower)
+        space.add(subscriber)
+        subscriber.beat = self._beats[self._beating - 1 - next(self._turn)]  # it has just heard something
+        subscriber.beat.add(subscriber)
+        if subscriber.has_left:  # while this was held up
+            self.leave(subscriber)
 
-    def leave(self, follower: Follower) -> None:
+    def leave(self, subscriber: Subscriber) -> None:
         """The stream has ended; a second time does nothing."""
-        follower.has_left = True
-        if follower not in follower.beat:
+        subscriber.has_left = True
+        if subscriber not in subscriber.beat:
             return
-        follower.beat.discard(follower)
+        subscriber.beat.discard(subscriber)
         self._count -= 1
-        self._release(follower)
-        space = self._spaces[follower.path.namespace]
-        space.leave(follower)
+        self._release(subscriber)
+        space = self._namespaces[subscriber.path.namespace]
+        space.leave(subscriber)
         if not space.documents and not space.containers:
             self._drop(space)
 
-    def _drop(self, space: _Space) -> None:
+    def _drop(self, space: _Namespace) -> None:
         """Nobody follows the namespace any more."""
-        del self._spaces[space.reading.path.namespace]
+        del self._namespaces[space.reading.path.namespace]
         self._logs.drop(space.reading)
 
     def _check_open(self) -> None:
         if self._is_closed:
             raise unavailable("this server is stopping; come back")
 
-    def _release(self, follower: Follower) -> None:
-        if follower.hold:
-            self._holding.leave(follower.hold, follower.end)
+    def _release(self, subscriber: Subscriber) -> None:
+        if subscriber.hold:
+            self._holding.leave(subscriber.hold, subscriber.end)
 
     async def close(self) -> None:
         """End all streams and the reader, and release what was held."""
         self._is_closed = True
-        for space in list(self._spaces.values()):
-            self._lost(space.reading)
+        for space in list(self._namespaces.values()):
+            self._lose(space.reading)
         await asyncio.gather(*self._opening.values(), return_exceptions=True)
         if self._heart:
             self._heart.cancel()
@@ -264,23 +264,23 @@ class Hub:
         await self._logs.close()
         await self._holding.close()
 
-    async def _space(self, path: Path) -> _Space:
+    async def _namespace(self, path: Path) -> _Namespace:
         """The namespace of a path. Its log is read from now on, so who is to follow it is added before anybody has a turn."""
         if self._heart is None:
             self._heart = asyncio.create_task(self._beat())
         name = path.namespace
-        if name not in self._spaces:
+        if name not in self._namespaces:
             if name not in self._opening:
                 container = path._replace(is_container=True)  # what is stored at the path does not matter
-                self._opening[name] = asyncio.create_task(self._store.execute(Place(container)))
+                self._opening[name] = asyncio.create_task(self._store.execute(GetLogPosition(container)))
                 self._opening[name].add_done_callback(lambda _: self._opening.pop(name))
             at = await asyncio.shield(self._opening[name])
             self._check_open()
-            if name not in self._spaces:  # of several who waited the first opens it
-                self._spaces[name] = _Space(self._logs.read(path, at.place))
-        return self._spaces[name]
+            if name not in self._namespaces:  # of several who waited the first opens it
+                self._namespaces[name] = _Namespace(self._logs.read(path, at.position))
+        return self._namespaces[name]
 
-    async def _begin(self, follow: Follow, follower: Follower) -> str:
+    async def _begin(self, follow: Follow, subscriber: Subscriber) -> str:
         """Send what a stream begins with, and return the place in the log after which changes are to follow.
 
         It is sent as fast as it is read, and no further where the reader has left: then the place is "".
@@ -291,15 +291,15 @@ class Hub:
                 step = steps.send(answer)
                 answer = None
                 if isinstance(step, bytes):
-                    follower.send(step)
-                    await follower.room()
-                    if follower.has_left:
+                    subscriber.send(step)
+                    await subscriber.room()
+                    if subscriber.has_left:
                         return ""
                 else:
                     answer = await self._store.execute(step)
         except StopIteration as done:
-            place: str = done.value
-            return place
+            position: str = done.value
+            return position
 
     async def _beat(self) -> None:
         """A sign of life for every reader, as often as is due, however late the loop wakes us."""
@@ -314,18 +314,18 @@ class Hub:
 
     def _send_beats(self) -> None:
         """The next part of them; a heartbeat moves the place of a reader that heard nothing."""
-        for follower in tuple(self._beats[self._beating]):
-            if follower.is_ready:  # one that is ahead of the reader keeps its place
-                place = self._spaces[follower.path.namespace].reading.place
-                is_ahead = follower.after > _order(place)
-                follower.send(b":\n\n" if is_ahead else b"id: %b\n\n" % place.encode())
+        for subscriber in tuple(self._beats[self._beating]):
+            if subscriber.is_ready:  # one that is ahead of the reader keeps its place
+                position = self._namespaces[subscriber.path.namespace].reading.position
+                is_ahead = subscriber.after > _order(position)
+                subscriber.send(b":\n\n" if is_ahead else b"id: %b\n\n" % position.encode())
         self._beating = (self._beating + 1) % BEATS
 
     # What the reader of the logs calls
 
-    def _told(self, reading: Reading, entries: list[Any], freed: bytes) -> None:
+    def _changed(self, reading: Reading, entries: list[Any], released: bytes) -> None:
         """Send changes to who follows them. Only what somebody follows is decoded; all that a follower gets is sent at once."""
-        space = self._spaces[reading.path.namespace]
+        space = self._namespaces[reading.path.namespace]
         heard: dict[_Audience, list[Changed]] = {}
         for entry in entries:
             if not is_change(entry) or not (audiences := space.heard_by(changed_name(entry))):
@@ -336,16 +336,16 @@ class Hub:
                     heard.setdefault(audience, []).append(changed)
         for audience, changes in heard.items():
             audience.deliver(changes)
-        if space.freed != freed:
-            space.freed = freed
-            for follower in tuple(space.takers):
-                follower.send(b"")
+        if space.released != released:
+            space.released = released
+            for subscriber in tuple(space.takers):
+                subscriber.send(b"")
 
-    def _lost(self, reading: Reading) -> None:
+    def _lose(self, reading: Reading) -> None:
         """Changes are lost: the streams end, and their readers come back with the place they have."""
-        space = self._spaces[reading.path.namespace]
-        for follower in space.all():
-            follower.end()
-            self.leave(follower)
-        if self._spaces.get(reading.path.namespace) is space:  # who is on the way to it opens it again
+        space = self._namespaces[reading.path.namespace]
+        for subscriber in space.all():
+            subscriber.end()
+            self.leave(subscriber)
+        if self._namespaces.get(reading.path.namespace) is space:  # who is on the way to it opens it again
             self._drop(space)

@@ -9,11 +9,11 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from kvstore.commands.changelog import Changes, Logged
+from kvstore.commands.changelog import ChangesRead, ReadChanges
 from kvstore.core.errors import Problem
 from kvstore.core.paths import Path
 from kvstore.core.redis_url import Address
-from kvstore.stores.pipelined import AsyncStore, Pipeline
+from kvstore.stores.pipelined import AsyncStore, PipelinedStore
 from kvstore.stores.pooled import primary_address
 
 log = logging.getLogger("kvstore")
@@ -29,7 +29,7 @@ SPREAD_S = 1.0  # over which all logs are looked at again after that
 class LogReader:
     """Reads the logs of namespaces: `told` is called with what has come, `lost` where some of it will never come.
 
-    What has come are entries as XRANGE gives them, oldest first, and the place in what was given back (containers.Logged).
+    What has come are entries as XRANGE gives them, oldest first, and the place in what was given back (changelog.ChangesRead).
     """
 
     def __init__(
@@ -37,30 +37,32 @@ class LogReader:
         store: AsyncStore,
         address: Address,
         *,
-        told: Callable[["Reading", list[Any], bytes], None],
-        lost: Callable[["Reading"], None],
+        on_changes: Callable[["Reading", list[Any], bytes], None],
+        on_lost: Callable[["Reading"], None],
     ) -> None:
-        self.told = told
-        self.lost = lost
+        self.on_changes = on_changes
+        self.on_lost = on_lost
         self._pipeline = (
-            Pipeline(address, heard=self._heard, find=primary_address) if address.kind in ("single", "sentinel") else None
+            PipelinedStore(address, on_invalidate=self._invalidated, find=primary_address)
+            if address.kind in ("single", "sentinel")
+            else None
         )
         self.source = self._pipeline or store
         self._readings: dict[str, Reading] = {}  # by namespace
         self._by_key: dict[bytes, Reading] = {}  # by those keys of it that say that something has happened
-        self._rung: dict[Reading, None] = {}  # of which one has changed, in this turn of the loop
+        self._woken: dict[Reading, None] = {}  # of which one has changed, in this turn of the loop
         self._complained = 0.0
         self._check: asyncio.TimerHandle | None = None
 
     @property
     def look_s(self) -> float:
         """Between looks at a log that does not seem to grow."""
-        return LOOK_S if self._pipeline and self._pipeline.is_told else POLL_S
+        return LOOK_S if self._pipeline and self._pipeline.is_tracking else POLL_S
 
-    def read(self, path: Path, place: str) -> "Reading":
+    def read(self, path: Path, position: str) -> "Reading":
         """Read the log of a path's namespace from a place on, until drop(); it is not being read yet."""
-        reading = self._readings[path.namespace] = Reading(self, path, place)
-        for key in Changes(path, "").keys:
+        reading = self._readings[path.namespace] = Reading(self, path, position)
+        for key in ReadChanges(path, "").keys:
             self._by_key[key.encode()] = reading
         reading.look()
         if self._pipeline and self._check is None:
@@ -70,7 +72,7 @@ class LogReader:
     def drop(self, reading: "Reading") -> None:
         """Read that log no more."""
         del self._readings[reading.path.namespace]
-        for key in Changes(reading.path, "").keys:
+        for key in ReadChanges(reading.path, "").keys:
             del self._by_key[key.encode()]
         reading.stop()
 
@@ -86,13 +88,13 @@ class LogReader:
             self._complained = now
             log.warning("following is held up: %s", problem)
 
-    def _heard(self, key: bytes | None) -> None:
+    def _invalidated(self, key: bytes | None) -> None:
         """A key that was read has changed; None: any may have, since the connection is lost."""
         if key is not None:
             if reading := self._by_key.get(key):
-                if not self._rung:  # one change rings for the log and for the expiries, and many come in one turn of the loop
-                    asyncio.get_running_loop().call_soon(self._look_on_rung)
-                self._rung[reading] = None
+                if not self._woken:  # one change rings for the log and for the expiries, and many come in one turn of the loop
+                    asyncio.get_running_loop().call_soon(self._look_on_woken)
+                self._woken[reading] = None
             return
         for number, reading in enumerate(self._readings.values()):
             reading.look_in(RETRY_S + SPREAD_S * number / len(self._readings))
@@ -106,25 +108,25 @@ class LogReader:
             reading.look()
             self._check_later()
 
-    def _look_on_rung(self) -> None:
-        rung, self._rung = self._rung, {}
-        for reading in rung:
+    def _look_on_woken(self) -> None:
+        woken, self._woken = self._woken, {}
+        for reading in woken:
             reading.look_on()
 
 
 class Reading:
     """One log that is being read, up to `place`."""
 
-    __slots__ = ("_due", "_is_asking", "_is_stopped", "_looked", "_loop", "_rang", "_reader", "_timer", "path", "place")
+    __slots__ = ("_due", "_is_asking", "_is_stopped", "_is_woken", "_looked", "_loop", "_reader", "_timer", "path", "position")
 
-    def __init__(self, reader: LogReader, path: Path, place: str) -> None:
+    def __init__(self, reader: LogReader, path: Path, position: str) -> None:
         self.path = path
-        self.place = place
+        self.position = position
         self._reader = reader
         self._loop = asyncio.get_running_loop()
         self._is_stopped = False
         self._is_asking = False  # its changes are being read
-        self._rang = False  # and have grown meanwhile
+        self._is_woken = False  # and have grown meanwhile
         self._looked = 0.0  # when they were asked for
         self._timer: asyncio.TimerHandle | None = None  # of the next look, whether it has grown or not
         self._due = 0.0  # when that is
@@ -138,13 +140,13 @@ class Reading:
     def look(self) -> None:
         """Read what is new, which also has Redis say when there is more; one question at a time."""
         if not self._is_asking and not self._is_stopped:
-            self._is_asking, self._rang, self._looked = True, False, self._loop.time()
-            self._reader.source.submit(Changes(self.path, self.place), self._answered, None)
+            self._is_asking, self._is_woken, self._looked = True, False, self._loop.time()
+            self._reader.source.submit(ReadChanges(self.path, self.position), self._answered, None)
 
     def look_on(self) -> None:
         """Look again, at once where the last look is some time ago; after a question that is open."""
         if self._is_asking:
-            self._rang = True
+            self._is_woken = True
             return
         wait_s = self._looked + PAUSE_S - self._loop.time()
         if wait_s > 0:
@@ -182,21 +184,21 @@ class Reading:
                 log.warning(
                     "a change log has lost changes that were not read yet; its streams are ended, and their readers told"
                 )
-                self._reader.lost(self)
+                self._reader.on_lost(self)
                 return
-            self.place = outcome.entries[-1][0].decode() if outcome.entries else outcome.place or self.place
-            self._reader.told(self, outcome.entries, outcome.freed)
+            self.position = outcome.entries[-1][0].decode() if outcome.entries else outcome.position or self.position
+            self._reader.on_changes(self, outcome.entries, outcome.released)
         except Exception:
             log.exception("following is broken by a bug of ours; the streams are ended, and their readers told")
-            self._reader.lost(self)
+            self._reader.on_lost(self)
             return
         self._plan(outcome)
 
-    def _plan(self, found: Logged) -> None:
+    def _plan(self, found: ChangesRead) -> None:
         """Look again when there may be more."""
         if found.has_more:
             self.look()
-        elif self._rang:
+        elif self._is_woken:
             self.look_on()
         else:
             expiry_s = LOOK_S if found.next_expiry_ms is None else found.next_expiry_ms / 1000

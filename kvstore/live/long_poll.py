@@ -9,14 +9,14 @@ from collections import deque
 from contextlib import suppress
 from typing import Any
 
-from kvstore.commands.base import Command, Found, Missing, Once
+from kvstore.commands.base import Command, Found, Idempotent, Missing
 from kvstore.commands.containers import Unchanged
 from kvstore.commands.documents import Get
-from kvstore.commands.jobs import Lease, Taken
-from kvstore.commands.subscriptions import Wait
+from kvstore.commands.jobs import ChangeLease, Taken
+from kvstore.commands.subscriptions import LongPoll
 from kvstore.core.paths import Path
 from kvstore.core.preconditions import read_status
-from kvstore.live.hub import Follower, Hub
+from kvstore.live.hub import Hub, Subscriber
 from kvstore.live.log_reader import RETRY_S
 from kvstore.stores.pipelined import AsyncStore
 
@@ -26,65 +26,65 @@ def is_settled(command: Command, outcome: object) -> bool:
     if isinstance(outcome, Taken):
         return bool(outcome.jobs)
     if isinstance(outcome, Found) and isinstance(command, Get):
-        return read_status(command.conditions, outcome.tag) != 304
+        return read_status(command.preconditions, outcome.tag) != 304
     if isinstance(outcome, Missing):  # whoever has a document's tag wants to know that it is gone
-        return isinstance(command, Get) and bool(command.conditions.none_match)
+        return isinstance(command, Get) and bool(command.preconditions.none_match)
     return not isinstance(outcome, Unchanged)
 
 
-class Waits:
+class LongPolls:
     """Those who wait, in one event loop."""
 
     def __init__(self, store: AsyncStore, hub: Hub) -> None:
         self._store = store
         self._hub = hub
-        self._lines: set[_Line] = set()
+        self._queues: set[WaitQueue] = set()
         self._taking: set[asyncio.Task[Any]] = set()
         self._is_closed = False
 
-    async def outcome(self, wait: Wait) -> Any:
+    async def outcome(self, wait: LongPoll) -> Any:
         """The outcome of a command as soon as there is something to answer with, else its last one; raises Problem."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + wait.wait_s
         outcome = await self._execute(wait.command)
         if is_settled(wait.command, outcome) or self._is_closed:
             return outcome
-        line = self._line(wait.path, is_for_jobs=isinstance(outcome, Taken))
-        line.length += 1
+        queue = self._queue(wait.path, is_for_jobs=isinstance(outcome, Taken))
+        queue.length += 1
         try:
             while True:
-                await line.listen(self._hub)
-                heard = line.heard
+                await queue.listen(self._hub)
+                heard = queue.heard
                 outcome = await self._execute(wait.command)
                 if is_settled(wait.command, outcome) or self._is_closed:
                     return outcome
                 if isinstance(outcome, Taken):
-                    line.look_in(outcome.ready_in_ms)
-                if heard == line.heard:
-                    await line.turn(deadline)
+                    queue.look_in(outcome.ready_in_ms)
+                if heard == queue.heard:
+                    await queue.turn(deadline)
                 if self._is_closed or loop.time() >= deadline:
                     return outcome
         finally:
-            line.length -= 1
-            line.wake()  # there may be more, or this one was woken and has gone
-            if not line.length:
-                line.close(self._hub)
-                self._lines.discard(line)
+            queue.length -= 1
+            queue.wake()  # there may be more, or this one was woken and has gone
+            if not queue.length:
+                queue.close(self._hub)
+                self._queues.discard(queue)
 
-    def _line(self, path: Path, *, is_for_jobs: bool) -> "_Line":
-        for line in self._lines if is_for_jobs else ():
-            if line.is_for_jobs and line.follower.path == path:
-                return line
-        line = _Line(path, is_for_jobs=is_for_jobs)
-        self._lines.add(line)
-        return line
+    def _queue(self, path: Path, *, is_for_jobs: bool) -> "WaitQueue":
+        for queue in self._queues if is_for_jobs else ():
+            if queue.is_for_jobs and queue.subscriber.path == path:
+                return queue
+        queue = WaitQueue(path, is_for_jobs=is_for_jobs)
+        self._queues.add(queue)
+        return queue
 
     async def close(self) -> None:
         """Answer all who wait with what there is, and wait for jobs that are given back."""
         self._is_closed = True
-        for line in tuple(self._lines):
-            line.wake()  # who is woken wakes the next
-        while self._lines or self._taking:
+        for queue in tuple(self._queues):
+            queue.wake()  # who is woken wakes the next
+        while self._queues or self._taking:
             await asyncio.sleep(0.01)
 
     async def _execute(self, command: Command) -> Any:
@@ -93,7 +93,7 @@ class Waits:
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
-            if not isinstance(command, Once):  # its answer is kept, and asked for again
+            if not isinstance(command, Idempotent):  # its answer is kept, and asked for again
                 task.add_done_callback(self._give_back)
             raise
 
@@ -112,15 +112,15 @@ class Waits:
         if task.cancelled() or task.exception() or not isinstance(task.result(), Taken):
             return
         for job in task.result().jobs:
-            self._begin(Lease(job.path, f" {job.lease} ", 0, 0, "-"))
+            self._begin(ChangeLease(job.path, f" {job.lease} ", 0, 0, "-"))
 
 
-class _Line:
+class WaitQueue:
     """Those who wait for a change to one path, in the order in which they came."""
 
     def __init__(self, path: Path, *, is_for_jobs: bool) -> None:
         self.is_for_jobs = is_for_jobs
-        self.follower = Follower(path, lambda _: self.hear(), self._lost)
+        self.subscriber = Subscriber(path, lambda _: self.hear(), self._lost)
         self.length = 0
         self.heard = 0  # changes, so that one that comes while somebody looks is not missed
         self._listening: asyncio.Future[None] | None = None
@@ -130,7 +130,7 @@ class _Line:
     async def listen(self, hub: Hub) -> None:
         """Hear of changes from now on; raises Problem."""
         if self._listening is None:
-            self._listening = asyncio.ensure_future(hub.listen(self.follower, is_taker=self.is_for_jobs))
+            self._listening = asyncio.ensure_future(hub.listen(self.subscriber, is_taker=self.is_for_jobs))
         await asyncio.shield(self._listening)
 
     def hear(self) -> None:
@@ -155,7 +155,7 @@ class _Line:
         self.look_in(None)
         if self._listening:
             self._listening.cancel()
-        hub.leave(self.follower)
+        hub.leave(self.subscriber)
 
     def look_in(self, ms: int | None) -> None:
         """Let the first look when a job may be ready by itself; None for never."""

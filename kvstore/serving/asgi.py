@@ -1,4 +1,4 @@
-"""The ASGI adapter: `kvstore.asgi:app` for any ASGI server. Ours, `worker.py`, takes the store and settings from it instead.
+"""The ASGI adapter, for any ASGI server. Ours, `gunicorn_worker.py`, takes the store and settings from it instead.
 
 It carries bytes between ASGI and `protocol`, and decides nothing. Source: https://asgi.readthedocs.io/en/stable/specs/www.html
 """
@@ -9,18 +9,18 @@ from contextlib import suppress
 from typing import Any
 from urllib.parse import quote, unquote_to_bytes
 
-from kvstore.commands.subscriptions import Follow, Wait
+from kvstore.commands.subscriptions import Follow, LongPoll
 from kvstore.core.errors import ContentTooLarge, problem_in
 from kvstore.core.paths import escape, split_target
-from kvstore.core.redis_url import parse_address
+from kvstore.core.redis_url import parse_redis_url
 from kvstore.core.settings import read_settings
 from kvstore.http.cors import shown_to
-from kvstore.http.messages import MAX_BODY_BYTES, Headers, Reply, Request, refuse
+from kvstore.http.messages import MAX_BODY_BYTES, Headers, Request, Response, refuse
 from kvstore.http.protocol import STREAM, parse, render
-from kvstore.live.hub import MAX_BUFFERED_BYTES, Follower, Hub
-from kvstore.live.long_poll import Waits
-from kvstore.runtime import Opened, locate
-from kvstore.stores.edit_queue import InLine
+from kvstore.live.hub import MAX_BUFFERED_BYTES, Hub, Subscriber
+from kvstore.live.long_poll import LongPolls
+from kvstore.runtime import Runtime, locate
+from kvstore.stores.edit_queue import EditQueue
 from kvstore.stores.pooled import open_async_store
 
 PIECE_S = 30.0  # that a reader has to take a piece of its snapshot, as with our own server
@@ -35,17 +35,17 @@ class Application:
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._environ = environ
-        self._opened: Opened | None = None
+        self._runtime: Runtime | None = None
 
-    def open(self) -> Opened:
+    def open(self) -> Runtime:
         """The settings, the store and the followers; raises settings.InvalidSetting or embedded.StartFailed."""
-        if self._opened is None:
+        if self._runtime is None:
             settings = locate(read_settings(self._environ))
-            store = InLine(open_async_store(settings.redis_url, verify_tls=settings.verify_tls))
-            address = parse_address(settings.redis_url, verify_tls=settings.verify_tls)
+            store = EditQueue(open_async_store(settings.redis_url, verify_tls=settings.verify_tls))
+            address = parse_redis_url(settings.redis_url, verify_tls=settings.verify_tls)
             hub = Hub(store, address, settings.max_streams)
-            self._opened = Opened(settings, store, hub, Waits(store, hub))
-        return self._opened
+            self._runtime = Runtime(settings, store, hub, LongPolls(store, hub))
+        return self._runtime
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -59,7 +59,7 @@ class Application:
         request = _head(scope)
         seen: Headers = ()
         try:
-            settings, store, hub, waits = self.open()
+            settings, store, hub, long_polls = self.open()
             seen = shown_to(request, settings)
             body = await _body(receive)
             if body is None:  # the client has gone
@@ -69,11 +69,11 @@ class Application:
             if isinstance(command, Follow):
                 await _follow(hub, command, STREAM + seen, receive, send)
                 return
-            if isinstance(command, Wait):
-                outcome = await _unless_gone(waits.outcome(command), receive)
+            if isinstance(command, LongPoll):
+                outcome = await _unless_gone(long_polls.outcome(command), receive)
                 reply = render(request, outcome)
             else:
-                reply = command if isinstance(command, Reply) else render(request, await store.execute(command))
+                reply = command if isinstance(command, Response) else render(request, await store.execute(command))
         except _Gone:
             return
         except Exception as error:
@@ -93,8 +93,8 @@ class Application:
                 return
             await send({"type": "lifespan.startup.complete"})
         assert message["type"] == "lifespan.shutdown"
-        if self._opened:
-            await self._opened.close()
+        if self._runtime:
+            await self._runtime.close()
         await send({"type": "lifespan.shutdown.complete"})
 
 
@@ -106,16 +106,16 @@ async def _follow(hub: Hub, follow: Follow, fields: Headers, receive: Receive, s
 
     def put(block: bytes) -> None:
         nonlocal waiting
-        if waiting <= MAX_BUFFERED_BYTES or not follower.is_ready:  # a block by itself may be larger
+        if waiting <= MAX_BUFFERED_BYTES or not subscriber.is_ready:  # a block by itself may be larger
             waiting += len(block)
             blocks.put_nowait(block)
             return
         end()
-        if not (patience.expired() or follower.has_left):
+        if not (patience.expired() or subscriber.has_left):
             patience.reschedule(0)  # a server that waits for the reader does not come back for the end
 
     async def room() -> None:
-        while waiting and not follower.has_left:
+        while waiting and not subscriber.has_left:
             is_taken.clear()
             await is_taken.wait()
 
@@ -130,15 +130,15 @@ async def _follow(hub: Hub, follow: Follow, fields: Headers, receive: Receive, s
         headers = [(name.lower().encode(), value.encode("latin-1")) for name, value in fields]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         while block is not None:
-            async with asyncio.timeout(None if follower.is_ready else PIECE_S):
+            async with asyncio.timeout(None if subscriber.is_ready else PIECE_S):
                 await send({"type": "http.response.body", "body": block, "more_body": True})
             waiting -= len(block)
             is_taken.set()
             block = await blocks.get()
         await send({"type": "http.response.body", "body": b""})
 
-    follower = Follower(follow.path, put, end, room)
-    starting = asyncio.create_task(hub.follow(follow, follower))
+    subscriber = Subscriber(follow.path, put, end, room)
+    starting = asyncio.create_task(hub.follow(follow, subscriber))
     starting.add_done_callback(lambda task: end() if task.cancelled() or task.exception() else None)
     gone = asyncio.create_task(_gone(receive))
     gone.add_done_callback(end)
@@ -148,7 +148,7 @@ async def _follow(hub: Hub, follow: Follow, fields: Headers, receive: Receive, s
                 await deliver()
     finally:
         gone.cancel()
-        hub.leave(follower)
+        hub.leave(subscriber)
         is_taken.set()
         await asyncio.gather(starting, return_exceptions=True)
 
@@ -176,7 +176,7 @@ async def _gone(receive: Receive) -> None:
         pass
 
 
-async def _send(reply: Reply, method: str, send: Send) -> None:
+async def _send(reply: Response, method: str, send: Send) -> None:
     headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in reply.headers]
     goes_on = reply.more is not None and method != "HEAD"
     if reply.more is None and reply.status not in (204, 304):

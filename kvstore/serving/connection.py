@@ -12,14 +12,14 @@ from time import time
 from typing import Any
 
 from kvstore.commands.base import Command
-from kvstore.commands.subscriptions import Follow, Wait
+from kvstore.commands.subscriptions import Follow, LongPoll
 from kvstore.core.errors import Problem, RequestTimeout, problem_in
 from kvstore.core.settings import Settings
 from kvstore.http.cors import shown_to
-from kvstore.http.messages import Headers, Reply, Request, http_date, refuse
+from kvstore.http.messages import Headers, Request, Response, http_date, refuse
 from kvstore.http.protocol import STREAM, parse, render
 from kvstore.live.hub import Hub
-from kvstore.live.long_poll import Waits
+from kvstore.live.long_poll import LongPolls
 from kvstore.serving.http1 import HEAD, NOTHING, Reader
 from kvstore.serving.sse import Stream, Streams
 from kvstore.stores.pipelined import AsyncStore
@@ -41,20 +41,20 @@ _NEVER = float("inf")
 class Server:
     """What the connections of one event loop share: the store, the settings, what is open and what is overdue."""
 
-    def __init__(self, settings: Settings, store: AsyncStore, hub: Hub, waits: Waits) -> None:
+    def __init__(self, settings: Settings, store: AsyncStore, hub: Hub, long_polls: LongPolls) -> None:
         self.settings = settings
         self.store = store
         self.streams = Streams(hub)
-        self.waits = waits
+        self.long_polls = long_polls
         self.loop = asyncio.get_running_loop()
-        self.connections: set[Connection] = set()
+        self.connections: set[ClientConnection] = set()
         self.stopping = False
         self.date = b""
         self._tick()
 
-    def connection(self) -> "Connection":
+    def connection(self) -> "ClientConnection":
         """A protocol for asyncio's create_server."""
-        return Connection(self)
+        return ClientConnection(self)
 
     def stop(self) -> None:
         """Close the connections that are idle now, and the others after the request they are in."""
@@ -76,7 +76,7 @@ def _lines(headers: Headers) -> bytes:
     return "".join([f"\r\n{name}: {value}" for name, value in headers]).encode("latin-1")
 
 
-class Connection(asyncio.Protocol):
+class ClientConnection(asyncio.Protocol):
     """One client's connection, as a loop over its requests."""
 
     __slots__ = (
@@ -221,13 +221,13 @@ class Connection(asyncio.Protocol):
         except Exception as error:
             self._send(request, refuse(problem_in(error)))
             return
-        if isinstance(command, Reply):
+        if isinstance(command, Response):
             self._send(request, command)
             return
         if isinstance(command, Follow):
             self._follow(request, command)
             return
-        if isinstance(command, Wait):
+        if isinstance(command, LongPoll):
             self._busy = True
             self.due = _NEVER
             self._wait = server.loop.create_task(self._answer_late(request, command))
@@ -247,7 +247,7 @@ class Connection(asyncio.Protocol):
         if reply.more is None or request.method == "HEAD":
             self._finish()
 
-    def _send(self, request: Request, reply: Reply) -> None:
+    def _send(self, request: Request, reply: Response) -> None:
         server, transport = self._server, self._transport
         if transport.is_closing():  # the client has gone meanwhile
             self._over = True
@@ -342,9 +342,9 @@ class Connection(asyncio.Protocol):
         if self._ended and not (self._busy or self._choked):
             self._close()
 
-    async def _answer_late(self, request: Request, wait: Wait) -> None:
+    async def _answer_late(self, request: Request, wait: LongPoll) -> None:
         try:
-            outcome = await self._server.waits.outcome(wait)
+            outcome = await self._server.long_polls.outcome(wait)
         except Exception as error:
             outcome = error
         self._wait = None

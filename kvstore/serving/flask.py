@@ -24,18 +24,18 @@ from werkzeug.routing import BaseConverter
 from werkzeug.wsgi import get_input_stream
 
 from kvstore.commands.presence import HOLD_S, Hold, Release
-from kvstore.commands.subscriptions import Follow, Wait
+from kvstore.commands.subscriptions import Follow, LongPoll
 from kvstore.core.errors import ContentTooLarge, InvalidPath, InvalidRequest, Problem, problem_in, unavailable
 from kvstore.core.paths import escape, split_target
 from kvstore.core.settings import Settings, read_settings
 from kvstore.http.cors import shown_to
-from kvstore.http.messages import MAX_BODY_BYTES, Reply, Request, refuse
+from kvstore.http.messages import MAX_BODY_BYTES, Request, Response, refuse
 from kvstore.http.protocol import STREAM, parse, render
 from kvstore.live.long_poll import is_settled
 from kvstore.live.presence import CLOSE_S, RENEW_S, RETRY_S
 from kvstore.live.stream_session import HEARTBEAT_S, Steps, begin, catch_up
 from kvstore.runtime import connect
-from kvstore.stores.blocking import Store
+from kvstore.stores.blocking import BlockingStore
 
 Environ = dict[str, Any]
 
@@ -48,7 +48,7 @@ class _Anything(BaseConverter):
     weight = 1000  # behind every other converter
 
 
-def make_blueprint(store: Store, settings: Settings) -> flask.Blueprint:
+def make_blueprint(store: BlockingStore, settings: Settings) -> flask.Blueprint:
     """A blueprint that answers every request below the prefix it is registered at.
 
     Any other route of the app comes before the wildcard route.
@@ -75,7 +75,7 @@ def make_blueprint(store: Store, settings: Settings) -> flask.Blueprint:
     return blueprint
 
 
-def _answer(store: Store, settings: Settings, environ: Environ, prefix_segments: int) -> flask.Response:
+def _answer(store: BlockingStore, settings: Settings, environ: Environ, prefix_segments: int) -> flask.Response:
     request = _head(environ)
     try:
         target, base = _below_mount(environ, prefix_segments)
@@ -86,10 +86,10 @@ def _answer(store: Store, settings: Settings, environ: Environ, prefix_segments:
             response = flask.Response(chain([next(blocks)], blocks), 200, STREAM + shown_to(request, settings))
             response.call_on_close(blocks.close)
             return response
-        if isinstance(command, Wait):
+        if isinstance(command, LongPoll):
             reply = render(request, _waited(store, command, environ))
         else:
-            reply = command if isinstance(command, Reply) else render(request, store.execute(command))
+            reply = command if isinstance(command, Response) else render(request, store.execute(command))
     except Exception as error:
         reply = refuse(problem_in(error))
     response = as_response(reply._replace(headers=reply.headers + shown_to(request, settings)))
@@ -98,7 +98,7 @@ def _answer(store: Store, settings: Settings, environ: Environ, prefix_segments:
     return response
 
 
-def _parts(store: Store, request: Request, reply: Reply) -> Iterator[bytes]:
+def _parts(store: BlockingStore, request: Request, reply: Response) -> Iterator[bytes]:
     yield reply.body
     while reply.more:  # a failure here ends the connection, so that half a reply is not taken for the whole
         reply = render(request, store.execute(reply.more))
@@ -110,20 +110,20 @@ MAX_STREAMS = 32  # each holds a thread: for development
 _streams = threading.BoundedSemaphore(MAX_STREAMS)
 
 
-def _stream(store: Store, asked: Follow, environ: Environ) -> Generator[bytes, None, None]:
+def _stream(store: BlockingStore, asked: Follow, environ: Environ) -> Generator[bytes, None, None]:
     """The blocks of a stream, until the client has gone, by looking at the log again and again."""
     if not _streams.acquire(blocking=False):
         raise unavailable(f"Flask serves {MAX_STREAMS} streams at most; the command kvstore serves thousands")
     stay = None
     try:
         stay = _Stay(store, asked.hold) if asked.hold else None
-        place = yield from _driven(store, begin(asked))
+        position = yield from _driven(store, begin(asked))
         said = time.monotonic()
         # Where that ends, a reader that is there comes back with its place, and is told.
-        while place and not _has_gone(environ) and (stay is None or stay.goes_on()):
-            place = yield from _driven(store, catch_up(asked.path, place))
+        while position and not _has_gone(environ) and (stay is None or stay.goes_on()):
+            position = yield from _driven(store, catch_up(asked.path, position))
             if time.monotonic() - said > HEARTBEAT_S:
-                yield b"id: %b\n\n" % place.encode()
+                yield b"id: %b\n\n" % position.encode()
                 said = time.monotonic()
             elif stay:
                 yield b":\n\n"  # where the server shows no socket, who has gone is known only when it is sent something
@@ -137,7 +137,7 @@ def _stream(store: Store, asked: Follow, environ: Environ) -> Generator[bytes, N
 class _Stay:
     """A document held for one stream; raises Problem where it cannot be."""
 
-    def __init__(self, store: Store, hold: Hold) -> None:
+    def __init__(self, store: BlockingStore, hold: Hold) -> None:
         self._store = store
         self._hold = hold._replace(holder=token_hex(8))
         self._due = time.monotonic() + RENEW_S
@@ -185,7 +185,7 @@ def _end_stays() -> None:
         stay.end(until - time.monotonic())
 
 
-def _waited(store: Store, wait: Wait, environ: Environ) -> Any:
+def _waited(store: BlockingStore, wait: LongPoll, environ: Environ) -> Any:
     """The outcome of a command that is carried out again and again, until there is something to answer with, or nobody to."""
     deadline = time.monotonic() + wait.wait_s
     while True:
@@ -211,7 +211,7 @@ def _has_gone(environ: Environ) -> bool:
         return True
 
 
-def _driven(store: Store, steps: Steps) -> Generator[bytes, None, str]:
+def _driven(store: BlockingStore, steps: Steps) -> Generator[bytes, None, str]:
     """The blocks that `steps` yields, its commands executed; returns what it returns."""
     answer = None
     try:
@@ -223,8 +223,8 @@ def _driven(store: Store, steps: Steps) -> Generator[bytes, None, str]:
             else:
                 answer = store.execute(step)
     except StopIteration as done:
-        place: str = done.value
-        return place
+        position: str = done.value
+        return position
 
 
 def _head(environ: Environ) -> Request:
@@ -283,7 +283,7 @@ def _body(environ: Environ) -> bytes:
     return body
 
 
-def as_response(reply: Reply) -> flask.Response:
+def as_response(reply: Response) -> flask.Response:
     """A reply as Flask's."""
     response = flask.Response(reply.body, reply.status)
     response.headers.clear()

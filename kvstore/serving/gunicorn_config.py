@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kvstore import __version__
-from kvstore.core.redis_url import parse_address
+from kvstore.core.redis_url import parse_redis_url
 from kvstore.core.settings import InvalidSetting, Settings, read_settings
 from kvstore.runtime import NOTHING_IS_KEPT
 from kvstore.stores import embedded
@@ -26,12 +26,12 @@ def _settings() -> Settings:
 
 
 _read = _settings()
-_server: embedded.Server | None = None
+_server: embedded.EmbeddedRedis | None = None
 
 wsgi_app = "kvstore.asgi:app"
 bind = f"[{_read.host}]:{_read.port}" if ":" in _read.host else f"{_read.host}:{_read.port}"
 
-worker_class = "kvstore.serving.gunicorn_worker.Worker"
+worker_class = "kvstore.serving.gunicorn_worker.WorkerProcess"
 
 workers = _read.workers or min(os.cpu_count() or 1, 4)
 graceful_timeout = 20  # Heroku kills 30 s after SIGTERM
@@ -47,7 +47,7 @@ def on_starting(server: Any) -> None:
     # A child begins with its master's handlers: a SIGTERM that came before it sets its own would be lost.
     os.register_at_fork(before=_hold_sigterm, after_in_parent=_let_sigterm, after_in_child=_die_of_sigterm)
     if _read.redis_url:
-        if parse_address(_read.redis_url).kind == "fake":
+        if parse_redis_url(_read.redis_url).kind == "fake":
             _keep_nothing(server, "REDIS_URL is fake://")
         return
     try:
@@ -117,4 +117,4 @@ def _store(settings: Settings) -> str:
         )
     if settings.redis_url == "fake://":
         return "the memory of this process; nothing is kept"
-    return f"{parse_address(settings.redis_url)}; as durable as that is set up to be"
+    return f"{parse_redis_url(settings.redis_url)}; as durable as that is set up to be"

@@ -1,4 +1,4 @@
-"""gunicorn's worker for production: an event loop with the server of `server.py` on gunicorn's sockets.
+"""gunicorn's worker for production: an event loop with the server of `connection.py` on gunicorn's sockets.
 
 gunicorn's master watches it, restarts it and stops it; what it serves is the `Application` of `asgi.py`, without going
 through ASGI's messages. Source: gunicorn.workers.base, "your worker subclass must".
@@ -13,7 +13,7 @@ import sys
 from contextlib import suppress
 from typing import Any
 
-from gunicorn.workers.base import Worker as Base
+from gunicorn.workers.base import Worker
 
 from kvstore.serving.asgi import Application
 from kvstore.serving.connection import Server
@@ -21,14 +21,14 @@ from kvstore.serving.connection import Server
 _NOTIFY_S = 1.0  # gunicorn's master kills a worker that has been silent for its `timeout`
 
 
-class Worker(Base):  # type: ignore[misc]  # gunicorn has no types
+class WorkerProcess(Worker):  # type: ignore[misc]  # gunicorn has no types
     """A process that serves an Application until it is told to stop."""
 
     def init_process(self) -> None:
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         with suppress(ValueError, OSError):  # macOS says that there is no limit, and has one
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a connection each; most systems begin with 1,024
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # as serve.py has it already; under a gunicorn without that, at last
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # also under a gunicorn without gunicorn_config.py
         try:
             import uvloop
         except ImportError:  # no uvloop for this platform
@@ -77,7 +77,7 @@ class Worker(Base):  # type: ignore[misc]  # gunicorn has no types
         for listener in listeners:
             listener.close()
         server.stop()
-        await opened.waits.close()
+        await opened.long_polls.close()
         await opened.hub.close()
         await self._drain(server)
         await opened.store.close()

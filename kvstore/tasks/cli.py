@@ -20,7 +20,7 @@ from kvstore.tasks.decorators import (
     _tasks,
 )
 from kvstore.tasks.supervisor import work_as_parent, work_here
-from kvstore.tasks.worker import Terms, Worker
+from kvstore.tasks.worker import JobWorker, Terms
 
 RESULT_TTL_S = 500
 LEASE_S = 30.0
@@ -65,12 +65,12 @@ def _terms(queue: str, **given: Any) -> Terms:
     return Terms(_queue(queue), *(given[name] for name in _BOUNDS))
 
 
-def _maker(app: flask.Flask, terms: Terms) -> Callable[[], Worker]:
+def _maker(app: flask.Flask, terms: Terms) -> Callable[[], JobWorker]:
     """What makes a worker, with connections of its own; raises InvalidSetting or StartFailed."""
     settings = _connection(app).settings
     if settings.redis_url == "fake://":
         raise StartFailed("a worker needs a Redis that others see as well: set REDIS_URL")
-    return lambda: Worker(settings, terms, functools.partial(_run, app))
+    return lambda: JobWorker(settings, terms, functools.partial(_run, app))
 
 
 @click.group("kvstore")

@@ -8,11 +8,11 @@ import flask
 
 from kvstore.core.settings import Settings, read_settings
 from kvstore.runtime import connect
-from kvstore.stores.blocking import Store
+from kvstore.stores.blocking import BlockingStore
 
 
 class _Connection(NamedTuple):
-    store: Store
+    store: BlockingStore
     settings: Settings
 
 

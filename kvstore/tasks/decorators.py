@@ -22,13 +22,13 @@ from typing import Any, Generic, ParamSpec, TypeVar, overload
 
 import flask
 
-from kvstore.commands.base import Appended, Once, Replayed
+from kvstore.commands.base import Appended, Idempotent, Replayed
 from kvstore.commands.documents import ID_BYTES, Post
 from kvstore.core import codec
 from kvstore.core.codec import Encoded
 from kvstore.core.errors import StoreUnavailable, unavailable
 from kvstore.core.paths import Path, own_key, parse_path
-from kvstore.stores.blocking import Store
+from kvstore.stores.blocking import BlockingStore
 from kvstore.tasks.connection import _connection
 from kvstore.tasks.job_json import _check, _json
 from kvstore.tasks.results import DelayedResult
@@ -62,9 +62,9 @@ class Task(Generic[P, R]):
         """
         job = _encode_job(self.name, args, kwargs)
         store, settings = _connection()
-        once_key = own_key(self._queue, f"once:{os.urandom(16).hex()}")
+        once_key = own_key(self._queue, f"idempotency:{os.urandom(16).hex()}")
         post = Post(self._queue, job, settings.default_ttl_s * 1000, settings.log_length)
-        appended = _ask_again(store, Once(post, once_key, "delay", KEPT_MS))
+        appended = _ask_again(store, Idempotent(post, once_key, "delay", KEPT_MS))
         return DelayedResult(self._queue.text + RESULTS + appended.path.rpartition("/")[2])
 
 
@@ -154,7 +154,7 @@ def _run(app: flask.Flask, text: bytes) -> Encoded:
     return Encoded(codec.SCALAR, [codec.VALUE, result], result, None)
 
 
-def _ask_again(store: Store, once: Once) -> Appended:
+def _ask_again(store: BlockingStore, once: Idempotent) -> Appended:
     """The outcome of an append that is carried out once, however often it is asked for; raises Problem."""
     deadline = time.monotonic() + ASK_AGAIN_S
     pause_s = 0.05

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from kvstore.core import codec
+from kvstore.core import json_text
 from kvstore.core.errors import Problem
 
 
@@ -32,6 +32,6 @@ def _check_names(value: Any) -> None:
 def _check(text: bytes) -> None:
     """Refuse JSON that is larger or deeper than what is stored; raises TypeError."""
     try:
-        codec.check(text)
+        json_text.check(text)
     except Problem as problem:
         raise TypeError(f"not JSON that can be stored: {problem}") from None

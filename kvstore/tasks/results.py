@@ -5,9 +5,9 @@ import time
 from typing import Any
 
 from kvstore.commands.base import Found
-from kvstore.commands.changelog import At, Place
+from kvstore.commands.changelog import GetLogPosition, LogPosition
 from kvstore.commands.documents import Get
-from kvstore.commands.jobs import DEAD, See, Seen
+from kvstore.commands.jobs import DEAD, InspectJob, JobSeen
 from kvstore.core.paths import Path, parse_path
 from kvstore.tasks.connection import _connection
 from kvstore.tasks.worker import RESULTS
@@ -67,7 +67,7 @@ class DelayedResult:
         store, _ = _connection()
         pause_s = 0.0
         while True:
-            at: At = store.execute(Place(self._result))
+            at: LogPosition = store.execute(GetLogPosition(self._result))
             if at.document:
                 return json.loads(at.document.text)
             status = self.status
@@ -77,13 +77,13 @@ class DelayedResult:
             if left_s <= 0:
                 raise TimeoutError(f"{self.key} is not there after {timeout} s")
             if status != "done":
-                store.wait(self._result, (at.place, "$"), left_s)
+                store.wait(self._result, (at.position, "$"), left_s)
                 time.sleep(pause_s)  # on a busy queue there is always a change
                 pause_s = min(0.02, 2 * pause_s + 0.001)
 
-    def _seen(self) -> Seen | None:
-        seen = _connection().store.execute(See(self._job))
-        return seen if isinstance(seen, Seen) else None
+    def _seen(self) -> JobSeen | None:
+        seen = _connection().store.execute(InspectJob(self._job))
+        return seen if isinstance(seen, JobSeen) else None
 
 
 def _document(path: Path) -> bytes | None:

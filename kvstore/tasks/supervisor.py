@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 
-from kvstore.tasks.worker import Worker
+from kvstore.tasks.worker import JobWorker
 
 log = logging.getLogger("kvstore")
 
@@ -65,7 +65,7 @@ def _in_copy() -> None:
 os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_in_copy)
 
 
-def work_here(worker: Worker) -> None:
+def work_here(worker: JobWorker) -> None:
     """Work in this process: SIGTERM, or Ctrl-C, ends it after the job in hand, a second one at once."""
 
     def stop(*_: object) -> None:
@@ -77,7 +77,7 @@ def work_here(worker: Worker) -> None:
         worker.work()
 
 
-def work_as_parent(make_worker: Callable[[], Worker], concurrency: int) -> None:
+def work_as_parent(make_worker: Callable[[], JobWorker], concurrency: int) -> None:
     """Work in so many processes, and start one again that has died, until SIGTERM or SIGINT.
 
     The first signal lets them finish their jobs, the second lets them give those back, a third kills them. Process managers
@@ -99,14 +99,14 @@ def work_as_parent(make_worker: Callable[[], Worker], concurrency: int) -> None:
         while True:
             # A signal comes between two looks, so that it finds every worker that there is, and none that is another's process.
             signal.pthread_sigmask(signal.SIG_BLOCK, _ORDERS)
-            for place, worker in enumerate(workers):
+            for index, worker in enumerate(workers):
                 if worker and os.waitpid(worker, os.WNOHANG)[0]:
-                    workers[place] = 0
+                    workers[index] = 0
                     if not orders:
                         log.error("a worker has died; starting it again")
-                if not workers[place] and not orders and time.monotonic() >= started[place] + _RESTART_S:
-                    started[place] = time.monotonic()
-                    workers[place] = _fork(make_worker)
+                if not workers[index] and not orders and time.monotonic() >= started[index] + _RESTART_S:
+                    started[index] = time.monotonic()
+                    workers[index] = _fork(make_worker)
             if orders and not any(workers):
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, _ORDERS)
                 return
@@ -114,7 +114,7 @@ def work_as_parent(make_worker: Callable[[], Worker], concurrency: int) -> None:
             time.sleep(_LOOK_S)
 
 
-def _fork(make_worker: Callable[[], Worker]) -> int:
+def _fork(make_worker: Callable[[], JobWorker]) -> int:
     """The process of a new worker, which opens its own connections."""
     parent = os.getpid()
     if child := os.fork():

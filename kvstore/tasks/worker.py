@@ -16,12 +16,23 @@ from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 from kvstore.commands.base import Command
-from kvstore.commands.jobs import Finish, FinishAndTake, Held, Job, Lease, Lost, Take, Taken, below_queue, spell_reason
+from kvstore.commands.jobs import (
+    ChangeLease,
+    FinishAndTake,
+    FinishJob,
+    Job,
+    LeaseChanged,
+    Lost,
+    Take,
+    Taken,
+    below_queue,
+    spell_reason,
+)
 from kvstore.core.codec import Encoded
 from kvstore.core.errors import Problem, StoreFull, StoreUnavailable
 from kvstore.core.paths import Path
 from kvstore.core.settings import Settings
-from kvstore.stores.blocking import Store, open_store
+from kvstore.stores.blocking import BlockingStore, open_blocking_store
 
 log = logging.getLogger("kvstore")
 
@@ -49,7 +60,7 @@ class _Idle(BaseException):
     """A signal came while no job was in hand."""
 
 
-class Worker:
+class JobWorker:
     """Works a queue until stop() is called. `run` makes a result of a job's JSON text; what it raises is a failed attempt."""
 
     def __init__(self, settings: Settings, terms: Terms, run: Callable[[bytes], Encoded]) -> None:
@@ -106,8 +117,8 @@ class Worker:
                 self._open_store().execute(_given_back(job, 0, "the worker was told to quit"))
         os._exit(1)
 
-    def _open_store(self) -> Store:
-        return open_store(self._settings.redis_url, verify_tls=self._settings.verify_tls)
+    def _open_store(self) -> BlockingStore:
+        return open_blocking_store(self._settings.redis_url, verify_tls=self._settings.verify_tls)
 
     def _take(self) -> Take:
         terms = self._terms
@@ -138,7 +149,7 @@ class Worker:
     def _finish(self, job: Job, result: Encoded) -> Taken | None:
         terms, log_length = self._terms, self._settings.log_length
         at = below_queue(terms.queue, RESULTS, job)
-        finish = Finish(terms.queue, job, at, result, terms.result_ttl_s * 1000, log_length)
+        finish = FinishJob(terms.queue, job, at, result, terms.result_ttl_s * 1000, log_length)
         try:
             outcome = self._persist(finish if self.is_stopping else FinishAndTake(finish, self._take()))
         except Problem as problem:
@@ -167,7 +178,7 @@ class Worker:
         begun = time.monotonic()
         with self._idle():
             try:
-                self._store.wait(self._terms.queue, taken.places, limit_s)
+                self._store.wait(self._terms.queue, taken.positions, limit_s)
             except Problem:
                 time.sleep(_LOOK_S)  # the next take says what is wrong
             if time.monotonic() - begun > _LOOK_S:
@@ -225,15 +236,15 @@ class Worker:
             if not job or job is lost or now < self._leased_at + terms.lease_s / 3:
                 continue
             try:
-                outcome = self._store.execute(Lease(job.path, f" {job.lease} ", int(terms.lease_s * 1000), 0, "-"))
+                outcome = self._store.execute(ChangeLease(job.path, f" {job.lease} ", int(terms.lease_s * 1000), 0, "-"))
             except Problem:
                 continue  # whoever works says so
-            if isinstance(outcome, Held):
+            if isinstance(outcome, LeaseChanged):
                 self._leased_at = now
             elif self._job is job:
                 lost = job
                 log.warning("%s is no longer leased to this worker, which goes on with it", job.path.text)
 
 
-def _given_back(job: Job, delay_s: float, reason: str) -> Lease:
-    return Lease(job.path, f" {job.lease} ", 0, int(delay_s * 1000), spell_reason(reason))
+def _given_back(job: Job, delay_s: float, reason: str) -> ChangeLease:
+    return ChangeLease(job.path, f" {job.lease} ", 0, int(delay_s * 1000), spell_reason(reason))

@@ -5,7 +5,7 @@
 -- reply  {'deleted', the change's id}, {'missing'}, {'failed', what is there}, {'leased'}
 
 local function delete(key, at)
-  local exists, tag, _, job = look(key)
+  local exists, tag, _, job = inspect(key)
   if not exists then
     return {'missing'}
   end
@@ -16,7 +16,7 @@ local function delete(key, at)
   check_types(ARGV[at])
   local id = remove(key, ARGV[at], ARGV[at + 4])
   if job or not tag then -- another client's hash may stand where a job was
-    forget(ARGV[at])
+    unblock(ARGV[at])
   end
   return {'deleted', id}
 end

@@ -3,7 +3,7 @@
 -- reply  {'read', what is there}, {'missing'}, {'failed', what is there}
 
 local function get(key, at)
-  local exists, tag = look(key)
+  local exists, tag = inspect(key)
   if not exists then
     return {'missing'}
   end

@@ -24,17 +24,17 @@ local function list(_, at)
     return {'same', tag}
   end
 
-  local time = redis.call('ZSCORE', UNTIL, container .. '/') and string.format('%.0f', now)
+  local time = redis.call('ZSCORE', READY_AT, container .. '/') and string.format('%.0f', now)
 
   -- What is still to come. A slash is followed by a 0 in the order of bytes.
   local low, high = range_below(container)
-  local function pass(name)
+  local function pass(relative)
     if descending then
-      high = '(' .. container .. name
-    elseif direct and string.sub(name, -1) == '/' then
-      low = '[' .. container .. string.sub(name, 1, -2) .. '0'
+      high = '(' .. container .. relative
+    elseif direct and string.sub(relative, -1) == '/' then
+      low = '[' .. container .. string.sub(relative, 1, -2) .. '0'
     else
-      low = '(' .. container .. name
+      low = '(' .. container .. relative
     end
   end
   if after ~= '' then
@@ -52,28 +52,28 @@ local function list(_, at)
     if #names == 0 then
       return {'listing', tag, false, items, time}
     end
-    for _, rest in ipairs(names) do
-      local name = string.sub(rest, #container + 1)
-      local slash = string.find(name, '/', 1, true)
+    for _, name in ipairs(names) do
+      local relative = string.sub(name, #container + 1)
+      local slash = string.find(relative, '/', 1, true)
       local item
-      if slash == #name and slash then -- a namespace, in the root's index
-        item = {name}
+      if slash == #relative and slash then -- a namespace, in the root's index
+        item = {relative}
       elseif slash and direct then
-        if redis.call('EXISTS', prefix .. rest) == 1 then
-          name = string.sub(name, 1, slash)
-          item = {name}
+        if redis.call('EXISTS', prefix .. name) == 1 then
+          relative = string.sub(relative, 1, slash)
+          item = {relative}
         end
-      elseif name ~= '' then
-        local fields = with_values and redis.pcall('HGETALL', prefix .. rest)
-          or redis.pcall('HMGET', prefix .. rest, '$kv')
+      elseif relative ~= '' then
+        local fields = with_values and redis.pcall('HGETALL', prefix .. name)
+          or redis.pcall('HMGET', prefix .. name, '$kv')
         if fields.err then -- another client's key of another type: not a document
           fields = nil
         elseif not with_values then
           local meta = fields[1]
-          fields = (meta or redis.call('EXISTS', prefix .. rest) == 1) and {'$kv', meta or ''} or {}
+          fields = (meta or redis.call('EXISTS', prefix .. name) == 1) and {'$kv', meta or ''} or {}
         end
         if fields and #fields > 0 then
-          item = {name, fields, redis.call('PEXPIRETIME', prefix .. rest), redis.call('PTTL', prefix .. rest)}
+          item = {relative, fields, redis.call('PEXPIRETIME', prefix .. name), redis.call('PTTL', prefix .. name)}
           for _, part in ipairs(fields) do
             bytes = bytes + #part
           end
@@ -84,14 +84,14 @@ local function list(_, at)
           return {'listing', tag, 'more', items, time}
         end
         items[#items + 1] = item
-      elseif name ~= '' and redis.call('EXISTS', prefix .. rest) == 0 then
-        vanish(rest)
+      elseif relative ~= '' and redis.call('EXISTS', prefix .. name) == 0 then
+        record_expired(name)
         expired = expired + 1
         if expired == MOST_EXPIRED then
           return {'again'}
         end
       end
-      pass(name)
+      pass(relative)
       if item and not item[2] then
         break -- past all that lies below that container
       end

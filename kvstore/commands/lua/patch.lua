@@ -24,13 +24,13 @@ local function without_gone(shape, flat)
 end
 
 local function patch(key, at, last)
-  local rest, ttl_ms = ARGV[at], ARGV[at + 1]
-  local exists, tag, meta, job = look(key)
+  local name, ttl_ms = ARGV[at], ARGV[at + 1]
+  local exists, tag, meta, job = inspect(key)
   local refusal = refuse(key, exists, tag, job, ARGV[at + 2], ARGV[at + 3], ARGV[at + 4])
   if refusal then
     return refusal
   end
-  local due = check_types(rest)
+  local due = check_types(name)
   if ARGV[at + 9] ~= '' then
     local field = resolve(not is_scalar(tag, meta) and key, at + 12, last)
     if field then
@@ -106,15 +106,15 @@ local function patch(key, at, last)
   end
 
   if due and not exists then
-    expire(rest)
+    expire(name)
   elseif exists and not tag then -- another client's hash, perhaps where a job was
-    forget(rest)
+    unblock(name)
   end
   if not exists and ttl_ms == '' then
     ttl_ms = ARGV[at + 6]
   end
   local logged_ttl_ms = ttl_ms == '' and redis.call('PTTL', key) or ttl_ms
-  local id, now = append(ARGV[at + 5], 'patch', rest, logged_ttl_ms, shape, flat, 1, #flat)
+  local id, now = append(ARGV[at + 5], 'patch', name, logged_ttl_ms, shape, flat, 1, #flat)
   redis.call('HSET', key, '$kv', (job and job.mark or '') .. id .. shape) -- first: an empty hash would lose its expiry
   if is_object then
     for from = 1, #gone, MOST_ARGUMENTS do
@@ -128,9 +128,9 @@ local function patch(key, at, last)
     redis.call('PEXPIRE', key, ttl_ms)
   end
   local expires_at = redis.call('PEXPIRETIME', key)
-  local news = note(rest, exists and due, expires_at >= 0 and expires_at)
+  local new_expiry = index(name, exists and due, expires_at >= 0 and expires_at)
   if now % 16 == 0 then
-    sweep(string.sub(key, 1, #key - #rest), now, 100)
+    sweep(string.sub(key, 1, #key - #name), now, 100)
   end
-  return {exists and 'replaced' or 'created', read(key), news}
+  return {exists and 'replaced' or 'created', read(key), new_expiry}
 end

@@ -21,22 +21,22 @@ local function post(_, at, last)
   -- The entry holds the container's name, and whoever reads it adds the id: it is not known before.
   local id, now = append(ARGV[at + 3], 'post', container, ARGV[at + 2], ARGV[at + 4], ARGV, at + 7, last)
   local ms, count = string.match(id, '^(%d+)%-(%d+)$')
-  local rest = container .. ms .. string.char(96 + #count) .. count
-  local key = ARGV[at] .. rest
+  local name = container .. ms .. string.char(96 + #count) .. count
+  local key = ARGV[at] .. name
   redis.call('DEL', key) -- only what another client, or a PUT, guessed
   redis.call('HSET', key, '$kv', id .. ARGV[at + 4])
   set(key, ARGV, at + 7, last)
   redis.call('PEXPIRE', key, ARGV[at + 2])
-  local news = note(rest, nil, now + ARGV[at + 2])
+  local new_expiry = index(name, nil, now + ARGV[at + 2])
   if now % 16 == 0 then
     sweep(ARGV[at], now, 100)
   end
   if delay_ms > 0 then
     write_mark(key, id .. ARGV[at + 4], 0, now + delay_ms, '-', '-')
-    hold(rest, now + delay_ms)
+    block(name, now + delay_ms)
     work_as_queue(container)
   end
   local fields = slice(ARGV, at + 7, last)
   fields[#fields + 1], fields[#fields + 2] = '$kv', id .. ARGV[at + 4]
-  return {'created', id, rest, fields, news}
+  return {'created', id, name, fields, new_expiry}
 end

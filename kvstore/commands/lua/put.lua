@@ -33,12 +33,12 @@ local function is_as_read(key, exists, tag, base)
 end
 
 local function put(key, at, last)
-  local rest, ttl_ms, shape, options = ARGV[at], ARGV[at + 1], ARGV[at + 3], ARGV[at + 4]
+  local name, ttl_ms, shape, options = ARGV[at], ARGV[at + 1], ARGV[at + 3], ARGV[at + 4]
   local op, base, server_values = 'put', '', false
   local size = redis.call('HLEN', key)
   local exists, tag, meta, job = size > 0, nil, nil, nil
   if exists then
-    exists, tag, meta, job = look(key)
+    exists, tag, meta, job = inspect(key)
   end
   if options ~= '' then
     local match, none_match, since_s, sv
@@ -56,36 +56,36 @@ local function put(key, at, last)
   end
 
   -- A key of another type is found before anything is written: what is known to be in the index was written there by us.
-  local due = redis.call('ZSCORE', EXPIRY, rest)
+  local due = redis.call('ZSCORE', EXPIRY, name)
   if not (due and exists) then
-    check_types(rest)
+    check_types(name)
   end
   if server_values then
-    check_types(rest)
+    check_types(name)
     local field = resolve(not is_scalar(tag, meta) and key, at + 6, last)
     if field then
       return {'no sum', field}
     end
   end
   if exists and not tag then -- another client's hash, perhaps where a job was
-    forget(rest)
+    unblock(name)
   end
   local expires_at
   if ttl_ms == '' then -- it stays
     expires_at = redis.call('PEXPIRETIME', key)
     ttl_ms = redis.call('PTTL', key)
   end
-  local id, now, news
-  id, expires_at, now, news = replace(
-    key, size, job and job.mark or '', due, ARGV[at + 2], op, rest, ttl_ms, expires_at, shape, at + 5, last
+  local id, now, new_expiry
+  id, expires_at, now, new_expiry = replace(
+    key, size, job and job.mark or '', due, ARGV[at + 2], op, name, ttl_ms, expires_at, shape, at + 5, last
   )
   if now % 16 == 0 then -- often enough that the indexes hold little that has expired, seldom enough to cost nothing
-    sweep(string.sub(key, 1, #key - #rest), now, 100)
+    sweep(string.sub(key, 1, #key - #name), now, 100)
   end
   local fields = false
   if server_values or base ~= '' then
     fields = slice(ARGV, at + 5, last)
     fields[#fields + 1], fields[#fields + 2] = '$kv', id .. shape
   end
-  return {exists and 'replaced' or 'created', id, expires_at, ttl_ms, fields, news}
+  return {exists and 'replaced' or 'created', id, expires_at, ttl_ms, fields, new_expiry}
 end

@@ -8,11 +8,11 @@
 
 -- How many fields each has, and what the expiry index says of it. Raises WRONGTYPE, and where one is not plainly ours: a job,
 -- or another client's hash.
-local function look_at_all(prefix, names)
+local function inspect_all(prefix, names)
   local sizes = {}
-  for i, rest in ipairs(names) do
-    sizes[i] = redis.call('HLEN', prefix .. rest)
-    if sizes[i] > 0 and not string.find(redis.call('HGET', prefix .. rest, '$kv') or '', '^%d') then
+  for i, name in ipairs(names) do
+    sizes[i] = redis.call('HLEN', prefix .. name)
+    if sizes[i] > 0 and not string.find(redis.call('HGET', prefix .. name, '$kv') or '', '^%d') then
       error('not plainly ours')
     end
   end
@@ -20,7 +20,7 @@ local function look_at_all(prefix, names)
   return sizes, redis.call('ZMSCORE', EXPIRY, unpack(names))
 end
 
-local function put_all(_, at, last)
+local function put_many(_, at, last)
   local prefix, length, runs = ARGV[at], ARGV[at + 1], at + 2
   local names, run = {}, runs
   while run <= last do
@@ -30,30 +30,30 @@ local function put_all(_, at, last)
       names[#names + 1] = ARGV[first]
     end
   end
-  local is_fine, sizes, due = pcall(look_at_all, prefix, names)
+  local is_fine, sizes, due = pcall(inspect_all, prefix, names)
   if not is_fine then
     return {'refused'}
   end
 
-  local tags, words, news, now = {}, {}, false, nil
+  local tags, words, new_expiry, now = {}, {}, false, nil
   run = runs
   while run <= last do
     local count, width, ttl_ms, shape = tonumber(ARGV[run]), tonumber(ARGV[run + 1]), ARGV[run + 2], ARGV[run + 3]
     run = run + 4 + count * width
     for first = run - count * width, run - 1, width do
       local i = #tags + 1
-      local rest = ARGV[first]
+      local name = ARGV[first]
       local is_written, tag, _, time, new = pcall(
-        replace, prefix .. rest, sizes[i], '', due[i], length, 'put', rest, ttl_ms, nil, shape, first + 1, first + width - 1
+        replace, prefix .. name, sizes[i], '', due[i], length, 'put', name, ttl_ms, nil, shape, first + 1, first + width - 1
       )
       if not is_written then -- the first of them, by a full Redis
         return {'refused'}
       end
-      tags[i], words[i], now, news = tag, sizes[i] > 0 and 'r' or 'c', time, new or news
+      tags[i], words[i], now, new_expiry = tag, sizes[i] > 0 and 'r' or 'c', time, new or new_expiry
     end
   end
   if now % 16 == 0 then -- as put.lua does
     sweep(prefix, now, 100)
   end
-  return {'done', tags, table.concat(words), news}
+  return {'done', tags, table.concat(words), new_expiry}
 end

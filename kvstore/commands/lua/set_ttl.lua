@@ -4,9 +4,9 @@
 -- reply  {'touched', what is there, as in put.lua the ms at which the namespace's own keys expire},
 --        {'missing'}, {'failed', what is there}, {'leased'}
 
-local function touch(key, at)
-  local rest = ARGV[at]
-  local exists, tag, _, job = look(key)
+local function set_ttl(key, at)
+  local name = ARGV[at]
+  local exists, tag, _, job = inspect(key)
   local refusal = refuse(key, exists, tag, job, ARGV[at + 2], ARGV[at + 3], ARGV[at + 4])
   if refusal then
     return refusal
@@ -14,8 +14,8 @@ local function touch(key, at)
   if not exists then
     return {'missing'}
   end
-  local due = check_types(rest)
+  local due = check_types(name)
   redis.call('PEXPIRE', key, ARGV[at + 1])
-  local news = note(rest, due, redis.call('PEXPIRETIME', key))
-  return {'touched', read(key), news}
+  local new_expiry = index(name, due, redis.call('PEXPIRETIME', key))
+  return {'touched', read(key), new_expiry}
 end

@@ -4,7 +4,7 @@
 -- reply  {the time in ms, for each document its fields, false where it is not there, or 1 where it was not read, for its key has
 --        another type or the others have been enough, the ms at which each expires (-1: never)}
 
-local function get_all(_, at, last)
+local function get_many(_, at, last)
   local prefix, left, fields, expires_at = ARGV[at], tonumber(ARGV[at + 1]), {}, {}
   for i = 1, last - at - 1 do
     local key = prefix .. ARGV[at + 1 + i]

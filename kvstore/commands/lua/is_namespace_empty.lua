@@ -5,7 +5,7 @@
 
 local MOST_EXPIRED = 1000 -- documents, in one call
 
-local function census(_, at)
+local function is_namespace_empty(_, at)
   if sweep(ARGV[at], clock(), MOST_EXPIRED) == MOST_EXPIRED then
     return {'again'}
   end

@@ -4,7 +4,7 @@
 -- reply  {'deleted', the change's id}; {'missing'} where it was deleted before; {'held'} where others hold it; {'lapsed'} where
 --        we did not: then it is not ours to delete
 
-local function release(key, at)
+local function release_hold(key, at)
   local holders = KEYS[3]
   local now = clock()
   local until_ms = redis.call('ZSCORE', holders, ARGV[at])

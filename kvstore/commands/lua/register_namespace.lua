@@ -4,14 +4,14 @@
 -- reply  {'registered'}, or {'not'}: where Redis is full, or another client's keys are in the way. The write that this follows
 --        is done all the same, and the next one that is new to its namespace's indexes asks again.
 
-local function note_namespace(name, at)
+local function index_namespace(name, at)
   check_types('')
   local due = redis.call('ZSCORE', EXPIRY, name)
   if not due or tonumber(due) < at then
-    note(name, nil, at)
+    index(name, nil, at)
   end
 end
 
-local function register(_, at)
-  return {pcall(note_namespace, ARGV[at], tonumber(ARGV[at + 1])) and 'registered' or 'not'}
+local function register_namespace(_, at)
+  return {pcall(index_namespace, ARGV[at], tonumber(ARGV[at + 1])) and 'registered' or 'not'}
 end

@@ -5,9 +5,9 @@
 --        answered}; {'reused'} where the first was another request
 
 -- Replies after which more is asked, or that changed nothing and may be another next time.
-local NOT_LAST = {lost = true, read = true, none = true, more = true, dead = true, buried = true}
+local NOT_LAST = {lost = true, read = true, none = true, more = true, dead = true, moved = true}
 
-local function once(act, key)
+local function idempotent(act, key)
   local kept, request, keep_ms = KEYS[#KEYS], table.remove(ARGV), table.remove(ARGV)
   local first = redis.call('HMGET', kept, 'request', 'reply')
   if first[1] and first[1] ~= request then

@@ -19,10 +19,10 @@ local function is_same(key, tag, meta, at, last)
   return true
 end
 
-local function keep(key, at, last)
-  local holders, rest, ttl_ms = KEYS[3], ARGV[at + 2], tonumber(ARGV[at + 3])
+local function hold(key, at, last)
+  local holders, name, ttl_ms = KEYS[3], ARGV[at + 2], tonumber(ARGV[at + 3])
   local now = clock()
-  local exists, tag, meta, job = look(key)
+  local exists, tag, meta, job = inspect(key)
   local is_held = redis.call('ZCOUNT', holders, string.format('(%.0f', now), '+inf') > 0
   if exists and not is_held then
     local left_ms = redis.call('PTTL', key)
@@ -31,16 +31,16 @@ local function keep(key, at, last)
     end
   end
   local stays = ARGV[at + 1] == 'renew' or is_leased(job) or (tag and is_same(key, tag, meta, at + 2, last))
-  local news
+  local new_expiry
   if exists and stays then
-    local due = check_types(rest)
+    local due = check_types(name)
     redis.call('PEXPIRE', key, ttl_ms) -- the first write is one that a full Redis lets through: who is there stays there
-    news = note(rest, due, redis.call('PEXPIRETIME', key))
+    new_expiry = index(name, due, redis.call('PEXPIRETIME', key))
   else
-    news = put(key, at + 2, last)[6]
+    new_expiry = put(key, at + 2, last)[6]
   end
   redis.call('ZREMRANGEBYSCORE', holders, '-inf', string.format('%.0f', now))
   redis.call('ZADD', holders, string.format('%.0f', now + ttl_ms), ARGV[at])
   redis.call('PEXPIRE', holders, ttl_ms)
-  return {'held', news}
+  return {'held', new_expiry}
 end

@@ -5,26 +5,26 @@
 --        3 most documents
 -- reply  {'some', how many, 'more' or nil}
 
-local function delete_below(_, at)
+local function delete_recursive(_, at)
   local prefix, container = ARGV[at], ARGV[at + 1]
   local low, high = range_below(container)
   local names = redis.call('ZRANGEBYLEX', NAMES, low, high, 'LIMIT', 0, ARGV[at + 2])
   check_types('')
-  local deleted, has_jobs = 0, redis.call('EXISTS', UNTIL) == 1
-  for _, rest in ipairs(names) do
-    local kind = redis.call('TYPE', prefix .. rest).ok
+  local deleted, has_jobs = 0, redis.call('EXISTS', READY_AT) == 1
+  for _, name in ipairs(names) do
+    local kind = redis.call('TYPE', prefix .. name).ok
     if kind == 'hash' then
-      remove(prefix .. rest, rest, MOST_ENTRIES)
+      remove(prefix .. name, name, MOST_ENTRIES)
       if has_jobs then
-        forget(rest)
+        unblock(name)
       end
       deleted = deleted + 1
     elseif kind == 'none' then
-      vanish(rest)
+      record_expired(name)
     else -- another client's
-      redis.call('ZREM', EXPIRY, rest)
-      redis.call('ZREM', NAMES, rest)
-      forget(rest)
+      redis.call('ZREM', EXPIRY, name)
+      redis.call('ZREM', NAMES, name)
+      unblock(name)
     end
   end
   return {'some', deleted, #names == tonumber(ARGV[at + 2]) and 'more' or false}
