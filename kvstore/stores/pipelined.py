@@ -50,10 +50,10 @@ async def executed(store: AsyncStore, command: Command) -> Any:
 class PipelinedStore:
     """A store for one event loop: `submit` for callbacks, `execute` for coroutines.
 
-    It connects when it is first used, and again whenever the connection is lost. With `on_invalidate`, Redis tracks the keys of what
-    it is asked to read here (CLIENT TRACKING), and `on_invalidate` is called with each that has changed since, once until it is read
-    again; with None where that is no longer so, since the connection is lost. `find` says where the Redis is at present, by
-    the address; it raises OSError.
+    It connects when it is first used, and again whenever the connection is lost. With `on_invalidate`, Redis tracks the keys
+    that are read here (CLIENT TRACKING), and `on_invalidate` is called with each key that has changed since, once until it is
+    read again. It is called with None when the connection is lost: any key may have changed. `find` returns the address at
+    which the Redis is at present; it raises OSError.
     """
 
     def __init__(
