@@ -50,7 +50,8 @@ WORLD = {
     "ctypes": {"stores.embedded"},
     "fcntl": {"stores.embedded"},
     "gc": {"serving.gunicorn_worker"},
-    "importlib": {"commands.scripts", "__init__"},  # the Lua files lie beside the one, the other loads public names late
+    # The Lua files lie beside scripts; embedded asks whether fakeredis is there; the package loads public names late.
+    "importlib": {"commands.scripts", "stores.embedded", "__init__"},
     "logging": {"core.errors", "stores", "live", "runtime", "serving.connection", "tasks"},
     "os": {"stores.embedded", "serving", "tasks", "asgi"},
     "pathlib": {"stores.embedded", "runtime", "serving.gunicorn_config"},
