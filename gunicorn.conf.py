@@ -1,3 +1,3 @@
 """What `gunicorn` reads by itself in this directory; the settings are in kvstore/serve.py."""
 
-from kvstore.serve import *  # noqa: F403
+from kvstore.serving.gunicorn_config import *

@@ -15,8 +15,8 @@ from clients import Answer, Checked
 from stores import Running, contents
 from wires import Wire
 
-from kvstore import codec
-from kvstore.paths import OWN_KEYS, own_key, parse_path
+from kvstore.core import codec
+from kvstore.core.paths import OWN_KEYS, own_key, parse_path
 
 Lines = Iterable[tuple[str, str | bytes]]
 Result = TypeVar("Result")

@@ -20,13 +20,14 @@ from serving import READ_S, start_kvstore
 from stores import Fake, Running, make_directory
 from werkzeug.test import run_wsgi_app
 
-from kvstore.address import parse_address
-from kvstore.asgi import Application, Opened
-from kvstore.clients import ClientStore
-from kvstore.live import Hub
-from kvstore.settings import read_settings
-from kvstore.waiting import Waits
-from kvstore.web import make_blueprint
+from kvstore.core.redis_url import parse_address
+from kvstore.core.settings import read_settings
+from kvstore.live.hub import Hub
+from kvstore.live.long_poll import Waits
+from kvstore.runtime import Opened
+from kvstore.serving.asgi import Application
+from kvstore.serving.flask import make_blueprint
+from kvstore.stores.pooled import ClientStore
 
 Lines = Iterable[tuple[str, str | bytes]]
 

@@ -1,4 +1,4 @@
-"""The production server, `kvstore.server`, on a port of this process and an event loop of its own.
+"""The production server, `kvstore.serving.connection`, on a port of this process and an event loop of its own.
 
 Its time limits are constants of that module, so a test can make them short; `serving.py` starts the real command.
 """
@@ -11,8 +11,8 @@ from typing import Any
 from loops import PRODUCTION, Loop
 from wires import Address, Wire
 
-from kvstore.asgi import Application
-from kvstore.server import Server
+from kvstore.serving.asgi import Application
+from kvstore.serving.connection import Server
 
 
 class InProcess:

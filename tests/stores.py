@@ -26,8 +26,8 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from kvstore import embedded
-from kvstore.store import Store, open_store
+from kvstore.stores import embedded
+from kvstore.stores.blocking import Store, open_store
 
 MAX_SOCKET_PATH_BYTES = 100  # the kernel's limit is 108, macOS's 104
 START_S = 30

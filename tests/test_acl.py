@@ -1,4 +1,4 @@
-"""The ACL that the README names is all that a user of Redis needs, for every kind of request."""
+"""The ACL that docs/data-layout.md names is all that a user of Redis needs, for every kind of request."""
 
 import re
 from collections.abc import Iterator
@@ -10,8 +10,8 @@ from clients import Checked, FlaskClient
 from stores import SERVERS, STORES, Running
 from streams import OwnServer, ask, following
 
-README = Path(__file__).parent.parent / "README.md"
-RULES = re.search(r"An ACL user needs `([^`]+)`", README.read_text("utf-8"))[1].split()
+PAGE = Path(__file__).parent.parent / "docs" / "data-layout.md"
+RULES = re.search(r"ACL SETUSER kvstore on >\S+ (.*)\n", PAGE.read_text("utf-8"))[1].split()
 
 INCREMENT = {"n": {".sv": {"increment": 1}}}
 REQUESTS = [
@@ -47,7 +47,7 @@ REFUSED = {"requests": [{"method": "PUT", "path": "/ns/a", "body": 2}, {"method"
 
 @pytest.fixture(params=SERVERS)
 def limited(request: pytest.FixtureRequest, directory: Path) -> Iterator[Checked]:
-    """A client whose user of Redis may do what the README says, and nothing else."""
+    """A client whose user of Redis may do what that page says, and nothing else."""
     running = STORES[request.param](directory)
     running.redis.execute_command("ACL", "SETUSER", "limited", "on", ">secret", *RULES)
     as_user = running.url.replace("unix://", "unix://limited:secret@")

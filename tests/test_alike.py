@@ -19,15 +19,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stores import Running
 
-from kvstore import alike, codec, joint, pipeline, protocol, scripts
-from kvstore.address import parse_address
-from kvstore.alike import GetAll, PutAll
-from kvstore.batch import Batch
-from kvstore.errors import Problem
-from kvstore.messages import Reply, Request, refuse
-from kvstore.pipeline import Pipeline
-from kvstore.settings import read_settings
-from kvstore.store import Store
+from kvstore.commands import bulk, scripts
+from kvstore.commands.batch import Batch
+from kvstore.commands.bulk import GetAll, PutAll
+from kvstore.core import codec
+from kvstore.core.errors import Problem
+from kvstore.core.redis_url import parse_address
+from kvstore.core.settings import read_settings
+from kvstore.http import protocol
+from kvstore.http.messages import Reply, Request, refuse
+from kvstore.stores import pipelined
+from kvstore.stores.blocking import Store
+from kvstore.stores.pipelined import Pipeline
 
 SETTINGS = read_settings({"KVSTORE_MAX_TTL": "100000000", "KVSTORE_LOG_LENGTH": "20"})
 NAMES = ["a", "b", "c", "deep/er", "~-_.x", "many", "more", "other", "immortal", "none"]
@@ -199,8 +202,8 @@ def test_a_full_redis(store: Running, atomic: str) -> None:
 @on_two
 def test_more_than_is_read_at_once(store: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch of large documents goes the other way; joined GETs that are left over are sent by themselves."""
-    monkeypatch.setattr(alike, "MAX_READ_BYTES", 100)
-    monkeypatch.setattr(joint, "MAX_READ_BYTES", 100)
+    monkeypatch.setattr(bulk, "MAX_READ_BYTES", 100)
+    monkeypatch.setattr(bulk, "MAX_COALESCED_READ_BYTES", 100)
     paths = [f"/ns/{name}" for name in ("many", "a", "b")]
     assert "m39" in both_ways(store, envelope([("GET", path, None) for path in paths]))
     requests = [single("GET", path) for path in paths]
@@ -381,8 +384,8 @@ def test_one_script_for_many(store: Running) -> None:
         ([*puts, puts[0], puts[1]], 3),
         ([*puts, single("PUT", "/ns2/a", "1"), single("PUT", "/ns2/b", "1")], 2 + 1),  # and one that tells of a new namespace
         ([*puts, single("PUT", "/ns/x", "1", **{"if-none-match": "*"}), single("DELETE", "/ns/x")], 3),
-        ([*puts, single("PUT", "/ns/x", json.dumps("x" * joint.MAX_BYTES))], 2),
-        ([single("PUT", f"/ns/{n}", "1") for n in range(pipeline.MAX_JOINED * 2 + 2)], 3),
+        ([*puts, single("PUT", "/ns/x", json.dumps("x" * bulk.MAX_COALESCED_BYTES))], 2),
+        ([single("PUT", f"/ns/{n}", "1") for n in range(pipelined.MAX_JOINED * 2 + 2)], 3),
     ):
         outcomes = in_one_turn(store, requests)
         assert scripts_run(store.redis) == count
@@ -428,7 +431,7 @@ def test_a_connection_that_is_lost(store: Running) -> None:
 @on_two
 def test_the_bound_on_what_waits(store: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each of the commands that were sent as one counts; the next is refused at once, and what waits is answered."""
-    monkeypatch.setattr(pipeline, "MAX_WAITING", 50)
+    monkeypatch.setattr(pipelined, "MAX_WAITING", 50)
 
     async def ask() -> tuple[list[Any], Any]:
         asked_of = Pipeline(parse_address(store.url))

@@ -31,9 +31,9 @@ from asking import (
 from clients import Answer, Checked
 from stores import contents
 
-from kvstore.containers import Changes, Place
-from kvstore.paths import parse_path
-from kvstore.store import Store
+from kvstore.commands.changelog import Changes, Place
+from kvstore.core.paths import parse_path
+from kvstore.stores.blocking import Store
 
 AS_JSON_PATCH = dict([JSON])
 INCREMENT = {"n": {".sv": {"increment": 1}}}

@@ -37,8 +37,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stores import contents, wait_until
 
-from kvstore.containers import MAX_DELETED_AT_ONCE
-from kvstore.settings import YEAR_S
+from kvstore.commands.containers import MAX_DELETED_AT_ONCE
+from kvstore.core.settings import YEAR_S
 
 # Paths in canonical spelling. Their names tell a slash from what sorts before and after it, and escapes from what they mean.
 PATHS = [
@@ -886,13 +886,14 @@ def test_parallel_recursive_deletes(client: Checked) -> None:
 @on_one
 def test_a_delete_that_takes_long(client: Checked, opened: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """However long all of it takes: each piece has its own time, and requests beside it are answered."""
-    from kvstore import containers, pipeline
+    from kvstore.commands import containers
+    from kvstore.stores import pipelined
 
     beside = opened("asgi", "valkey")
     for start in range(0, MANY, 1000):
         batch(beside, [("PUT", f"/ns/q/{n}", n) for n in range(start, start + 1000)])
     monkeypatch.setattr(containers, "MAX_DELETED_AT_ONCE", 1)
-    monkeypatch.setattr(pipeline, "ANSWER_S", 1.0)
+    monkeypatch.setattr(pipelined, "ANSWER_S", 1.0)
     statuses: list[int] = []
     with ThreadPoolExecutor(1) as pool:
         deleting = pool.submit(beside.delete, "/ns/q/?recursive")

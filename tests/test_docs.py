@@ -25,9 +25,9 @@ import pytest
 from serving import bare_environ, session
 from stores import die_with_parent, free_ports, wait_until
 
-from kvstore.errors import Problem
-from kvstore.paths import OWN_KEYS, own_key, parse_path
-from kvstore.settings import SETTINGS
+from kvstore.core.errors import Problem
+from kvstore.core.paths import OWN_KEYS, own_key, parse_path
+from kvstore.core.settings import SETTINGS
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -249,7 +249,9 @@ def test_blocks_are_run() -> None:
     """What is not run is of another language, and there is little of it."""
     found = [language for page in PAGES for language, _ in BLOCK.findall(page.read_text("utf-8"))]
     assert set(found) <= {"console", "python", "text", "js", "nginx", "sh"}
-    assert sum(language in ("console", "python") for language in found) > 5 * sum(language in ("text", "sh") for language in found)
+    assert sum(language in ("console", "python") for language in found) > 5 * sum(
+        language in ("text", "sh") for language in found
+    )
 
 
 # --- Tables -------------------------------------------------------------------------------------------------------------

@@ -12,11 +12,11 @@ from asking import keys_of
 from clients import CSP, Checked, check_promises
 from stores import START_S, Running, contents, wait_until
 
-from kvstore.commands import Found
-from kvstore.containers import Changes
-from kvstore.paths import parse_path
-from kvstore.protocol import Request, render
-from kvstore.settings import YEAR_S
+from kvstore.commands.base import Found
+from kvstore.commands.changelog import Changes
+from kvstore.core.paths import parse_path
+from kvstore.core.settings import YEAR_S
+from kvstore.http.protocol import Request, render
 
 DAY_MS = 86_400_000
 ALLOW = {"GET", "HEAD", "PUT", "PATCH", "POST", "DELETE", "OPTIONS"}

@@ -13,9 +13,9 @@ from asking import entries
 from stores import SERVERS, Running, wait_until
 from streams import LIMIT_S, OwnServer, Reader, ask, following
 
-from kvstore import live
-from kvstore.containers import MAX_CHANGED_BYTES, MAX_CHANGES, Changes, Place
-from kvstore.paths import parse_path
+from kvstore.commands.changelog import MAX_CHANGED_BYTES, MAX_CHANGES, Changes, Place
+from kvstore.core.paths import parse_path
+from kvstore.live import hub as live
 
 NAMESPACES = 30
 KIB = "x" * 1024

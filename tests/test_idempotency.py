@@ -11,9 +11,9 @@ from asking import JSON, MERGE, as_body, at_once, batch, entries, listed, on_few
 from clients import Answer, Checked
 from stores import Running, contents, wait_until
 
-from kvstore import protocol
-from kvstore.messages import Request
-from kvstore.settings import read_settings
+from kvstore.core.settings import read_settings
+from kvstore.http import protocol
+from kvstore.http.messages import Request
 
 SETTINGS = read_settings({})
 

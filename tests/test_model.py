@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 
-from kvstore.settings import YEAR_S
+from kvstore.core.settings import YEAR_S
 
 SECONDS = float(os.environ.get("KVSTORE_MODEL_SECONDS", "0"))
 SHORT_S = 2.5  # on each lane, where the variable is not set

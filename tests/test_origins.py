@@ -11,10 +11,10 @@ from clients import Answer, Checked, Headers
 from stores import Running, contents
 from streams import FOLLOWED, ask, following
 
-from kvstore.errors import OriginNotAllowed
-from kvstore.messages import Request
-from kvstore.origins import check_origin, shown_to
-from kvstore.settings import InvalidSetting, Settings, read_settings
+from kvstore.core.errors import OriginNotAllowed
+from kvstore.core.settings import InvalidSetting, Settings, read_settings
+from kvstore.http.cors import check_origin, shown_to
+from kvstore.http.messages import Request
 
 LOCAL, FOREIGN = "http://localhost:5173", "https://elsewhere.example"
 

@@ -5,8 +5,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from redis.crc import key_slot
 
-from kvstore.errors import InvalidPath, PathTooLong, Problem
-from kvstore.paths import MAX_BYTES, MAX_SEGMENTS, OWN_KEYS, Path, own_key, parse_path, split_target
+from kvstore.core.errors import InvalidPath, PathTooLong, Problem
+from kvstore.core.paths import MAX_BYTES, MAX_SEGMENTS, OWN_KEYS, Path, own_key, parse_path, split_target
 
 # Raw path, its canonical text, whether it is a container, its document key.
 ACCEPTED = [

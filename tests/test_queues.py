@@ -34,9 +34,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stores import Running, contents
 
-from kvstore.jobs import Take
-from kvstore.paths import own_key, parse_path
-from kvstore.scripts import TAKE
+from kvstore.commands.jobs import Take
+from kvstore.commands.scripts import TAKE
+from kvstore.core.paths import own_key, parse_path
 
 
 def take(client: Checked, target: str = "/ns/q/?lease=60s", headers: Any = ()) -> Answer:

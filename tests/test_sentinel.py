@@ -17,8 +17,8 @@ import pytest
 from inprocess import InProcess
 from stores import answers, connect, free_ports, redis_server, wait_for_redis, wait_until
 
-from kvstore.errors import StoreUnavailable
-from kvstore.store import open_store
+from kvstore.core.errors import StoreUnavailable
+from kvstore.stores.blocking import open_store
 
 LIMIT_S = 40  # Sentinel takes its time
 ANSWER_S = 6.0  # the contract's limit for a 503
@@ -150,8 +150,8 @@ def is_on_the_replica(primary: int) -> bool:
 
 def store_reads(store: Any, path: str) -> bytes:
     """A document's text, by the blocking store."""
-    from kvstore.commands import Get
-    from kvstore.paths import parse_path
+    from kvstore.commands.documents import Get
+    from kvstore.core.paths import parse_path
 
     text: bytes = store.execute(Get(parse_path(path.encode()))).text
     return text

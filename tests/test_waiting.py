@@ -28,9 +28,9 @@ from stores import Running, wait_until
 from streams import FlaskServer
 from wires import Raw, Wire
 
-from kvstore import web
-from kvstore.asgi import Application
-from kvstore.containers import Changes, Logged
+from kvstore.commands.changelog import Changes, Logged
+from kvstore.serving import flask as web
+from kvstore.serving.asgi import Application
 
 LIMIT_S = 10  # for what comes at once where a machine has nothing else to do
 WAIT_S = 12  # that a request waits which is to be answered before

@@ -21,13 +21,14 @@ from inprocess import InProcess
 from stores import Running, contents, wait_until
 from wires import Raw, Wire, in_chunks
 
-from kvstore import http1, server
-from kvstore.codec import MAX_BYTES
-from kvstore.commands import Get
-from kvstore.errors import NotFound
-from kvstore.messages import Reply
-from kvstore.paths import parse_path
-from kvstore.settings import Settings
+from kvstore.commands.documents import Get
+from kvstore.core.codec import MAX_BYTES
+from kvstore.core.errors import NotFound
+from kvstore.core.paths import parse_path
+from kvstore.core.settings import Settings
+from kvstore.http.messages import Reply
+from kvstore.serving import connection as server
+from kvstore.serving import http1
 
 HOST = b"Host: x\r\n"
 DOCUMENT = b'{"a":1}'
