@@ -1,7 +1,8 @@
 """The ACL that docs/data-layout.md names is all that a user of Redis needs, for every kind of request."""
 
 import re
-from collections.abc import Iterator
+import shlex
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,9 @@ from clients import Checked, FlaskClient
 from stores import SERVERS, STORES, Running
 from streams import OwnServer, ask, following
 
-PAGE = Path(__file__).parent.parent / "docs" / "data-layout.md"
-RULES = re.search(r"ACL SETUSER kvstore on >\S+ (.*)\n", PAGE.read_text("utf-8"))[1].split()
+PAGE = (Path(__file__).parent.parent / "docs" / "data-layout.md").read_text("utf-8")
+RULES = shlex.split(re.search(r"ACL SETUSER kvstore on '>secret' (.*)\n", PAGE)[1])
+CLUSTER_RULE = re.search(r"In a Redis Cluster it needs `([^`]+)` as well", PAGE)[1]
 
 INCREMENT = {"n": {".sv": {"increment": 1}}}
 REQUESTS = [
@@ -99,3 +101,15 @@ def test_a_redis_that_does_not_track(directory: Path) -> None:
     finally:
         served.stop()
         running.stop()
+
+
+def test_the_acl_suffices_in_a_cluster(started: Callable[[str], Running]) -> None:
+    """A client of a cluster asks which node has which slots; without the right to that it cannot do anything."""
+    cluster = started("cluster")
+    as_user = cluster.url.replace("redis+cluster://", "redis+cluster://limited:secret@")
+    for rules, status in ((RULES, 503), ([*RULES, CLUSTER_RULE], 201)):
+        cluster.redis.flushall()
+        cluster.redis.execute_command("ACL", "SETUSER", "limited", "reset", "on", ">secret", *rules, target_nodes="all")
+        client = Checked(FlaskClient(Running(as_user, None, lambda: None), {}))
+        assert client.put("/ns/a", "1").status == status
+        client.close()

@@ -9,21 +9,27 @@ settings, unless the page starts that by itself:
 """
 
 import doctest
+import functools
+import http.client
+import http.server
 import json
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from serving import bare_environ, session
+from serving import bare_environ, session, start_kvstore
 from stores import die_with_parent, free_ports, wait_until
+from streams import open_reader
 
 from kvstore.core.errors import Problem
 from kvstore.core.paths import OWN_KEYS, own_key, parse_path
@@ -38,9 +44,9 @@ BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 COMMAND = re.compile(r"^\$ ((?:.*\\\n)*.*\n)", re.MULTILINE)
 FILE = re.compile(r"# ([\w.-]+\.\w+)\n")
 
-# Commands that go on until they are ended. A stream may show what later commands do, the others are there when they say so.
-STREAM = re.compile(r"curl -N ")
-SERVER = re.compile(r"(?:\w+=\S* )*(?:kvstore$|flask --app \w+ (?:run|kvstore worker)\b|gunicorn\b|nginx\b)")
+# Commands that go on. A stream, or a long poll, may show what later commands do; a server is there when it says so.
+STREAM = re.compile(r"curl (?:-N |-H .Prefer: wait=)")
+SERVER = re.compile(r"(?:\w+=\S* )*(?:kvstore$|flask --app \w+ (?:run|kvstore worker)\b)")
 
 # What differs from one run to the next, by name.
 VOLATILE = re.compile(
@@ -153,7 +159,8 @@ class Page:
         started = self._start(self._here(command))
         if STREAM.match(command):
             self._streams.append((command, started, shown))
-            wait_until(lambda: started.process.poll() is not None or "data: " in started.said, LIMIT_S)
+            if "data: " in shown:
+                wait_until(lambda: started.process.poll() is not None or "data: " in started.said, LIMIT_S)
         elif SERVER.match(command):
             self._wait_for(command, started, shown)
         else:
@@ -252,6 +259,78 @@ def test_blocks_are_run() -> None:
     assert sum(language in ("console", "python") for language in found) > 5 * sum(
         language in ("text", "sh") for language in found
     )
+
+
+# --- What takes a program of its own ------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not shutil.which("nginx"), reason="no nginx on the PATH")
+def test_the_proxy_passes_everything_on(directory: Path) -> None:
+    """The nginx of docs/operations.md: paths as they are, bodies up to our limit, events at once, pages of our own origin."""
+    kvstore = start_kvstore(directory)
+    [port] = free_ports(1)
+    [server] = blocks(DOCS / "operations.md", "nginx")
+    server = server.replace("8080", f"127.0.0.1:{port}").replace("127.0.0.1:8000", "{}:{}".format(*kvstore.at))
+    places = "".join(f"{name}_temp_path {directory}/{name};" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
+    head = f"daemon off; master_process off; pid {directory}/nginx.pid; error_log {directory}/nginx.log; events {{}}"
+    (directory / "nginx.conf").write_text(f"{head} http {{ access_log off; {places} {server} }}")
+    nginx = subprocess.Popen(
+        ["nginx", "-c", str(directory / "nginx.conf"), "-e", str(directory / "nginx.log")],
+        preexec_fn=die_with_parent,  # noqa: PLW1509  # one system call, no lock
+    )
+    try:
+        wait_until(lambda: listens(port), LIMIT_S)
+        at = ("127.0.0.1", port)
+        reader = open_reader(at, "/ns/", {})
+        reader.wait_for(1)
+
+        def put(target: str, body: bytes, **headers: str) -> int:
+            connection = http.client.HTTPConnection(*at, timeout=LIMIT_S)
+            connection.request("PUT", target, body, headers)
+            answer = connection.getresponse()
+            answer.read()
+            connection.close()
+            return answer.status
+
+        assert [put("/ns/a%2Fb", b"1"), put("/ns/a/b", b"2"), put("/ns//a", b"3")] == [201, 201, 400]
+        assert [event.data["path"] for event in reader.wait_for(3)[1:]] == ["/ns/a%2Fb", "/ns/a/b"]
+        assert [put("/big/1", b'"%b"' % (b"x" * (2**20 - 2))), put("/big/2", b'"%b"' % (b"x" * 2**20))] == [201, 413]
+        assert [put("/ns/c", b"1", Origin=f"http://127.0.0.1:{port}"), put("/ns/c", b"1", Origin="http://other")] == [201, 403]
+        reader.close()
+    finally:
+        nginx.kill()
+        nginx.wait()
+        kvstore.kill()
+
+
+def listens(port: int) -> bool:
+    """Whether somebody does at this port of 127.0.0.1."""
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), LIMIT_S):
+        return True
+    return False
+
+
+def test_the_page_works_in_a_browser(directory: Path, browse: Callable[[str], None]) -> None:
+    """The script of docs/live.md, in a page of this machine: it hears of what it has posted itself."""
+    kvstore = start_kvstore(directory)
+    address = "http://{}:{}".format(*kvstore.at)
+    [script] = blocks(DOCS / "live.md", "js")
+    said = f'console.log = value => fetch("{address}/said/", {{method: "POST", body: JSON.stringify(value)}})'
+    (directory / "pages").mkdir()
+    page = f"<!doctype html><script>{said}\n{script.replace('http://127.0.0.1:8000', address)}</script>"
+    (directory / "pages" / "index.html").write_text(page)
+    serve = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(directory / "pages"))
+    pages = http.server.ThreadingHTTPServer(("127.0.0.1", 0), serve)
+    threading.Thread(target=pages.serve_forever, daemon=True).start()
+    try:
+        browse(f"http://127.0.0.1:{pages.server_port}/")
+        wait_until(lambda: b"hello" in kvstore.request("GET", "/said/").content, LIMIT_S)
+        [item] = json.loads(kvstore.request("GET", "/said/").content)["items"]
+        assert item["value"] == {"text": "hello"}
+    finally:
+        pages.shutdown()
+        pages.server_close()
+        kvstore.kill()
 
 
 # --- Tables -------------------------------------------------------------------------------------------------------------
