@@ -260,7 +260,7 @@ _REPLIES: dict[str, tuple[type[Problem], str]] = {
     "NOREPLICAS": (StoreUnavailable, "Redis has too few replicas to write; send the request again"),
     "NOAUTH": (StoreUnavailable, "Redis wants a password; put it into REDIS_URL"),
     "WRONGPASS": (StoreUnavailable, "Redis refuses our user name or password; correct REDIS_URL"),
-    "NOPERM": (StoreUnavailable, "Redis does not permit our user the commands we need; see the README on ACLs"),
+    "NOPERM": (StoreUnavailable, "Redis does not permit our user the commands we need; see Access in docs/data-layout.md"),
 }
 
 # Seconds after which a client may ask again: we serve within 2 s of Redis's return.
