@@ -15,8 +15,8 @@ from clients import Answer, Checked
 from stores import Running, contents
 from wires import Wire
 
-from kvstore import codec
-from kvstore.paths import OWN_KEYS, own_key, parse_path
+from kvstore.core import codec
+from kvstore.core.paths import OWN_KEYS, own_key, parse_path
 
 Lines = Iterable[tuple[str, str | bytes]]
 Result = TypeVar("Result")
@@ -191,4 +191,4 @@ def expire(raw: redis.Redis, path: str) -> None:
     """Let a document's time be over, as it is in Redis when that happens by itself."""
     at = parse_path(path.encode())
     raw.pexpireat(at.keys.document, 1)
-    raw.zadd(own_key(at, "expiry"), {at.rest: 1})  # who follows it looks at once
+    raw.zadd(own_key(at, "expiry"), {at.name: 1})  # who follows it looks at once

@@ -20,13 +20,14 @@ from serving import READ_S, start_kvstore
 from stores import Fake, Running, make_directory
 from werkzeug.test import run_wsgi_app
 
-from kvstore.address import parse_address
-from kvstore.asgi import Application, Opened
-from kvstore.clients import ClientStore
-from kvstore.live import Hub
-from kvstore.settings import read_settings
-from kvstore.waiting import Waits
-from kvstore.web import make_blueprint
+from kvstore.core.redis_url import parse_redis_url
+from kvstore.core.settings import read_settings
+from kvstore.live.hub import Hub
+from kvstore.live.long_poll import LongPolls
+from kvstore.runtime import Runtime
+from kvstore.serving.asgi import Application
+from kvstore.serving.flask import make_blueprint
+from kvstore.stores.pooled import PooledStore
 
 Lines = Iterable[tuple[str, str | bytes]]
 
@@ -137,10 +138,10 @@ class AsgiClient:
     def __init__(self, store: Running, environ: Mapping[str, str]) -> None:
         self.app = Application({"REDIS_URL": store.url, **environ})
         if isinstance(store, Fake):
-            on_loop = ClientStore(lambda: fakeredis.FakeAsyncRedis(server=store.server))
+            on_loop = PooledStore(lambda: fakeredis.FakeAsyncRedis(server=store.server))
             settings = read_settings(environ)
-            hub = Hub(on_loop, parse_address(store.url), settings.max_streams)
-            self.app._opened = Opened(settings, on_loop, hub, Waits(on_loop, hub))
+            hub = Hub(on_loop, parse_redis_url(store.url), settings.max_streams)
+            self.app._runtime = Runtime(settings, on_loop, hub, LongPolls(on_loop, hub))
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
@@ -150,8 +151,8 @@ class AsgiClient:
 
     def close(self) -> None:
         async def close() -> None:
-            if self.app._opened:
-                await self.app._opened.close()
+            if self.app._runtime:
+                await self.app._runtime.close()
 
         asyncio.run_coroutine_threadsafe(close(), self._loop).result(READ_S)
         self._loop.call_soon_threadsafe(self._loop.stop)

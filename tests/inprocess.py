@@ -1,4 +1,4 @@
-"""The production server, `kvstore.server`, on a port of this process and an event loop of its own.
+"""The production server, `kvstore.serving.connection`, on a port of this process and an event loop of its own.
 
 Its time limits are constants of that module, so a test can make them short; `serving.py` starts the real command.
 """
@@ -11,8 +11,8 @@ from typing import Any
 from loops import PRODUCTION, Loop
 from wires import Address, Wire
 
-from kvstore.asgi import Application
-from kvstore.server import Server
+from kvstore.serving.asgi import Application
+from kvstore.serving.connection import Server
 
 
 class InProcess:
@@ -23,8 +23,8 @@ class InProcess:
         self.at: Address = self._loop.run(self._start(redis_url, environ or {}))
 
     async def _start(self, redis_url: str, environ: Mapping[str, str]) -> Address:
-        self._opened = Application({**environ, "REDIS_URL": redis_url}).open()
-        self.server = Server(*self._opened)
+        self._runtime = Application({**environ, "REDIS_URL": redis_url}).open()
+        self.server = Server(*self._runtime)
         self._listener = await asyncio.get_running_loop().create_server(self.server.connection, "127.0.0.1", 0)
         return self._listener.sockets[0].getsockname()
 
@@ -48,5 +48,5 @@ class InProcess:
     async def _stop(self) -> None:
         self._listener.close()
         self.server.stop()
-        await self._opened.close()
+        await self._runtime.close()
         await asyncio.sleep(0)

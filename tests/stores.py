@@ -26,8 +26,8 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from kvstore import embedded
-from kvstore.store import Store, open_store
+from kvstore.stores import embedded
+from kvstore.stores.blocking import BlockingStore, open_blocking_store
 
 MAX_SOCKET_PATH_BYTES = 100  # the kernel's limit is 108, macOS's 104
 START_S = 30
@@ -91,9 +91,9 @@ class Running:
         self.redis = connect(url)
         self._stop = stop
 
-    def open(self) -> Store:
+    def open(self) -> BlockingStore:
         """A store of ours on this server."""
-        return open_store(self.url)
+        return open_blocking_store(self.url)
 
     def signal(self, number: int) -> None:
         """Send the server process a signal."""
@@ -116,8 +116,8 @@ class Fake(Running):
         self.server = fakeredis.FakeServer()
         self.redis = self._client()
 
-    def open(self) -> Store:
-        return Store(self._client)
+    def open(self) -> BlockingStore:
+        return BlockingStore(self._client)
 
     def stop(self) -> None:
         self.redis.close()

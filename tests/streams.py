@@ -20,9 +20,9 @@ from loops import Loop
 from stores import Running, wait_until
 from werkzeug.serving import make_server
 
-from kvstore.asgi import Application
-from kvstore.settings import read_settings
-from kvstore.web import make_blueprint
+from kvstore.core.settings import read_settings
+from kvstore.serving.asgi import Application
+from kvstore.serving.flask import make_blueprint
 
 LIMIT_S = 10
 
@@ -159,8 +159,8 @@ class AsgiApplication:
 
     def stop(self) -> None:
         async def close() -> None:
-            if self._app._opened:
-                await self._app._opened.close()
+            if self._app._runtime:
+                await self._app._runtime.close()
 
         self._loop.run(close())
         self._loop.close()

@@ -25,8 +25,8 @@ from serving import wire as request_bytes
 from stores import Running, connect, wait_until
 from wires import Wire
 
-from kvstore.asgi import Application
-from kvstore.codec import MAX_BYTES
+from kvstore.core.json_text import MAX_BYTES
+from kvstore.serving.asgi import Application
 
 ADAPTERS = ("flask", "asgi", "served")
 TOO_LARGE = b"<one byte over the limit>"  # stands for that body, which a report had better not print

@@ -19,15 +19,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stores import Running
 
-from kvstore import alike, codec, joint, pipeline, protocol, scripts
-from kvstore.address import parse_address
-from kvstore.alike import GetAll, PutAll
-from kvstore.batch import Batch
-from kvstore.errors import Problem
-from kvstore.messages import Reply, Request, refuse
-from kvstore.pipeline import Pipeline
-from kvstore.settings import read_settings
-from kvstore.store import Store
+from kvstore.commands import bulk, scripts
+from kvstore.commands.batch import Batch
+from kvstore.commands.bulk import GetMany, PutMany
+from kvstore.core import codec, json_text
+from kvstore.core.errors import Problem
+from kvstore.core.redis_url import parse_redis_url
+from kvstore.core.settings import read_settings
+from kvstore.http import protocol
+from kvstore.http.messages import Request, Response, refuse
+from kvstore.stores import redis_connection
+from kvstore.stores.blocking import BlockingStore
+from kvstore.stores.pipelined import PipelinedStore
 
 SETTINGS = read_settings({"KVSTORE_MAX_TTL": "100000000", "KVSTORE_LOG_LENGTH": "20"})
 NAMES = ["a", "b", "c", "deep/er", "~-_.x", "many", "more", "other", "immortal", "none"]
@@ -52,7 +55,7 @@ OTHER = ['{"n":{".sv":{"increment":1}}}', "[" * 9 + "]" * 9]
 NO_JSON = ["", "{]", "{x:1}", "01", '{"x":1,}', "1 2", "nan", '"\n"']
 
 
-def prepare(running: Running, store: Store) -> None:
+def prepare(running: Running, store: BlockingStore) -> None:
     """A namespace with documents of all kinds, and what other clients put there."""
     running.redis.flushall()
     for target, body in PREPARED:
@@ -74,11 +77,11 @@ def envelope(requests: list[tuple[str, str, str | None]], gap: str = "", atomic:
     return Request("POST", b"/_/batch", {}, f"{gap}{{{gap}{atomic}{text}{gap}}}{gap}".encode("utf-8", "surrogatepass"))
 
 
-def answer(store: Store, request: Request, parse: Any) -> Reply:
+def answer(store: BlockingStore, request: Request, parse: Any) -> Response:
     """The reply to a request that is parsed so."""
     try:
         command = parse(request, SETTINGS)
-        return command if isinstance(command, Reply) else protocol.render(request, store.execute(command))
+        return command if isinstance(command, Response) else protocol.render(request, store.execute(command))
     except Problem as problem:
         return refuse(problem)
 
@@ -103,7 +106,7 @@ def without_times(told: str) -> tuple[str, list[float]]:
     return TIMES.sub(replace, told), times
 
 
-def all_told(running: Running, reply: Reply) -> str:
+def all_told(running: Running, reply: Response) -> str:
     """A reply and all that is in Redis then, in an order that does not hang on the time."""
     held = []
     for key, value in sorted(documents_and_indexes(running.redis).items()):
@@ -199,8 +202,8 @@ def test_a_full_redis(store: Running, atomic: str) -> None:
 @on_two
 def test_more_than_is_read_at_once(store: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch of large documents goes the other way; joined GETs that are left over are sent by themselves."""
-    monkeypatch.setattr(alike, "MAX_READ_BYTES", 100)
-    monkeypatch.setattr(joint, "MAX_READ_BYTES", 100)
+    monkeypatch.setattr(bulk, "MAX_READ_BYTES", 100)
+    monkeypatch.setattr(bulk, "MAX_COALESCED_READ_BYTES", 100)
     paths = [f"/ns/{name}" for name in ("many", "a", "b")]
     assert "m39" in both_ways(store, envelope([("GET", path, None) for path in paths]))
     requests = [single("GET", path) for path in paths]
@@ -215,11 +218,11 @@ TWO = [("PUT", "/ns/a:1@b,(c)", "1"), ("PUT", "/ns/b/c", '{"x":[{"y":[]}]}')]
 @pytest.mark.parametrize(
     ("request_", "way"),
     [
-        (envelope(TWO), PutAll),
-        (envelope(TWO, "\r\n "), PutAll),
-        (envelope(TWO, atomic='"atomic":false,'), PutAll),
-        (envelope([("GET", "/ns/a", None), ("GET", "/ns/b/c", None)]), GetAll),
-        (envelope([("PUT", f"/ns/{n}", "1") for n in range(1000)]), PutAll),
+        (envelope(TWO), PutMany),
+        (envelope(TWO, "\r\n "), PutMany),
+        (envelope(TWO, atomic='"atomic":false,'), PutMany),
+        (envelope([("GET", "/ns/a", None), ("GET", "/ns/b/c", None)]), GetMany),
+        (envelope([("PUT", f"/ns/{n}", "1") for n in range(1000)]), PutMany),
         (envelope([*TWO, TWO[0]]), Batch),
         (envelope([*TWO, ("GET", "/ns/x", None)]), Batch),
         (envelope([*TWO, ("PUT", "/ns2/x", "1")], atomic='"atomic":false,'), Batch),
@@ -227,7 +230,7 @@ TWO = [("PUT", "/ns/a:1@b,(c)", "1"), ("PUT", "/ns/b/c", '{"x":[{"y":[]}]}')]
         (envelope([*TWO, ("PUT", "/ns/x", OTHER[1])]), Batch),
         (envelope([*TWO, ("PUT", "/ns/" + "x/" * 31 + "y", "1")], atomic='"atomic":false,'), Batch),
         (envelope([*TWO, ("PUT", "/ns/" + "x" * 1021, "1")], atomic='"atomic":false,'), Batch),
-        (envelope([*TWO, ("PUT", "/ns/x", "1")])._replace(headers={"idempotency-key": "k"}), protocol.Once),
+        (envelope([*TWO, ("PUT", "/ns/x", "1")])._replace(headers={"idempotency-key": "k"}), protocol.Idempotent),
     ],
     ids=lambda case: case.__name__ if isinstance(case, type) else None,
 )
@@ -266,7 +269,7 @@ def test_plain_documents(members: dict[str, str], gap: str, more: int) -> None:
     members |= {f"m{n}": "1" for n in range(more)}
     body = ("{" + gap + f",{gap}".join(f'"{name}"{gap}:{value}{gap}' for name, value in members.items()) + "}").encode()
     if (encoded := codec._encode_plain(body)) is not None:
-        assert encoded == codec._parsed(body, codec._encode)
+        assert encoded == json_text.parse_text(body, codec._encode)
     for order in (b"", b' ["a","%b","none"]'):
         fields = [part for pair in members.items() for part in (codec._field(pair[0]), pair[1].encode())]
         flat = [codec.META, b"1700000000000-0 object" + order, *fields]
@@ -276,11 +279,13 @@ def test_plain_documents(members: dict[str, str], gap: str, more: int) -> None:
 # --- Commands that wait for one turn of the event loop ------------------------------------------------------------------
 
 
-def in_one_turn(running: Running, requests: list[Request], act: Callable[[Pipeline], object] = lambda _: None) -> list[Any]:
+def in_one_turn(
+    running: Running, requests: list[Request], act: Callable[[PipelinedStore], object] = lambda _: None
+) -> list[Any]:
     """What requests come to that are submitted together, on a connection that stands; `act` follows in the same turn."""
 
     async def ask() -> list[Any]:
-        asked_of = Pipeline(parse_address(running.url))
+        asked_of = PipelinedStore(parse_redis_url(running.url))
         await asked_of.execute(protocol.parse(Request("GET", b"/x/y", {}), SETTINGS))
         running.redis.config_resetstat()
         asked = [asyncio.create_task(asked_of.execute(protocol.parse(request, SETTINGS))) for request in requests]
@@ -339,7 +344,7 @@ def test_in_one_turn(store: Running, requests: tuple[Request, ...]) -> None:
     assert unordered(held) == unordered(other_held)
 
 
-def replied(request: Request, outcome: Any) -> Reply:
+def replied(request: Request, outcome: Any) -> Response:
     try:
         if isinstance(outcome, Exception):
             raise outcome
@@ -348,7 +353,7 @@ def replied(request: Request, outcome: Any) -> Reply:
         return refuse(problem)
 
 
-def without_tags(reply: Reply) -> str:
+def without_tags(reply: Response) -> str:
     return TIMES.sub("time", repr(reply))
 
 
@@ -369,7 +374,7 @@ def unordered(held: dict[bytes, Any]) -> list[str]:
 @on_two
 def test_one_script_for_many(store: Running) -> None:
     """Those of one kind in one namespace; a second write to a document is a script of its own, and so is all that differs."""
-    for script in (scripts.PUT_ALL, scripts.GET_ALL, scripts.PUT, scripts.DELETE, scripts.REGISTER):
+    for script in (scripts.PUT_MANY, scripts.GET_MANY, scripts.PUT, scripts.DELETE, scripts.REGISTER_NAMESPACE):
         store.redis.script_load(script.text)
     puts = [single("PUT", f"/ns/{n}", str(n)) for n in range(50)]
     gets = [single("GET", f"/ns/{n}") for n in range(50)]
@@ -381,8 +386,8 @@ def test_one_script_for_many(store: Running) -> None:
         ([*puts, puts[0], puts[1]], 3),
         ([*puts, single("PUT", "/ns2/a", "1"), single("PUT", "/ns2/b", "1")], 2 + 1),  # and one that tells of a new namespace
         ([*puts, single("PUT", "/ns/x", "1", **{"if-none-match": "*"}), single("DELETE", "/ns/x")], 3),
-        ([*puts, single("PUT", "/ns/x", json.dumps("x" * joint.MAX_BYTES))], 2),
-        ([single("PUT", f"/ns/{n}", "1") for n in range(pipeline.MAX_JOINED * 2 + 2)], 3),
+        ([*puts, single("PUT", "/ns/x", json.dumps("x" * bulk.MAX_COALESCED_BYTES))], 2),
+        ([single("PUT", f"/ns/{n}", "1") for n in range(redis_connection.MAX_COALESCED * 2 + 2)], 3),
     ):
         outcomes = in_one_turn(store, requests)
         assert scripts_run(store.redis) == count
@@ -413,10 +418,10 @@ def test_a_connection_that_is_lost(store: Running) -> None:
     """Before or after they are sent: each request fails once, as unknown."""
     requests = [single("PUT", f"/ns/{n}", "1") for n in range(10)]
 
-    def lose(lost: Pipeline) -> None:
+    def lose(lost: PipelinedStore) -> None:
         lost._connection.abort()
 
-    def send_and_lose(lost: Pipeline) -> None:
+    def send_and_lose(lost: PipelinedStore) -> None:
         lost._connection._flush()
         lost._connection.abort()
 
@@ -428,10 +433,10 @@ def test_a_connection_that_is_lost(store: Running) -> None:
 @on_two
 def test_the_bound_on_what_waits(store: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each of the commands that were sent as one counts; the next is refused at once, and what waits is answered."""
-    monkeypatch.setattr(pipeline, "MAX_WAITING", 50)
+    monkeypatch.setattr(redis_connection, "MAX_WAITING", 50)
 
     async def ask() -> tuple[list[Any], Any]:
-        asked_of = Pipeline(parse_address(store.url))
+        asked_of = PipelinedStore(parse_redis_url(store.url))
         await asked_of.execute(protocol.parse(single("GET", "/x/y"), SETTINGS))
         store.signal(signal.SIGSTOP)
         try:

@@ -31,9 +31,9 @@ from asking import (
 from clients import Answer, Checked
 from stores import contents
 
-from kvstore.containers import Changes, Place
-from kvstore.paths import parse_path
-from kvstore.store import Store
+from kvstore.commands.changelog import GetLogPosition, ReadChanges
+from kvstore.core.paths import parse_path
+from kvstore.stores.blocking import BlockingStore
 
 AS_JSON_PATCH = dict([JSON])
 INCREMENT = {"n": {".sv": {"increment": 1}}}
@@ -146,7 +146,7 @@ def test_members_in_any_order(client: Checked) -> None:
 # --- All or nothing -----------------------------------------------------------------------------------------------------
 
 # Every kind of write, to documents that are there and to new ones; what comes before a refusal and must be undone.
-CHANGES: list[Any] = [
+READ_CHANGES: list[Any] = [
     ("PUT", "/ns/a", {"x": 1}),
     ("PUT", "/ns/list", {"now": "an object"}),
     ("PUT", "/ns/new", 1),
@@ -237,8 +237,8 @@ def test_none_is_applied(client: Checked, raw: redis.Redis, refused: Any, status
     before = documents_and_indexes(raw)
     alone = client.request(*as_request(refused))
     assert alone.status == status
-    for at in (len(CHANGES) // 2, len(CHANGES)):
-        requests = [*CHANGES[:at], refused, *CHANGES[at:]]
+    for at in (len(READ_CHANGES) // 2, len(READ_CHANGES)):
+        requests = [*READ_CHANGES[:at], refused, *READ_CHANGES[at:]]
         answer = batch(client, requests)
         assert (answer.status, answer.json["type"]) == (409, "urn:kvstore:batch-refused")
         assert list(answer.json)[4:] == ["index", "problem"]
@@ -249,7 +249,7 @@ def test_none_is_applied(client: Checked, raw: redis.Redis, refused: Any, status
         assert (index, problem["status"]) == (at, status)
         if alone.body:
             assert without_current_ttl(problem) == without_current_ttl(alone.json)
-    assert set(statuses(batch(client, CHANGES))) <= {200, 201, 204}, "without it they are applied"
+    assert set(statuses(batch(client, READ_CHANGES))) <= {200, 201, 204}, "without it they are applied"
 
 
 def without_current_ttl(problem: Any) -> Any:
@@ -345,7 +345,7 @@ def test_the_namespace_lives_as_long_as_before(client: Checked, raw: redis.Redis
     assert client.request("POST", "/ns/?lease=30s").status == 204
     assert client.get("/ns/").json["items"][0]["state"] == "leased"
     assert all(raw.pttl(key) > 0 for key in contents(raw))
-    assert raw.pexpiretime(keys_of("ns").held) == raw.pexpiretime(keys_of("ns").names)
+    assert raw.pexpiretime(keys_of("ns").blocked) == raw.pexpiretime(keys_of("ns").names)
 
 
 @on_few
@@ -364,7 +364,7 @@ def test_the_log_after_refused_batches(client: Checked, raw: redis.Redis) -> Non
 @on_few
 def test_a_log_without_entries(client: Checked, raw: redis.Redis) -> None:
     """No two contents of a container have one entity-tag, and who follows it is not told of a loss again and again."""
-    path, store = parse_path(b"/ns/"), Store(lambda: raw)
+    path, store = parse_path(b"/ns/"), BlockingStore(lambda: raw)
     tags = {client.get("/ns/").tag}
     for number in range(3):
         assert batch(client, [("PUT", "/ns/x", 1), ("DELETE", "/ns/none")]).status == 409
@@ -372,7 +372,7 @@ def test_a_log_without_entries(client: Checked, raw: redis.Redis) -> None:
         assert client.get("/ns/", [("If-None-Match", ", ".join(tags))]).status == 200
         tags.add(client.get("/ns/").tag)
         assert client.get("/ns/", [("If-None-Match", ", ".join(tags))]).status == 304
-        assert store.execute(Changes(path, store.execute(Place(path)).place)).entries == []
+        assert store.execute(ReadChanges(path, store.execute(GetLogPosition(path)).position)).entries == []
         assert client.put(f"/ns/{number}", "1").status == 201
         assert client.get("/ns/", [("If-None-Match", ", ".join(tags))]).status == 200
         tags.add(client.get("/ns/").tag)
@@ -850,7 +850,7 @@ def test_a_full_redis(client: Checked, raw: redis.Redis) -> None:
             [("PUT", "/ns/a", 1)],
             [("DELETE", "/ns/a"), ("GET", "/ns/none")],
             [("PUT", "/ns/a", 1), ("DELETE", "/ns/b")],
-            CHANGES,
+            READ_CHANGES,
         ):
             answer = batch(client, requests)
             assert answer.status in (409, 507), requests

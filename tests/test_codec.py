@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvstore.codec import MAX_BYTES, MAX_DEPTH, MAX_MEMBERS, META, VALUE, Decoded, Encoded, _remembered, decode, encode
-from kvstore.errors import ContentTooLarge, InvalidDocument, InvalidTTL, Problem
+from kvstore.core.codec import META, VALUE, Decoded, Encoded, _remembered, decode, encode
+from kvstore.core.errors import ContentTooLarge, InvalidDocument, InvalidTTL, Problem
+from kvstore.core.json_text import MAX_BYTES, MAX_DEPTH, MAX_MEMBERS
 
 TAG = "1700000000000-7"
 

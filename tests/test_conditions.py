@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stores import contents
 
-from kvstore.conditions import NONE, Conditions, parse_conditions, read_status, tag_time_ms
-from kvstore.errors import InvalidPrecondition
+from kvstore.core.errors import InvalidPrecondition
+from kvstore.core.preconditions import NONE, Preconditions, parse_preconditions, read_status, tag_time_ms
 
 NINETIES_S = 784_111_777  # Sun, 06 Nov 1994 08:49:37 GMT, the date of RFC 9110 section 5.6.7
 DATES = [
@@ -48,7 +48,7 @@ def timezone(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 def test_dates(text: str, time_s: int | None) -> None:
     """All three forms of an HTTP-date are GMT wherever the machine stands; what is none is ignored (RFC 9110 13.1.3)."""
     headers = {"if-unmodified-since": text, "if-modified-since": text}
-    assert parse_conditions(headers) == Conditions(unmodified_since_s=time_s, modified_since_s=time_s)
+    assert parse_preconditions(headers) == Preconditions(unmodified_since_s=time_s, modified_since_s=time_s)
 
 
 # Header value, what If-Match reads of it, what If-None-Match reads of it.
@@ -71,8 +71,8 @@ TAGS = [
 @pytest.mark.parametrize(("value", "match", "none_match"), TAGS)
 def test_lists_of_tags(value: str, match: str, none_match: str) -> None:
     """A list of entity-tags (RFC 9110 section 5.6.1); If-Match drops the weak ones, which can never match there."""
-    assert parse_conditions({"if-match": value}) == Conditions(match=match)
-    assert parse_conditions({"if-none-match": value}) == Conditions(none_match=none_match)
+    assert parse_preconditions({"if-match": value}) == Preconditions(match=match)
+    assert parse_preconditions({"if-none-match": value}) == Preconditions(none_match=none_match)
 
 
 MALFORMED = [
@@ -100,21 +100,21 @@ MALFORMED = [
 def test_malformed_lists(name: str, value: str) -> None:
     """What cannot be read is refused: a precondition that is overlooked would lose somebody's write."""
     with pytest.raises(InvalidPrecondition):
-        parse_conditions({name: value})
+        parse_preconditions({name: value})
 
 
 def test_a_date_counts_only_without_a_tag() -> None:
     """RFC 9110 sections 13.1.3 and 13.1.4: a date is overruled by the header with a tag of the same sense."""
     date = DATES[0][0]
-    assert parse_conditions({"if-match": "*", "if-unmodified-since": date}) == Conditions(match="*")
-    assert parse_conditions({"if-none-match": "*", "if-modified-since": date}) == Conditions(none_match="*")
-    mixed = parse_conditions({"if-match": "*", "if-modified-since": date})
-    assert mixed == Conditions(match="*", modified_since_s=NINETIES_S)
+    assert parse_preconditions({"if-match": "*", "if-unmodified-since": date}) == Preconditions(match="*")
+    assert parse_preconditions({"if-none-match": "*", "if-modified-since": date}) == Preconditions(none_match="*")
+    mixed = parse_preconditions({"if-match": "*", "if-modified-since": date})
+    assert mixed == Preconditions(match="*", modified_since_s=NINETIES_S)
 
 
 def test_no_condition() -> None:
     """Other headers are no precondition."""
-    assert parse_conditions({"accept": "*", "if-range": '"a"'}) is NONE
+    assert parse_preconditions({"accept": "*", "if-range": '"a"'}) is NONE
 
 
 SECOND = 1_700_000_000
@@ -122,34 +122,34 @@ TAG = f"{SECOND}123-0"
 # Conditions of a GET, its status on TAG, its status on a document without a tag.
 READS = [
     (NONE, 200, 200),
-    (Conditions(match=f" {TAG} "), 200, 412),
-    (Conditions(match=f" x {TAG} "), 200, 412),
-    (Conditions(match=" 1-1 "), 412, 412),
-    (Conditions(match="  "), 412, 412),
-    (Conditions(match=" * "), 412, 412),
-    (Conditions(match=f" {SECOND}123 "), 412, 412),
-    (Conditions(match="*"), 200, 200),
-    (Conditions(none_match=f" {TAG} "), 304, 200),
-    (Conditions(none_match=" 1-1 "), 200, 200),
-    (Conditions(none_match="*"), 304, 304),
-    (Conditions(unmodified_since_s=SECOND - 1), 412, 200),
-    (Conditions(unmodified_since_s=SECOND), 200, 200),
-    (Conditions(unmodified_since_s=SECOND + 1), 200, 200),
-    (Conditions(modified_since_s=SECOND - 1), 200, 200),
-    (Conditions(modified_since_s=SECOND), 304, 200),
-    (Conditions(modified_since_s=SECOND + 1), 304, 200),
-    (Conditions(match=f" {TAG} ", none_match=f" {TAG} "), 304, 412),
-    (Conditions(match=" 1-1 ", none_match=f" {TAG} "), 412, 412),
-    (Conditions(unmodified_since_s=SECOND - 1, none_match=f" {TAG} "), 412, 200),
-    (Conditions(match=f" {TAG} ", modified_since_s=SECOND), 304, 412),
+    (Preconditions(match=f" {TAG} "), 200, 412),
+    (Preconditions(match=f" x {TAG} "), 200, 412),
+    (Preconditions(match=" 1-1 "), 412, 412),
+    (Preconditions(match="  "), 412, 412),
+    (Preconditions(match=" * "), 412, 412),
+    (Preconditions(match=f" {SECOND}123 "), 412, 412),
+    (Preconditions(match="*"), 200, 200),
+    (Preconditions(none_match=f" {TAG} "), 304, 200),
+    (Preconditions(none_match=" 1-1 "), 200, 200),
+    (Preconditions(none_match="*"), 304, 304),
+    (Preconditions(unmodified_since_s=SECOND - 1), 412, 200),
+    (Preconditions(unmodified_since_s=SECOND), 200, 200),
+    (Preconditions(unmodified_since_s=SECOND + 1), 200, 200),
+    (Preconditions(modified_since_s=SECOND - 1), 200, 200),
+    (Preconditions(modified_since_s=SECOND), 304, 200),
+    (Preconditions(modified_since_s=SECOND + 1), 304, 200),
+    (Preconditions(match=f" {TAG} ", none_match=f" {TAG} "), 304, 412),
+    (Preconditions(match=" 1-1 ", none_match=f" {TAG} "), 412, 412),
+    (Preconditions(unmodified_since_s=SECOND - 1, none_match=f" {TAG} "), 412, 200),
+    (Preconditions(match=f" {TAG} ", modified_since_s=SECOND), 304, 412),
 ]
 
 
-@pytest.mark.parametrize(("conditions", "ours", "foreign"), READS)
-def test_reads(conditions: Conditions, ours: int, foreign: int) -> None:
+@pytest.mark.parametrize(("preconditions", "ours", "foreign"), READS)
+def test_reads(preconditions: Preconditions, ours: int, foreign: int) -> None:
     """What a read answers, in the order of RFC 9110 section 13.2.2."""
-    assert read_status(conditions, TAG) == ours
-    assert read_status(conditions, None) == foreign
+    assert read_status(preconditions, TAG) == ours
+    assert read_status(preconditions, None) == foreign
 
 
 def test_time_of_a_tag() -> None:
@@ -165,16 +165,16 @@ texts = st.text(st.characters(max_codepoint=0xFF), max_size=20) | st.text(st.sam
 def test_any_list_is_read(pairs: list[tuple[bool, str]]) -> None:
     """Every list of entity-tags is read, each tag as it is."""
     value = ", ".join(f'W/"{tag}"' if weak else f'"{tag}"' for weak, tag in pairs)
-    assert parse_conditions({"if-none-match": value}).none_match[1:-1].split(" ") == [tag for _, tag in pairs]
+    assert parse_preconditions({"if-none-match": value}).none_match[1:-1].split(" ") == [tag for _, tag in pairs]
     strong = [tag for weak, tag in pairs if not weak]
-    assert parse_conditions({"if-match": value}).match == f" {' '.join(strong)} "
+    assert parse_preconditions({"if-match": value}).match == f" {' '.join(strong)} "
 
 
 @given(st.sampled_from(["if-match", "if-none-match", "if-modified-since", "if-unmodified-since"]), texts)
 def test_any_header_is_read_or_refused(name: str, value: str) -> None:
     """No text makes the parser fail in another way than by a Problem."""
     with contextlib.suppress(InvalidPrecondition):
-        parse_conditions({name: value})
+        parse_preconditions({name: value})
 
 
 # --- As they are judged -------------------------------------------------------------------------------------------------

@@ -37,8 +37,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stores import contents, wait_until
 
-from kvstore.containers import MAX_DELETED_AT_ONCE
-from kvstore.settings import YEAR_S
+from kvstore.commands.containers import MAX_DELETED_AT_ONCE
+from kvstore.core.settings import YEAR_S
 
 # Paths in canonical spelling. Their names tell a slash from what sorts before and after it, and escapes from what they mean.
 PATHS = [
@@ -321,7 +321,7 @@ def test_any_names(client: Checked, raw: redis.Redis, named: list[list[str]], li
 # --- Entity-tags --------------------------------------------------------------------------------------------------------
 
 # A write that changes what a listing of /ns/ shows.
-CHANGES: list[tuple[str, str, Any]] = [
+READ_CHANGES: list[tuple[str, str, Any]] = [
     ("PUT", "/ns/new", 1),
     ("PUT", "/ns/a", {"x": 1}),
     ("PUT", "/ns/a", {"x": 1}),
@@ -367,7 +367,7 @@ def test_tag_of_a_container(client: Checked) -> None:
     """It changes when anything below is put, patched or deleted, and with nothing else."""
     client.put("/ns/a", '{"n":"x"}')
     tags = [client.get("/ns/").tag]
-    for method, target, body in CHANGES:
+    for method, target, body in READ_CHANGES:
         assert unchanged(client, "/ns/", tags[-1])
         assert client.request(method, target, [], b"" if body is None else as_body(body)).status < 300
         assert not unchanged(client, "/ns/", tags[-1]), (method, target)
@@ -886,13 +886,14 @@ def test_parallel_recursive_deletes(client: Checked) -> None:
 @on_one
 def test_a_delete_that_takes_long(client: Checked, opened: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """However long all of it takes: each piece has its own time, and requests beside it are answered."""
-    from kvstore import containers, pipeline
+    from kvstore.commands import containers
+    from kvstore.stores import redis_connection
 
     beside = opened("asgi", "valkey")
     for start in range(0, MANY, 1000):
         batch(beside, [("PUT", f"/ns/q/{n}", n) for n in range(start, start + 1000)])
     monkeypatch.setattr(containers, "MAX_DELETED_AT_ONCE", 1)
-    monkeypatch.setattr(pipeline, "ANSWER_S", 1.0)
+    monkeypatch.setattr(redis_connection, "ANSWER_S", 1.0)
     statuses: list[int] = []
     with ThreadPoolExecutor(1) as pool:
         deleting = pool.submit(beside.delete, "/ns/q/?recursive")

@@ -10,7 +10,7 @@ from asking import JSON, MERGE, at_once, batch, entries, json_patch, on_few, on_
 from clients import Answer, Checked
 from stores import contents
 
-from kvstore.settings import YEAR_S
+from kvstore.core.settings import YEAR_S
 
 TIMESTAMP = '{".sv":"timestamp"}'
 LARGEST, SMALLEST = 2**63 - 1, -(2**63)

@@ -12,11 +12,11 @@ from asking import keys_of
 from clients import CSP, Checked, check_promises
 from stores import START_S, Running, contents, wait_until
 
-from kvstore.commands import Found
-from kvstore.containers import Changes
-from kvstore.paths import parse_path
-from kvstore.protocol import Request, render
-from kvstore.settings import YEAR_S
+from kvstore.commands.base import Found
+from kvstore.commands.changelog import ReadChanges
+from kvstore.core.paths import parse_path
+from kvstore.core.settings import YEAR_S
+from kvstore.http.protocol import Request, render
 
 DAY_MS = 86_400_000
 ALLOW = {"GET", "HEAD", "PUT", "PATCH", "POST", "DELETE", "OPTIONS"}
@@ -570,7 +570,7 @@ def test_a_log_that_is_followed_stays(client: Checked, raw: redis.Redis, store: 
     raw.pexpire(LOG, DAY_MS // 2)
     path, place = parse_path(b"/ns/"), raw.xinfo_stream(LOG)["last-generated-id"].decode()
     with closing(store.open()) as opened:
-        assert opened.execute(Changes(path, place)).entries == []
+        assert opened.execute(ReadChanges(path, place)).entries == []
     assert DAY_MS < raw.pttl(LOG) <= 2 * DAY_MS
 
 

@@ -13,9 +13,9 @@ from asking import entries
 from stores import SERVERS, Running, wait_until
 from streams import LIMIT_S, OwnServer, Reader, ask, following
 
-from kvstore import live
-from kvstore.containers import MAX_CHANGED_BYTES, MAX_CHANGES, Changes, Place
-from kvstore.paths import parse_path
+from kvstore.commands.changelog import MAX_CHANGED_BYTES, MAX_CHANGES, GetLogPosition, ReadChanges
+from kvstore.core.paths import parse_path
+from kvstore.live import hub as live
 
 NAMESPACES = 30
 KIB = "x" * 1024
@@ -106,13 +106,13 @@ def test_a_look_is_bounded_by_bytes(store: Running, followed: OwnServer) -> None
     """One reads some of many large changes and says that there are more; looks that follow each other read each once."""
     path = parse_path(b"/busy/")
     with closing(store.open()) as opened:
-        place = opened.execute(Place(path)).place
+        place = opened.execute(GetLogPosition(path)).position
         requests = [{"method": "PUT", "path": f"/busy/{number}", "body": KIB} for number in range(600)]
         ask(followed, "POST", "/_/batch", {"requests": requests})
         names: list[str] = []
         has_more = True
         while has_more:
-            entries, _, _, has_more, _ = opened.execute(Changes(path, place))
+            entries, _, _, has_more, _ = opened.execute(ReadChanges(path, place))
             assert sum(len(part) for _, parts in entries for part in parts) < MAX_CHANGED_BYTES + 2 * len(KIB)
             names += [parts[1].decode() for _, parts in entries]
             place = entries[-1][0].decode()

@@ -13,8 +13,8 @@ from stores import Running, wait_until
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
 import kvstore
-from kvstore.settings import read_settings
-from kvstore.web import make_blueprint
+from kvstore.core.settings import read_settings
+from kvstore.serving.flask import make_blueprint
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ from asking import JSON, MERGE, as_body, at_once, batch, entries, listed, on_few
 from clients import Answer, Checked
 from stores import Running, contents, wait_until
 
-from kvstore import protocol
-from kvstore.messages import Request
-from kvstore.settings import read_settings
+from kvstore.core.settings import read_settings
+from kvstore.http import protocol
+from kvstore.http.messages import Request
 
 SETTINGS = read_settings({})
 
@@ -213,7 +213,7 @@ def test_kept_for_a_day(client: Checked, raw: redis.Redis) -> None:
     """24 hours, whatever the document's TTL, and not longer for being asked for again; then it is forgotten."""
     client.put("/ns/a?ttl=1", "1", [key()])
     client.put("/ns/b", "1", [key("two")])
-    kept = [k for k in raw.keys("kv:{ns}*") if b"once" in k]
+    kept = [k for k in raw.keys("kv:{ns}*") if b"idempotency" in k]
     assert len(kept) == 2
     for name in kept:
         assert DAY_MS - 60_000 < raw.pttl(name) <= DAY_MS
@@ -335,7 +335,7 @@ def test_overtaken_by_the_same_request(client: Checked, store: Running, before: 
     client.put("/ns/a", before)
     refused = protocol.parse(asked, SETTINGS)
     conclude = refused.outcome(opened._reply(refused)).command
-    assert conclude.script.name == "conclude once"
+    assert conclude.script.name == "record_reply idempotent"
     client.put("/ns/a", then)
     first = protocol.render(asked, opened.execute(protocol.parse(asked, SETTINGS)))
     again = protocol.render(asked, opened.execute(conclude))
@@ -363,7 +363,7 @@ def test_a_recursive_delete_that_was_cut_off(client: Checked, store: Running) ->
             batch(client, [("POST", f"/ns/{container}", n) for n in range(count)])
     opened = store.open()
     begun = protocol.parse(Request("DELETE", b"/ns/x/?recursive", {"idempotency-key": "one"}), SETTINGS)
-    assert begun.outcome(opened._reply(begun)).command.script.name == "delete_below once"  # and whoever asked it dies
+    assert begun.outcome(opened._reply(begun)).command.script.name == "delete_recursive idempotent"  # and whoever asked it dies
     opened.close()
     assert client.delete("/ns/y/?recursive", [key()]).status == 422
     assert client.put("/ns/a", "1", [key()]).status == 422

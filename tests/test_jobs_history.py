@@ -181,4 +181,4 @@ def test_every_job_ends_once(client: Checked, raw: redis.Redis) -> None:
     assert {path: (says, history.told[path]) for path, says in found.items() if says} == {}
     assert len(dead) > 0
     assert len(history.values) > 50
-    assert not raw.exists(keys_of("ns").held)
+    assert not raw.exists(keys_of("ns").blocked)

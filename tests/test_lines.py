@@ -13,11 +13,14 @@ from inprocess import InProcess
 from stores import Running, start_valkey, wait_until
 from wires import Raw, Wire
 
-from kvstore import codec, commands, lines
-from kvstore.commands import Change, Edit, Found, Reply
-from kvstore.conditions import NONE
-from kvstore.errors import StoreUnavailable
-from kvstore.paths import parse_path
+from kvstore.commands import documents
+from kvstore.commands.base import Found, RedisReply
+from kvstore.commands.documents import Edit, Transform
+from kvstore.core import codec, json_text
+from kvstore.core.errors import StoreUnavailable
+from kvstore.core.paths import parse_path
+from kvstore.core.preconditions import NONE
+from kvstore.stores import edit_queue
 
 EDITS = 60
 TOLD_S = 6.0  # the contract's limit for a 503
@@ -87,12 +90,12 @@ def test_redis_refuses(valkey: Running, served: InProcess) -> None:
     assert all(b"read-only replica" in answer.body for answer in answers)
 
 
-@pytest.mark.parametrize(("limit", "told"), [(("MAX_IN_LINE", 2), 2), (("IN_LINE_S", -1.0), 4)])
+@pytest.mark.parametrize(("limit", "told"), [(("MAX_QUEUED", 2), 2), (("QUEUED_S", -1.0), 4)])
 def test_a_line_has_an_end(
     valkey: Running, served: InProcess, monkeypatch: pytest.MonkeyPatch, limit: tuple[str, float], told: int
 ) -> None:
     """So many may wait, and so long; the others are told to come again, and have changed nothing."""
-    monkeypatch.setattr(lines, *limit)
+    monkeypatch.setattr(edit_queue, *limit)
     valkey.signal(signal.SIGSTOP)
     wires = [served.connect() for _ in range(5)]
     for number, wire in enumerate(wires):
@@ -108,7 +111,7 @@ def test_a_line_has_an_end(
 
 def test_who_waits_is_told_in_time(valkey: Running, served: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:
     """However long the one before goes on: that may be for thousands of attempts."""
-    monkeypatch.setattr(lines, "IN_LINE_S", 0.2)
+    monkeypatch.setattr(edit_queue, "QUEUED_S", 0.2)
     valkey.signal(signal.SIGSTOP)
     first, second = served.connect(), served.connect()
     patch(first, 1)
@@ -124,7 +127,7 @@ def test_who_waits_is_told_in_time(valkey: Running, served: InProcess, monkeypat
 
 def test_nobody_is_given_up_with_another(valkey: Running, served: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that others have beaten too often is no sign that Redis is away."""
-    monkeypatch.setattr(commands, "MAX_ATTEMPTS", 0)
+    monkeypatch.setattr(documents, "MAX_ATTEMPTS", 0)
     valkey.signal(signal.SIGSTOP)
     wires = [served.connect() for _ in range(3)]
     for number, wire in enumerate(wires):
@@ -136,7 +139,7 @@ def test_nobody_is_given_up_with_another(valkey: Running, served: InProcess, mon
         wire.close()
 
 
-@pytest.mark.parametrize(("size", "most"), [(10, 1000), (codec.MAX_BYTES - 100, 20)])
+@pytest.mark.parametrize(("size", "most"), [(10, 1000), (json_text.MAX_BYTES - 100, 20)])
 def test_attempts_have_an_end(size: int, most: int) -> None:
     """A large document is not tried as often as a small one: a thousand attempts would take minutes."""
 
@@ -149,8 +152,8 @@ def test_attempts_have_an_end(size: int, most: int) -> None:
         beaten(reply, change, most)
 
 
-def beaten(reply: Reply, change: Change, times: int) -> None:
+def beaten(reply: RedisReply, transform: Transform, times: int) -> None:
     """An edit that loses so often."""
-    edit: Any = Edit(parse_path(b"/ns/a"), change, NONE, 1000)
+    edit: Any = Edit(parse_path(b"/ns/a"), transform, NONE, 1000)
     for _ in range(times + 1):
         edit = edit.next(reply).command.edit

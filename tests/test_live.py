@@ -24,13 +24,15 @@ from streams import FOLLOWED, LIMIT_S, STREAM_LANES, AsgiApplication, Followed, 
 from streams import ask as ask_of
 from wires import Wire
 
-from kvstore import asgi, live, logs, web
-from kvstore import following as following_module
-from kvstore import server as server_module
-from kvstore.following import HEARTBEAT_S
-from kvstore.messages import MAX_BODY_BYTES
-from kvstore.paths import parse_path
-from kvstore.streams import Stream, Streams
+from kvstore.core.paths import parse_path
+from kvstore.http.messages import MAX_BODY_BYTES
+from kvstore.live import hub as live
+from kvstore.live import log_reader, stream_session
+from kvstore.live.stream_session import HEARTBEAT_S
+from kvstore.serving import asgi
+from kvstore.serving import connection as server_module
+from kvstore.serving import flask as web
+from kvstore.serving.sse import Stream, Streams
 
 on_served = pytest.mark.parametrize("lane", [("served", "redis")], ids="-".join, indirect=True)
 
@@ -143,7 +145,7 @@ def test_a_recursive_delete_of_more_than_the_log_keeps(followed: Followed, ask: 
         requests = [{"method": "PUT", "path": f"/room/{number:04}", "body": 0} for number in range(at, at + 1000)]
         ask("POST", "/_/batch", {"requests": requests})
     with following(followed, "/room/") as reader:
-        pages = 3000 // following_module.PAGE
+        pages = 3000 // stream_session.PAGE
         assert "more" not in reader.wait_for(pages)[-1].data
         assert ask("DELETE", "/room/?recursive") == {"deleted": 3000}
         told = reader.wait_for(pages + 3000)[pages:]
@@ -378,7 +380,7 @@ DOCUMENTS = 60  # about 3 MiB
 @pytest.fixture
 def many(ask: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A container whose snapshot is many events, and larger than what a stream may buffer; its documents' paths."""
-    monkeypatch.setattr(following_module, "PAGE", 10)
+    monkeypatch.setattr(stream_session, "PAGE", 10)
     paths = [f"/large/{number:02}" for number in range(DOCUMENTS)]
     for at in range(0, DOCUMENTS, 15):
         ask("POST", "/_/batch", {"requests": [{"method": "PUT", "path": path, "body": LARGE} for path in paths[at : at + 15]]})
@@ -565,7 +567,7 @@ def test_a_reader_where_nothing_is(followed: Followed, ask: Callable[..., Any], 
     """Its place is of the clock, and moves on with it: one that is a day old would be taken for lost."""
     for module in (live, web):
         monkeypatch.setattr(module, "HEARTBEAT_S", 0.1)
-    monkeypatch.setattr(logs, "CHECK_S", 0.1)
+    monkeypatch.setattr(log_reader, "CHECK_S", 0.1)
     with following(followed, "/room/") as reader:
         wait_until(lambda: len({block for block in reader.blocks if block.startswith(b"id: ")}) > 2, LIMIT_S)
         place = [block for block in reader.blocks if block.startswith(b"id: ")][-1].partition(b" ")[2].decode()

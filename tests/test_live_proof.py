@@ -38,7 +38,7 @@ HEARD_S = 30.0  # within which every reader hears something
 MOST_MEANWHILE = 100  # changes between the place of a snapshot and its listing
 
 
-class Follower:
+class Subscriber:
     """One reader: what it was told since its snapshot, however often its connection broke."""
 
     def __init__(self, at: tuple[str, int], target: str) -> None:
@@ -158,7 +158,7 @@ TROUBLE: dict[str, tuple[Callable[[Served, redis.Redis], Awaitable[None]], Calla
 
 async def run(
     serving: Served, raw: redis.Redis, make_trouble: Any, cut_s: Callable[[], float]
-) -> tuple[list[Follower], list[Follower], Counter[int]]:
+) -> tuple[list[Subscriber], list[Subscriber], Counter[int]]:
     """Followers that came and went, followers that stayed to the end, and how many writes were answered how."""
     counts: Counter[int] = Counter()
     begun = time.monotonic()
@@ -166,18 +166,18 @@ async def run(
     writers = [asyncio.create_task(write(serving.at, number, counts, stopped)) for number in range(WRITERS)]
     trouble = asyncio.create_task(make_trouble(serving, raw))
     await asyncio.sleep(0.3)
-    came: list[Follower] = []
+    came: list[Subscriber] = []
 
     async def open_again_and_again() -> None:
         while len(came) < STREAMS:
-            follower = Follower(serving.at, random.choice(TARGETS))
-            came.append(follower)
-            await follower.follow(time.monotonic() + random.uniform(*LIFE_S), cut_s)
+            subscriber = Subscriber(serving.at, random.choice(TARGETS))
+            came.append(subscriber)
+            await subscriber.follow(time.monotonic() + random.uniform(*LIFE_S), cut_s)
 
-    async def stay() -> list[Follower]:
-        staying = [Follower(serving.at, target) for target in TARGETS]
+    async def stay() -> list[Subscriber]:
+        staying = [Subscriber(serving.at, target) for target in TARGETS]
         far = time.monotonic() + 1000
-        tasks = [asyncio.create_task(follower.follow(far, cut_s)) for follower in staying]
+        tasks = [asyncio.create_task(subscriber.follow(far, cut_s)) for subscriber in staying]
         await asyncio.gather(*(open_again_and_again() for _ in range(AT_ONCE)))
         trouble.cancel()
         stopped.set()
@@ -216,32 +216,32 @@ def told(entry: Entry) -> Event:
     return Event("put" if entry.op == "post" else entry.op, entry.id, data)
 
 
-def check(follower: Follower, log: list[Event]) -> int:
+def check(subscriber: Subscriber, log: list[Event]) -> int:
     """A snapshot of what was so at its place or just after, then exactly the changes since: how many."""
-    if not follower.events:
+    if not subscriber.events:
         return 0
-    first, *changes = follower.events
+    first, *changes = subscriber.events
     assert first.name == "snapshot", "and no reset"
     place = order(first.id)
-    mine = [event for event in log if concerns(follower.target, event.data["path"])]
+    mine = [event for event in log if concerns(subscriber.target, event.data["path"])]
     since = [event for event in mine if order(event.id) > place]
     until = order(changes[-1].id) if changes else place
     assert changes == [event for event in since if order(event.id) <= until]
     state = replayed({}, [event for event in mine if order(event.id) <= place])
-    if follower.target.endswith("/"):
-        snapshot = snapshot_of(follower)
+    if subscriber.target.endswith("/"):
+        snapshot = snapshot_of(subscriber)
         assert any(is_listed(snapshot, state, since, count) for count in range(min(len(since), MOST_MEANWHILE) + 1))
-    elif first.data["value"] != state.get(follower.target):
+    elif first.data["value"] != state.get(subscriber.target):
         assert first.data["value"] is None
         assert since[0].name == "expire"
     return len(changes)
 
 
-def snapshot_of(follower: Follower) -> dict[str, Any]:
-    value = follower.events[0].data["value"]
-    if follower.target.endswith("/"):
+def snapshot_of(subscriber: Subscriber) -> dict[str, Any]:
+    value = subscriber.events[0].data["value"]
+    if subscriber.target.endswith("/"):
         return {item["path"]: item["value"] for item in value["items"]}
-    return {} if follower.events[0].data["etag"] is None else {follower.target: value}
+    return {} if subscriber.events[0].data["etag"] is None else {subscriber.target: value}
 
 
 def is_listed(snapshot: dict[str, Any], state: dict[str, Any], since: list[Event], count: int) -> bool:
@@ -271,18 +271,18 @@ def test_no_gap_and_no_repeat(kind: str, directory: Path, started: Callable[[str
     try:
         came, stayed, counts = asyncio.run(run(serving, store.redis, *TROUBLE[kind]))
         log = [told(entry) for entry in entries(store.redis, "busy")]
-        events = sum(check(follower, log) for follower in came + stayed)
+        events = sum(check(subscriber, log) for subscriber in came + stayed)
         listed = json.loads(serving.request("GET", "/busy/?recursive&limit=1000").content)
         stored = {item["path"]: item["value"] for item in listed["items"]}
     finally:
         serving.kill()
-    for follower in stayed:
-        mine = [event for event in log if concerns(follower.target, event.data["path"])]
-        assert follower.events[-1] == mine[-1]
-        now = {path: value for path, value in stored.items() if concerns(follower.target, path)}
-        assert replayed(snapshot_of(follower), follower.events[1:]) == now
-    connections = sum(follower.connections for follower in came + stayed)
-    refused = sum((follower.refused for follower in came + stayed), Counter())
-    assert all(follower.events for follower in came)
+    for subscriber in stayed:
+        mine = [event for event in log if concerns(subscriber.target, event.data["path"])]
+        assert subscriber.events[-1] == mine[-1]
+        now = {path: value for path, value in stored.items() if concerns(subscriber.target, path)}
+        assert replayed(snapshot_of(subscriber), subscriber.events[1:]) == now
+    connections = sum(subscriber.connections for subscriber in came + stayed)
+    refused = sum((subscriber.refused for subscriber in came + stayed), Counter())
+    assert all(subscriber.events for subscriber in came)
     print(f"{kind}: {len(came)} streams on {connections} connections, {dict(refused)} refused,", end=" ")
     print(f"{events} events held against {len(log)} changes; writes by status: {dict(counts)}")

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 
-from kvstore.settings import YEAR_S
+from kvstore.core.settings import YEAR_S
 
 SECONDS = float(os.environ.get("KVSTORE_MODEL_SECONDS", "0"))
 SHORT_S = 2.5  # on each lane, where the variable is not set
@@ -38,7 +38,7 @@ increments = st.sampled_from([1, -1, 5, LARGEST])
 paths = st.sampled_from(PATHS)
 containers = st.sampled_from(CONTAINERS)
 ttls = st.sampled_from([None, 90, 1000, 86_400])
-conditions = st.sampled_from(["none", "none", "none", "match", "match any", "match other", "none match", "none match any"])
+preconditions = st.sampled_from(["none", "none", "none", "match", "match any", "match other", "none match", "none match any"])
 pointers = st.sampled_from(["", "/a", "/b", "/n", "/a/b", "/a/0", "/a/-", "/b/a", "/c", "/"])
 operations = st.one_of(
     st.builds(lambda path, value: {"op": "add", "path": path, "value": value}, pointers, json_values),
@@ -243,14 +243,14 @@ class Machine(RuleBasedStateMachine):
             )
             assert again.headers["Idempotency-Replayed"] == "true"
 
-    @rule(path=paths, document=documents, ttl_s=ttls, kind=conditions, once=st.booleans(), by=increments | st.none())
+    @rule(path=paths, document=documents, ttl_s=ttls, kind=preconditions, once=st.booleans(), by=increments | st.none())
     def put(self, *, path: str, document: Any, ttl_s: int | None, kind: str, once: bool, by: int | None) -> None:
         if by is not None and isinstance(document, dict):
             document = {**document, "n": {".sv": {"increment": by}}}
         wanted = ("PUT", path + (f"?ttl={ttl_s}" if ttl_s else ""), [], dumped(document))
         self.write(path, wanted, kind, change=lambda there, _: counted(there, document), ttl_s=ttl_s, once=once)
 
-    @rule(path=paths, merge_patch=documents, ttl_s=ttls, kind=conditions, once=st.booleans(), by=increments | st.none())
+    @rule(path=paths, merge_patch=documents, ttl_s=ttls, kind=preconditions, once=st.booleans(), by=increments | st.none())
     def merge(self, *, path: str, merge_patch: Any, ttl_s: int | None, kind: str, once: bool, by: int | None) -> None:
         counts = by is not None and isinstance(merge_patch, dict)
         if counts:
@@ -265,7 +265,7 @@ class Machine(RuleBasedStateMachine):
         query = f"?ttl={ttl_s}" if ttl_s and body is sent else ""
         self.write(path, ("PATCH", path + query, [MERGE], dumped(body)), kind, change=change, ttl_s=ttl_s, once=once)
 
-    @rule(path=paths, sent=st.lists(operations, max_size=3), ttl_s=ttls, kind=conditions, once=st.booleans())
+    @rule(path=paths, sent=st.lists(operations, max_size=3), ttl_s=ttls, kind=preconditions, once=st.booleans())
     def json_patch(self, path: str, sent: list[Any], ttl_s: int | None, kind: str, once: bool) -> None:
         def change(there: Any, exists: bool) -> Any:
             if not exists:
@@ -275,7 +275,7 @@ class Machine(RuleBasedStateMachine):
         query = f"?ttl={ttl_s}" if ttl_s else ""
         self.write(path, ("PATCH", path + query, [JSON], dumped(sent)), kind, change=change, ttl_s=ttl_s, once=once)
 
-    @rule(path=paths, ttl_s=st.sampled_from([90, 1000]), kind=conditions)
+    @rule(path=paths, ttl_s=st.sampled_from([90, 1000]), kind=preconditions)
     def touch(self, path: str, ttl_s: int, kind: str) -> None:
         condition, holds = self.conditional(path, kind)
         answer = self.client.request("PATCH", f"{path}?ttl={ttl_s}", condition)
@@ -287,7 +287,7 @@ class Machine(RuleBasedStateMachine):
         there.ttl_s, there.since = ttl_s, time.monotonic()
         check_document(answer.json, there)
 
-    @rule(path=paths, kind=conditions, once=st.booleans())
+    @rule(path=paths, kind=preconditions, once=st.booleans())
     def delete(self, path: str, kind: str, once: bool) -> None:
         condition, holds = self.conditional(path, kind)
         self.keys += 1
@@ -317,7 +317,7 @@ class Machine(RuleBasedStateMachine):
         self.forget(path)
 
     @rule(container=containers)
-    def delete_below(self, container: str) -> None:
+    def parse_delete_recursive(self, container: str) -> None:
         answer = self.client.delete(f"{container}?recursive")
         below = [path for path in self.stored if path.startswith(container)]
         assert (answer.status, answer.json) == (200, {"deleted": len(below)})
@@ -330,7 +330,7 @@ class Machine(RuleBasedStateMachine):
     def batched(self, atomic: bool, data: st.DataObject) -> None:
         here = st.sampled_from([path for path in PATHS if path.startswith("/ns/")] if atomic else PATHS)
         kinds = st.sampled_from(["PUT", "PATCH", "count", "nested", "DELETE", "GET"])
-        steps = data.draw(st.lists(st.tuples(kinds, here, objects, conditions), max_size=6))
+        steps = data.draw(st.lists(st.tuples(kinds, here, objects, preconditions), max_size=6))
         touched: set[str] = set()
         requests: list[Any] = []
         before = dict(self.stored)
@@ -400,7 +400,7 @@ class Machine(RuleBasedStateMachine):
 
     # Reads
 
-    @rule(path=paths, kind=conditions, head=st.booleans())
+    @rule(path=paths, kind=preconditions, head=st.booleans())
     def get(self, path: str, kind: str, head: bool) -> None:
         headers, holds = self.conditional(path, kind)
         answer = self.client.request("HEAD" if head else "GET", path, headers)

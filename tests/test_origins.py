@@ -11,10 +11,10 @@ from clients import Answer, Checked, Headers
 from stores import Running, contents
 from streams import FOLLOWED, ask, following
 
-from kvstore.errors import OriginNotAllowed
-from kvstore.messages import Request
-from kvstore.origins import check_origin, shown_to
-from kvstore.settings import InvalidSetting, Settings, read_settings
+from kvstore.core.errors import OriginNotAllowed
+from kvstore.core.settings import InvalidSetting, Settings, read_settings
+from kvstore.http.cors import check_origin, shown_to
+from kvstore.http.messages import Request
 
 LOCAL, FOREIGN = "http://localhost:5173", "https://elsewhere.example"
 
@@ -84,7 +84,7 @@ def test_a_bad_setting(asked: str) -> None:
 
 
 # What changes something: method, target, body.
-CHANGES = [
+READ_CHANGES = [
     ("PUT", "/ns/a", "2"),
     ("PATCH", "/ns/a", '{"b":1}'),
     ("PATCH", "/ns/a?ttl=90", ""),
@@ -97,7 +97,7 @@ CHANGES = [
 
 
 @on_few
-@pytest.mark.parametrize(("method", "target", "body"), CHANGES)
+@pytest.mark.parametrize(("method", "target", "body"), READ_CHANGES)
 def test_a_change(client: Checked, raw: redis.Redis, method: str, target: str, body: str) -> None:
     """From a page of another origin it is refused, and nothing is changed; from one that is allowed it is made and shown."""
     client.put("/ns/a", '{"a":1}')

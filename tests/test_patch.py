@@ -29,13 +29,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stores import Running, contents, wait_until
 
-from kvstore import patch as trees
-from kvstore.commands import Again, Get, Stored
-from kvstore.errors import ContentTooLarge, InvalidPatch, PatchFailed, PathNotThere
-from kvstore.messages import Request
-from kvstore.paths import parse_path
-from kvstore.protocol import parse
-from kvstore.settings import YEAR_S, Settings
+from kvstore.commands.base import Again, Stored
+from kvstore.commands.documents import Get
+from kvstore.core import patch as trees
+from kvstore.core.errors import ContentTooLarge, InvalidPatch, PatchFailed, PathNotThere
+from kvstore.core.paths import parse_path
+from kvstore.core.settings import YEAR_S, Settings
+from kvstore.http.messages import Request
+from kvstore.http.protocol import parse
 
 # --- Merge patch --------------------------------------------------------------------------------------------------------
 

@@ -23,12 +23,12 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 from stores import KEEPS_NOTHING, START_S, Running, free_ports, make_directory, redis_server, wait_for_redis, wait_until
 
-from kvstore import pipeline
-from kvstore.address import parse_address
-from kvstore.clients import open_async_store
-from kvstore.errors import Problem
-from kvstore.pipeline import Pipeline
-from kvstore.scripts import Script
+from kvstore.commands.scripts import Script
+from kvstore.core.errors import Problem
+from kvstore.core.redis_url import parse_redis_url
+from kvstore.stores import pipelined, redis_connection
+from kvstore.stores.pipelined import PipelinedStore
+from kvstore.stores.pooled import open_async_store
 
 TOLD_S = 6.0  # after which a client is told at the latest
 AT_ONCE_S = 0.3
@@ -64,15 +64,15 @@ class Echo(NamedTuple):
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Limits of a second, where the test is that there are any; test_a_redis_that_stops_and_goes_on has the real ones."""
-    monkeypatch.setattr(pipeline, "ANSWER_S", 1.0)
-    monkeypatch.setattr(pipeline, "UNSENT_S", 1.0)
-    monkeypatch.setattr(pipeline, "BACKOFF_S", (0.02, 0.05, 0.1))
-    monkeypatch.setattr(pipeline, "CHECK_S", 0.05)
+    monkeypatch.setattr(redis_connection, "ANSWER_S", 1.0)
+    monkeypatch.setattr(pipelined, "UNSENT_S", 1.0)
+    monkeypatch.setattr(pipelined, "BACKOFF_S", (0.02, 0.05, 0.1))
+    monkeypatch.setattr(pipelined, "CHECK_S", 0.05)
 
 
 def test_the_limits_add_up() -> None:
     """Waiting for a connection, then for the answer, each noticed one look late, is under the 6 s in which a client is told."""
-    assert pipeline.UNSENT_S + pipeline.ANSWER_S + 2 * pipeline.CHECK_S < TOLD_S
+    assert pipelined.UNSENT_S + redis_connection.ANSWER_S + 2 * pipelined.CHECK_S < TOLD_S
 
 
 @pytest.fixture(params=LOOPS)
@@ -130,10 +130,10 @@ def address(port: int, *, database: int = 0) -> str:
 
 
 @asynccontextmanager
-async def opened(url: str, *, verify_tls: bool = True) -> AsyncIterator[Pipeline]:
+async def opened(url: str, *, verify_tls: bool = True) -> AsyncIterator[PipelinedStore]:
     """A store at this URL, closed in the end."""
     store = open_async_store(url, verify_tls=verify_tls)
-    assert isinstance(store, Pipeline)
+    assert isinstance(store, PipelinedStore)
     try:
         yield store
     finally:
@@ -148,7 +148,7 @@ class Refused(NamedTuple):
     after_s: float
 
 
-async def refusal(store: Pipeline, command: Echo = Echo("x")) -> Refused:  # noqa: B008  # it is immutable
+async def refusal(store: PipelinedStore, command: Echo = Echo("x")) -> Refused:  # noqa: B008  # it is immutable
     """The problem that a command meets."""
     begun = time.monotonic()
     with pytest.raises(Problem) as caught:
@@ -444,7 +444,7 @@ def test_nobody_there(run: Callable) -> None:
 @pytest.mark.usefixtures("hasty")
 def test_the_bound_on_what_waits(run: Callable, port: int, raw: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     """More commands than are held without a reply are refused at once, and nothing of them is sent."""
-    monkeypatch.setattr(pipeline, "MAX_WAITING", 50)
+    monkeypatch.setattr(redis_connection, "MAX_WAITING", 50)
 
     async def scenario() -> tuple[list[Refused], Proxy]:
         async with Proxy(port) as proxy, opened(address(proxy.port)) as store:
@@ -471,7 +471,7 @@ def test_the_bound_on_bytes(
     run: Callable, port: int, raw: redis.Redis, monkeypatch: pytest.MonkeyPatch, connected: bool
 ) -> None:
     """A few large commands are too many as well, also while there is no connection yet."""
-    monkeypatch.setattr(pipeline, "MAX_WAITING_BYTES", 100_000)
+    monkeypatch.setattr(redis_connection, "MAX_WAITING_BYTES", 100_000)
 
     def answer(received: bytes) -> bytes:
         if b"PING" in received:
@@ -490,7 +490,7 @@ def test_the_bound_on_bytes(
 
 def test_room_again(run: Callable, port: int, raw: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     """When the replies have come, there is room again."""
-    monkeypatch.setattr(pipeline, "MAX_WAITING", 10)
+    monkeypatch.setattr(redis_connection, "MAX_WAITING", 10)
 
     async def scenario() -> tuple[int, str]:
         async with opened(address(port)) as store:
@@ -594,11 +594,11 @@ def test_a_redis_that_has_no_room(run: Callable, directory: Path, caplog: pytest
     raw.config_set("maxclients", 1)
 
     async def scenario() -> tuple[Refused, str, bool]:
-        store = Pipeline(parse_address(f"redis://127.0.0.1:{port}"), heard=lambda _: None)
+        store = PipelinedStore(parse_redis_url(f"redis://127.0.0.1:{port}"), on_invalidate=lambda _: None)
         try:
             refused = await refusal(store)
             raw.config_set("maxclients", 100)
-            return refused, await store.execute(Echo("again")), store.is_told
+            return refused, await store.execute(Echo("again")), store.is_tracking
         finally:
             await store.close()
 

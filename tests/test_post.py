@@ -28,7 +28,7 @@ from asking import (
 from clients import Checked
 from stores import Running, contents
 
-from kvstore.settings import YEAR_S
+from kvstore.core.settings import YEAR_S
 
 IS_ID = re.compile(r"[A-Za-z0-9._~-]+").fullmatch  # unreserved characters of a URL (RFC 3986 section 2.3)
 

@@ -16,9 +16,12 @@ from serving import Served, start_kvstore
 from stores import Running, start_valkey, wait_until
 from streams import FOLLOWED, LIMIT_S, STREAM_LANES, FlaskServer, Followed, OwnServer, Reader, ask, following, open_reader
 
-from kvstore import holding, presence, web
-from kvstore.paths import parse_path
-from kvstore.presence import HOLD_S
+from kvstore.commands import presence
+from kvstore.commands.presence import HOLD_S
+from kvstore.core.paths import parse_path
+from kvstore.http.presence import parse_hold
+from kvstore.live import presence as holding
+from kvstore.serving import flask as web
 
 AT_ONCE_S = 1.0  # a document is gone within a second of its stream's end
 LATE_S = 1.5  # that a machine which is busy with other tests may take longer
@@ -263,7 +266,7 @@ def test_a_document_that_is_leased_as_a_job(followed: Followed, store: Running) 
             other.wait_for(1)
             assert ask(followed, "GET", ALICE)["name"] == "Alice"
     assert goes(store)
-    assert store.redis.zcard("kv:{room}!held") == 0
+    assert store.redis.zcard("kv:{room}!blocked") == 0
     assert ops(store) == ["put", "delete"]
 
 
@@ -383,7 +386,7 @@ def test_the_scripts(client: Checked, store: Running) -> None:
     """On every kind of store: held by two, released by both, and by one that holds nothing."""
     executes = store.open()
     path = parse_path(ALICE.encode())
-    hold = presence.asked_hold(ALICE.encode(), b'{"b":1,"a":[]}', 1000)
+    hold = parse_hold(ALICE.encode(), b'{"b":1,"a":[]}', 1000)
     assert hold
     one, two, three = (hold._replace(holder=name) for name in ("one", "two", "three"))
     for each in (one, two, two._replace(renews=True)):

@@ -34,9 +34,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stores import Running, contents
 
-from kvstore.jobs import Take
-from kvstore.paths import own_key, parse_path
-from kvstore.scripts import TAKE
+from kvstore.commands.jobs import Take
+from kvstore.commands.scripts import TAKE
+from kvstore.core.paths import own_key, parse_path
 
 
 def take(client: Checked, target: str = "/ns/q/?lease=60s", headers: Any = ()) -> Answer:
@@ -72,7 +72,7 @@ def end_hold(raw: redis.Redis, path: str) -> None:
     mark = raw.hget(at.keys.document, "$kv")
     assert re.match(rb"job \d+ \d+ \S+ \S+\n", mark), mark
     raw.hset(at.keys.document, "$kv", re.sub(rb"^(job \d+) \d+", rb"\1 1", mark))
-    raw.zadd(own_key(at, "until"), {at.rest: 1})
+    raw.zadd(own_key(at, "ready_at"), {at.name: 1})
 
 
 def states(client: Checked, target: str = "/ns/q/") -> dict[str, tuple[str, int]]:
@@ -117,7 +117,7 @@ def test_a_job(client: Checked, raw: redis.Redis, target: str, path: str) -> Non
     assert done(client, job) == 404
     assert taken(client, target) == []
     namespace = parse_path(path.encode()).namespace
-    assert not raw.exists(keys_of(namespace).held)
+    assert not raw.exists(keys_of(namespace).blocked)
     assert all(raw.pttl(key) > 0 for key in contents(raw)), "all keys expire"
 
 
@@ -233,7 +233,7 @@ def test_other_methods_take_nothing(client: Checked, raw: redis.Redis, path: str
     for method in ("GET", "HEAD", "OPTIONS", "PUT"):
         client.request(method, f"{path}{'&' if '?' in path else '?'}lease=60s", [], b"1" if method == "PUT" else b"")
     assert client.request("PATCH", "/ns/q/?lease=60s").status == 405
-    assert not raw.exists(keys_of("ns").held)
+    assert not raw.exists(keys_of("ns").blocked)
 
 
 @on_one
@@ -273,7 +273,7 @@ def test_a_delayed_job_can_be_deleted(client: Checked, raw: redis.Redis) -> None
     """Without a precondition: nobody has it."""
     path = post(client, "/ns/q/?delay=1h", "1").json["path"]
     assert client.delete(path).status == 204
-    assert not raw.exists(keys_of("ns").held)
+    assert not raw.exists(keys_of("ns").blocked)
 
 
 # The query of a POST, and its status.
@@ -349,11 +349,11 @@ def test_many_whose_time_is_over(client: Checked, raw: redis.Redis) -> None:
     for _ in range(3):
         batch(client, [("POST", "/ns/other/?delay=1h", n) for n in range(1000)])
     path = post(client, "/ns/q/?delay=1h", "1").json["path"]
-    until = keys_of("ns").until
+    until = keys_of("ns").ready_at
     raw.zadd(until, dict.fromkeys(raw.zrange(until, 0, -2), 1))
-    raw.zadd(until, {parse_path(path.encode()).rest: 2})
+    raw.zadd(until, {parse_path(path.encode()).name: 2})
     end_hold(raw, path)
-    raw.zadd(until, {parse_path(path.encode()).rest: 2})
+    raw.zadd(until, {parse_path(path.encode()).name: 2})
     assert [job["path"] for job in taken(client)] == [path]
 
 
@@ -474,7 +474,7 @@ def test_extending(client: Checked, raw: redis.Redis) -> None:
         assert answer.status == 200
         assert list(answer.json) == ["path", "lease", "ttl"]
         assert answer.json == {"path": job["path"], "lease": job["lease"], "ttl": 7200}
-        left_ms = raw.zscore(keys_of("ns").until, "q/a") - time.time() * 1000
+        left_ms = raw.zscore(keys_of("ns").ready_at, "q/a") - time.time() * 1000
         assert (lease_s - 30) * 1000 < left_ms <= (lease_s + 1) * 1000
     assert taken(client) == []
     assert done(client, job) == 204
@@ -764,7 +764,7 @@ def test_a_dead_job(client: Checked, raw: redis.Redis, value: str) -> None:
     assert client.get("/ns/q/a").status == 404
     assert [item["name"] for item in listed(client, "/ns/q/?keys")] == ["dead/"]
     assert [(entry.op, entry.name) for entry in entries(raw)] == [("put", "q/a"), ("put", "q/dead/a"), ("delete", "q/a")]
-    assert not raw.exists(keys_of("ns").held)
+    assert not raw.exists(keys_of("ns").blocked)
 
 
 # What a worker says, and what stands in the dead letter; None: our own words.
@@ -929,7 +929,7 @@ def test_a_job_that_expires(client: Checked, raw: redis.Redis) -> None:
     assert set(statuses.values()) == {404, 412}
     assert taken(client) == []
     assert listed(client, "/ns/q/") == []
-    assert not raw.exists(keys_of("ns").held)
+    assert not raw.exists(keys_of("ns").blocked)
     assert sorted(entry.name for entry in entries(raw) if entry.op == "expire") == sorted(["q/a", delayed[4:]])
     client.put("/ns/q/a", "3")
     [again] = taken(client)
@@ -958,7 +958,7 @@ def test_recursive_delete(client: Checked, raw: redis.Redis) -> None:
     post(client, "/ns/q/?delay=1h", "1")
     assert client.delete("/ns/q/?recursive").json == {"deleted": 4}
     assert [done(client, job) for job in jobs] == [404, 404]
-    assert not raw.exists(keys_of("ns").held)
+    assert not raw.exists(keys_of("ns").blocked)
     assert taken(client) == []
 
 
@@ -994,7 +994,7 @@ def test_another_client(client: Checked, raw: redis.Redis, hand: str, then: str)
         raw.delete(key)
         listed(client, "/ns/q/")
     assert not raw.exists(key)
-    held, names = raw.zrange(keys_of("ns").held, 0, -1), raw.zrange(keys_of("ns").names, 0, -1)
+    held, names = raw.zrange(keys_of("ns").blocked, 0, -1), raw.zrange(keys_of("ns").names, 0, -1)
     assert set(held) <= set(names), "the search for what can be taken counts on that"
     assert b"q/b" not in held
     client.put("/ns/q/c", "5")
@@ -1029,7 +1029,7 @@ def test_a_job_that_does_not_expire(client: Checked, raw: redis.Redis) -> None:
 
 
 @on_few
-@pytest.mark.parametrize("name", ["held", "until", "freed", "names", "log"])
+@pytest.mark.parametrize("name", ["blocked", "ready_at", "released", "names", "log"])
 def test_keys_of_another_type(client: Checked, raw: redis.Redis, name: str) -> None:
     """409, and nothing is changed: not half of it."""
     client.put("/ns/q/a", '{"a":1}')
@@ -1055,7 +1055,7 @@ def test_indexes_that_are_lost(client: Checked, raw: redis.Redis) -> None:
         client.put(f"/ns/q/{name}", "1")
     [job] = taken(client)
     post(client, "/ns/q/?delay=1h", "1")
-    raw.delete(keys_of("ns").held, keys_of("ns").until)
+    raw.delete(keys_of("ns").blocked, keys_of("ns").ready_at)
     assert [job["path"] for job in taken(client, "/ns/q/?lease=60s&limit=100")] == ["/ns/q/b", "/ns/q/c"]
     assert taken(client) == []
     assert done(client, job) == 204
@@ -1068,7 +1068,7 @@ def test_an_index_that_is_lost(client: Checked, raw: redis.Redis) -> None:
         client.put(f"/ns/q/{name}", "1")
     assert len(taken(client, "/ns/q/?lease=60s&limit=2")) == 2
     end_hold(raw, "/ns/q/b")
-    raw.delete(keys_of("ns").until)
+    raw.delete(keys_of("ns").ready_at)
     assert [job["path"] for job in taken(client, "/ns/q/?lease=60s&limit=2")] == ["/ns/q/b"]
     end_hold(raw, "/ns/q/a")
     assert [job["path"] for job in taken(client, "/ns/q/?lease=60s&limit=2")] == ["/ns/q/a"]
@@ -1082,11 +1082,11 @@ def test_indexes_live_as_long_as_what_they_say(client: Checked, raw: redis.Redis
     lease_for(client, taken(client)[0], "0")
     client.put("/ns/q/b?ttl=30d", "1")
     keys = keys_of("ns")
-    ends = [raw.pexpiretime(key) for key in (keys.log, keys.names, keys.expiry, keys.until, keys.freed)]
+    ends = [raw.pexpiretime(key) for key in (keys.log, keys.names, keys.expiry, keys.ready_at, keys.released)]
     assert ends == [ends[0]] * 5
     assert ends[0] > (time.time() + 30 * 86_400) * 1000
     post(client, "/ns/q/?delay=1h&ttl=60d", "1")
-    assert raw.pexpiretime(keys.held) == raw.pexpiretime(keys.until) == raw.pexpiretime(keys.names)
+    assert raw.pexpiretime(keys.blocked) == raw.pexpiretime(keys.ready_at) == raw.pexpiretime(keys.names)
 
 
 @on_few
@@ -1266,8 +1266,8 @@ def test_the_first_that_is_free(client: Checked, raw: redis.Redis, names: list[s
         if is_held.random() < share:
             held.add(name)
             raw.hset(f"kv:{{ns}}/{name}", "$kv", b"job 1 9999999999999 - -\n" + raw.hget(f"kv:{{ns}}/{name}", "$kv"))
-            raw.zadd(keys_of("ns").held, {name: 0})
-            raw.zadd(keys_of("ns").until, {name: 9_999_999_999_999})
+            raw.zadd(keys_of("ns").blocked, {name: 0})
+            raw.zadd(keys_of("ns").ready_at, {name: 9_999_999_999_999})
     free = sorted(
         name for name in set(names) - held if name.startswith(queue) and "/" not in name[len(queue) :] and name != queue
     )

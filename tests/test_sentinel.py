@@ -17,8 +17,8 @@ import pytest
 from inprocess import InProcess
 from stores import answers, connect, free_ports, redis_server, wait_for_redis, wait_until
 
-from kvstore.errors import StoreUnavailable
-from kvstore.store import open_store
+from kvstore.core.errors import StoreUnavailable
+from kvstore.stores.blocking import open_blocking_store
 
 LIMIT_S = 40  # Sentinel takes its time
 ANSWER_S = 6.0  # the contract's limit for a 503
@@ -117,7 +117,7 @@ def test_a_primary_that_hangs(sentinels: Sentinels) -> None:
 def test_a_failover(sentinels: Sentinels) -> None:
     """What is served goes on with the new primary, by both kinds of store; a stream resumes without loss."""
     served = InProcess(sentinels.url)
-    store = open_store(sentinels.url)
+    store = open_blocking_store(sentinels.url)
     try:
         first, events = begin_to_follow(served, sentinels)
         sentinels.processes[first].kill()
@@ -150,8 +150,8 @@ def is_on_the_replica(primary: int) -> bool:
 
 def store_reads(store: Any, path: str) -> bytes:
     """A document's text, by the blocking store."""
-    from kvstore.commands import Get
-    from kvstore.paths import parse_path
+    from kvstore.commands.documents import Get
+    from kvstore.core.paths import parse_path
 
     text: bytes = store.execute(Get(parse_path(path.encode()))).text
     return text
@@ -161,7 +161,7 @@ def test_a_sentinel_that_hangs(sentinels: Sentinels) -> None:
     """Another is asked in time, by both kinds of store."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = sentinels.url.replace("://", f"://127.0.0.1:{silent.getsockname()[1]},")
-        served, store = InProcess(url), open_store(url)
+        served, store = InProcess(url), open_blocking_store(url)
         begun = time.monotonic()
         try:
             assert ask(served, "PUT", "/room/1", 1)[0] == 201
@@ -181,7 +181,7 @@ def test_no_sentinel_answers() -> None:
         status, problem = ask(served, "GET", "/a/b")
         assert (status, problem["type"]) == (503, "urn:kvstore:store-unavailable")
         with pytest.raises(StoreUnavailable):
-            store_reads(open_store(f"redis+sentinel://127.0.0.1:{nobody}/main"), "/a/b")
+            store_reads(open_blocking_store(f"redis+sentinel://127.0.0.1:{nobody}/main"), "/a/b")
         assert time.monotonic() - begun < 2 * ANSWER_S
     finally:
         served.stop()

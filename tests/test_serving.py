@@ -16,8 +16,9 @@ import pytest
 from serving import COMMAND, READ_S, Served, read, run_kvstore, start_kvstore, wire
 from stores import Running, wait_until
 
-from kvstore import __version__, embedded
-from kvstore.settings import SETTINGS, InvalidSetting, read_settings
+from kvstore import __version__
+from kvstore.core.settings import SETTINGS, InvalidSetting, read_settings
+from kvstore.stores import embedded
 
 FSYNC_S = 1.0  # what a killed server may have not written yet
 END_S = 5.0  # for the processes that a killed one leaves behind to notice
@@ -402,7 +403,7 @@ def test_large_bodies(served: Served, size: int, status: tuple[int, ...], coding
 def test_a_stop_while_a_worker_starts(directory: Path) -> None:
     """SIGTERM is heard by a worker that is still loading the application."""
     (directory / "slow.py").write_text("import time\ntime.sleep(1)\nfrom kvstore.asgi import app\n")
-    arguments = [sys.executable, "-m", "gunicorn", "-c", "python:kvstore.serve", "slow:app"]
+    arguments = [sys.executable, "-m", "gunicorn", "-c", "python:kvstore.serving.gunicorn_config", "slow:app"]
     served = Served(directory, arguments, {"PORT": "0", "WEB_CONCURRENCY": "1", "KVSTORE_DATA": str(directory / "data")})
     try:
         time.sleep(0.5)  # the worker sleeps in slow.py

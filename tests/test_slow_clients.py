@@ -17,7 +17,7 @@ from serving import wire as request_bytes
 from stores import Running, make_directory, wait_until
 from wires import Wire
 
-from kvstore import server
+from kvstore.serving import connection as server
 
 HEAD_S = 10  # as the README promises
 LATE_S = 2.5  # that a server may be late in noticing, on a machine that is busy with other tests

@@ -22,11 +22,12 @@ from stores import Running, make_directory, start_valkey, wait_until
 from workers import Workers, start_workers
 
 from kvstore import DelayedResult, TaskFailed, queue_daemon, queuefunc
-from kvstore.errors import InvalidPath
-from kvstore.jobs import Lease, Take
-from kvstore.paths import parse_path
-from kvstore.store import Store
-from kvstore.tasks import _tasks, worker_command
+from kvstore.commands.jobs import ChangeLease, Take
+from kvstore.core.errors import InvalidPath
+from kvstore.core.paths import parse_path
+from kvstore.stores.blocking import BlockingStore
+from kvstore.tasks.cli import worker_command
+from kvstore.tasks.decorators import _tasks
 
 # The long forms: 2,000 jobs on 8 workers, Redis halted for 8 s, a worker that idles for a minute.
 LONG = bool(os.environ.get("KVSTORE_TASKS_LONG"))
@@ -101,7 +102,7 @@ def settled(result: DelayedResult) -> str:
     return result.status
 
 
-def take(store: Store, *, max_attempts: int = 5) -> Any:
+def take(store: BlockingStore, *, max_attempts: int = 5) -> Any:
     """The next job of /tasks/."""
     return store.execute(Take(QUEUE, 60_000, 1, max_attempts, 1000)).jobs[0]
 
@@ -228,7 +229,7 @@ def test_a_name_means_one_function_also_when_it_is_decorated() -> None:
 def test_what_delay_leaves_behind(redis_: redis.Redis) -> None:
     """The answer that it would ask for again is kept for minutes, not for a day."""
     worked.add.delay(1, 2)
-    (kept,) = redis_.keys("kv:{tasks}!once:*")
+    (kept,) = redis_.keys("kv:{tasks}!idempotency:*")
     assert 0 < redis_.pttl(kept) <= 300_000
 
 
@@ -343,11 +344,11 @@ def test_status(redis_: redis.Redis, server: Running) -> None:
         result.wait(0.1)
     job = take(store)
     assert (result.status, result.error) == ("running", None)
-    store.execute(Lease(job.path, f" {job.lease} ", 0, 0, "so%20it%20is"))
+    store.execute(ChangeLease(job.path, f" {job.lease} ", 0, 0, "so%20it%20is"))
     assert (result.status, result.error) == ("queued", "so it is")
     job = take(store)
     assert (result.status, result.error) == ("running", "so it is")
-    store.execute(Lease(job.path, f" {job.lease} ", 0, 60_000, "-"))
+    store.execute(ChangeLease(job.path, f" {job.lease} ", 0, 60_000, "-"))
     assert (result.status, result.error) == ("queued", None)
     other = worked.add.delay(1, 2)
     assert take(store).path.text == other.key.replace("results/", "")
@@ -487,7 +488,7 @@ def test_killed_again_and_again(server: Running, redis_: redis.Redis, directory:
     """kill -9 of a worker every second: every job ends done or dead, once, and none is lost."""
     jobs, concurrency, pause_s, every_s = (2000, 8, 0.02, 1.0) if LONG else (120, 3, 0.03, 0.4)
     monkeypatch.setenv("KVSTORE_LOG_LENGTH", WHOLE_LOG)  # what is queued here must not trim it either
-    monkeypatch.setattr("kvstore.tasks._connections", {})
+    monkeypatch.setattr("kvstore.tasks.connection._connections", {})
     workers = Workers(
         directory,
         Path(worked.__file__),
@@ -567,7 +568,7 @@ def test_redis_does_not_come_back(directory: Path, monkeypatch: pytest.MonkeyPat
     """delay() says so after its time, and what it does not know."""
     running = start_valkey(directory)
     running.stop()
-    monkeypatch.setattr("kvstore.tasks.ASK_AGAIN_S", 0.5)
+    monkeypatch.setattr("kvstore.tasks.decorators.ASK_AGAIN_S", 0.5)
     worked.app.config["REDIS_URL"] = running.url
     with worked.app.app_context(), pytest.raises(Exception, match="unknown whether the job is queued"):
         worked.add.delay(1, 2)

@@ -19,11 +19,12 @@ from serving import start_kvstore, wire
 from stores import SERVERS, START_S, Running, contents, start_valkey, wait_until
 from wires import Wire
 
-from kvstore.clients import open_async_store
-from kvstore.commands import Get, Missing
-from kvstore.errors import Problem, StoreUnavailable, problem_of_reply
-from kvstore.paths import parse_path
-from kvstore.store import MAX_CONNECTIONS, Store, _Turns, problem_of
+from kvstore.commands.base import Missing
+from kvstore.commands.documents import Get
+from kvstore.core.errors import Problem, StoreUnavailable, problem_of_reply
+from kvstore.core.paths import parse_path
+from kvstore.stores.blocking import MAX_CONNECTIONS, BlockingStore, _Turns, problem_of
+from kvstore.stores.pooled import open_async_store
 
 ANSWER_S = 6.0  # the contract's limit for a 503
 RETURN_S = 2.0  # and for serving again after Redis has returned
@@ -335,8 +336,8 @@ def test_every_exception_over_http(kind: type[Exception]) -> None:
             raise make(kind)
 
     class There:
-        def open(self) -> Store:
-            return Store(Raising)
+        def open(self) -> BlockingStore:
+            return BlockingStore(Raising)
 
     answer = Checked(FlaskClient(There(), {})).put("/ns/a", "1")
     assert answer.status in (409, 503, 507)

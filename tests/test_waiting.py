@@ -28,16 +28,16 @@ from stores import Running, wait_until
 from streams import FlaskServer
 from wires import Raw, Wire
 
-from kvstore import web
-from kvstore.asgi import Application
-from kvstore.containers import Changes, Logged
+from kvstore.commands.changelog import ChangesRead, ReadChanges
+from kvstore.serving import flask as web
+from kvstore.serving.asgi import Application
 
 LIMIT_S = 10  # for what comes at once where a machine has nothing else to do
 WAIT_S = 12  # that a request waits which is to be answered before
 TAKE = f"/ns/q/?lease=60s&wait={WAIT_S}"
 
 
-def waits(wait_s: int, tag: str | None = None) -> list[tuple[str, str]]:
+def prefer_wait(wait_s: int, tag: str | None = None) -> list[tuple[str, str]]:
     """The header fields of a long poll."""
     return [("Prefer", f"wait={wait_s}"), *([("If-None-Match", tag)] if tag else [])]
 
@@ -75,7 +75,7 @@ CHANGES: dict[str, tuple[Callable[[Checked], Any], int]] = {
 def test_a_document_that_changes(client: Checked, change: str) -> None:
     """The new one as soon as it is there; 404 as soon as it is gone."""
     tag = client.put("/ns/a", '{"a":1}').tag
-    waiting = later(lambda: client.get("/ns/a", waits(WAIT_S, tag)))
+    waiting = later(lambda: client.get("/ns/a", prefer_wait(WAIT_S, tag)))
     client.put("/ns/other", "1")
     assert not waiting.done()
     ask, status = CHANGES[change]
@@ -90,7 +90,7 @@ def test_a_document_that_changes(client: Checked, change: str) -> None:
 @on_servers
 def test_what_is_not_there_yet(client: Checked) -> None:
     """Prefer: wait alone waits for something."""
-    waiting = later(lambda: client.get("/new/thing", waits(WAIT_S)))
+    waiting = later(lambda: client.get("/new/thing", prefer_wait(WAIT_S)))
     assert client.put("/new/thing", "[1]").status == 201
     assert waiting.result(LIMIT_S).json == [1]
 
@@ -108,7 +108,7 @@ def test_a_container_that_changes(client: Checked) -> None:
     ):
         tag = client.get("/ns/q/").tag
         got, head = (
-            later(lambda tag=tag, method=method: client.request(method, "/ns/q/", waits(WAIT_S, tag)))
+            later(lambda tag=tag, method=method: client.request(method, "/ns/q/", prefer_wait(WAIT_S, tag)))
             for method in ("GET", "HEAD")
         )
         change()
@@ -123,9 +123,9 @@ def test_in_time(client: Checked) -> None:
     """304, 404 and 204 when the time is over: not before, and not long after."""
     tag, container_tag = client.put("/ns/a", "1").tag, client.get("/ns/").tag
     asked = [
-        (304, lambda: client.get("/ns/a", waits(1, tag))),
-        (304, lambda: client.get("/ns/", waits(1, container_tag))),
-        (404, lambda: client.get("/ns/b", waits(1))),
+        (304, lambda: client.get("/ns/a", prefer_wait(1, tag))),
+        (304, lambda: client.get("/ns/", prefer_wait(1, container_tag))),
+        (404, lambda: client.get("/ns/b", prefer_wait(1))),
         (204, lambda: client.request("POST", "/ns/q/?lease=60s&wait=1")),
     ]
 
@@ -335,13 +335,13 @@ def test_requests_behind_one_that_waits(serving: Serving) -> None:
 
 def test_while_all_changes(serving: Serving) -> None:
     """Changes without an end, none of them a job: who waits is answered in time, and not when they end."""
-    waits_in_server, is_over = serving.running.server.waits, threading.Event()
+    waits_in_server, is_over = serving.running.server.long_polls, threading.Event()
 
     async def ring(seconds: float) -> None:
         until = time.monotonic() + seconds
         while time.monotonic() < until and not is_over.is_set():
-            for line in waits_in_server._lines:
-                line.hear()
+            for queue in waits_in_server._queues:
+                queue.hear()
             await asyncio.sleep(0)
 
     wires = [serving.send("POST", "/ns/q/?lease=60s&wait=1") for _ in range(3)]
@@ -428,13 +428,13 @@ def test_who_has_gone_leaves_nothing(server: Running) -> None:
     try:
         for n in range(300):
             method, target = ("GET", f"/ns{n}/x") if n % 2 else ("POST", f"/ns{n}/?lease=1&wait=9")
-            wire = serving.send(method, target, waits(9))
+            wire = serving.send(method, target, prefer_wait(9))
             time.sleep(chance.random() * 0.003)
             wire.abort()
         wait_until(lambda: serving.waiting() == 0, LIMIT_S)
-        wires = [serving.send("GET", f"/new{n}/x", waits(1)) for n in range(3)]
+        wires = [serving.send("GET", f"/new{n}/x", prefer_wait(1)) for n in range(3)]
         assert [wire.answer().status for wire in wires] == [404] * 3
-        wait_until(lambda: not serving.running.server.streams.hub._spaces, LIMIT_S)  # no log is read for nobody
+        wait_until(lambda: not serving.running.server.streams.hub._namespaces, LIMIT_S)  # no log is read for nobody
     finally:
         serving.close()
 
@@ -536,15 +536,15 @@ def test_more_than_allowed(server: Running) -> None:
     try:
         takers = [serving.send("POST", "/ns/q/?lease=60s&wait=3") for _ in range(5)]
         serving.wait_for(5)
-        polls = [serving.send("GET", "/ns/a", waits(3)) for _ in range(2)]
+        polls = [serving.send("GET", "/ns/a", prefer_wait(3)) for _ in range(2)]
         serving.wait_for(7)
         for method, target in (("GET", "/ns/a"), ("GET", "/ns/b"), ("POST", "/other/?lease=1&wait=3")):
-            refused = serving.ask(method, target, waits(3))
+            refused = serving.ask(method, target, prefer_wait(3))
             assert refused.status == 503
             assert ("Retry-After", "1") in refused.lines
         assert serving.ask("PUT", "/ns/a", (), b"1").status == 201
         assert [wire.answer().status for wire in polls] == [200, 200]
-        assert serving.ask("GET", "/ns/b", waits(1)).status == 404
+        assert serving.ask("GET", "/ns/b", prefer_wait(1)).status == 404
         assert [wire.answer().status for wire in takers] == [204] * 5
     finally:
         serving.close()
@@ -555,7 +555,11 @@ def test_a_stop(server: Running, directory: Path) -> None:
     served = start_kvstore(directory, REDIS_URL=server.url)
     try:
         tag = dict(served.request("PUT", "/ns/a", (), b"1").getheaders())["ETag"]
-        asked = [("POST", TAKE, ())] * 20 + [("GET", "/ns/a", waits(WAIT_S, tag))] * 6 + [("GET", "/ns/b", waits(WAIT_S))] * 6
+        asked = (
+            [("POST", TAKE, ())] * 20
+            + [("GET", "/ns/a", prefer_wait(WAIT_S, tag))] * 6
+            + [("GET", "/ns/b", prefer_wait(WAIT_S))] * 6
+        )
         wires = []
         for method, target, headers in asked:
             wires.append(Wire(served.at, limit_s=WAIT_S))
@@ -577,7 +581,9 @@ def test_a_stop(server: Running, directory: Path) -> None:
 def test_a_stop_in_process(server: Running) -> None:
     """Closing what serves an event loop answers those who wait; nobody is told that Redis is away."""
     serving = Serving(server.url, loop="asyncio")  # uvloop is not closed as long as a client has not closed
-    wires = [serving.send("POST", TAKE) for _ in range(10)] + [serving.send("GET", "/ns/b", waits(WAIT_S)) for _ in range(5)]
+    wires = [serving.send("POST", TAKE) for _ in range(10)] + [
+        serving.send("GET", "/ns/b", prefer_wait(WAIT_S)) for _ in range(5)
+    ]
     serving.wait_for(15)
     serving.running.stop()
     assert [wire.answer().status for wire in wires] == [204] * 10 + [404] * 5
@@ -604,9 +610,9 @@ def test_connections_to_redis_that_are_cut(serving: Serving, server: Running) ->
 
 def test_what_is_lost_again_and_again(serving: Serving, server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever waits goes on waiting, without asking Redis all the time."""
-    monkeypatch.setattr(Changes, "outcome", lambda *_: Logged(None))
+    monkeypatch.setattr(ReadChanges, "outcome", lambda *_: ChangesRead(None))
     before = server.redis.info("stats")["total_commands_processed"]
-    wires = [serving.send("GET", "/ns/b", waits(1)), serving.send("POST", "/ns/q/?lease=60s&wait=1")]
+    wires = [serving.send("GET", "/ns/b", prefer_wait(1)), serving.send("POST", "/ns/q/?lease=60s&wait=1")]
     assert [wire.answer().status for wire in wires] == [404, 204]
     assert server.redis.info("stats")["total_commands_processed"] - before < 200  # those of scripts are counted as well
 
@@ -615,12 +621,12 @@ def test_redis_is_halted(serving: Serving, server: Running) -> None:
     """Nobody hangs: an answer within the time they wait and the 6 s that Redis is given."""
     tag = dict(serving.ask("PUT", "/ns/a", (), b"1").lines)["ETag"]
     wires = [serving.send("POST", "/ns/q/?lease=60s&wait=1") for _ in range(3)]
-    wires += [serving.send("GET", "/ns/a", waits(1, tag)) for _ in range(3)]
+    wires += [serving.send("GET", "/ns/a", prefer_wait(1, tag)) for _ in range(3)]
     serving.wait_for(6)
     server.signal(signal.SIGSTOP)
     begun = time.monotonic()
     try:
-        late = [serving.send("POST", "/ns/q/?lease=60s&wait=1"), serving.send("GET", "/ns/a", waits(1, tag))]
+        late = [serving.send("POST", "/ns/q/?lease=60s&wait=1"), serving.send("GET", "/ns/a", prefer_wait(1, tag))]
         statuses = [wire.answer().status for wire in wires + late]
         assert time.monotonic() - begun < 1 + 6 + 2
     finally:

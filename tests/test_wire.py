@@ -21,13 +21,14 @@ from inprocess import InProcess
 from stores import Running, contents, wait_until
 from wires import Raw, Wire, in_chunks
 
-from kvstore import http1, server
-from kvstore.codec import MAX_BYTES
-from kvstore.commands import Get
-from kvstore.errors import NotFound
-from kvstore.messages import Reply
-from kvstore.paths import parse_path
-from kvstore.settings import Settings
+from kvstore.commands.documents import Get
+from kvstore.core.errors import NotFound
+from kvstore.core.json_text import MAX_BYTES
+from kvstore.core.paths import parse_path
+from kvstore.core.settings import Settings
+from kvstore.http.messages import Response
+from kvstore.serving import connection as server
+from kvstore.serving import http1
 
 HOST = b"Host: x\r\n"
 DOCUMENT = b'{"a":1}'
@@ -542,7 +543,7 @@ def test_a_reply_that_goes_on_has_its_time_to_be_taken() -> None:
         connection.connection_made(taken)
         connection.data_received(GET)
         await asyncio.sleep(0)
-        connection._send(server.Request("GET", b"/ns/", {}), Reply(200, (), b"1", Get(parse_path(b"/ns/a"))))
+        connection._send(server.Request("GET", b"/ns/", {}), Response(200, (), b"1", Get(parse_path(b"/ns/a"))))
         return connection.due - asyncio.get_running_loop().time()
 
     assert 0 < asyncio.run(due()) <= server.WRITE_S

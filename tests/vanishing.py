@@ -15,7 +15,8 @@ from types import SimpleNamespace
 from stores import wait_until
 from streams import OwnServer
 
-from kvstore import live, streams
+from kvstore.live import hub as live
+from kvstore.serving import sse
 
 SIOCSIFFLAGS = 0x8914
 IFF_UP = 1
@@ -32,7 +33,7 @@ def set_loopback(flags: int) -> None:
 def main() -> None:
     """Follow, cut the network, and wait until nobody follows."""
     url, target = sys.argv[1:]
-    live.HEARTBEAT_S = streams.HEARTBEAT_S = HEARTBEAT_S
+    live.HEARTBEAT_S = sse.HEARTBEAT_S = HEARTBEAT_S
     set_loopback(IFF_UP)
     followed = OwnServer(SimpleNamespace(url=url))
     followed.open(target, {}).wait_for(1)

@@ -1,0 +1,131 @@
+"""The settings: one table of name, type, default and meaning, read from an environment mapping.
+
+Nothing here reads `os.environ` by itself, so that whoever embeds the service decides where settings come from.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kvstore.core.redis_url import parse_redis_url
+
+YEAR_S = 31_536_000
+MAX_TTL_S = 100 * YEAR_S  # that can be allowed
+LOCAL = "http://localhost:* http://127.0.0.1:*"  # what somebody serves who develops a page on this machine
+
+
+class InvalidSetting(ValueError):
+    """A setting has a value that cannot be used; the message is one line that names it."""
+
+
+def _number(low: int, high: int) -> Callable[[str], int]:
+    def convert(text: str) -> int:
+        if not (text.isascii() and text.isdigit() and low <= int(text) <= high):
+            raise ValueError(f"a whole number from {low} to {high}")
+        return int(text)
+
+    return convert
+
+
+def _redis_url(text: str) -> str:
+    parse_redis_url(text)
+    return text
+
+
+@dataclass(frozen=True, slots=True)
+class Origins:
+    """Origins of web pages (RFC 6454): `patterns` are origins, ones that end in `:*` for any port, or `*` for every origin."""
+
+    patterns: tuple[str, ...]
+
+    def allow(self, origin: str) -> bool:
+        """Whether an origin, as a browser spells it, is one of them."""
+        return any(
+            pattern in ("*", origin) or (pattern.endswith(":*") and _PORT.sub("", origin) == pattern[:-2])
+            for pattern in self.patterns
+        )
+
+
+_PORT = re.compile(r":[0-9]{1,5}\Z")
+_ORIGIN = re.compile(r"\*|null|https?://(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(?::(?:[0-9]{1,5}|\*))?")
+
+
+def _origins(text: str) -> Origins:
+    patterns = [] if text == "none" else text.lower().split()
+    if not all(map(_ORIGIN.fullmatch, patterns)):
+        raise ValueError("origins such as https://example.org or http://localhost:*, * for all, or none")
+    return Origins(tuple(patterns))
+
+
+LOCAL_ORIGINS = _origins(LOCAL)
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A row of the table: the environment variable, its default as text, what converts it, and what it means."""
+
+    name: str
+    default: str
+    convert: Callable[[str], Any]
+    meaning: str
+
+
+SETTINGS = (
+    Setting("HOST", "127.0.0.1", lambda text: text.strip("[]"), "address to listen on; `0.0.0.0` for all"),
+    Setting("PORT", "8000", _number(0, 65535), "port to listen on"),
+    Setting("WEB_CONCURRENCY", "", _number(1, 64), "worker processes; empty: one per core, at most 4"),
+    Setting("REDIS_URL", "", _redis_url, "the Redis to store in; empty: the embedded server"),
+    Setting("KVSTORE_DATA", "data", str, "directory in which the embedded server keeps its data"),
+    Setting(
+        "KVSTORE_ORIGINS", LOCAL, _origins, "origins whose web pages may use it, with spaces between; `*` for all, or `none`"
+    ),
+    Setting("KVSTORE_MAX_TTL", str(YEAR_S), _number(1, MAX_TTL_S), "largest TTL that may be asked for, in seconds"),
+    Setting("KVSTORE_MAX_STREAMS", "10000", _number(0, 1_000_000), "readers that may follow a path, in each process"),
+    Setting("KVSTORE_LOG_LENGTH", "1000", _number(1, 10_000_000), "changes kept in each namespace's change log"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The settings, converted. An empty `redis_url` means the embedded server, `workers` 0 means by cores."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    workers: int = 0
+    redis_url: str = ""
+    data: str = "data"
+    origins: Origins = LOCAL_ORIGINS
+    max_ttl_s: int = YEAR_S
+    default_ttl_s: int = YEAR_S  # of a document that asks for none: one year, or the largest where that is less
+    log_length: int = 1000
+    max_streams: int = 10_000
+    disk_is_lost: bool = False  # a Heroku dyno's disk ends with the dyno
+    verify_tls: bool = True  # Heroku's Redis has a self-signed certificate
+
+
+def read_settings(environ: Mapping[str, str]) -> Settings:
+    """The settings that `environ` asks for; raises InvalidSetting with one line that names the setting."""
+    values: dict[str, Any] = {}
+    for setting in SETTINGS:
+        text = environ.get(setting.name, "").strip() or setting.default
+        try:
+            values[setting.name] = setting.convert(text) if text else ""
+        except ValueError as rule:
+            shown = "what is there" if setting.name == "REDIS_URL" else repr(text)  # a URL may hold a password
+            raise InvalidSetting(f"{setting.name} must be {rule}, not {shown}") from None
+    heroku = bool(environ.get("DYNO"))
+    return Settings(
+        host=values["HOST"],
+        port=values["PORT"],
+        workers=values["WEB_CONCURRENCY"] or 0,
+        redis_url=values["REDIS_URL"],
+        data=values["KVSTORE_DATA"],
+        origins=values["KVSTORE_ORIGINS"],
+        max_ttl_s=values["KVSTORE_MAX_TTL"],
+        default_ttl_s=min(YEAR_S, values["KVSTORE_MAX_TTL"]),
+        log_length=values["KVSTORE_LOG_LENGTH"],
+        max_streams=values["KVSTORE_MAX_STREAMS"],
+        disk_is_lost=heroku,
+        verify_tls=not heroku,
+    )
