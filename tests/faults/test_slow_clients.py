@@ -19,7 +19,7 @@ from tests.support.serving import wire as request_bytes
 from tests.support.stores import Running, make_directory, wait_until
 from tests.support.wires import Wire
 
-HEAD_S = 10  # as the README promises
+HEAD_S = 10  # as docs/http.md promises
 LATE_S = 2.5  # that a server may be late in noticing, on a machine that is busy with other tests
 SLOW = 200
 REQUESTS = 300
