@@ -61,6 +61,19 @@ def _origins(text: str) -> Origins:
 LOCAL_ORIGINS = _origins(LOCAL)
 
 
+_MEMORY = re.compile(r"([0-9]{1,15})(kb|mb|gb)?", re.IGNORECASE)
+_MEMORY_UNITS = {"": 1, "kb": 1024, "mb": 1024**2, "gb": 1024**3}
+MIN_MEMORY_BYTES = 8 * 1024**2  # an empty server has some 2 MiB
+
+
+def _memory(text: str) -> int:
+    found = _MEMORY.fullmatch(text)
+    size = int(found[1]) * _MEMORY_UNITS[(found[2] or "").lower()] if found else 0
+    if size < MIN_MEMORY_BYTES:
+        raise ValueError("a number of bytes, at least 8mb, such as 512mb or 2gb")
+    return size
+
+
 @dataclass(frozen=True, slots=True)
 class Setting:
     """A row of the table: environment variable, default as text, conversion, meaning."""
@@ -77,6 +90,7 @@ SETTINGS = (
     Setting("WEB_CONCURRENCY", "", _number(1, 64), "worker processes; empty: one per core, at most 4"),
     Setting("REDIS_URL", "", _redis_url, "Redis that stores the documents; empty: the embedded server"),
     Setting("KVSTORE_DATA", "data", str, "directory in which the embedded server keeps its data"),
+    Setting("KVSTORE_MAXMEMORY", "", _memory, "memory of the embedded server, such as `512mb`; empty: half of the machine's"),
     Setting(
         "KVSTORE_ORIGINS", LOCAL, _origins, "origins whose web pages may use it, separated by spaces; `*` for all, or `none`"
     ),
@@ -95,6 +109,7 @@ class Settings:
     workers: int = 0
     redis_url: str = ""
     data: str = "data"
+    max_memory_bytes: int = 0  # of the embedded server; 0: half of what this process may use
     origins: Origins = LOCAL_ORIGINS
     max_ttl_s: int = YEAR_S
     default_ttl_s: int = YEAR_S  # of a document written without a TTL: one year, or max_ttl_s if that is less
@@ -121,6 +136,7 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         workers=values["WEB_CONCURRENCY"] or 0,
         redis_url=values["REDIS_URL"],
         data=values["KVSTORE_DATA"],
+        max_memory_bytes=values["KVSTORE_MAXMEMORY"] or 0,
         origins=values["KVSTORE_ORIGINS"],
         max_ttl_s=values["KVSTORE_MAX_TTL"],
         default_ttl_s=min(YEAR_S, values["KVSTORE_MAX_TTL"]),
