@@ -245,13 +245,13 @@ ADDRESSES = [
     ("worker:p%40ss%3A%2F@", "/2", 2),
     ("", "?password=secret", 0),
     ("", "?username=worker&password=p%40ss%3A%2F", 0),
-    ("", "", "wants a password"),
+    ("", "", "requires a password"),
     (":wrong@", "", "user name or password"),
     (":wrong@", "/3", "user name or password"),
     ("worker:secret@", "", "user name or password"),
     ("nobody:secret@", "", "user name or password"),
-    ("reader:r@", "", "permit"),
-    (":secret@", "/99", "look at the log"),
+    ("reader:r@", "", "may not run"),
+    (":secret@", "/99", "see the log"),
 ]
 
 
