@@ -13,11 +13,12 @@ from kvstore.commands.subscriptions import Follow, LongPoll
 from kvstore.core.errors import Problem
 from kvstore.core.paths import escape
 from kvstore.core.settings import read_settings
+from kvstore.http.hosts import is_loopback
 from kvstore.http.messages import MAX_BODY_BYTES, Headers, Request, Response
 from kvstore.http.protocol import render
 from kvstore.runtime import ClientGone, Runtime, locate, open_runtime
 from kvstore.serving.buffered_stream import BufferedStream
-from kvstore.serving.exchange import Decision, add_field, decide, respond, stream_fields, too_large
+from kvstore.serving.exchange import Decision, add_field, decide, decide_for_host, respond, stream_fields, too_large
 from kvstore.serving.mount import below_mount
 
 Message = dict[str, Any]
@@ -73,6 +74,12 @@ class Application:
         await send({"type": "lifespan.shutdown.complete"})
 
 
+def _is_server_on_loopback(scope: Message) -> bool:
+    """Whether a server on loopback serves nothing else; an application that mounts the service looks after Host itself."""
+    address, _ = scope.get("server") or (None, None)
+    return is_loopback(address) and not scope.get("root_path")
+
+
 async def _read(runtime: Runtime, scope: Message, receive: Receive) -> tuple[Request, Decision]:
     """A request, and what to do with it; raises ClientGone."""
     headers: dict[str, str] = {}
@@ -84,7 +91,8 @@ async def _read(runtime: Runtime, scope: Message, receive: Receive) -> tuple[Req
         request = request._replace(target=target, base=base, body=await _body(receive))
     except Problem as problem:
         return request, respond(request, problem, runtime.settings)
-    return request, decide(request, runtime.settings)
+    deciding = decide_for_host if _is_server_on_loopback(scope) else decide
+    return request, deciding(request, runtime.settings)
 
 
 async def _outcome(runtime: Runtime, asked: Command | LongPoll, receive: Receive) -> Any:

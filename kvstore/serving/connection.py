@@ -15,7 +15,7 @@ from kvstore.commands.subscriptions import Follow
 from kvstore.core.errors import Problem, RequestTimeout, unavailable
 from kvstore.http.messages import Headers, Request, Response
 from kvstore.http.protocol import render
-from kvstore.serving.exchange import decide, respond, stream_fields
+from kvstore.serving.exchange import respond, stream_fields
 from kvstore.serving.http1 import HEAD, NOTHING, Reader
 from kvstore.serving.server import Server
 from kvstore.serving.sse import Stream
@@ -199,7 +199,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _answer(self, request: Request) -> None:
         runtime = self._runtime
-        decision = decide(request, runtime.settings)
+        decision = self._server.decide(request, runtime.settings)
         if isinstance(decision, Response):
             self._send(request, decision)
         elif isinstance(decision, Follow):

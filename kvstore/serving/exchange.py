@@ -8,9 +8,10 @@ from typing import TypeAlias
 
 from kvstore.commands.base import Command
 from kvstore.commands.subscriptions import Follow, LongPoll
-from kvstore.core.errors import ContentTooLarge, InvalidRequest, problem_in
+from kvstore.core.errors import ContentTooLarge, InvalidRequest, Problem, problem_in
 from kvstore.core.settings import Settings
 from kvstore.http.cors import shown_to
+from kvstore.http.hosts import check_host
 from kvstore.http.messages import MAX_BODY_BYTES, Headers, Request, Response, refuse
 from kvstore.http.protocol import STREAM, parse, render
 
@@ -24,6 +25,15 @@ def decide(request: Request, settings: Settings) -> Decision:
     except Exception as error:
         return respond(request, error, settings)
     return show(request, decision, settings) if isinstance(decision, Response) else decision
+
+
+def decide_for_host(request: Request, settings: Settings) -> Decision:
+    """The same, for a server that web pages might reach by a name of their own (hosts.py)."""
+    try:
+        check_host(request.headers, settings)
+    except Problem as problem:
+        return respond(request, problem, settings)
+    return decide(request, settings)
 
 
 def respond(request: Request, outcome: object, settings: Settings) -> Response:

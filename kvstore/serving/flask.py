@@ -26,12 +26,13 @@ from kvstore.commands.subscriptions import Follow, LongPoll
 from kvstore.core.errors import InvalidRequest, Problem
 from kvstore.core.paths import escape
 from kvstore.core.settings import Settings, read_settings
+from kvstore.http.hosts import is_loopback
 from kvstore.http.messages import MAX_BODY_BYTES, Request, Response, refuse
 from kvstore.http.protocol import render
 from kvstore.runtime import ClientGone, Runtime, connect, open_runtime
 from kvstore.serving.background import Background
 from kvstore.serving.buffered_stream import BufferedStream
-from kvstore.serving.exchange import cut_off, decide, respond, stream_fields, too_large
+from kvstore.serving.exchange import cut_off, decide, decide_for_host, respond, stream_fields, too_large
 from kvstore.serving.mount import Mounted, below_mount
 from kvstore.stores.blocking import BlockingStore
 
@@ -90,7 +91,8 @@ def _answer(runtime: FlaskRuntime, environ: Environ, prefix_segments: int) -> fl
         request = request._replace(target=target, base=base, body=_body(environ))
     except Problem as problem:
         return as_response(respond(request, problem, runtime.settings))
-    decision = decide(request, runtime.settings)
+    deciding = decide_for_host if _is_development_server_on_loopback(environ) else decide
+    decision = deciding(request, runtime.settings)
     if isinstance(decision, Response):
         return as_response(decision)
     try:
@@ -104,6 +106,11 @@ def _answer(runtime: FlaskRuntime, environ: Environ, prefix_segments: int) -> fl
     if response.more and request.method != "HEAD":
         answer.response = _parts(runtime.store, request, response)
     return answer
+
+
+def _is_development_server_on_loopback(environ: Environ) -> bool:
+    """Whether this is Flask's own server, for this machine only. Behind any other, the application looks after Host itself."""
+    return "werkzeug.socket" in environ and is_loopback(environ.get("SERVER_NAME"))
 
 
 def _parts(store: BlockingStore, request: Request, response: Response) -> Iterator[bytes]:

@@ -18,7 +18,8 @@ from gunicorn.workers.base import Worker
 
 from kvstore.serving.asgi import Application
 from kvstore.serving.connection import ClientConnection
-from kvstore.serving.server import Server
+from kvstore.serving.exchange import decide_for_host
+from kvstore.serving.server import Server, listens_on_loopback
 
 SPARE_DESCRIPTORS = 512  # file descriptors for connections to Redis, for those that are refused, and for what is open besides
 _NOTIFY_S = 1.0  # gunicorn's master kills a worker that has been silent for its `timeout`
@@ -68,6 +69,8 @@ class WorkerProcess(Worker):  # type: ignore[misc]  # gunicorn has no types
         self._handle_signals()
         runtime = application.open()
         server = Server(runtime)
+        if listens_on_loopback(listener.sock for listener in self.sockets):
+            server.decide = decide_for_host
         descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         server.max_connections = min(server.max_connections, max(1, descriptors - SPARE_DESCRIPTORS))
         connect = partial(ClientConnection, server)

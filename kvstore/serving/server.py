@@ -2,12 +2,16 @@
 
 import asyncio
 import logging
+from collections.abc import Iterable
 from contextlib import suppress
+from socket import AF_INET, AF_INET6, socket
 from time import time
 from typing import Protocol
 
+from kvstore.http.hosts import is_loopback
 from kvstore.http.messages import http_date
 from kvstore.runtime import Runtime
+from kvstore.serving.exchange import decide
 from kvstore.serving.sse import Streams
 
 CHECK_S = 0.5  # between looks at what is overdue
@@ -15,6 +19,12 @@ MAX_UNREAD_BYTES = 192 * 1024 * 1024  # of responses that clients have not taken
 MAX_REFUSED = 256  # connections above the limit that are told so; any more are cut off without a word
 
 log = logging.getLogger("kvstore")
+
+
+def listens_on_loopback(listeners: Iterable[socket]) -> bool:
+    """Whether a server is reached from this machine only, by TCP: then web pages reach it, and it has to look at Host."""
+    addresses = [listener.getsockname()[0] for listener in listeners if listener.family in (AF_INET, AF_INET6)]
+    return bool(addresses) and all(map(is_loopback, addresses))
 
 
 class Connection(Protocol):
@@ -44,6 +54,7 @@ class Server:
         self.streams = Streams(runtime.hub)
         self.loop = asyncio.get_running_loop()
         self.connections: set[Connection] = set()
+        self.decide = decide
         self.max_connections = runtime.settings.max_connections
         self.stopping = False
         self.date = b""

@@ -51,6 +51,7 @@ WORLD = {
     "logging": {"core.errors", "stores", "live", "runtime", "serving.connection", "serving.server", "tasks"},
     "os": {"stores.embedded", "serving", "tasks", "asgi"},
     "pathlib": {"stores.embedded", "runtime", "serving.gunicorn_config"},
+    "random": {"live.stream_session"},
     "resource": {"serving.gunicorn_worker"},
     "secrets": {"live.presence"},
     "signal": {"stores.embedded", "serving.gunicorn_config", "serving.gunicorn_worker", "tasks"},
@@ -66,7 +67,7 @@ WORLD = {
 # The rest of the standard library that is in use: it touches nothing.
 PURE = {
     *("collections", "concurrent", "contextlib", "dataclasses", "datetime", "email", "functools", "hashlib"),
-    *("http", "itertools", "json", "re", "traceback", "types", "typing", "urllib", "weakref"),
+    *("http", "ipaddress", "itertools", "json", "re", "traceback", "types", "typing", "urllib", "weakref"),
 }
 
 

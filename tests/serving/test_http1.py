@@ -695,14 +695,14 @@ class Player:
     async def play(self, pieces: list[bytes]) -> Played:
         requests: list[server.Request] = []
         connection, transport = server.ClientConnection(self.server), Socket()
-        decide = server.decide
+        decide = self.server.decide
 
         def note(request: server.Request, settings: Settings) -> object:
             requests.append(request)
             return decide(request, settings)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(server, "decide", note)
+            patch.setattr(self.server, "decide", note)
             connection.connection_made(transport)
             for piece in pieces:
                 if transport.closed:
