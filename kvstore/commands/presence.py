@@ -7,7 +7,7 @@ here does I/O; `live/presence.py` holds.
 
 from typing import NamedTuple
 
-from kvstore.commands.base import Again, RedisReply, registered
+from kvstore.commands.base import Again, Arguments, RedisReply, registered
 from kvstore.commands.scripts import HOLD, RELEASE_HOLD, Script
 from kvstore.core.codec import Encoded
 from kvstore.core.errors import AlreadyStored
@@ -35,19 +35,19 @@ class Hold(NamedTuple):
     log_length: int
     holder: str = ""
     renews: bool = False
-    script: Script = HOLD
+    script: Script[Held] = HOLD
 
     @property
     def keys(self) -> tuple[str, ...]:
         return _keys(self.path)
 
     @property
-    def arguments(self) -> tuple[bytes | str | int, ...]:
+    def arguments(self) -> Arguments:
         ttl_ms, encoded = int(HOLD_S * 1000), self.encoded
         word = "renew" if self.renews else "hold"
         return (self.holder, word, self.path.name, ttl_ms, self.log_length, encoded.shape, "", *encoded.fields)
 
-    def outcome(self, reply: RedisReply) -> Held | Again:
+    def outcome(self, reply: RedisReply) -> Held | Again[Held]:
         if reply[0] == b"taken":
             raise AlreadyStored(
                 f"a document is stored at {self.path.text} that no stream holds, and holding it would delete it in the end;"
@@ -60,14 +60,14 @@ class Release(NamedTuple):
     """Hold a document no longer, and delete it where nobody else holds it: Released."""
 
     hold: Hold
-    script: Script = RELEASE_HOLD
+    script: Script[Released] = RELEASE_HOLD
 
     @property
     def keys(self) -> tuple[str, ...]:
         return _keys(self.hold.path)
 
     @property
-    def arguments(self) -> tuple[bytes | str | int, ...]:
+    def arguments(self) -> Arguments:
         return (self.hold.holder, self.hold.path.name, "*", "", "", self.hold.log_length)
 
     def outcome(self, _: RedisReply) -> Released:

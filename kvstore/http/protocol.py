@@ -7,7 +7,7 @@ see to by itself is written at Request and Reply. Sources: RFC 9110 (HTTP), RFC 
 import hashlib
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 from kvstore.commands.base import Appended, Command, Deleted, Failed, Found, Idempotent, Missing, Replayed, Stored
 from kvstore.commands.batch import Answered, Answers, Batch, Refused
@@ -29,7 +29,7 @@ from kvstore.core.errors import (
 from kvstore.core.paths import Path, own_key, parse_path, split_target
 from kvstore.core.preconditions import parse_preconditions
 from kvstore.core.settings import Settings
-from kvstore.http.batch import parse_batch, render_answers, render_refused
+from kvstore.http.batch import Answer, parse_batch, render_answers, render_refused
 from kvstore.http.bulk_batch import parse_bulk, render_responses
 from kvstore.http.containers import parse_list, render_listing, render_unchanged
 from kvstore.http.content import ACCEPT_PATCH, check_json
@@ -61,6 +61,25 @@ from kvstore.http.queues import MAX_WAIT_S, render_held, render_taken
 
 BATCH_PATH = "/_/batch"
 
+Executed: TypeAlias = (
+    Found
+    | Missing
+    | Stored
+    | Appended
+    | Deleted
+    | Failed
+    | Listing
+    | Unchanged
+    | DeletedRecursive
+    | Answers[Request, Answer]
+    | Refused[Request, Answer]
+    | ManyWritten
+    | ManyRead
+    | Taken
+    | LeaseChanged
+)
+Outcome: TypeAlias = Executed | Replayed[Executed]  # what a request's command can come to
+
 ALLOW_DOCUMENT = "GET, HEAD, PUT, PATCH, POST, DELETE, OPTIONS"
 ALLOW_CONTAINER = "GET, HEAD, POST, DELETE, OPTIONS"
 
@@ -71,7 +90,7 @@ STREAM: Headers = (("Content-Type", EVENT_STREAM), ("Cache-Control", "no-store")
 _POSITION = re.compile(r"[0-9]{1,15}-[0-9]{1,15}")
 
 
-def parse(request: Request, settings: Settings) -> Command | Follow | LongPoll | Response:
+def parse(request: Request, settings: Settings) -> Command[Outcome] | Follow | LongPoll[Outcome] | Response:
     """What a request asks of the store, or the reply where the store is not needed; raises Problem."""
     raw_path, raw_query = split_target(request.target)
     method = request.method
@@ -107,11 +126,11 @@ def parse(request: Request, settings: Settings) -> Command | Follow | LongPoll |
     if key is None:
         return command
     if isinstance(command, LongPoll):
-        return command._replace(command=_idempotent(request, command.path, key, command.command))
+        return LongPoll(_idempotent(request, command.path, key, command.command), command.path, command.wait_s)
     return _idempotent(request, path.container if method == "POST" else path, key, command)
 
 
-def render(request: Request, outcome: object) -> Response:
+def render(request: Request, outcome: Outcome) -> Response:
     """The reply to a request whose command had this outcome; raises Problem."""
     renderer = _RENDERERS.get(type(outcome))
     if renderer is None:
@@ -147,7 +166,7 @@ def _options(request: Request, allow: str) -> Response:
     return Response(204, (("Allow", allow), ("Accept-Patch", ACCEPT_PATCH), *preflight(request, allow), *SAFE))
 
 
-def _batch(request: Request, path: Path, settings: Settings) -> Command | Response:
+def _batch(request: Request, path: Path, settings: Settings) -> Command[Outcome] | Response:
     if request.method == "OPTIONS":
         return Response(204, (("Allow", "POST, OPTIONS"), *preflight(request, "POST"), *SAFE))
     if request.method != "POST":
@@ -155,19 +174,26 @@ def _batch(request: Request, path: Path, settings: Settings) -> Command | Respon
     check_origin(request.headers, settings)
     check_json(request.headers)
     if "idempotency-key" not in request.headers:
-        alike = parse_bulk(request, settings, lambda: _any_batch(request, settings))
-        if alike is not None:
-            return alike
+        bulk = parse_bulk(request, settings, lambda: _slow_batch(request, settings))
+        if bulk is not None:
+            return bulk
     return _any_batch(request, settings)
 
 
-def _any_batch(request: Request, settings: Settings) -> Command | Response:
-    atomic, batch = parse_batch(request, lambda part: _in_batch(part, settings))
+def _slow_batch(request: Request, settings: Settings) -> Command[Executed]:
+    """The batch that a bulk one becomes where the script finds that it would be refused."""
+    batch = _any_batch(request, settings)
+    assert isinstance(batch, Batch)  # each of its requests needs the store
+    return batch
+
+
+def _any_batch(request: Request, settings: Settings) -> Batch[Request, Answer] | Idempotent[Executed] | Response:
+    batch = parse_batch(request, lambda part: _in_batch(part, settings))
     first = batch.next()
     key = request.headers.get("idempotency-key")
-    if key is not None and not atomic:
+    if key is not None and not batch.atomic:
         raise InvalidRequest("an Idempotency-Key is for an atomic batch; give each request its own, or none")
-    if atomic:
+    if batch.atomic:
         for index, step in enumerate(batch.steps):
             if isinstance(step, Answered) and isinstance(step.answer, Problem):
                 raise render_refused(Refused(index, batch.requests[index], step.answer), render)
@@ -175,10 +201,10 @@ def _any_batch(request: Request, settings: Settings) -> Command | Response:
         return render_answers(first, render)
     command = first.command
     assert isinstance(command, Batch)
-    return command if key is None else _idempotent(request, command.path, key, command)
+    return command if key is None else _idempotent(request, command.path, key, command, command.as_reader)
 
 
-def _in_batch(request: Request, settings: Settings) -> Command | Response:
+def _in_batch(request: Request, settings: Settings) -> Command[Outcome] | Response:
     if parse_path(split_target(request.target)[0]).text == BATCH_PATH:  # before its body is read, and what is in that
         raise NotInBatch("a batch is not for a batch: send its requests as requests of the other, or by itself")
     command = parse(request, settings)
@@ -187,7 +213,7 @@ def _in_batch(request: Request, settings: Settings) -> Command | Response:
     return command
 
 
-_WRITES: dict[str, Callable[[Request, Path, bytes, Settings], Command | LongPoll]] = {
+_WRITES: dict[str, Callable[[Request, Path, bytes, Settings], Command[Executed] | LongPoll[Executed]]] = {
     "PUT": parse_put,
     "PATCH": parse_patch,
     "POST": parse_post,
@@ -195,13 +221,16 @@ _WRITES: dict[str, Callable[[Request, Path, bytes, Settings], Command | LongPoll
 }
 
 
-def _idempotent(request: Request, path: Path, key: str, command: Command) -> Idempotent:
+def _idempotent(
+    request: Request, path: Path, key: str, command: Command[Executed], reader: Command[Executed] | None = None
+) -> Idempotent[Executed]:
     """The command, once for its Idempotency-Key (draft-ietf-httpapi-idempotency-key-header)."""
     if not 1 <= len(key) <= 255:
         raise InvalidRequest("an Idempotency-Key has 1 to 255 characters")
     asked = (request.method, request.target, request.body, *(request.headers.get(name) for name in _ASKED_BY))
     fingerprint = hashlib.sha256(repr(asked).encode()).hexdigest()
-    return Idempotent(command, own_key(path, "idempotency:" + hashlib.sha256(key.encode()).hexdigest()), fingerprint)
+    kept = own_key(path, "idempotency:" + hashlib.sha256(key.encode()).hexdigest())
+    return Idempotent(command, kept, fingerprint, reader=reader)
 
 
 # The header fields that make a request another one for its Idempotency-Key.
@@ -212,7 +241,7 @@ def _held(request: Request, held: LeaseChanged) -> Response:
     return apply_preference(request, render_held(held))
 
 
-def _replayed(request: Request, again: Replayed) -> Response:
+def _replayed(request: Request, again: Replayed[Executed]) -> Response:
     replayed = ("Idempotency-Replayed", "true")
     try:
         reply = render(request, again.outcome)
@@ -222,7 +251,7 @@ def _replayed(request: Request, again: Replayed) -> Response:
     return reply._replace(headers=(*reply.headers, replayed))
 
 
-def _refused(_: Request, refused: Refused) -> Response:
+def _refused(_: Request, refused: Refused[Request, Answer]) -> Response:
     raise render_refused(refused, render)
 
 

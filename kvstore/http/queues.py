@@ -34,7 +34,7 @@ MAX_WAIT_S = 25
 LEASE_BYTES = 40  # of a lease, which names a dead job where its own name is too long; really some 30
 
 
-def take(request: Request, path: Path, raw_query: bytes, settings: Settings) -> Take | LongPoll:
+def take(request: Request, path: Path, raw_query: bytes, settings: Settings) -> Take | LongPoll[Taken]:
     """What a POST with ?lease= asks for; raises InvalidParameter, InvalidDocument, InvalidPrecondition or InvalidPath."""
     if request.body:
         raise InvalidDocument("a take has no body; a POST without ?lease= appends the body to the queue")
