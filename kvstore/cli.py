@@ -34,7 +34,9 @@ def usage() -> str:
 
 
 def _serve() -> None:
-    from gunicorn.app.wsgiapp import WSGIApplication
-
+    try:
+        from gunicorn.app.wsgiapp import WSGIApplication
+    except ModuleNotFoundError:
+        sys.exit("kvstore: serving needs gunicorn; install it with: pip install 'kvstore[server]'")
     sys.argv = ["kvstore", "-c", "python:kvstore.serving.gunicorn_config"]
     WSGIApplication(None, prog="kvstore").run()

@@ -28,7 +28,7 @@ def locate(settings: Settings) -> Settings:
     if settings.redis_url:
         return settings
     try:
-        server = embedded.start_or_join(Path(settings.data))
+        server = embedded.start_or_join(Path(settings.data), settings.max_memory_bytes)
     except embedded.NoBinary as reason:
         log.warning(NOTHING_IS_KEPT.format(why=reason))
         return replace(settings, redis_url="fake://")

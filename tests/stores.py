@@ -27,7 +27,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from kvstore.stores import embedded
-from kvstore.stores.blocking import BlockingStore, open_blocking_store
+from kvstore.stores.blocking import NO_SETINFO, BlockingStore, open_blocking_store
 
 MAX_SOCKET_PATH_BYTES = 100  # the kernel's limit is 108, macOS's 104
 START_S = 30
@@ -53,7 +53,7 @@ def die_with_parent() -> None:
 
 def connect(url: str) -> redis.Redis:
     """A client that sees what redis-cli sees; it sends nothing twice either."""
-    return redis.Redis.from_url(url, protocol=2, retry=Retry(NoBackoff(), 0), socket_timeout=10, driver_info=None)
+    return redis.Redis.from_url(url, protocol=2, retry=Retry(NoBackoff(), 0), socket_timeout=10, **NO_SETINFO)
 
 
 def redis_server(directory: Path, *arguments: str) -> "subprocess.Popen[bytes]":
@@ -139,7 +139,7 @@ class Cluster(Running):
     def __init__(self, ports: list[int], stop: Callable[[], None]) -> None:
         self.url, self.pid = "redis+cluster://" + ",".join(f"127.0.0.1:{port}" for port in ports), None
         nodes = [redis.cluster.ClusterNode("127.0.0.1", port) for port in ports]
-        self.redis = AllNodes(startup_nodes=nodes, protocol=2, retry=Retry(NoBackoff(), 0), socket_timeout=10, driver_info=None)
+        self.redis = AllNodes(startup_nodes=nodes, protocol=2, retry=Retry(NoBackoff(), 0), socket_timeout=10, **NO_SETINFO)
         self._stop = stop
 
 

@@ -1,7 +1,8 @@
-"""The ACL that the README names is all that a user of Redis needs, for every kind of request."""
+"""The ACL that docs/data-layout.md names is all that a user of Redis needs, for every kind of request."""
 
 import re
-from collections.abc import Iterator
+import shlex
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,15 @@ from clients import Checked, FlaskClient
 from stores import SERVERS, STORES, Running
 from streams import OwnServer, ask, following
 
-README = Path(__file__).parent.parent / "README.md"
-RULES = re.search(r"An ACL user needs `([^`]+)`", README.read_text("utf-8"))[1].split()
+from kvstore.commands.base import Missing
+from kvstore.commands.documents import Get
+from kvstore.core.errors import StoreUnavailable
+from kvstore.core.paths import parse_path
+from kvstore.stores.blocking import open_store
+
+PAGE = (Path(__file__).parent.parent / "docs" / "data-layout.md").read_text("utf-8")
+RULES = shlex.split(re.search(r"ACL SETUSER kvstore on '>secret' (.*)\n", PAGE)[1])
+CLUSTER_RULE = re.search(r"In a Redis Cluster it needs `([^`]+)` as well", PAGE)[1]
 
 INCREMENT = {"n": {".sv": {"increment": 1}}}
 REQUESTS = [
@@ -47,7 +55,7 @@ REFUSED = {"requests": [{"method": "PUT", "path": "/ns/a", "body": 2}, {"method"
 
 @pytest.fixture(params=SERVERS)
 def limited(request: pytest.FixtureRequest, directory: Path) -> Iterator[Checked]:
-    """A client whose user of Redis may do what the README says, and nothing else."""
+    """A client whose user of Redis may do what that page says, and nothing else."""
     running = STORES[request.param](directory)
     running.redis.execute_command("ACL", "SETUSER", "limited", "on", ">secret", *RULES)
     as_user = running.url.replace("unix://", "unix://limited:secret@")
@@ -99,3 +107,19 @@ def test_a_redis_that_does_not_track(directory: Path) -> None:
     finally:
         served.stop()
         running.stop()
+
+
+def test_the_acl_suffices_in_a_cluster(started: Callable[[str], Running]) -> None:
+    """A client of a cluster asks which node has which slots; without the right to that it can do nothing."""
+    cluster = started("cluster")
+    as_user = cluster.url.replace("redis+cluster://", "redis+cluster://limited:secret@")
+    get = Get(parse_path(b"/ns/none"))
+
+    def permit(*rules: str) -> None:
+        cluster.redis.execute_command("ACL", "SETUSER", "limited", "reset", "on", ">secret", *rules, target_nodes="all")
+
+    permit(*RULES)
+    with pytest.raises(StoreUnavailable):
+        open_store(as_user).execute(get)
+    permit(*RULES, CLUSTER_RULE)
+    assert isinstance(open_store(as_user).execute(get), Missing)

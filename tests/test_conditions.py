@@ -179,8 +179,8 @@ def test_any_header_is_read_or_refused(name: str, value: str) -> None:
 
 # --- As they are judged -------------------------------------------------------------------------------------------------
 
-# The table of the README. "t" is the document's entity-tag where the tag matches, an earlier one of it where it differs.
-README_TABLE = [
+# The table of docs/http.md. "t" is the document's entity-tag where the tag matches, an earlier one of it where it differs.
+DOCUMENTED = [
     # methods, header, value, nothing there, tag matches, tag differs
     ("PUT PATCH", "If-Match", '"t"', 412, 200, 412),
     ("PUT PATCH", "If-Match", "*", 412, 200, 200),
@@ -192,7 +192,7 @@ README_TABLE = [
 ]
 # What RFC 9110 section 13 says besides.
 PRECONDITIONS = [
-    *README_TABLE,
+    *DOCUMENTED,
     ("PATCH", "If-None-Match", "*", 201, 412, 412),
     # lists
     ("PUT", "If-Match", '"x", "t"', 412, 200, 412),
@@ -255,14 +255,14 @@ def with_tag(value: str, tag: str) -> str:
     return value.replace('"t', '"' + tag.strip('"'))
 
 
-def test_the_table_is_in_the_readme() -> None:
-    """The README's table of preconditions is the one above, row by row."""
-    readme = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
+def test_the_table_is_documented() -> None:
+    """The table of preconditions in docs/http.md is the one above, row by row."""
+    page = (Path(__file__).parent.parent / "docs" / "http.md").read_text("utf-8")
     header = "| request | nothing there | tag matches | tag differs |\n|---|---|---|---|\n"
-    rows = readme.partition(header)[2].partition("\n\n")[0].splitlines()
+    rows = page.partition(header)[2].partition("\n\n")[0].splitlines()
     assert rows == [
         f"| {', '.join(f'`{method}`' for method in methods.split())} with `{name}: {value}` | {nothing} | {match} | {other} |"
-        for methods, name, value, nothing, match, other in README_TABLE
+        for methods, name, value, nothing, match, other in DOCUMENTED
     ]
 
 

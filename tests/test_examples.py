@@ -32,9 +32,18 @@ def test_adder(directory: Path) -> None:
 
         assert result() == {"ready": False}
         workers = Workers(directory, app)
-        wait_until(lambda: result() != {"ready": False}, 20)
-        assert result() == {"ready": True, "result": 3}
-        assert json.loads(served.request("GET", "/add-result").content) == {"ready": False}
+        shown: list[object] = []
+
+        def is_shown() -> bool:
+            assert json.loads(served.request("GET", "/add-result").content) == {"ready": False}, "a stranger sees nothing"
+            shown.append(result())
+            return shown[-1] != {"ready": False}
+
+        wait_until(is_shown, 20)
+        assert shown[-1] == {"ready": True, "result": 3}
+        assert result() == {"ready": False}, "what was shown is forgotten, also where the old cookie is kept"
+        for query in ("a=x&b=2", "a=1", "b=2", "", "a=1&b=2.5"):
+            assert served.request("GET", f"/add?{query}").status == 400, query
     finally:
         if workers:
             workers.stop()

@@ -27,6 +27,7 @@ from kvstore.commands.scripts import Script
 from kvstore.core.errors import Problem
 from kvstore.core.redis_url import parse_redis_url
 from kvstore.stores import pipelined, redis_connection
+from kvstore.stores.blocking import NO_SETINFO
 from kvstore.stores.pipelined import PipelinedStore
 from kvstore.stores.pooled import open_async_store
 
@@ -90,7 +91,7 @@ def start_redis_on_tcp(directory: Path, *options: str) -> tuple[int, "subprocess
 
 def listens(port: int, **options: Any) -> bool:
     """Whether a Redis answers there, be it with an error."""
-    client = redis.Redis(port=port, driver_info=None, retry=Retry(NoBackoff(), 0), **options)
+    client = redis.Redis(port=port, **NO_SETINFO, retry=Retry(NoBackoff(), 0), **options)
     try:
         return bool(client.ping())
     except (redis.AuthenticationError, redis.exceptions.BusyLoadingError):
@@ -119,7 +120,7 @@ def port() -> Iterator[int]:
 @pytest.fixture
 def raw(port: int) -> Iterator[redis.Redis]:
     """That Redis, empty."""
-    client = redis.Redis(port=port, password="secret", driver_info=None)
+    client = redis.Redis(port=port, password="secret", **NO_SETINFO)
     client.flushall()
     yield client
     client.close()
@@ -555,7 +556,7 @@ def test_loading(directory: Path, kind: str) -> None:
     """A Redis that still loads its data says so, and so do we; it serves within 2 s of being ready."""
     port, process = start_redis_on_tcp(directory)
     wait_for_redis(process, directory, lambda: listens(port))
-    with redis.Redis(port=port, driver_info=None) as client:
+    with redis.Redis(port=port, **NO_SETINFO) as client:
         client.mset({f"key {number}": "x" * 100 for number in range(KEYS)})
         client.save()
     process.kill()
@@ -567,7 +568,7 @@ def test_loading(directory: Path, kind: str) -> None:
     async def scenario() -> tuple[Refused, float]:
         async with opened(f"redis://127.0.0.1:{port}") as store:
             refused = await refusal(store)
-            with redis.Redis(port=port, driver_info=None) as client:
+            with redis.Redis(port=port, **NO_SETINFO) as client:
                 while client.info("persistence").get("loading"):
                     await asyncio.sleep(0.05)
             ready = time.monotonic()
@@ -590,7 +591,7 @@ def test_a_redis_that_has_no_room(run: Callable, directory: Path, caplog: pytest
     """It is away, and not one that cannot say what has changed."""
     port, process = start_redis_on_tcp(directory)
     wait_for_redis(process, directory, lambda: listens(port))
-    raw = redis.Redis(port=port, driver_info=None)
+    raw = redis.Redis(port=port, **NO_SETINFO)
     raw.config_set("maxclients", 1)
 
     async def scenario() -> tuple[Refused, str, bool]:
@@ -649,7 +650,7 @@ def test_a_redis_that_stops_and_goes_on(directory: Path, kind: str) -> None:
     try:
         with asyncio.Runner(loop_factory=LOOPS[kind]) as runner:
             refused, after_s = runner.run(scenario())
-        with redis.Redis(port=port, driver_info=None) as client:
+        with redis.Redis(port=port, **NO_SETINFO) as client:
             counted = int(client.get(COUNTER))
     finally:
         process.kill()

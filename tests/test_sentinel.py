@@ -64,7 +64,7 @@ class Sentinels:
         return int(self._sentinels[0].execute_command("SENTINEL GET-MASTER-ADDR-BY-NAME", "main")[1])
 
     def _all_know_all(self) -> bool:
-        known = [dict(sentinel.sentinel_master("main")) for sentinel in self._sentinels]
+        known = [sentinel.sentinel_masters()["main"] for sentinel in self._sentinels]
         return all(seen["num-other-sentinels"] == 2 and seen["num-slaves"] == 1 for seen in known)
 
 

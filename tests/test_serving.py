@@ -1,5 +1,6 @@
 """The command `kvstore`, as a process: what it says, what it keeps, how it ends."""
 
+import os
 import re
 import shlex
 import shutil
@@ -13,6 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+import redis
 from serving import COMMAND, READ_S, Served, read, run_kvstore, start_kvstore, wire
 from stores import Running, wait_until
 
@@ -237,6 +239,83 @@ def test_a_second_start_on_the_same_data(start: Callable[..., Served], directory
     assert "in use" in second.stderr
     assert "KVSTORE_DATA" in second.stderr
     assert get(served, "/a") == b"1\n"
+
+
+def test_the_memory_of_the_embedded_server(directory: Path) -> None:
+    """It is limited, by default to half of what this process may use; then writes are refused, and nothing is evicted."""
+    served = start_kvstore(directory, KVSTORE_MAXMEMORY="16mb")
+    try:
+        statuses = [served.request("PUT", f"/ns/{n}", body=b'"%b"' % (b"x" * 1_000_000)).status for n in range(20)]
+        assert {*statuses} == {201, 507}
+        assert statuses == sorted(statuses), "once it is full it stays full"
+        assert served.request("GET", "/ns/0").status == 200
+    finally:
+        served.kill()
+    half = embedded.start(directory / "half")
+    with redis.Redis(unix_socket_path=str(directory / "half" / "valkey.sock")) as client:
+        assert int(client.config_get("maxmemory")["maxmemory"]) == embedded.machine_memory_bytes() // 2
+        assert client.config_get("maxmemory-policy")["maxmemory-policy"] == "noeviction"
+    half.stop()
+
+
+@pytest.mark.parametrize(
+    ("groups", "limits", "expected"),
+    [
+        ("0::/\n", {"memory.max": "1000"}, 1000),
+        ("0::/a/b\n", {"memory.max": "5000", "a/memory.max": "3000", "a/b/memory.max": "max"}, 3000),
+        (
+            "9:memory:/a\n8:pids:/\n0::/\n",
+            {"memory/memory.limit_in_bytes": "7000", "memory/a/memory.limit_in_bytes": "2000"},
+            2000,
+        ),
+        ("0::/\n", {"memory.max": "max"}, None),
+        ("", {}, None),
+    ],
+)
+def test_the_memory_of_a_control_group(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, groups: str, limits: dict[str, str], expected: int | None
+) -> None:
+    """The smallest limit on the way up counts, in both versions of control groups."""
+    unlimited = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for name, limit in limits.items():
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (directory / name).write_text(limit + "\n")
+    (directory / "cgroup").write_text(groups)
+    monkeypatch.setattr(embedded, "_CGROUPS", directory)
+    monkeypatch.setattr(embedded, "_OWN_CGROUPS", directory / "cgroup")
+    assert embedded.machine_memory_bytes() == (expected or unlimited)
+
+
+def test_a_data_directory_of_another_version_is_refused(directory: Path) -> None:
+    """Version 0.1 named its Redis keys otherwise, so its data would seem to be gone; nothing in it is changed."""
+    data = directory / "data"
+    (data / "appendonlydir").mkdir(parents=True, mode=0o700)
+    data.chmod(0o700)
+    for layout in (None, "1\n", "3\n"):
+        if layout:
+            (data / "layout").write_text(layout)
+        with pytest.raises(embedded.StartFailed, match="another version of kvstore"):
+            embedded.start(data)
+        assert not (data / "valkey.log").exists()
+    (data / "layout").unlink()
+    (data / "appendonlydir").rmdir()
+    for _ in range(2):  # the second start reads what the first has written
+        embedded.start(data).stop()
+
+
+def test_a_data_directory_that_others_can_write_to_is_refused(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody else may have put a socket there, which we would send every document to."""
+    data = directory / "data"
+    data.mkdir(mode=0o700)
+    for mode in (0o777, 0o722, 0o720):
+        data.chmod(mode)
+        with pytest.raises(embedded.StartFailed, match="other users may write"):
+            embedded.start_or_join(data)
+    data.chmod(0o755)
+    embedded.start_or_join(data).stop()
+    monkeypatch.setattr(embedded.os, "getuid", lambda: data.stat().st_uid + 1)
+    with pytest.raises(embedded.StartFailed, match="belongs to another user"):
+        embedded.start_or_join(data)
 
 
 def test_who_joined_an_embedded_server_takes_over(directory: Path) -> None:

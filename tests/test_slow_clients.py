@@ -19,7 +19,7 @@ from wires import Wire
 
 from kvstore.serving import connection as server
 
-HEAD_S = 10  # as the README promises
+HEAD_S = 10  # as docs/http.md promises
 LATE_S = 2.5  # that a server may be late in noticing, on a machine that is busy with other tests
 SLOW = 200
 REQUESTS = 300

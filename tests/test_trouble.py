@@ -378,7 +378,7 @@ def test_a_password_that_is_missing(connected: Callable[[str], Checked], valkey:
     valkey.redis.config_set("requirepass", "secret")
     client = connected(valkey.url)
     for answer in (client.get("/ns/a"), client.put("/ns/a", "1")):
-        assert (answer.status, answer.json["detail"]) == (503, "Redis wants a password; put it into REDIS_URL")
+        assert (answer.status, answer.json["detail"]) == (503, "Redis requires a password; add it to REDIS_URL")
 
 
 # --- Connections that break ---------------------------------------------------------------------------------------------

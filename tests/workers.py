@@ -1,4 +1,4 @@
-"""Starts `flask worker` as a process of its own."""
+"""Starts `flask kvstore worker` as a process of its own."""
 
 import os
 import signal
@@ -15,13 +15,13 @@ FLASK = Path(sys.executable).with_name("flask")
 
 
 class Workers:
-    """A running `flask worker`. What it says goes to a file in `directory`."""
+    """A running `flask kvstore worker`. What it says goes to a file in `directory`."""
 
     def __init__(self, directory: Path, app: Path, *options: str, **environ: str) -> None:
         self._said = directory / f"workers-{len(list(directory.glob('workers-*')))}.txt"
         with self._said.open("wb") as said:
             self.process = subprocess.Popen(
-                [FLASK, "--app", app, "worker", *options],
+                [FLASK, "--app", app, "kvstore", "worker", *options],
                 env=bare_environ(directory) | environ,
                 cwd=directory,
                 stdin=subprocess.DEVNULL,

@@ -1,13 +1,13 @@
 """JSON text ↔ the fields of a Redis hash, without loss.
 
-A top-level member is one field: its name, and its JSON text as it came (only whitespace between tokens is dropped), so a
-number keeps its spelling and a string its escapes. One more field is ours, `$kv`:
+Each member of the outermost object is one field. Its value is the member's JSON text as the client sent it, without whitespace
+between tokens. So a number keeps its spelling and a string its escapes. One more field, `$kv`, is ours:
 
     $kv       1700000000000-0 object ["b","a"]
-              entity-tag, kind, and the order of the names where that is not their sorted order
+              entity-tag, kind, and the order of the names if they are not sorted
 
-A member whose own name is `$kv` gets one more dollar sign (`$kv$`, and so on), so no name is ever lost or taken for ours. A
-document that is not an object is one field, `$value`, and its kind is `value`.
+A member named `$kv` is stored with one more dollar sign (`$kv$`, and so on), so it is not taken for ours. A document that is
+not an object is stored in one field, `$value`, and its kind is `value`.
 
 Sources: RFC 8259 (JSON), RFC 3629 (UTF-8), HGETALL.
 """
@@ -23,7 +23,7 @@ from kvstore.core.errors import InvalidDocument, InvalidTTL
 from kvstore.core.json_text import check_end, check_limits, compact, find_value, parse_text, scan_checked, skip, split_members
 
 MAX_PLAIN_BYTES = 16 * 1024
-MAX_CACHED_BYTES = 1024  # of the names of a document
+MAX_CACHED_BYTES = 1024  # of the names of a document: longer ones are not cached
 
 META = b"$kv"
 VALUE = b"$value"
@@ -31,20 +31,21 @@ OBJECT = b" object"  # what follows the entity-tag in META
 SCALAR = b" value"
 SERVER_VALUE = ".sv"  # Firebase's spelling
 
-# What is known of a job stands before the rest, on a line of its own (lua/_jobs.lua, read_mark).
+# The state of a job precedes the rest, on a line of its own (commands/lua/_jobs.lua, read_mark).
 _META = re.compile(rb"(?:job [^\n]*\n)?(\d{1,20}-\d{1,20}) (object|value)(?: (\[.*\]))?", re.DOTALL)
 _OUR_NAME = re.compile(rb"\$kv\$*")
 _MAYBE_SERVER_VALUE = re.compile(r"\.sv\"|\\u00")
-# JSON texts that need no closer look: most values are one of these.
+# JSON texts that need no further check. Most values match.
 _is_plain = re.compile(rb'"[^"\\\x00-\x1f\x80-\xff]*"|-?(?:0|[1-9][0-9]{0,17})|true|false|null').fullmatch
 
 
 class Encoded(NamedTuple):
-    """A document as a hash: what follows the entity-tag in our own field, then field, value, field, value…
+    """A document as the fields of a hash.
 
-    `text` is its JSON text, as decode() will give it. `ttl_s` is what the reserved member `ttl` asked for, if it was there;
-    it is not among the fields. Where `has_server_values`, some values are not JSON texts but `@` for the time in ms, or `+n`
-    for n more than what is stored there, and `text` means nothing before Redis has put values in their place.
+    `shape` follows the entity-tag in `$kv`. `fields` is field, value, field, value… `text` is the document's JSON text, as
+    decode() returns it. `ttl_s` is the value of the reserved member `ttl`, None without one; it is not among the fields.
+    With `has_server_values` some values are not JSON texts: `@` stands for the time in ms, `+n` for n plus the stored value.
+    Then `text` has no meaning until Redis has filled in the values.
     """
 
     shape: bytes
@@ -59,7 +60,7 @@ class Encoded(NamedTuple):
 
 
 class Decoded(NamedTuple):
-    """A hash as a document: its JSON text, whether that is an object, and its entity-tag (None: another client's hash)."""
+    """A hash as a document: its JSON text, whether it is an object, and its entity-tag (None: another client's hash)."""
 
     text: bytes
     is_object: bool
@@ -67,16 +68,15 @@ class Decoded(NamedTuple):
 
 
 def encode(body: bytes) -> Encoded:
-    """The hash that the JSON text `body` is stored as; raises InvalidDocument, InvalidTTL
-    or ContentTooLarge."""
+    """Return the fields that the JSON text `body` is stored as; raises InvalidDocument, InvalidTTL or ContentTooLarge."""
     return _encode_plain(body) or parse_text(body, _encode)
 
 
 def decode(flat: list[bytes]) -> Decoded:
-    """The document that a hash holds, from the reply to HGETALL: field, value, field, value…
+    """Return the document in a hash, from the reply to HGETALL: field, value, field, value…
 
-    A value that is not JSON text (another Redis client wrote it) is read as a string, so `42` is an integer and `02139` a
-    string. Bytes that are not UTF-8 are shown as escapes.
+    A value that is not JSON text (another Redis client wrote it) is read as a string: `42` is an integer, `02139` a string.
+    Bytes that are not UTF-8 become escapes.
     """
     if len(flat) < MAX_REMEMBERED_PARTS and flat[0] == META:
         remembered = _remembered.get(flat[1])
@@ -91,12 +91,12 @@ def decode(flat: list[bytes]) -> Decoded:
     return _decode(flat)
 
 
-# What decode() made of small hashes that are read again and again, by entity-tag; only where every byte is the same, since
-# other clients change a hash without changing its tag.
+# A cache of decode() for small hashes, by entity-tag. An entry is used only if every byte is the same: other clients change a
+# hash without changing its tag.
 _remembered: dict[bytes, tuple[list[bytes], "Decoded"]] = {}
 MAX_REMEMBERED = 4096
 MAX_REMEMBERED_PARTS = 50
-MAX_REMEMBERED_BYTES = 1024  # of a hash; its document is no larger but for escapes
+MAX_REMEMBERED_BYTES = 1024  # of a hash; its document has about the same size
 
 
 def _decode(flat: list[bytes]) -> Decoded:
@@ -112,7 +112,7 @@ def _decode(flat: list[bytes]) -> Decoded:
 
 @lru_cache(maxsize=2048)
 def _usual_plan(names: tuple[bytes, ...], order: bytes | None) -> tuple[list[int], bytes] | None:
-    """Where the values stand in a hash of ours, and the document without them; None where a name is special."""
+    """Return the indexes of the values in a hash of ours, and a template of the document; None if a name is special."""
     if b"ttl" in names or not _is_utf8(list(names)):
         return None
     ordered = _in_order(names, order)
@@ -120,7 +120,7 @@ def _usual_plan(names: tuple[bytes, ...], order: bytes | None) -> tuple[list[int
 
 
 def _in_order(names: Collection[bytes], order: bytes | None) -> list[bytes]:
-    """A document's names in the order that our own field lists; sorted those that it does not."""
+    """Return names in the order that our own field lists, then the names that it does not list, sorted."""
     if order is None:
         return sorted(names)
     first = [name for name in _names(order) if name in names]
@@ -136,10 +136,10 @@ def _decode_any(flat: list[bytes]) -> Decoded:
         if ours[2] == b"value":
             return Decoded(_json_text(hash_.get(VALUE, b"null")), False, tag)
         order = ours[3]
-    hash_.pop(b"ttl", None)  # the name is reserved: what another client stored there cannot be shown beside the TTL
+    hash_.pop(b"ttl", None)  # the name is reserved: a value that another client stored there would look like the TTL
     names = _in_order(hash_, order)
     quote = _name
-    if tag is None:  # another client's hash: no name is escaped there
+    if tag is None:  # another client's hash: its names are not escaped
         quote = _quote_foreign
     if not _is_utf8(names):
         quote = _quote_bytes if tag is None else _quote_own_bytes
@@ -173,8 +173,8 @@ def _encode(text: str) -> Encoded:
     return Encoded(shape, [part for pair in zip(names, values, strict=True) for part in pair], whole, ttl_s, has_server_values)
 
 
-# An object of a few members, all plain, without an escape and in ASCII: most documents are one, and for these one step of the
-# regex engine does all the work.
+# An object with few members, all plain: ASCII, no escapes. Most documents are such objects. One match of the regular expression
+# does all the work for them.
 MAX_PLAIN_MEMBERS = 32
 _PLAIN_MEMBER = (
     rb'"([^"\\\x00-\x1f\x80-\xff]*+)"[ \t\n\r]*+:[ \t\n\r]*+'
@@ -187,7 +187,7 @@ _plain_object = re.compile(rb"[ \t\n\r]*+\{[ \t\n\r]*+%b%b\}[ \t\n\r]*+" % (_PLA
 
 
 def _encode_plain(body: bytes) -> Encoded | None:
-    """The same as _encode, for plain objects only; None for all others, and for what is to be refused."""
+    """Do what _encode does, for plain objects only; return None for all others, and for bodies that must be refused."""
     if len(body) > MAX_PLAIN_BYTES or not (found := _plain_object(body)):
         return None
     fields = list(found.groups()[: found.lastindex])
@@ -200,7 +200,7 @@ def _encode_plain(body: bytes) -> Encoded | None:
 
 @lru_cache(maxsize=2048)  # names repeat from document to document
 def _plain_plan(names: tuple[bytes, ...]) -> tuple[bytes, bytes] | None:
-    """What follows the entity-tag, and the document without its values, for plain names; None where one is special."""
+    """Return shape and template of a document with plain names; None if a name is special."""
     if len(set(names)) < len(names) or b"ttl" in names or b".sv" in names or any(name.startswith(META) for name in names):
         return None
     quoted = [b'"%b"' % name for name in names]
@@ -209,12 +209,12 @@ def _plain_plan(names: tuple[bytes, ...]) -> tuple[bytes, bytes] | None:
 
 
 def _template(quoted: list[bytes]) -> bytes:
-    """A document of these names, each quoted and with its colon, to be filled with values by `%`."""
+    """Return a document with these names (quoted, with colon) into which `%` inserts the values."""
     return b"{%b}" % b",".join([name.replace(b"%", b"%%") + b"%b" for name in quoted])
 
 
 def _server_values(members: dict[str, str], values: list[bytes]) -> bool:
-    """Put `@` and `+n` in place of the values that are server values; whether there was one. Raises InvalidDocument."""
+    """Replace server values in `values` by `@` and `+n`; return whether there was one. Raises InvalidDocument."""
     found = False
     for index, (name, text) in enumerate(members.items()):
         value = json.loads(text)
@@ -248,15 +248,15 @@ def _check_no_server_value(value: Any) -> None:
 
 def _bad_server_value() -> InvalidDocument:
     return InvalidDocument(
-        'a server value is {".sv":"timestamp"} or {".sv":{"increment":n}}, n an integer of 64 bits, as the value of a member of'
-        " the outermost object"
+        'a server value must be {".sv":"timestamp"} or {".sv":{"increment":n}} with a 64-bit integer n, as the value of a'
+        " member of the outermost object"
     )
 
 
 def _ttl_member(value: str) -> int:
     if re.fullmatch(r"-?[0-9]+", value):
         return int(value)
-    raise InvalidTTL("the member ttl is reserved: an integer there asks for that many seconds, nothing else may stand there")
+    raise InvalidTTL("the member ttl is reserved for the TTL; send an integer number of seconds, or use another name")
 
 
 def _field(name: str) -> bytes:
@@ -265,7 +265,7 @@ def _field(name: str) -> bytes:
 
 
 def _names(order: bytes) -> list[bytes]:
-    """The names that our own field lists, as fields."""
+    """Return the names that our own field lists, as field names."""
     return _cached_names(order) if len(order) <= MAX_CACHED_BYTES else _load_names(order)
 
 
@@ -273,14 +273,14 @@ def _load_names(order: bytes) -> list[bytes]:
     try:
         return [_field(name) for name in dict.fromkeys(json.loads(order))]
     except (ValueError, RecursionError, TypeError, AttributeError):
-        return []  # another client wrote into our field
+        return []  # another client has written to our field
 
 
 _cached_names = lru_cache(maxsize=1024)(_load_names)
 
 
 def _name(field: bytes) -> bytes:
-    """A field's name as a member's: quoted, and the colon."""
+    """Return a field name as a member name in JSON: quoted, with the colon."""
     return _cached_name(field) if len(field) <= 64 else _quote(field)
 
 
@@ -297,12 +297,12 @@ def _quote_foreign(field: bytes) -> bytes:
 
 
 def _quote_bytes(field: bytes) -> bytes:
-    """The same for a hash in which a name is not UTF-8: bytes that are not are shown as escapes, and backslashes twice."""
+    """Do the same in a hash with a name that is not UTF-8: show other bytes as escapes, and double the backslashes."""
     return encode_basestring(field.replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")).encode() + b":"
 
 
 def _quote_own_bytes(field: bytes) -> bytes:
-    """The same for a hash of ours, to which another client added such a name."""
+    """Do the same in a hash of ours to which another client has added such a name."""
     return _quote_bytes(_unescaped(field))
 
 
@@ -321,7 +321,7 @@ _cached_name = lru_cache(maxsize=4096)(_quote)  # names repeat from document to 
 
 
 def _json_text(value: bytes) -> bytes:
-    """A field's value as JSON text: itself when it is that, else the string it spells."""
+    """Return a field's value as JSON text: unchanged if it is JSON text, otherwise as a JSON string."""
     try:
         text = value.decode("utf-8")
         start, end = find_value(text)

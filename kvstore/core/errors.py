@@ -1,7 +1,8 @@
-"""Every way a request can fail, and the problem document it becomes (RFC 9457).
+"""Problems: every way in which a request can fail, as the problem document that the client gets (RFC 9457).
 
-A class is one rule that was broken: its docstring is the title a client reads, `status` the HTTP status. The `detail` that
-an instance carries is a sentence that says what to do. Nothing here knows HTTP libraries or Redis.
+A class is one rule that a request broke. Its name becomes the problem type, its docstring the title, `status` the HTTP
+status. The `detail` of an instance says what happened and what to do. This module imports no HTTP library and no Redis
+client.
 """
 
 import json
@@ -16,8 +17,8 @@ log = logging.getLogger("kvstore")
 class Problem(Exception):
     """A request that failed.
 
-    `detail` is a sentence for a person; `members` go into the problem document beside the standard ones; `headers` go on
-    the reply. Source: RFC 9457 section 3.
+    `detail` is a sentence for people. `members` are added to the problem document, `headers` to the response.
+    Source: RFC 9457 section 3.
     """
 
     status: ClassVar[int] = 500
@@ -30,18 +31,18 @@ class Problem(Exception):
 
     @classmethod
     def uri(cls) -> str:
-        """The problem type: `urn:kvstore:` and the rule's name (RFC 9457 section 3.1.1)."""
+        """Return the problem type: `urn:kvstore:` and the name of the class (RFC 9457 section 3.1.1)."""
         return "urn:kvstore:" + re.sub(r"(?<=[a-z])(?=[A-Z])", "-", cls.__name__).lower()
 
     @classmethod
     def title(cls) -> str:
-        """The rule in a few words, the same for every occurrence (RFC 9457 section 3.1.3)."""
+        """Return the title: the rule in a few words, the same for every occurrence (RFC 9457 section 3.1.3)."""
         return (cls.__doc__ or "").partition(".")[0]
 
     def body(self) -> bytes:
-        """The problem document as JSON text, UTF-8: `type`, `title`, `status`, `detail`, then this problem's own members.
+        """Return the problem document as JSON text in UTF-8: `type`, `title`, `status`, `detail`, then `members`.
 
-        A member that is bytes is JSON text already, and stays as it is.
+        A member that is bytes is already JSON text and is copied unchanged.
         """
         members = {
             "type": self.uri(),
@@ -65,43 +66,43 @@ class InvalidRequest(Problem):
 
 
 class InvalidPath(Problem):
-    """The path is not one we accept."""
+    """The path is invalid."""
 
     status = 400
 
 
 class InvalidParameter(Problem):
-    """A query parameter has a value we do not accept."""
+    """A query parameter is invalid."""
 
     status = 400
 
 
 class InvalidPrecondition(Problem):
-    """A precondition header cannot be read."""
+    """A precondition is invalid."""
 
     status = 400
 
 
 class InvalidDocument(Problem):
-    """The body is not JSON that we store."""
+    """The body is invalid."""
 
     status = 400
 
 
 class InvalidPatch(Problem):
-    """The patch is not one that can be applied to anything."""
+    """The patch is invalid."""
 
     status = 400
 
 
 class InvalidTTL(Problem):
-    """The TTL is not one we accept."""
+    """The TTL is invalid."""
 
     status = 400
 
 
 class OriginNotAllowed(Problem):
-    """The page is of an origin that may change nothing here."""
+    """Web pages of this origin may not change anything."""
 
     status = 403
 
@@ -113,7 +114,7 @@ class NotFound(Problem):
 
 
 class MethodNotAllowed(Problem):
-    """The method is not allowed there."""
+    """The method is not allowed for this path."""
 
     status = 405
 
@@ -125,13 +126,13 @@ class RequestTimeout(Problem):
 
 
 class WrongType(Problem):
-    """The Redis key holds another type than ours."""
+    """A Redis key has the wrong type."""
 
     status = 409
 
 
 class AlreadyStored(Problem):
-    """A document is there that no stream holds."""
+    """A document is stored there that no stream holds."""
 
     status = 409
 
@@ -143,7 +144,7 @@ class BatchRefused(Problem):
 
 
 class PatchFailed(Problem):
-    """A test of the patch failed."""
+    """A test operation of the patch failed."""
 
     status = 409
 
@@ -155,43 +156,43 @@ class PreconditionFailed(Problem):
 
 
 class ContentTooLarge(Problem):
-    """The body is larger than we store."""
+    """The content is too large."""
 
     status = 413
 
 
 class PathTooLong(Problem):
-    """The path is longer than we accept."""
+    """The path is too long."""
 
     status = 414
 
 
 class UnsupportedMediaType(Problem):
-    """The body is in a format we do not read."""
+    """The format of the body is not supported."""
 
     status = 415
 
 
 class PathNotThere(Problem):
-    """The patch names something that is not in the document."""
+    """The patch refers to a value that is not in the document."""
 
     status = 422
 
 
 class NotAnInteger(Problem):
-    """What should be incremented is not an integer of 64 bits, or would be none."""
+    """The increment has no 64-bit integer result."""
 
     status = 422
 
 
 class NotInBatch(Problem):
-    """That request cannot be part of this batch."""
+    """The request cannot be part of this batch."""
 
     status = 422
 
 
 class Leased(Problem):
-    """Somebody has taken this job."""
+    """The job is leased."""
 
     status = 409
 
@@ -203,93 +204,98 @@ class KeyReused(Problem):
 
 
 class HeadersTooLarge(Problem):
-    """The header fields are larger than we accept."""
+    """The header fields are too large."""
 
     status = 431
 
 
 class InternalError(Problem):
-    """We have a bug."""
+    """The server has a bug."""
 
     status = 500
 
 
 class NotImplementedHere(Problem):
-    """We do not implement that part of HTTP."""
+    """This part of HTTP is not implemented."""
 
     status = 501
 
 
 class VersionNotSupported(Problem):
-    """We do not speak that version of HTTP."""
+    """This version of HTTP is not supported."""
 
     status = 505
 
 
 class StoreUnavailable(Problem):
-    """Redis does not answer."""
+    """The service is temporarily unavailable."""
 
     status = 503
 
 
 class StoreFull(Problem):
-    """Redis has no memory left."""
+    """Redis is out of memory."""
 
     status = 507
 
 
-# Every problem by its name.
+# Every problem by the name of its class.
 PROBLEMS: dict[str, type[Problem]] = {problem.__name__: problem for problem in Problem.__subclasses__()}
 
-# How the first word of an error reply of Redis reads, as the rule that was broken. What is not here is a bug of ours, or a
-# Redis that we cannot work with, and becomes StoreUnavailable with Redis's own first word, never its text.
+# The problem and its detail, by the first word of an error reply of Redis. Any other word means a bug of ours, or a Redis that
+# we cannot use. It becomes StoreUnavailable with that word, never with the text behind it.
 _REPLIES: dict[str, tuple[type[Problem], str]] = {
     "WRONGTYPE": (
         WrongType,
-        "another Redis client stored something that is not a hash under this document's key, or under a key that its"
+        "another Redis client stored a value of the wrong type under the key of this document, or under a key that its"
         " namespace needs; delete or rename that key",
     ),
-    "OOM": (StoreFull, "Redis is at its maxmemory; delete documents or give it more memory. Nothing was changed"),
+    "OOM": (StoreFull, "Redis has reached its maxmemory; delete documents, or give it more memory. Nothing was changed"),
     "LOADING": (StoreUnavailable, "Redis is still loading its data; send the request again. Nothing was changed"),
     "BUSY": (StoreUnavailable, "Redis is busy with another script; send the request again. Nothing was changed"),
     "READONLY": (StoreUnavailable, "this Redis is a read-only replica; point REDIS_URL at the primary"),
-    "MISCONF": (StoreUnavailable, "Redis cannot write its data to disk and refuses writes; look at its log"),
+    "MISCONF": (StoreUnavailable, "Redis cannot write its data to disk, so it refuses writes; see its log"),
     "CLUSTERDOWN": (StoreUnavailable, "the Redis cluster is down; send the request again. Nothing was changed"),
     "MASTERDOWN": (StoreUnavailable, "the Redis primary is down; send the request again. Nothing was changed"),
     "TRYAGAIN": (StoreUnavailable, "the Redis cluster is moving this namespace; send the request again"),
-    "NOREPLICAS": (StoreUnavailable, "Redis has too few replicas to write; send the request again"),
-    "NOAUTH": (StoreUnavailable, "Redis wants a password; put it into REDIS_URL"),
-    "WRONGPASS": (StoreUnavailable, "Redis refuses our user name or password; correct REDIS_URL"),
-    "NOPERM": (StoreUnavailable, "Redis does not permit our user the commands we need; see the README on ACLs"),
+    "NOREPLICAS": (StoreUnavailable, "Redis has too few replicas to accept writes; send the request again"),
+    "NOAUTH": (StoreUnavailable, "Redis requires a password; add it to REDIS_URL"),
+    "WRONGPASS": (StoreUnavailable, "Redis rejected the user name or the password; correct REDIS_URL"),
+    "NOPERM": (StoreUnavailable, "the Redis user may not run commands that kvstore needs; see Access in docs/data-layout.md"),
 }
 
-# Seconds after which a client may ask again: we serve within 2 s of Redis's return.
+# Seconds after which a client may retry: we serve within 2 s of Redis's return.
 RETRY_AFTER_S = "1"
 
 
-# What is said of a write whose answer did not come.
-UNKNOWN = "whether the request was applied is unknown; it is safe to send again with the same If-Match"
+# Part of the detail when no reply came to a write. A POST takes no If-Match, so only the key makes its retry safe.
+UNKNOWN = (
+    "it is unknown whether the request was applied; retry with the same Idempotency-Key, or, except for POST, the same If-Match"
+)
 
 
 def unavailable(detail: str) -> StoreUnavailable:
-    """A 503 that says when to ask again (RFC 9110 section 10.2.3)."""
+    """Return a 503 with Retry-After (RFC 9110 section 10.2.3)."""
     return StoreUnavailable(detail, headers={"Retry-After": RETRY_AFTER_S})
 
 
 def problem_of_reply(text: str) -> Problem:
-    """The problem that an error reply of Redis is, by its first word (https://redis.io/docs/latest/develop/reference/protocol-spec/)."""
+    """Return the problem for the text of an error reply of Redis, chosen by its first word.
+
+    Source: https://redis.io/docs/latest/develop/reference/protocol-spec/
+    """
     word = text.split(" ", 1)[0]
     if word not in _REPLIES:
-        # Behind a quote Redis may repeat arguments, and what is stored stays out of the log.
+        # Redis may quote arguments of the command, and stored values must not appear in the log.
         log.error("Redis refused a command: %s", re.split(r"[`'\"]", text)[0][:200])
-        return unavailable(f"Redis answered with the error {word!r}; look at the log of this server")
+        return unavailable(f"Redis returned the error {word!r}; see the log of this server")
     problem, detail = _REPLIES[word]
     return unavailable(detail) if problem is StoreUnavailable else problem(detail)
 
 
 def problem_in(error: Exception) -> Problem:
-    """The problem that a request ends with: the exception, or else that we have a bug, whose traceback is in the log only."""
+    """Return the problem for an exception: itself, or InternalError. The traceback of a bug goes to the log only."""
     if isinstance(error, Problem):
         return error
     log.error("a request failed by a bug of ours", exc_info=error)
-    return InternalError("this server has a bug, and its log says where; whether the request was applied is unknown")
+    return InternalError(f"the server has a bug, and its log says where; {UNKNOWN}")

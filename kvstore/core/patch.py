@@ -1,7 +1,7 @@
-"""Merge patch (RFC 7396) and JSON Patch (RFC 6902) on JSON that keeps the spelling of its numbers.
+"""Merge patch (RFC 7396) and JSON Patch (RFC 6902), on JSON whose numbers keep their spelling.
 
-A tree is what `load` makes: dicts, lists, strings, True, False, None, and Number, which is equal to another of the same value
-but remembers how it was written.
+`load` makes a tree of dicts, lists, strings, True, False, None and Number. Two Numbers are equal if their values are, and each
+keeps the text that it was written as.
 """
 
 import json
@@ -21,7 +21,7 @@ _NUMBER = re.compile(r"(-?)([0-9]+)(?:\.([0-9]+))?(?:[eE]([+-]?[0-9]+))?")
 
 
 class Number:
-    """A JSON number as it is spelled."""
+    """A JSON number, with its spelling."""
 
     __slots__ = ("text",)
 
@@ -32,13 +32,13 @@ class Number:
         return isinstance(other, Number) and (self.text == other.text or self.parts() == other.parts())
 
     def parts(self) -> tuple[str, str, int | str]:
-        """Its sign, its digits without zeros at either end, and the power of ten they count; the same for equal numbers."""
+        """Return sign, digits without zeros at either end, and power of ten: the same for equal numbers."""
         sign, whole, fraction, exponent = _NUMBER.fullmatch(self.text).groups(default="")  # type: ignore[union-attr]
         digits = (whole + fraction).lstrip("0")
         shown = digits.rstrip("0")
         if not shown:
             return "", "", 0
-        if len(exponent) > 1000:  # int() refuses thousands of digits, and no two spellings of that are worth comparing
+        if len(exponent) > 1000:  # int() refuses thousands of digits; such numbers are equal only if spelled alike
             return sign, shown, exponent
         return sign, shown, int(exponent or "0") - len(fraction) + len(digits) - len(shown)
 
@@ -49,12 +49,12 @@ _decoder = json.JSONDecoder(parse_float=Number, parse_int=Number)
 
 
 def load(text: bytes) -> Tree:
-    """The tree of a JSON text that is known to be one we store."""
+    """Return the tree of a JSON text that json_text.check() accepts."""
     return _decoder.decode(text.decode())
 
 
 def dump(tree: Tree) -> bytes:
-    """The JSON text of a tree, without whitespace."""
+    """Return the JSON text of a tree, without whitespace."""
     parts: list[str] = []
     _dump(tree, parts.append)
     return "".join(parts).encode()
@@ -84,7 +84,7 @@ def _dump(tree: Tree, write: Any) -> None:
 
 
 def merge(target: Tree, patch: Tree) -> Tree:
-    """The target with a merge patch applied; the target is not used again. Source: RFC 7396 section 2."""
+    """Return the target with a merge patch applied. The target is changed. Source: RFC 7396 section 2."""
     if not isinstance(patch, dict):
         return patch
     if not isinstance(target, dict):
@@ -98,19 +98,19 @@ def merge(target: Tree, patch: Tree) -> Tree:
 
 
 def check_json_patch(patch: Tree) -> list[dict[str, Any]]:
-    """A JSON Patch whose operations have what they need; raises InvalidPatch. Source: RFC 6902 sections 3 and 4."""
+    """Return the operations of a JSON Patch, checked; raises InvalidPatch. Source: RFC 6902 sections 3 and 4."""
     if not isinstance(patch, list):
-        raise InvalidPatch("a JSON Patch is an array of operations")
+        raise InvalidPatch("a JSON Patch must be an array of operations")
     if len(patch) > MAX_OPERATIONS:
-        raise InvalidPatch(f"a JSON Patch has at most {MAX_OPERATIONS:,} operations")
+        raise InvalidPatch(f"the JSON Patch has more than {MAX_OPERATIONS:,} operations; send it in several requests")
     for index, operation in enumerate(patch):
         op = operation.get("op") if isinstance(operation, dict) else None
         needed = _NEEDED.get(op) if isinstance(op, str) else None
         if needed is None:
-            raise InvalidPatch(f"operation {index}: op is one of {', '.join(_NEEDED)}")
+            raise InvalidPatch(f"operation {index}: op must be one of {', '.join(_NEEDED)}")
         for name in needed:
             if name not in operation:
-                raise InvalidPatch(f"operation {index}: {op} has a member {name}")
+                raise InvalidPatch(f"operation {index}: {op} requires the member {name}")
         for name in ("path", "from"):
             if name in needed:
                 _pointer(operation[name], index)
@@ -118,23 +118,23 @@ def check_json_patch(patch: Tree) -> list[dict[str, Any]]:
 
 
 def points_at(patch: list[dict[str, Any]], member: str) -> bool:
-    """Whether an operation of a JSON Patch points at a top-level member, or below it."""
+    """Return whether an operation of a JSON Patch points to a member of the outermost object, or below it."""
     pointers = [operation[name] for operation in patch for name in ("path", "from") if name in operation]
     return any(_is_text(pointer) and (pointer + "/").startswith(f"/{member}/") for pointer in pointers)
 
 
 def apply(target: Tree, patch: list[dict[str, Any]]) -> Tree:
-    """The target with a checked JSON Patch applied, all of it; the target is not used again.
+    """Return the target with all operations of a checked JSON Patch applied. The target is changed.
 
-    Raises PatchFailed for a test that fails, PathNotThere for a path that is not there, ContentTooLarge where copies grow.
+    Raises PatchFailed if a test fails, PathNotThere for a path that does not exist, ContentTooLarge if copies grow too large.
     """
-    root = {"": target}  # so that the whole document is a member like any other
+    root = {"": target}  # so the whole document is a member like any other
     copied = 0
     for index, operation in enumerate(patch):
         op, path = operation["op"], _pointer(operation["path"], index)
         if op == "test":
             if not _equal(_get(root, path, index), operation["value"]):
-                raise PatchFailed(f"operation {index}: what is at {operation['path']!r} is not the value tested for")
+                raise PatchFailed(f"operation {index}: the value at {operation['path']!r} is not the one that is tested for")
         elif op == "remove":
             _remove(root, path, index)
         elif op == "add":
@@ -148,7 +148,7 @@ def apply(target: Tree, patch: list[dict[str, Any]]) -> Tree:
             if op == "copy":
                 copied += len(dump(value))
                 if copied > MAX_BYTES:
-                    raise ContentTooLarge(f"the copies of a JSON Patch have at most {MAX_BYTES:,} bytes together")
+                    raise ContentTooLarge(f"the copies of the JSON Patch have more than {MAX_BYTES:,} bytes in all; copy less")
                 value = _copy(value)
             elif path[: len(source)] == source and path != source:
                 raise PathNotThere(f"operation {index}: a value cannot be moved into itself")
@@ -156,7 +156,7 @@ def apply(target: Tree, patch: list[dict[str, Any]]) -> Tree:
                 _remove(root, source, index)
             _add(root, path, value, index)
     if "" not in root:
-        raise PathNotThere("the patch removes the whole document; DELETE does that")
+        raise PathNotThere("the patch removes the whole document; send DELETE to do that")
     return root[""]
 
 
@@ -178,16 +178,16 @@ _BAD_TILDE = re.compile(r"~(?![01])")
 
 
 def _pointer(text: Any, index: int) -> list[str]:
-    """The reference tokens of a JSON Pointer, the first one for the root (RFC 6901)."""
+    """Return the reference tokens of a JSON Pointer, the first one for the root (RFC 6901)."""
     if not _is_text(text) or not (text == "" or text.startswith("/")):
-        raise InvalidPatch(f"operation {index}: a JSON Pointer is empty or starts with a slash")
+        raise InvalidPatch(f"operation {index}: a JSON Pointer must be empty or start with a slash")
     if _BAD_TILDE.search(text):
-        raise InvalidPatch(f"operation {index}: a tilde in a JSON Pointer is followed by 0 or 1")
+        raise InvalidPatch(f"operation {index}: write ~0 for a tilde in a JSON Pointer, and ~1 for a slash")
     return [token.replace("~1", "/").replace("~0", "~") for token in text.split("/")]
 
 
 def _not_there(path: list[str], index: int) -> PathNotThere:
-    return PathNotThere(f"operation {index}: there is nothing at {'/'.join(path)[:200]!r}")
+    return PathNotThere(f"operation {index}: the document has no value at {'/'.join(path)[:200]!r}")
 
 
 _INDEX = re.compile(r"0|[1-9][0-9]{0,8}")  # RFC 6901 section 4: no leading zeros
@@ -242,7 +242,7 @@ def _copy(tree: Tree) -> Tree:
 
 
 def _equal(one: Tree, other: Tree) -> bool:
-    """Equal as JSON values: true is not 1, and the order of members does not count (RFC 6902 section 4.6)."""
+    """Compare JSON values: true is not 1, and the order of members does not matter (RFC 6902 section 4.6)."""
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(_equal(value, other[name]) for name, value in one.items())
     if isinstance(one, list) and isinstance(other, list):

@@ -1,8 +1,8 @@
 """Raw request target ↔ path ↔ Redis keys. Every Redis key is built here.
 
-A path is split at literal slashes and each segment is percent-decoded once, so `%2F` is a character inside a segment. The
-canonical text of a path encodes every segment in exactly one way; keys are made of that text, therefore two paths share a
-key only when they are the same path. Source: RFC 3986 sections 2.1, 3.3; CLUSTER hash tags:
+A path is split at literal slashes. Then each segment is percent-decoded once, so `%2F` is a character inside a segment. The
+canonical text of a path encodes each segment in exactly one way. Keys are built from that text, so two paths share a key only
+if they are the same path. Source: RFC 3986 sections 2.1, 3.3; CLUSTER hash tags:
 https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/#hash-tags
 """
 
@@ -14,9 +14,9 @@ from urllib.parse import quote, unquote_to_bytes
 from kvstore.core.errors import InvalidPath, PathTooLong
 
 MAX_SEGMENTS = 32
-MAX_BYTES = 1024  # decoded, slashes counted
+MAX_BYTES = 1024  # of a path, decoded, including slashes
 
-# pchar of RFC 3986 without "%": what may stand in a segment as it is.
+# pchar of RFC 3986 without "%": characters that a segment may contain without percent-encoding.
 _LITERAL = "-._~!$&'()*+,;=:@"
 _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -24,20 +24,20 @@ _AUTHORITY = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*")
 
 
 class Keys(NamedTuple):
-    """The Redis keys that a command names; the others of a namespace are made of `log` inside a script (OWN_KEYS)."""
+    """The Redis keys that a command names. A script derives the other keys of the namespace from `log` (OWN_KEYS)."""
 
     log: str  # stream: the namespace's change log
     document: str  # hash: the members, and one field of ours
 
 
-# What ends the other keys of a namespace, all in the slot of its log. In a script they are written in capitals: scripts.py
-# puts the keys in their places, so that what is not used costs nothing.
+# The endings of the other keys of a namespace, all in the slot of its log. Scripts write them in capitals, and
+# commands/scripts.py replaces them by expressions, so a key that a script does not use costs nothing.
 OWN_KEYS = {
     "names": "sorted set: the paths that exist, by name",
-    "expiry": "sorted set: the same paths, by the ms at which they expire, or earlier",
+    "expiry": "sorted set: the same paths, by the ms at which they expire, or an earlier time",
     "scratch": "string: a sum, while a script runs",
     "blocked": "sorted set: the jobs that cannot be taken now, by name",
-    "ready_at": "sorted set: the same, by the ms at which they can be taken; and the containers worked as queues, by inf",
+    "ready_at": "sorted set: the same jobs, by the ms at which they can be taken; and the containers used as queues, by inf",
     "released": "stream: one entry, made when a job is given back",
 }
 
@@ -45,8 +45,8 @@ OWN_KEYS = {
 class Path(NamedTuple):
     """A path in canonical spelling.
 
-    `text` is the whole of it (`/a/b%20c`, a container ends in a slash); `namespace` is its first
-    segment, or `/`; `name` is the part below that, as index and change log know it.
+    `text` is the whole path (`/a/b%20c`; a container ends in a slash). `namespace` is its first segment, or `/`. `name` is the
+    rest: the document's name in the indexes and in the change log of the namespace.
     """
 
     text: str
@@ -57,12 +57,15 @@ class Path(NamedTuple):
 
     @property
     def container(self) -> "Path":
-        """The container of this spelling: itself, or with a slash added."""
+        """The container at this path: the path itself, or with a slash added."""
         return self if self.is_container or self.text == "/" else parse_path(self.text.encode() + b"/")
 
 
 def split_target(target: bytes) -> tuple[bytes, bytes]:
-    """A raw request target as (path, query); the absolute form loses its scheme and authority (RFC 9112 section 3.2.2)."""
+    """Split a raw request target into (path, query), without the scheme and authority of the absolute form.
+
+    Source: RFC 9112 section 3.2.2.
+    """
     if not target.startswith(b"/") and (authority := _AUTHORITY.match(target)):
         target = target[authority.end() :] or b"/"
         if not target.startswith(b"/"):
@@ -72,18 +75,18 @@ def split_target(target: bytes) -> tuple[bytes, bytes]:
 
 
 def escape(decoded: bytes) -> bytes:
-    """The raw request path of a decoded one, for a server that keeps no other: there %2F cannot be told from a slash."""
+    """Percent-encode a decoded request path, for a server that does not keep the raw one. There %2F has become a slash."""
     return quote(decoded, safe="/" + _LITERAL).encode()
 
 
 def parse_path(raw: bytes) -> Path:
-    """The path that a raw request path means; raises InvalidPath or PathTooLong."""
+    """Parse a raw request path; raises InvalidPath or PathTooLong."""
     if len(raw) <= MAX_PLAIN_BYTES and _is_plain(raw):
         return _plain(raw)
     return _parse(raw)
 
 
-# A segment that has one spelling only: nothing to decode, nothing to refuse. And the path of a document of two or more of them.
+# A segment that is canonical as it stands: nothing to decode and nothing to refuse. `_is_plain` matches two or more of them.
 _LITERALS = "A-Za-z0-9" + re.escape(_LITERAL)
 PLAIN_SEGMENT = rf"(?!\.)[{_LITERALS}]++"
 _is_plain = re.compile(rf"(?:/{PLAIN_SEGMENT}){{2,{MAX_SEGMENTS}}}".encode()).fullmatch
@@ -99,20 +102,20 @@ def _plain(raw: bytes) -> Path:
 
 def _parse(raw: bytes) -> Path:
     if not raw.startswith(b"/"):
-        raise InvalidPath("a path starts with a slash")
+        raise InvalidPath("the path must start with a slash")
     if _BAD_ESCAPE.search(raw):
-        raise InvalidPath("a percent sign is followed by two hexadecimal digits; write %25 for a percent sign")
+        raise InvalidPath("the path has a percent sign without two hexadecimal digits after it; write %25 for a percent sign")
     if len(unquote_to_bytes(raw)) > MAX_BYTES:
-        raise PathTooLong(f"a path has at most {MAX_BYTES} bytes when decoded, slashes counted")
+        raise PathTooLong(f"the path is longer than {MAX_BYTES:,} bytes, decoded and including slashes; use shorter names")
     parts = raw[1:].split(b"/")
     is_container = parts[-1] == b""
     if is_container:
         parts.pop()
     if len(parts) > MAX_SEGMENTS:
-        raise InvalidPath(f"a path has at most {MAX_SEGMENTS} segments")
+        raise InvalidPath(f"the path has more than {MAX_SEGMENTS} segments; use fewer levels")
     segments = [_encode_segment(part) for part in parts]
     path = "/" + "/".join(segments)
-    # A document of one segment, and the root document, live in the root namespace, which no segment can be named like.
+    # Documents of one segment and the root document are in the root namespace. No segment can be named `/`.
     if len(segments) >= 2 or (segments and is_container):
         namespace, name = segments[0], "/".join(segments[1:])
     else:
@@ -130,11 +133,11 @@ def _encode_segment(raw: bytes) -> str:
     try:
         segment = unquote_to_bytes(raw).decode("utf-8")
     except UnicodeDecodeError:
-        raise InvalidPath("a path is UTF-8, percent-encoded") from None
+        raise InvalidPath("a segment of the path is not UTF-8; percent-encode the bytes of the UTF-8 text") from None
     if segment in ("", ".", ".."):
-        raise InvalidPath("a segment of a path is not empty, not '.' and not '..'")
+        raise InvalidPath("a segment of the path is empty, '.' or '..'; give it another name")
     if _CONTROL.search(segment):
-        raise InvalidPath("a path has no control characters")
+        raise InvalidPath("a segment of the path has a control character; remove it")
     return quote(segment, safe=_LITERAL)
 
 
@@ -145,15 +148,15 @@ def _keys(namespace: str, name: str) -> Keys:
 
 @lru_cache(maxsize=1024)
 def _namespace_keys(namespace: str) -> tuple[str, str]:
-    # Canonical segments hold no braces, so the hash tag is the namespace and nothing else.
+    # Canonical segments contain no braces, so the hash tag is exactly the namespace.
     name = "kv:{" + namespace + "}"
     return name + "!log", name + "/"
 
 
 def own_key(path: Path, name: str) -> str:
-    """A key of the path's namespace: one of OWN_KEYS, or one that is for a single thing in it.
+    """Return a key of the path's namespace: with an ending of OWN_KEYS, or for one thing in the namespace.
 
-    `idempotency:` and a digest: the response kept for an Idempotency-Key. `holds:` and a document's name in the namespace: a
-    sorted set of who holds that document, by the ms until which they do.
+    `idempotency:` and a digest is the hash with the reply that is kept for an Idempotency-Key. `holds:` and a document's name
+    is the sorted set of the holders of that document, by the ms until which they hold it.
     """
     return path.keys.log.removesuffix("log") + name

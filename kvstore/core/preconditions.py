@@ -1,7 +1,7 @@
 """Entity-tags and preconditions (RFC 9110 sections 8.8 and 13).
 
-For a write they are only read here and judged inside Redis, by the script that writes. For a read they are judged here,
-on what one script returned.
+Preconditions of a write are only parsed here: the script that writes evaluates them. Preconditions of a read are evaluated
+here, on the reply of one script.
 """
 
 import re
@@ -19,8 +19,8 @@ _SEPARATOR = re.compile(r"[ \t]*,[ \t,]*")
 class Preconditions(NamedTuple):
     """The preconditions of one request.
 
-    `match` and `none_match` are "" when not asked for, "*", or the tags with a space before and after each; a tag that
-    cannot match by RFC 9110 section 8.8.3.2 is left out. The dates are seconds since the epoch, or None.
+    `match` and `none_match` are "" if the request has none, "*", or the tags with a space before and after each. Tags that can
+    never match by RFC 9110 section 8.8.3.2 are left out. Dates are in seconds since the epoch, or None.
     """
 
     match: str = ""
@@ -33,7 +33,7 @@ NONE = Preconditions()
 
 
 def parse_preconditions(headers: Mapping[str, str]) -> Preconditions:
-    """The preconditions that lower-case `headers` ask for; raises InvalidPrecondition."""
+    """Parse the preconditions in `headers`, which are by lower-case name; raises InvalidPrecondition."""
     match = headers.get("if-match")
     none_match = headers.get("if-none-match")
     unmodified = headers.get("if-unmodified-since")
@@ -43,15 +43,15 @@ def parse_preconditions(headers: Mapping[str, str]) -> Preconditions:
     return Preconditions(
         match="" if match is None else _tags("If-Match", match),
         none_match="" if none_match is None else _tags("If-None-Match", none_match),
-        # RFC 9110 sections 13.1.3 and 13.1.4: a date counts only where no tag is given.
+        # RFC 9110 sections 13.1.3 and 13.1.4: a date is ignored if a tag is given.
         unmodified_since_s=_date(unmodified) if match is None else None,
         modified_since_s=_date(modified) if none_match is None else None,
     )
 
 
 def check_unconditional(headers: Mapping[str, str], detail: str) -> None:
-    """Refuse a write that takes no precondition where it comes with one, with `detail`; raises InvalidPrecondition."""
-    # RFC 9110 section 13.1.3: If-Modified-Since is ignored on a write, and some clients send it with every request.
+    """Check that a request has no precondition; raises InvalidPrecondition with `detail`."""
+    # RFC 9110 section 13.1.3: a write ignores If-Modified-Since, which some clients send with every request.
     if parse_preconditions(headers)._replace(modified_since_s=None) != NONE:
         raise InvalidPrecondition(detail)
 
@@ -65,8 +65,8 @@ def _tags(name: str, value: str) -> str:
         found = _TAG.match(value, at)
         separator = found and _SEPARATOR.match(value, found.end())
         if not found or not (separator or found.end() == len(value)):
-            raise InvalidPrecondition(f'{name} is * or a list of entity-tags in double quotes, such as "1700000000000-0"')
-        # If-Match compares strongly: a weak tag never matches there (RFC 9110 section 13.1.1).
+            raise InvalidPrecondition(f'{name} must be * or a list of entity-tags in double quotes, such as "1700000000000-0"')
+        # If-Match uses strong comparison: a weak tag never matches (RFC 9110 section 13.1.1).
         if name == "If-None-Match" or not found[1]:
             tags.append(found[2])
         at = separator.end() if separator else len(value)
@@ -76,7 +76,7 @@ def _tags(name: str, value: str) -> str:
 
 
 def _date(value: str | None) -> int | None:
-    # RFC 9110 section 13.1.3: what is not an HTTP-date is ignored.
+    # RFC 9110 section 13.1.3: a value that is not an HTTP-date is ignored.
     if value is None:
         return None
     try:
@@ -87,12 +87,15 @@ def _date(value: str | None) -> int | None:
 
 
 def tag_time_ms(tag: str) -> int:
-    """The time at which the change that made `tag` was written, in ms since the epoch: the first part of a stream's id."""
+    """Return the time of the change that made `tag`, in ms since the epoch: the first part of a stream's id."""
     return int(tag.partition("-")[0])
 
 
 def read_status(preconditions: Preconditions, tag: str | None) -> int:
-    """What a GET or HEAD of a document with this tag (None: it has none) answers: 200, 304 or 412 (RFC 9110 section 13.2.2)."""
+    """Return the status of a GET or HEAD of a document with this tag (None: no tag): 200, 304 or 412.
+
+    Source: RFC 9110 section 13.2.2.
+    """
     if preconditions is NONE:
         return 200
     time_s = None if tag is None else tag_time_ms(tag) // 1000

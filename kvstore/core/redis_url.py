@@ -1,4 +1,4 @@
-"""A REDIS_URL, read: which Redis, how it is reached, and as whom.
+"""REDIS_URL: which Redis to use, how to reach it, and as which user.
 
     redis://[user:password@]host[:port][/db]                             one Redis
     unix:///path/to/socket[?db=0]                                        one Redis
@@ -6,7 +6,7 @@
     redis+cluster://[user:password@]host[:port],host…                    a Redis Cluster
     fake://                                                              none: fakeredis, in the memory of this process
 
-`rediss` for `redis` is TLS; `?ssl_cert_reqs=none` and `?ssl_ca_certs=FILE` as redis-py has them.
+`rediss` instead of `redis` means TLS. `?ssl_cert_reqs=none` and `?ssl_ca_certs=FILE` mean the same as for redis-py.
 """
 
 from typing import NamedTuple
@@ -17,14 +17,14 @@ SENTINEL_PORT = 26379
 
 
 class InvalidRedisURL(ValueError):
-    """The URL is not one of the forms above; the message says what it must be, and never repeats it: it holds a password."""
+    """The URL has none of the forms above. The message says what it must be, without the URL, which may hold a password."""
 
 
 class Address(NamedTuple):
-    """Where a Redis is.
+    """The address of a Redis.
 
-    `kind` is single, sentinel, cluster or fake; `nodes` are (host, port); `path` is that of a unix socket; `ca_file` None is
-    the system's.
+    `kind` is single, sentinel, cluster or fake. `nodes` are (host, port). `path` is the path of a unix socket. `ca_file` None
+    means the certificates of the system.
     """
 
     kind: str
@@ -44,7 +44,7 @@ class Address(NamedTuple):
 
 
 def parse_redis_url(url: str, *, verify_tls: bool = True) -> Address:
-    """The address that a URL spells; raises InvalidAddress. `verify_tls` is for where the URL does not say."""
+    """Parse a URL; raises InvalidRedisURL. `verify_tls` applies if the URL does not say."""
     parts = urlsplit(url)
     transport, _, topology = parts.scheme.partition("+")
     if parts.scheme == "fake":
@@ -60,7 +60,7 @@ def parse_redis_url(url: str, *, verify_tls: bool = True) -> Address:
     primary = unquote(names.pop(0)) if topology == "sentinel" and names else ""
     database = query.get("db") or (names[0] if names else "0")
     if not database.isdigit() or (topology == "sentinel" and not primary) or (transport == "unix" and not parts.path):
-        raise InvalidRedisURL("a URL with a database number, a name of the primary for Sentinel, or a path for unix://")
+        raise InvalidRedisURL("a URL whose database is a number, with the primary's name for Sentinel and a path for unix://")
     port = SENTINEL_PORT if topology == "sentinel" else PORT
     return Address(
         kind=topology or "single",
@@ -80,7 +80,7 @@ def _node(text: str, default_port: int) -> tuple[str, int]:
     try:
         parts = urlsplit(f"//{text}")
         host = parts.hostname or "localhost"
-        host.encode("idna")  # as it is asked for
+        host.encode("idna")  # as it will be looked up
         return host, parts.port or default_port
     except ValueError:
         raise InvalidRedisURL("a URL whose hosts are names or addresses, and whose ports are numbers up to 65535") from None

@@ -1,10 +1,10 @@
-"""Several requests in one, `POST /_/batch`: all or none of them on one namespace, or each on its own.
+"""Batches, `POST /_/batch`: several requests in one, applied all or none in one namespace, or each on its own.
 
     {"atomic":true,"requests":[{"method":"PUT","path":"/a/b","headers":{"If-None-Match":"*"},"body":{"any":"JSON"}}]}
     {"responses":[{"status":201,"headers":{"ETag":"\\"1700000000000-0\\""},"body":{"any":"JSON","ttl":31536000}}]}
 
-Requests of one namespace that follow each other are one script. A request that must read before it can write (a nested merge
-patch, a JSON Patch) is read before an atomic batch, and the batch is done again where another was faster.
+Successive requests in one namespace are executed by one script. If a request must read before it can write (a nested merge
+patch, a JSON Patch), the document is read before the batch is executed. An atomic batch starts again if it has changed since.
 """
 
 import json
@@ -41,11 +41,11 @@ MAX_REQUESTS = 1000
 Answer: TypeAlias = Response | Problem  # of a request of a batch that needs no store
 Render: TypeAlias = Callable[[Request, BatchOutcome], Response]
 
-_LEFT_OUT = {name for name, _ in (*DOCUMENT, *SAFE)}  # header fields that are the same in every response
+_LEFT_OUT = {name for name, _ in (*DOCUMENT, *SAFE)}  # header fields that are the same in each response
 
 
 def parse_batch(request: Request, parse: Callable[[Request], Command[object] | Response]) -> Batch[Request, Answer]:
-    """The command of a batch, of which no step is asked yet; raises Problem. `parse` is for the requests in it."""
+    """Return the command of a batch; raises Problem. `parse` is called for each request in it."""
     atomic, requests = _envelope(request)
     steps: list[Step[Answer]] = []
     for part in requests:
@@ -58,9 +58,9 @@ def parse_batch(request: Request, parse: Callable[[Request], Command[object] | R
             elif isinstance(command, BatchCommand):
                 steps.append(command)
             elif isinstance(command, Idempotent):
-                raise InvalidRequest("an Idempotency-Key is for the whole batch, and for an atomic one")
+                raise InvalidRequest("a request in a batch takes no Idempotency-Key; send one with the whole atomic batch")
             else:
-                raise NotInBatch("a container is listed, deleted or taken from by a request of its own, not in a batch")
+                raise NotInBatch("a batch cannot list a container, delete one or take jobs; send that request by itself")
         except Problem as problem:
             steps.append(Answered(problem))
     if atomic:
@@ -71,28 +71,26 @@ def parse_batch(request: Request, parse: Callable[[Request], Command[object] | R
 def _check_atomic(steps: list[Step[Answer]]) -> None:
     commands = [step for step in steps if not isinstance(step, Answered)]
     if len({command.path.namespace for command in commands}) > 1:
-        raise NotInBatch(
-            'the requests of an atomic batch are in one namespace, their path\'s first segment; or say "atomic":false'
-        )
+        raise NotInBatch('the requests of an atomic batch must have paths with the same first segment; or send "atomic":false')
     paths = [command.path.text for command in commands if not isinstance(command, Get)]
     for command in commands:
         if isinstance(command, Edit) and paths.count(command.path.text) > 1:
             raise NotInBatch(
-                f"{command.path.text} is written more than once, and by a patch that must read it first; say"
-                ' "atomic":false, or send one write for it'
+                f"an atomic batch cannot write {command.path.text} more than once if one of the writes is a nested merge patch"
+                ' or a JSON Patch; send one write for it, or "atomic":false'
             )
 
 
 def _envelope(request: Request) -> tuple[bool, list[Request]]:
-    """The requests of a batch as they would have come by themselves; raises InvalidDocument or ContentTooLarge."""
+    """Return whether a batch is atomic, and its requests as if each had come alone; raises InvalidDocument, ContentTooLarge."""
     members = json_text.split_object(request.body)
     atomic = members.get("atomic", "true")
     if atomic not in ("true", "false"):
-        raise InvalidDocument('"atomic" is true or false')
+        raise InvalidDocument('"atomic" must be true or false')
     return atomic == "true", _requests(members.get("requests", ""), request.base)
 
 
-# A request as most clients write it: in one step of the regex engine. Its body is looked at when it is parsed by itself.
+# A request as most clients write it, in one match of the regular expression. Its body is checked when the request is parsed.
 _is_usual = re.compile(
     r'\{\s*"method"\s*:\s*"([A-Z]+)"\s*,\s*"path"\s*:\s*"([^"\\\x00-\x1f]*)"\s*'
     r'(?:,\s*"body"\s*:\s*(\{(?:[^{}\[\]"\\]|"[^"\\]*")*\}))?\s*\}\s*([,\]])\s*'
@@ -101,7 +99,7 @@ _is_usual = re.compile(
 
 def _requests(text: str, base: str) -> list[Request]:
     if not text.startswith("["):
-        raise InvalidDocument('a batch is {"requests":[…]}, each with "method" and "path"')
+        raise InvalidDocument('a batch must be {"requests":[…]}, each request with "method" and "path"')
     requests: list[Request] = []
     following = ","
     at = json_text.skip(text, 1)
@@ -109,7 +107,7 @@ def _requests(text: str, base: str) -> list[Request]:
         return requests
     while following == ",":
         if len(requests) == MAX_REQUESTS:
-            raise ContentTooLarge(f"a batch has at most {MAX_REQUESTS:,} requests")
+            raise ContentTooLarge(f"the batch has more than {MAX_REQUESTS:,} requests; send several batches")
         if usual := _is_usual(text, at):
             method, path, body, following = usual.groups()
             requests.append(Request(method, path.encode(), {}, body.encode() if body else b"", base))
@@ -127,9 +125,9 @@ def _request(index: int, part: str, base: str) -> Request:
     members = json_text.split_object(part.encode())
     method, path, headers = (json.loads(members.get(name, default)) for name, default in _MEMBERS)
     if not isinstance(method, str) or not isinstance(path, str):
-        raise InvalidDocument(f'request {index}: "method" and "path" are strings')
+        raise InvalidDocument(f'request {index}: "method" and "path" must be strings')
     if not isinstance(headers, dict) or not all(isinstance(value, str) and _is_field(value) for value in headers.values()):
-        raise InvalidDocument(f'request {index}: "headers" are strings by name, as header fields may be')
+        raise InvalidDocument(f'request {index}: "headers" must be an object of valid header field values')
     by_name = {name.lower(): value for name, value in headers.items()}
     return Request(method, path.encode("utf-8", "surrogatepass"), by_name, members.get("body", "").encode(), base)
 
@@ -139,7 +137,7 @@ _MEMBERS = (("method", "null"), ("path", "null"), ("headers", "{}"))
 
 
 def render_answers(answers: Answers[Request, Answer], render: Render) -> Response:
-    """The reply to a batch that was carried out. `render` is for the requests in it."""
+    """Return the response to a batch that was executed. `render` is called for each request in it."""
     texts = []
     for request, answer in zip(*answers, strict=True):
         status, headers, body, _ = _response(request, answer, render)
@@ -153,10 +151,10 @@ def render_answers(answers: Answers[Request, Answer], render: Render) -> Respons
 
 
 def render_refused(refused: Refused[Request, Answer], render: Render) -> BatchRefused:
-    """The problem of an atomic batch that was not applied."""
+    """Return the problem of an atomic batch that was not applied."""
     response = _response(refused.request, refused.answer, render)
     return BatchRefused(
-        f"request {refused.request_index}, counted from 0, was refused, so none was applied; its problem says why",
+        f"request {refused.request_index} (counted from 0) was refused, so none was applied; `problem` says why",
         index=refused.request_index,
         problem=response.body.rstrip(b"\n"),
     )

@@ -1,8 +1,8 @@
-"""The straight way for most batches: PUTs of documents, or GETs, of plain paths in one namespace, each path once.
+"""The fast path for most batches: only PUTs, or only GETs, of plain paths in one namespace, each path once (DESIGN 26).
 
-What `batch.py` answers, by one script without undoing and with few values for each request. A batch is read here only where
-nothing about it is special, and where the script finds that one of it would be refused it has changed nothing: then, and for
-every other batch, `batch.py` does it all.
+The responses are those of `http/batch.py`, but one script does the work, without undoing and with few values per request.
+A batch that does not fit takes the slow path of `http/batch.py`. If the script finds that it would refuse one of the requests,
+it changes nothing, and the batch takes the slow path too.
 """
 
 import re
@@ -25,7 +25,7 @@ from kvstore.http.messages import DOCUMENT, Request, Response, http_date, with_t
 def parse_bulk(
     request: Request, settings: Settings, otherwise: Otherwise[Outcome]
 ) -> PutMany[Outcome] | GetMany[Outcome] | None:
-    """What a batch asks whose requests are alike; None for another one, and for what may be refused."""
+    """Return the command of a batch of similar requests; None for any other batch, and for one that may be refused."""
     requests = _split(request.body)
     if not requests:
         return None
@@ -50,8 +50,8 @@ def parse_bulk(
     return PutMany(path, names, documents, ttls_ms, settings.log_length, otherwise)
 
 
-# What a request is, as far as it takes to find its end: whether a body is JSON is for codec.encode to say. Brackets are four
-# deep at most. No quantifier gives back what it took, so that each byte is looked at once.
+# A request, as far as needed to find its end; codec.encode checks that a body is JSON. Brackets are nested four deep at most.
+# All quantifiers are possessive, so each byte is read once.
 _SPACE = r"[ \t\n\r]*+"
 _STRING = r'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
 _INSIDE = rf'(?:[^\[\]{{}}"]++|{_STRING})*+'
@@ -61,7 +61,7 @@ _VALUE = rf'{_STRING}|[\[{{]{_INSIDE}[\]}}]|[^\[\]{{}}", \t\n\r]++'
 
 
 def _pattern(tokens: str) -> re.Pattern[bytes]:
-    """A pattern in which a space stands for JSON's whitespace."""
+    """Compile a pattern in which a space stands for JSON's whitespace."""
     return re.compile(
         tokens.replace(" ", _SPACE).replace("SEGMENT", PLAIN_SEGMENT).replace("VALUE", _VALUE).encode("ascii"), re.DOTALL
     )
@@ -75,7 +75,7 @@ _request = _pattern(
 
 
 def _split(body: bytes) -> list[Sequence[bytes]]:
-    """The method, namespace, name and body of each request of a batch; none where there is another one among them."""
+    """Return method, namespace, name and body of each request of a batch; an empty list if one of them does not fit."""
     begin = _begins(body)
     at, following = begin.end() if begin else 0, b","
     requests: list[Sequence[bytes]] = []
@@ -91,7 +91,7 @@ def _split(body: bytes) -> list[Sequence[bytes]]:
 
 
 def render_responses(request: Request, outcome: Answers[Request, Answer] | ManyWritten | ManyRead, render: Render) -> Response:
-    """The reply to a batch that was carried out. `render` is for the requests in it."""
+    """Return the response to a batch that was executed. `render` is called for each request in it."""
     match outcome:
         case ManyWritten():
             return _written(request, outcome)
@@ -101,7 +101,7 @@ def render_responses(request: Request, outcome: Answers[Request, Answer] | ManyW
 
 
 def _written(request: Request, written: ManyWritten) -> Response:
-    """The reply to the PUTs of a batch."""
+    """Return the response to the PUTs of a batch."""
     path, names, documents, ttls_ms, tags, words = written
     location = b',"Location":' + encode_basestring(f"{request.base}/{path.namespace}/")[:-1].encode()
     texts = []
@@ -119,7 +119,7 @@ def _written(request: Request, written: ManyWritten) -> Response:
 
 @lru_cache(maxsize=1024)  # most of a batch is written in the same ms
 def _dates(time_ms: bytes, ttl_ms: int) -> bytes:
-    """The header fields of a document that was written at a time, and expires so much later."""
+    """Return Last-Modified and Sunset of a document that was written at `time_ms` with `ttl_ms`."""
     written_at_ms = int(time_ms)
     return b'"Last-Modified":"%b","Sunset":"%b"' % (
         http_date(written_at_ms // 1000).encode(),
@@ -128,7 +128,7 @@ def _dates(time_ms: bytes, ttl_ms: int) -> bytes:
 
 
 def _read(read: ManyRead) -> Response:
-    """The reply to the GETs of a batch."""
+    """Return the response to the GETs of a batch."""
     documents, expires_at_ms, time_ms = read
     texts = []
     for (text, is_object, tag), at_ms in zip(documents, expires_at_ms, strict=True):

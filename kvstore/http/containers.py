@@ -1,6 +1,6 @@
-"""Containers over HTTP: listing what lies below one, a page or all of it, and deleting it.
+"""Containers over HTTP: listing a container page by page or as a stream, and deleting everything below it.
 
-Names are percent-encoded as in paths and ordered by their bytes, a container's slash counted. Source: RFC 8288 (Link).
+Names are percent-encoded as in paths, and sorted by their bytes, including the slash of a container. Source: RFC 8288 (Link).
 """
 
 import json
@@ -15,23 +15,23 @@ from kvstore.http.messages import DOCUMENT, SAFE, UNCHANGED, Headers, Request, R
 
 DEFAULT_LIMIT = 100
 MAX_LIMIT = 1000
-NDJSON_PAGE = 200  # documents in one piece of a stream
+NDJSON_PAGE = 200  # documents that one command reads for a stream of NDJSON
 
 NDJSON = "application/x-ndjson"
-VARY = ("Vary", "Accept")  # one URL, two formats: only the JSON one has an entity-tag
+VARY = ("Vary", "Accept")  # one URL, two formats; only JSON has an entity-tag
 
 
 def parse_list(request: Request, path: Path, raw_query: bytes) -> List:
-    """What a GET of a container asks for; raises InvalidParameter or InvalidPrecondition."""
+    """Return the command of a GET of a container; raises InvalidParameter or InvalidPrecondition."""
     recursive = parameter(raw_query, "recursive") is not None
     if recursive and path.text == "/":
-        raise InvalidParameter("the root container is listed without ?recursive: list each namespace by itself")
+        raise InvalidParameter("the root container cannot be listed with ?recursive; list each namespace by itself")
     order = parameter(raw_query, "order") or "asc"
     if order not in ("asc", "desc"):
-        raise InvalidParameter("?order= is asc or desc")
+        raise InvalidParameter("?order= must be asc or desc")
     limit = parameter(raw_query, "limit") or str(DEFAULT_LIMIT)
     if not (limit.isascii() and limit.isdigit() and len(limit) < 5 and 1 <= int(limit) <= MAX_LIMIT):
-        raise InvalidParameter(f"?limit= is a number from 1 to {MAX_LIMIT}")
+        raise InvalidParameter(f"?limit= must be a number from 1 to {MAX_LIMIT}")
     return List(
         container=path,
         after=_after(path, parameter(raw_query, "after") or ""),
@@ -44,17 +44,17 @@ def parse_list(request: Request, path: Path, raw_query: bytes) -> List:
 
 
 def parse_delete_recursive(request: Request, path: Path, raw_query: bytes) -> DeleteRecursive:
-    """What a DELETE of a container asks for; raises InvalidParameter or InvalidPrecondition."""
+    """Return the command of a DELETE of a container; raises InvalidParameter or InvalidPrecondition."""
     if path.text == "/" or not path.is_container:
-        raise InvalidParameter("?recursive is for a container other than the root: its path ends in a slash")
+        raise InvalidParameter("?recursive deletes a container other than the root; send a path that ends in a slash")
     if parameter(raw_query, "recursive") is None:
-        raise InvalidParameter("a container is deleted with all that lies below it: say so with ?recursive")
-    check_unconditional(request.headers, "a recursive DELETE takes no precondition")
+        raise InvalidParameter("deleting a container deletes everything below it; add ?recursive to do that")
+    check_unconditional(request.headers, "a recursive DELETE takes no precondition; send it without one")
     return DeleteRecursive(path, once="idempotency-key" in request.headers)
 
 
 def render_listing(request: Request, listing: Listing) -> Response:
-    """The reply to a GET of a container: a page, or a piece of a stream; raises PreconditionFailed."""
+    """Return the response to a GET of a container: a page, or a part of a stream of NDJSON; raises PreconditionFailed."""
     _check_match(request, listing.tag)
     container = parse_path(split_target(request.target)[0]).text
     items = render_items(container, listing.items)
@@ -71,22 +71,22 @@ def render_listing(request: Request, listing: Listing) -> Response:
 
 
 def render_items(container: str, items: list[Item]) -> list[bytes]:
-    """The items of a listing as JSON texts; `container` is its path."""
+    """Return the items of a listing as JSON texts; `container` is its path."""
     return [_item(container, item) for item in items]
 
 
 def render_unchanged(request: Request, tag: str) -> Response:
-    """The reply to a GET of a container whose entity-tag the client has; raises PreconditionFailed."""
+    """Return the 304 to a GET of a container whose entity-tag the client has; raises PreconditionFailed."""
     _check_match(request, tag)
     return Response(304, (*tag_header(tag), VARY, *UNCHANGED))
 
 
 def _check_match(request: Request, tag: str | None) -> None:
-    """Refuse where If-Match asks for another entity-tag; a stream has none that could hold for all of it."""
+    """Check If-Match; raises PreconditionFailed. A stream of NDJSON has no entity-tag, since it is read in parts."""
     match = parse_preconditions(request.headers).match
     if match and not _is_stream(request) and read_status(Preconditions(match), tag) == 412:
         raise PreconditionFailed(
-            "something below this container has changed; read it again, without If-Match", etag=f'"{tag}"' if tag else None
+            "the namespace of this container has changed; list it again without If-Match", etag=f'"{tag}"' if tag else None
         )
 
 
@@ -95,13 +95,13 @@ def _is_stream(request: Request) -> bool:
 
 
 def _after(container: Path, text: str) -> str:
-    """The name after which a page starts, in canonical spelling."""
+    """Return the name after which a page starts, in canonical spelling; raises InvalidParameter or InvalidPath."""
     if not text:
         return ""
     base = container.text if container.is_container else "/"
     name = parse_path((base + text).encode()).text[len(base) :]
     if not name:
-        raise InvalidParameter("?after= is a name as the listing spells it")
+        raise InvalidParameter("?after= must be a name as the listing spells it")
     return name
 
 

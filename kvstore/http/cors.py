@@ -1,7 +1,7 @@
-"""Which web pages may use the service: what a browser is told, so that it lets a page of another origin read an answer.
+"""Cross-origin requests: which web pages may read responses, and which may change something.
 
-Pages of the origin that they talk to may do everything, and clients that are no browsers are not asked. A page of an origin
-that is not allowed can make a browser send some requests all the same, so those of them that change something are refused.
+Pages of the service's own origin may do everything. Non-browser clients are unaffected. A browser also sends some requests of
+pages whose origin is not allowed, so those that would change something are refused.
 Sources: https://fetch.spec.whatwg.org/#http-cors-protocol, https://www.w3.org/TR/fetch-metadata/ (Sec-Fetch-Site).
 """
 
@@ -11,17 +11,17 @@ from kvstore.core.errors import OriginNotAllowed
 from kvstore.core.settings import Settings
 from kvstore.http.messages import Headers, Request
 
-# What a page may send, and see, besides what every page may.
+# The header fields that a page of another origin may send and read, besides those that the Fetch standard always allows.
 _SENT = "Cache-Control, Content-Type, Idempotency-Key, If-Match, If-Modified-Since, If-None-Match, If-Unmodified-Since"
 _SENT += ", Last-Event-ID, Prefer"
 _SEEN = "Accept-Patch, Allow, Date, ETag, Idempotency-Replayed, Link, Location, Preference-Applied, Retry-After, Sunset"
-_PREFLIGHT_S = 7200  # that a browser need not ask again; Chromium's own limit
+_PREFLIGHT_S = 7200  # for which a browser may cache a preflight; Chromium allows no more
 
-_OWN = ("same-origin", "none")  # a page of this origin, or the person in front of the browser
+_OWN = ("same-origin", "none")  # a page of this origin, or the user, who typed the URL
 
 
 def shown_to(request: Request, settings: Settings) -> Headers:
-    """The header fields of the reply that let the page see it which has asked; none where no page has, or it may not."""
+    """Return the fields that let the requesting page read the response; none without Origin, or if it is not allowed."""
     origin = request.headers.get("origin")
     if origin is None or not settings.origins.allow(origin):
         return ()
@@ -33,7 +33,7 @@ def shown_to(request: Request, settings: Settings) -> Headers:
 
 
 def preflight(request: Request, allow: str) -> Headers:
-    """The header fields that say which requests may follow, where a browser asks for a page; `allow` are the methods."""
+    """Return the fields that answer a preflight request, none for other requests; `allow` names the methods."""
     if "access-control-request-method" not in request.headers:
         return ()
     return (
@@ -44,16 +44,16 @@ def preflight(request: Request, allow: str) -> Headers:
 
 
 def check_origin(headers: Mapping[str, str], settings: Settings) -> None:
-    """Refuse a change that a page of an origin asks for which is not allowed; raises OriginNotAllowed."""
+    """Check that the page which asks for a change may do so; raises OriginNotAllowed."""
     site, origin = headers.get("sec-fetch-site"), headers.get("origin")
     if site in _OWN or (site is None and origin is None):
         return
     if origin is None:
-        raise OriginNotAllowed("a page of another origin may not do that without saying which; send it with CORS")
+        raise OriginNotAllowed("a page of another origin sent this request without Origin; send it with fetch() in mode cors")
     if settings.origins.allow(origin):
         return
     host = origin.partition("://")[2]
-    # No page can set the second one without being allowed to; a proxy does.
+    # A proxy sets X-Forwarded-Host. A foreign page cannot: the preflight would refuse it.
     if host and host in (headers.get("host"), headers.get("x-forwarded-host")):
         return
-    raise OriginNotAllowed(f"pages of {origin} may not change anything here; KVSTORE_ORIGINS names those that may")
+    raise OriginNotAllowed(f"pages of {origin} may not change anything; add this origin to KVSTORE_ORIGINS to allow it")

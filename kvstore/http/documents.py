@@ -1,4 +1,7 @@
-"""Documents over HTTP: what a PUT, PATCH, POST or DELETE asks, and the responses to reads and writes."""
+"""Documents over HTTP: the commands of PUT, PATCH, POST and DELETE, and the responses to reads and writes.
+
+Sources: RFC 9110; RFC 7240 (Prefer); RFC 8594 (Sunset).
+"""
 
 import json
 import re
@@ -42,7 +45,7 @@ _RETURN = re.compile(r"(?:^|[,;])\s*return\s*=\s*\"?(minimal|representation)\b",
 
 
 def parse_put(request: Request, path: Path, raw_query: bytes, settings: Settings) -> Put:
-    """The command of a PUT; raises Problem."""
+    """Return the command of a PUT; raises Problem."""
     check_json(request.headers)
     encoded = codec.encode(request.body)
     ttl_ms = _asked_ttl_ms(raw_query, encoded.ttl_s, settings) or settings.default_ttl_s * 1000
@@ -50,28 +53,28 @@ def parse_put(request: Request, path: Path, raw_query: bytes, settings: Settings
 
 
 def parse_post(request: Request, path: Path, raw_query: bytes, settings: Settings) -> Post | Take | LongPoll[Taken]:
-    """The command of a POST: an append, or a take where there is `?lease=`; raises Problem."""
+    """Return the command of a POST: an append, or a take with `?lease=`; raises Problem."""
     if raw_query and parameter(raw_query, "lease") is not None:
         return take(request, path, raw_query, settings)
     check_json(request.headers)
-    check_unconditional(request.headers, "POST appends, whatever is there already, and takes no precondition")
+    check_unconditional(request.headers, "POST always appends and takes no precondition; send it without one, or use PUT")
     encoded = codec.encode(request.body)
     ttl_ms = _asked_ttl_ms(raw_query, encoded.ttl_s, settings) or settings.default_ttl_s * 1000
     container = path.container
-    parse_path(container.text.encode() + b"0" * ID_BYTES)  # that what is appended has a path
+    parse_path(container.text.encode() + b"0" * ID_BYTES)  # refuses a container with no room for a document's id
     post = Post(container, encoded, ttl_ms, settings.log_length)
     return delayed(post, raw_query) if raw_query else post
 
 
 def parse_delete(request: Request, path: Path, raw_query: bytes, settings: Settings) -> Delete | DeleteRecursive:
-    """The command of a DELETE; raises Problem."""
+    """Return the command of a DELETE; raises Problem."""
     if path.is_container or parameter(raw_query, "recursive") is not None:
         return parse_delete_recursive(request, path, raw_query)
     return Delete(path, parse_preconditions(request.headers), settings.log_length)
 
 
 def parse_patch(request: Request, path: Path, raw_query: bytes, settings: Settings) -> Patch | Edit | SetTTL | ChangeLease:
-    """The command of a PATCH; raises Problem."""
+    """Return the command of a PATCH; raises Problem."""
     if raw_query and parameter(raw_query, "lease") is not None:
         if request.body:
             check_json(request.headers)
@@ -81,7 +84,7 @@ def parse_patch(request: Request, path: Path, raw_query: bytes, settings: Settin
     default_ms = settings.default_ttl_s * 1000
     if not request.body:
         if asked_ms is None:
-            raise InvalidPatch("the body is empty; send a patch, or ask for another TTL with ?ttl=")
+            raise InvalidPatch("the body is empty; send a patch, or ?ttl= to change the TTL")
         return SetTTL(path, asked_ms, preconditions)
     check_coding(request.headers)
     if media_type(request.headers) == JSON_PATCH:
@@ -90,7 +93,7 @@ def parse_patch(request: Request, path: Path, raw_query: bytes, settings: Settin
         check_json(request.headers)
         encoded = codec.encode(request.body)
         asked_ms = _asked_ttl_ms(raw_query, encoded.ttl_s, settings)
-        # By field where no member of the patch is an object, so that writers of different members do not meet.
+        # Redis applies a patch without objects field by field, so writers of different members never conflict.
         if encoded.is_object and not any(value.startswith(b"{") for value in encoded.fields[1::2]):
             return Patch(path, encoded, asked_ms, default_ms, preconditions, settings.log_length)
         transform = merge_patch_transform(request.body, asked_ms=asked_ms, default_ms=default_ms)
@@ -98,13 +101,13 @@ def parse_patch(request: Request, path: Path, raw_query: bytes, settings: Settin
 
 
 def _asked_ttl_ms(raw_query: bytes, member_s: int | None, settings: Settings) -> int | None:
-    """The TTL that the query, else the member of the body, asks for; both must be ones we accept."""
+    """Return the requested TTL in ms: of the query, otherwise of the member `ttl`; both are checked. Raises InvalidTTL."""
     if member_s is None and not raw_query:
         return None
     query_s = _ttl_parameter(raw_query) if raw_query else None
     for asked_s in (query_s, member_s):
         if asked_s is not None and not 1 <= asked_s <= settings.max_ttl_s:
-            raise InvalidTTL(f"a TTL is from 1 to {settings.max_ttl_s} seconds")
+            raise InvalidTTL(f"the TTL must be from 1 to {settings.max_ttl_s} seconds")
     asked_s = query_s or member_s
     return None if asked_s is None else asked_s * 1000
 
@@ -115,7 +118,7 @@ def _ttl_parameter(raw_query: bytes) -> int | None:
         return None
     duration_s = parse_duration_s(text)
     if duration_s is None:
-        raise InvalidTTL("?ttl= is a number of seconds, or a number with a unit: 90, 90s, 5m, 2h, 7d")
+        raise InvalidTTL("?ttl= must be a number of seconds, or a number with a unit: 90, 90s, 5m, 2h, 7d")
     return duration_s
 
 
@@ -124,7 +127,7 @@ def _canonical(request: Request) -> str:
 
 
 def render_found(request: Request, found: Found) -> Response:
-    """The response to a GET or HEAD of a document; raises PreconditionFailed."""
+    """Return the response to a GET or HEAD of a document; raises PreconditionFailed."""
     status = read_status(parse_preconditions(request.headers), found.tag)
     if status == 412:
         raise _failed(found)
@@ -132,12 +135,12 @@ def render_found(request: Request, found: Found) -> Response:
 
 
 def _written(request: Request, status: int, document: Found, headers: Headers) -> Response:
-    """The reply to a write, as far as the request wants it (RFC 7240)."""
+    """Return the response to a write, with or without a body as the request prefers (RFC 7240)."""
     return apply_preference(request, _document(status, document, headers))
 
 
 def apply_preference(request: Request, reply: Response) -> Response:
-    """The response with what `Prefer: return=` asks for (RFC 7240 section 4.2)."""
+    """Return the response as `Prefer: return=` asks for it (RFC 7240 section 4.2)."""
     preference = _preference(request.headers)
     if preference is None:
         return reply
@@ -155,7 +158,7 @@ def _preference(headers: Mapping[str, str]) -> str | None:
 
 
 def render_appended(request: Request, appended: Appended) -> Response:
-    """The response to a POST."""
+    """Return the response to a POST."""
     path, document = appended
     location = (("Location", request.base + path),)
     reply = _written(request, 201, document, location)
@@ -168,10 +171,10 @@ def render_appended(request: Request, appended: Appended) -> Response:
 def _failed(current: Found | None) -> PreconditionFailed:
     if current is None:
         return PreconditionFailed(
-            "nothing is stored at this path, and a precondition asked for something", etag=None, current=None
+            "the precondition requires a document, but nothing is stored at this path", etag=None, current=None
         )
     return PreconditionFailed(
-        "what is stored is not what a precondition asked for; read it again, decide, and send its entity-tag",
+        "the stored document does not meet the precondition; look at `current`, decide, and retry with its entity-tag",
         etag=f'"{current.tag}"' if current.tag else None,
         current=with_ttl(current.text, current.ttl_ms if current.is_object else None),
     )
@@ -185,23 +188,23 @@ def _document(status: int, found: Found, headers: Headers) -> Response:
     )
 
 
-@lru_cache(maxsize=1024)  # what is written in one second with one TTL has the same
+@lru_cache(maxsize=1024)  # documents written in one second with one TTL have the same dates
 def _dates(written_at_s: int | None, expires_at_s: int | None) -> Headers:
     dates = ("Last-Modified", written_at_s), ("Sunset", expires_at_s)
     return tuple((name, http_date(time_s)) for name, time_s in dates if time_s is not None)
 
 
 def render_stored(request: Request, stored: Stored) -> Response:
-    """The response to a PUT or PATCH."""
+    """Return the response to a PUT or PATCH."""
     location = (("Location", request.base + _canonical(request)),) if stored.created else ()
     return _written(request, 201 if stored.created else 200, stored.document, location)
 
 
 def render_missing(_: Request, __: Missing) -> Response:
-    """Raises NotFound."""
+    """Raise NotFound."""
     raise NotFound("thing doesn't exist: nothing is stored at this path, or it has expired")
 
 
 def render_failed(_: Request, failed: Failed) -> Response:
-    """Raises PreconditionFailed."""
+    """Raise PreconditionFailed."""
     raise _failed(failed.current)

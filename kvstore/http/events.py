@@ -14,16 +14,17 @@ EVENTS = {"put": b"put", "post": b"put", "patch": b"patch", "delete": b"delete",
 
 
 def event(path: str, change: Change) -> bytes:
-    """The block of a change."""
+    """Return the event of a change, as a block of text/event-stream."""
     return block(EVENTS[change.op], change.id, path, change.id, change.ttl_ms, change.text)
 
 
 def block(  # noqa: PLR0913, PLR0917  # the members of an event
     name: bytes, position: str, path: str, tag: str | None, ttl_ms: int | None, text: bytes | None, *, more: bool = False
 ) -> bytes:
-    """One event: `place` is what a reader resumes from; `more` says that another event of the same snapshot follows.
+    """Return one event as a block of text/event-stream.
 
-    Then it has no id: a reader that has a part of a snapshot must not come back as one that has all of it.
+    `position` becomes the id, from which a reader resumes. With `more`, another event of the same snapshot follows, and this
+    one has no id: a reader that has a part of a snapshot must not resume as if it had all of it.
     """
     etag = b'"\\"%b\\""' % tag.encode() if tag else b"null"
     ttl = b"%d" % ttl_s(ttl_ms) if ttl_ms is not None else b"null"

@@ -1,4 +1,4 @@
-"""Requests and replies as values, and the header fields that all replies of a kind have.
+"""Requests and responses as values, and the header fields that all responses of a kind have.
 
 Sources: RFC 9110 (HTTP), RFC 9457 (problems).
 """
@@ -22,9 +22,9 @@ Headers = tuple[tuple[str, str], ...]
 class Request(NamedTuple):
     """An HTTP request.
 
-    `target` is the raw request target as it came, below the place where the service is mounted; `base` is that place
-    (`""` or `/prefix`). `headers` are by lower-case name, several lines of one name joined by ", ". `body` is complete:
-    an adapter refuses one that is larger than MAX_BODY_BYTES, or cut off, before it comes here.
+    `target` is the raw request target, below the path at which the service is mounted. `base` is that path (`""` or
+    `/prefix`). `headers` are by lower-case name; several lines with one name are joined by ", ". `body` is complete: the
+    adapter refuses a body that is larger than MAX_BODY_BYTES or that ended too early.
     """
 
     method: str
@@ -35,11 +35,11 @@ class Request(NamedTuple):
 
 
 class Response(NamedTuple):
-    """An HTTP reply.
+    """An HTTP response.
 
-    An adapter adds Content-Length, and sends no body where the method is HEAD or the status 204 or 304. Where there is `more`,
-    the body is not all of it: the adapter executes that command, renders its outcome for the same request, and sends that
-    reply's body next, until there is no more; it ends the connection where that fails.
+    The adapter adds Content-Length, and sends no body if the method is HEAD or the status 204 or 304. With `more` the body is
+    not complete: the adapter executes that command, renders its outcome for the same request, and sends the body of that
+    response next, until `more` is None. If that fails, it closes the connection.
     """
 
     status: int
@@ -48,7 +48,7 @@ class Response(NamedTuple):
     more: List | None = None
 
 
-# On every reply: nothing that is stored may run in a browser.
+# On every response: nothing that is stored may run in a browser.
 SAFE: Headers = (
     ("X-Content-Type-Options", "nosniff"),
     ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'; sandbox"),
@@ -59,22 +59,22 @@ PROBLEM: Headers = (("Content-Type", "application/problem+json"), ("Cache-Contro
 
 
 def refuse(problem: Problem) -> Response:
-    """The reply that a problem is."""
+    """Return the response for a problem."""
     return Response(problem.status, PROBLEM + tuple(problem.headers.items()), problem.body())
 
 
 def parameter(raw_query: bytes, name: str) -> str | None:
-    """The value of a query parameter, None where it is not there; raises InvalidParameter where it comes twice."""
+    """Return the value of a query parameter, None without one; raises InvalidParameter if it occurs twice."""
     raw = raw_parameter(raw_query, name)
     return None if raw is None else raw.decode("utf-8", "replace")
 
 
 def raw_parameter(raw_query: bytes, name: str) -> bytes | None:
-    """The same, where a value that is not UTF-8 is to be refused and not to be mended."""
+    """Return the value as bytes, for callers that refuse a value that is not UTF-8; otherwise as parameter()."""
     query = raw_query.decode("utf-8", "surrogateescape")
     values = [value for key, value in parse_qsl(query, keep_blank_values=True, errors="surrogateescape") if key == name]
     if len(values) > 1:
-        raise InvalidParameter(f"the query parameter {name} comes {len(values)} times; send it once")
+        raise InvalidParameter(f"the query parameter {name} occurs {len(values)} times; send it once")
     return values[0].encode("utf-8", "surrogateescape") if values else None
 
 
@@ -82,7 +82,7 @@ MAX_CACHED_ACCEPT_BYTES = 256
 
 
 def accepts(headers: Mapping[str, str], media_type: str) -> bool:
-    """Whether a client asks for a media type by its name, and would not rather have JSON (RFC 9110 section 12.5.1)."""
+    """Return whether a client names a media type in Accept and does not prefer JSON (RFC 9110 section 12.5.1)."""
     accept = headers.get("accept")
     if not accept:
         return False
@@ -90,7 +90,7 @@ def accepts(headers: Mapping[str, str], media_type: str) -> bool:
     return weights.get(media_type, 0) > 0 and weights[media_type] >= weights.get("application/json", 0)
 
 
-@lru_cache(maxsize=256)  # a client sends the same again and again
+@lru_cache(maxsize=256)  # a client sends the same value with each request
 def _weights(accept: str) -> dict[str, float]:
     weights: dict[str, float] = {}
     for named in accept.lower().split(","):
@@ -104,12 +104,12 @@ _WEIGHT = re.compile(r"[01](?:\.[0-9]{0,3})?")
 
 
 def tag_header(tag: str | None) -> Headers:
-    """The header field of an entity-tag, none for what has none."""
+    """Return the ETag field for an entity-tag; no field for None."""
     return (("ETag", f'"{tag}"'),) if tag else ()
 
 
 def ttl_s(ttl_ms: int) -> int:
-    """A remaining TTL in whole seconds, rounded up: what is there has at least 1, though PTTL may be 0."""
+    """Return a remaining TTL in whole seconds, rounded up; at least 1, although PTTL may be 0."""
     return max(1, -(-ttl_ms // 1000))
 
 
@@ -118,13 +118,13 @@ _UNITS_S = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 def parse_duration_s(text: str) -> int | None:
-    """A time in seconds from `90`, `90s`, `5m`, `2h`, `7d`; None where it is none of these."""
+    """Parse a duration (`90`, `90s`, `5m`, `2h`, `7d`) into seconds; None for any other text."""
     found = _DURATION.fullmatch(text)
     return int(found[1]) * _UNITS_S[found[2]] if found else None
 
 
 def with_ttl(text: bytes, ttl_ms: int | None) -> bytes:
-    """A document with its remaining TTL as the last member, where it is an object and expires (`ttl_ms` is not None)."""
+    """Return a document with the remaining TTL as its last member, if it is an object and expires (`ttl_ms` is not None)."""
     if ttl_ms is None or not text.startswith(b"{"):
         return text
     return (text[:-1] + b"," if len(text) > 2 else b"{") + _ttl_member(ttl_s(ttl_ms))
@@ -141,7 +141,10 @@ _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct",
 
 @lru_cache(maxsize=1024)
 def http_date(time_s: int) -> str:
-    """A time in seconds since the epoch as an HTTP-date (RFC 9110 section 5.6.7); past the year 9999, that year's end."""
+    """Return a time in s since the epoch as an HTTP-date; the end of the year 9999 for later times.
+
+    Source: RFC 9110 section 5.6.7.
+    """
     t = gmtime(min(time_s, 253_402_300_799))
     return (
         f"{_DAYS[t.tm_wday]}, {t.tm_mday:02} {_MONTHS[t.tm_mon - 1]} {t.tm_year:04} "

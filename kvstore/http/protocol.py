@@ -1,7 +1,7 @@
-"""HTTP's rules, once: `parse` makes a command of a request, `render` makes a reply of what the store answered.
+"""HTTP's rules, in one place: `parse` turns a request into a command, `render` turns an outcome into a response.
 
-Functions of values: no Flask, no Redis, no clock, no I/O. An adapter carries bytes to and from here; what an adapter must
-see to by itself is written at Request and Reply. Sources: RFC 9110 (HTTP), RFC 9457 (problems), RFC 8594 (Sunset).
+Both are functions of values: no Flask, no Redis, no clock, no I/O. Adapters carry bytes to and from here. The docstrings of
+Request and Response say what an adapter must do itself. Sources: RFC 9110 (HTTP), RFC 9457 (problems), RFC 8594 (Sunset).
 """
 
 import hashlib
@@ -91,7 +91,10 @@ _POSITION = re.compile(r"[0-9]{1,15}-[0-9]{1,15}")
 
 
 def parse(request: Request, settings: Settings) -> Command[Outcome] | Follow | LongPoll[Outcome] | Response:
-    """What a request asks of the store, or the reply where the store is not needed; raises Problem."""
+    """Return the command that a request asks for, or the response if the store is not needed; raises Problem.
+
+    No store executes a Follow or a LongPoll: `live/` does.
+    """
     raw_path, raw_query = split_target(request.target)
     method = request.method
     if raw_path == b"*" and method == "OPTIONS":
@@ -100,10 +103,10 @@ def parse(request: Request, settings: Settings) -> Command[Outcome] | Follow | L
     if path.text.startswith("/_/") or path.text == "/_":
         if path.text == BATCH_PATH:
             return _batch(request, path, settings)
-        raise NotFound("thing doesn't exist: paths under /_/ belong to the service, and there is nothing at this one")
+        raise NotFound("thing doesn't exist: paths below /_/ belong to the service, which has nothing at this path")
     if method == "GET" and accepts(request.headers, EVENT_STREAM):
         if path.text == "/" and parameter(raw_query, "list") is not None:
-            raise InvalidParameter("the root container is not followed; follow a namespace, or a document")
+            raise InvalidParameter("the root container cannot be followed; follow a namespace or a document")
         recursive = path.text != "/" and parameter(raw_query, "recursive") is not None
         return Follow(path, _position(request, raw_query), recursive, _hold(request, raw_query, settings))
     if method == "GET" and not raw_query and not path.is_container and "prefer" not in request.headers:
@@ -112,10 +115,10 @@ def parse(request: Request, settings: Settings) -> Command[Outcome] | Follow | L
     if method == "OPTIONS":
         return _options(request, allow)
     if method not in _ALLOWED[path.is_container]:
-        raise MethodNotAllowed(f"{path.text} takes {allow}", headers={"Allow": allow})
+        raise MethodNotAllowed(f"{path.text} allows {allow}; send one of these methods", headers={"Allow": allow})
     if method in ("GET", "HEAD"):
         if b"hold=" in raw_query and parameter(raw_query, "hold") is not None:
-            raise InvalidParameter("?hold= is for a stream: send Accept: text/event-stream with it")
+            raise InvalidParameter("?hold= requires a stream; send Accept: text/event-stream with it")
         is_listing = path.is_container or (path.text == "/" and parameter(raw_query, "list") is not None)
         read = parse_list(request, path, raw_query) if is_listing else Get(path, parse_preconditions(request.headers))
         wait_s = _wait_s(request)
@@ -131,10 +134,10 @@ def parse(request: Request, settings: Settings) -> Command[Outcome] | Follow | L
 
 
 def render(request: Request, outcome: Outcome) -> Response:
-    """The reply to a request whose command had this outcome; raises Problem."""
+    """Return the response to a request whose command had this outcome; raises Problem."""
     renderer = _RENDERERS.get(type(outcome))
     if renderer is None:
-        raise InternalError(f"no reply is written for the outcome {type(outcome).__name__}")
+        raise InternalError(f"the outcome {type(outcome).__name__} has no renderer")
     reply = renderer(request, outcome)
     if "prefer" in request.headers and (wait_s := _wait_s(request)):
         return reply._replace(headers=(*reply.headers, ("Preference-Applied", f"wait={wait_s}")))
@@ -142,10 +145,10 @@ def render(request: Request, outcome: Outcome) -> Response:
 
 
 def _position(request: Request, raw_query: bytes) -> str | None:
-    """The place in the log after which the client wants to follow, None for a snapshot first."""
+    """Return the position in the log after which the client wants changes; None for a snapshot first."""
     position = request.headers.get("last-event-id") or parameter(raw_query, "last_event_id")
     if position and not _POSITION.fullmatch(position):
-        raise InvalidParameter("Last-Event-ID is the id of an event, as it came")
+        raise InvalidParameter("Last-Event-ID must be the id of an event, unchanged; leave it out to start with a snapshot")
     return position or None
 
 
@@ -157,7 +160,7 @@ def _hold(request: Request, raw_query: bytes, settings: Settings) -> Hold | None
 
 
 def _wait_s(request: Request) -> int:
-    """For how long a client that reads would rather wait than get nothing new (RFC 7240 section 4.3); 0 for not at all."""
+    """Return how long a client that reads wants to wait for something new, in s; 0 if not (RFC 7240 section 4.3)."""
     found = _WAIT.search(request.headers.get("prefer", "")) if request.method in ("GET", "HEAD") else None
     return min(int(found[1]), MAX_WAIT_S) if found else 0
 
@@ -170,7 +173,7 @@ def _batch(request: Request, path: Path, settings: Settings) -> Command[Outcome]
     if request.method == "OPTIONS":
         return Response(204, (("Allow", "POST, OPTIONS"), *preflight(request, "POST"), *SAFE))
     if request.method != "POST":
-        raise MethodNotAllowed(f"{path.text} takes POST", headers={"Allow": "POST, OPTIONS"})
+        raise MethodNotAllowed(f"{path.text} allows POST only; send POST", headers={"Allow": "POST, OPTIONS"})
     check_origin(request.headers, settings)
     check_json(request.headers)
     if "idempotency-key" not in request.headers:
@@ -192,7 +195,7 @@ def _any_batch(request: Request, settings: Settings) -> Batch[Request, Answer] |
     first = batch.next()
     key = request.headers.get("idempotency-key")
     if key is not None and not batch.atomic:
-        raise InvalidRequest("an Idempotency-Key is for an atomic batch; give each request its own, or none")
+        raise InvalidRequest("a batch that is not atomic takes no Idempotency-Key; make it atomic, or send no key")
     if batch.atomic:
         for index, step in enumerate(batch.steps):
             if isinstance(step, Answered) and isinstance(step.answer, Problem):
@@ -205,11 +208,11 @@ def _any_batch(request: Request, settings: Settings) -> Batch[Request, Answer] |
 
 
 def _in_batch(request: Request, settings: Settings) -> Command[Outcome] | Response:
-    if parse_path(split_target(request.target)[0]).text == BATCH_PATH:  # before its body is read, and what is in that
-        raise NotInBatch("a batch is not for a batch: send its requests as requests of the other, or by itself")
+    if parse_path(split_target(request.target)[0]).text == BATCH_PATH:  # before its body is parsed, which may nest further
+        raise NotInBatch("a batch cannot contain a batch; put its requests into the outer one, or send it by itself")
     command = parse(request, settings)
     if isinstance(command, Follow | LongPoll):
-        raise NotInBatch("a stream of events, or a request that waits, is not for a batch")
+        raise NotInBatch("a batch cannot contain a stream or a request that waits; send it by itself")
     return command
 
 
@@ -224,16 +227,16 @@ _WRITES: dict[str, Callable[[Request, Path, bytes, Settings], Command[Executed] 
 def _idempotent(
     request: Request, path: Path, key: str, command: Command[Executed], reader: Command[Executed] | None = None
 ) -> Idempotent[Executed]:
-    """The command, once for its Idempotency-Key (draft-ietf-httpapi-idempotency-key-header)."""
+    """Wrap a command so that it is executed once for its key (draft-ietf-httpapi-idempotency-key-header)."""
     if not 1 <= len(key) <= 255:
-        raise InvalidRequest("an Idempotency-Key has 1 to 255 characters")
+        raise InvalidRequest("an Idempotency-Key must have 1 to 255 characters")
     asked = (request.method, request.target, request.body, *(request.headers.get(name) for name in _ASKED_BY))
     fingerprint = hashlib.sha256(repr(asked).encode()).hexdigest()
     kept = own_key(path, "idempotency:" + hashlib.sha256(key.encode()).hexdigest())
     return Idempotent(command, kept, fingerprint, reader=reader)
 
 
-# The header fields that make a request another one for its Idempotency-Key.
+# The header fields that belong to the request for its Idempotency-Key: with another value it is another request.
 _ASKED_BY = ("content-type", "if-match", "if-none-match", "if-unmodified-since")
 
 

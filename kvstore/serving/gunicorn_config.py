@@ -51,7 +51,7 @@ def on_starting(server: Any) -> None:
             _keep_nothing(server, "REDIS_URL is fake://")
         return
     try:
-        _server = embedded.start(Path(_read.data))
+        _server = embedded.start(Path(_read.data), _read.max_memory_bytes)
     except embedded.NoBinary as reason:
         _keep_nothing(server, str(reason))
     except embedded.StartFailed as error:

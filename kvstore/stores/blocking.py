@@ -31,6 +31,9 @@ BLOCK_S = 2.0  # of one blocking command: less than an answer may take
 # Heroku's smallest Redis has 20 connections, its smallest dyno two workers.
 MAX_CONNECTIONS = 8
 
+# Keeps redis-py from sending CLIENT SETINFO on every new connection. Before redis-py 7.2 the option had another name.
+NO_SETINFO: dict[str, Any] = {"driver_info": None} if hasattr(redis, "driver_info") else {"lib_name": None, "lib_version": None}
+
 # redis-py takes the first word of an error reply away where it has a class for it.
 _WORDS: dict[type[redis.RedisError], str] = {
     redis.exceptions.AuthenticationWrongNumberOfArgsError: "WRONGPASS",
@@ -198,7 +201,7 @@ def client_options(address: Address) -> dict[str, Any]:
         "socket_connect_timeout": CONNECT_S,
         "socket_timeout": ANSWER_S,
         "protocol": 2,
-        "driver_info": None,
+        **NO_SETINFO,
     }
     if address.kind != "cluster":
         options["db"] = address.database

@@ -36,7 +36,7 @@ def queue_daemon(  # noqa: PLR0913  # each has a use of its own, and a default
     max_attempts: int = DEFAULT_ATTEMPTS,
     retry_s: float = RETRY_S,
 ) -> None:
-    """Work a queue in this process until SIGTERM; `flask worker` does so in several, and starts them again when they die.
+    """Work a queue in this process until SIGTERM; `flask kvstore worker` does so in several and restarts those that die.
 
     `rv_ttl` is for how many seconds a result is kept. A job is leased for `lease_s` at a time while it runs. One that failed is
     tried again after `retry_s`, then twice that, and so on; after `max_attempts` it is dead. Raises ValueError.
@@ -73,7 +73,12 @@ def _maker(app: flask.Flask, terms: Terms) -> Callable[[], JobWorker]:
     return lambda: JobWorker(settings, terms, functools.partial(_run, app))
 
 
-@click.command("worker")
+@click.group("kvstore")
+def kvstore_group() -> None:
+    """Run the tasks of this application."""
+
+
+@kvstore_group.command("worker")
 @click.option("--concurrency", type=click.IntRange(1, 1000), default=1, show_default=True, help="Processes.")
 @click.option("--queue", default=QUEUE, show_default=True, help="The container whose documents are the jobs.")
 @click.option(

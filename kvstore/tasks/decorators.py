@@ -1,4 +1,4 @@
-"""Functions that a worker runs: the decorator, what asks for a run and awaits its result, and `flask worker`.
+"""Functions that a worker runs: the decorator, what asks for a run and awaits its result, and `flask kvstore worker`.
 
     @queuefunc
     def add(a, b):

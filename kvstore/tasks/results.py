@@ -6,9 +6,10 @@ from typing import Any
 
 from kvstore.commands.base import Found
 from kvstore.commands.changelog import GetLogPosition
-from kvstore.commands.documents import Get
+from kvstore.commands.documents import Delete, Get
 from kvstore.commands.jobs import DEAD, InspectJob, JobSeen
 from kvstore.core.paths import Path, parse_path
+from kvstore.core.preconditions import NONE
 from kvstore.tasks.connection import _connection
 from kvstore.tasks.worker import RESULTS
 
@@ -80,6 +81,11 @@ class DelayedResult:
                 store.wait(self._result, (at.position, "$"), left_s)
                 time.sleep(pause_s)  # on a busy queue there is always a change
                 pause_s = min(0.02, 2 * pause_s + 0.001)
+
+    def forget(self) -> None:
+        """Delete the result, once it is there. A job that has not run yet is left alone."""
+        store, settings = _connection()
+        store.execute(Delete(self._result, NONE, settings.log_length))
 
     def _seen(self) -> JobSeen | None:
         seen = _connection().store.execute(InspectJob(self._job))
