@@ -81,12 +81,12 @@ class Put(NamedTuple):
 
     @property
     def arguments(self) -> Arguments:
-        encoded, ttl_ms = self.encoded, self.ttl_ms
-        options = ""
-        if self.preconditions is not NONE or self.edit or encoded.has_server_values:
-            op, server_values = "patch" if self.edit else "put", "sv" if encoded.has_server_values else ""
-            options = "\n".join((*map(str, _judged(self.preconditions)), op, self.base, server_values))
-        return (self.path.name, "" if ttl_ms is None else ttl_ms, self.log_length, encoded.shape, options, *encoded.fields)
+        encoded, ttl_ms = self.encoded, "" if self.ttl_ms is None else self.ttl_ms
+        if self.preconditions is NONE and not self.edit and not encoded.has_server_values:
+            return (self.path.name, ttl_ms, self.log_length, encoded.shape, "", *encoded.fields)
+        op, server_values = "patch" if self.edit else "put", "sv" if encoded.has_server_values else ""
+        options = (op, *_judged(self.preconditions), self.base, server_values)
+        return (self.path.name, ttl_ms, self.log_length, encoded.shape, *options, *encoded.fields)
 
     def outcome(self, reply: RedisReply) -> Stored | Failed | Again[Stored | Failed]:
         if reply[0] in (b"created", b"replaced"):

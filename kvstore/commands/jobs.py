@@ -22,6 +22,7 @@ from kvstore.commands.base import (
     refused,
     registered,
 )
+from kvstore.commands.documents import Put
 from kvstore.commands.scripts import (
     CHANGE_LEASE,
     FINISH_AND_TAKE,
@@ -31,9 +32,10 @@ from kvstore.commands.scripts import (
     TAKE,
     Script,
 )
-from kvstore.core.codec import META, Encoded
+from kvstore.core.codec import META, OBJECT, TIMESTAMP, Encoded
 from kvstore.core.errors import InvalidPath, PathTooLong
 from kvstore.core.paths import Path, parse_path
+from kvstore.core.preconditions import NONE
 
 _JOB_MARK = re.compile(rb"job (\d+) (\d+) (\S+) (\S+)\n")
 
@@ -69,7 +71,7 @@ DEAD = "dead/"  # below the queue: where its dead jobs go
 MAX_REASON_BYTES = 1000
 DEFAULT_ATTEMPTS = 5  # takes, after which a job is dead
 MAX_ATTEMPTS = 1_000_000
-_DEAD_SHAPE = b' object ["value","reason","attempts","died"]'
+_DEAD_SHAPE = OBJECT + b' ["value","reason","attempts","died"]'
 
 
 class Job(NamedTuple):
@@ -159,22 +161,23 @@ class MoveDeadJobs(NamedTuple):
 
     @property
     def arguments(self) -> Arguments:
-        buried = [self._buried(job) for job in self.jobs]
-        return tuple(argument for arguments in buried for argument in (len(arguments), *arguments))
+        moves = [self._move(job) for job in self.jobs]
+        return tuple(argument for move in moves for argument in (len(move), *move))
 
-    def _buried(self, job: Job) -> Arguments:
+    def _move(self, job: Job) -> Arguments:
         reason = job.reason or f"taken {job.attempts} times, and never done"
         fields = [b"value", job.document.text, b"reason", json.dumps(reason).encode()]
-        fields += [b"attempts", b"%d" % job.attempts, b"died", b"@"]
-        dead = below_queue(self.take.container, DEAD, job)
+        fields += [b"attempts", b"%d" % job.attempts, b"died", TIMESTAMP]
+        dead = Encoded(_DEAD_SHAPE, fields, b"", None, has_server_values=True)
         ttl_ms = job.document.ttl_ms
-        options = "\n".join(("", "", "", "put", "", "sv"))
-        prefix, _ = below(self.take.container)
-        return (
-            *(prefix, job.path.name, job.lease, dead.name),
-            *("" if ttl_ms is None else max(1, ttl_ms), self.take.log_length, _DEAD_SHAPE, options),
-            *fields,
+        put = Put(
+            below_queue(self.take.container, DEAD, job),
+            dead,
+            None if ttl_ms is None else max(1, ttl_ms),
+            NONE,
+            self.take.log_length,
         )
+        return (below(self.take.container)[0], job.path.name, job.lease, *put.arguments)
 
     def outcome(self, reply: RedisReply) -> Taken | Again[Taken]:
         again: Again[Taken] = Again(self.take)
@@ -222,9 +225,8 @@ class FinishJob(NamedTuple):
 
     @property
     def arguments(self) -> Arguments:
-        prefix, _ = below(self.container)
-        moved = (prefix, self.job.path.name, self.job.lease, self.result.name)
-        return (*moved, self.ttl_ms, self.log_length, self.encoded.shape, "", *self.encoded.fields)
+        put = Put(self.result, self.encoded, self.ttl_ms, NONE, self.log_length)
+        return (below(self.container)[0], self.job.path.name, self.job.lease, *put.arguments)
 
     def outcome(self, reply: RedisReply) -> Finished | Lost | Again[Finished | Lost]:
         if reply[0] != b"moved":

@@ -8,10 +8,12 @@ here does I/O; `live/presence.py` holds.
 from typing import NamedTuple
 
 from kvstore.commands.base import Again, Arguments, RedisReply, registered
+from kvstore.commands.documents import Delete, Put
 from kvstore.commands.scripts import HOLD, RELEASE_HOLD, Script
 from kvstore.core.codec import Encoded
 from kvstore.core.errors import AlreadyStored
 from kvstore.core.paths import Path, own_key
+from kvstore.core.preconditions import NONE, Preconditions
 
 HOLD_S = 28.0  # that a document outlives a process that died: 30 s, the 2 s included in which an expiry is noticed
 
@@ -43,9 +45,8 @@ class Hold(NamedTuple):
 
     @property
     def arguments(self) -> Arguments:
-        ttl_ms, encoded = int(HOLD_S * 1000), self.encoded
-        word = "renew" if self.renews else "hold"
-        return (self.holder, word, self.path.name, ttl_ms, self.log_length, encoded.shape, "", *encoded.fields)
+        put = Put(self.path, self.encoded, int(HOLD_S * 1000), NONE, self.log_length)
+        return (self.holder, "renew" if self.renews else "hold", *put.arguments)
 
     def outcome(self, reply: RedisReply) -> Held | Again[Held]:
         if reply[0] == b"taken":
@@ -68,7 +69,8 @@ class Release(NamedTuple):
 
     @property
     def arguments(self) -> Arguments:
-        return (self.hold.holder, self.hold.path.name, "*", "", "", self.hold.log_length)
+        delete = Delete(self.hold.path, Preconditions(match="*"), self.hold.log_length)
+        return (self.hold.holder, *delete.arguments)
 
     def outcome(self, _: RedisReply) -> Released:
         return Released()
