@@ -49,7 +49,7 @@ check: $(VENV)/ready-dev ## ruff, mypy, and whether the lock files fit pyproject
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
-	@$(BIN)/pytest tests/test_requirements.py
+	@$(BIN)/pytest tests/project/test_requirements.py
 
 fmt: $(VENV)/ready-dev ## format the code, and fix what ruff can fix
 	@$(BIN)/ruff format .

@@ -221,7 +221,8 @@ def _client(address: Address) -> Any:
     options = client_options(address) | {"retry": Retry(NoBackoff(), 0)}
     if address.kind == "cluster":
         nodes = [redis.cluster.ClusterNode(host, port) for host, port in address.nodes]
-        return redis.RedisCluster(startup_nodes=nodes, ssl=address.tls, **options)
+        # Else every fifth MOVED would close all connections, those on which other threads wait among them.
+        return redis.RedisCluster(startup_nodes=nodes, ssl=address.tls, reinitialize_steps=0, **options)
     if address.kind == "sentinel":
         of_sentinels = sentinel_options(address) | {"retry": Retry(NoBackoff(), 0)}
         sentinel = redis.Sentinel(address.nodes, sentinel_kwargs=of_sentinels)
