@@ -21,7 +21,16 @@ from loops import LOOPS, PRODUCTION
 from proxies import Pretender, Proxy
 from redis.backoff import NoBackoff
 from redis.retry import Retry
-from stores import KEEPS_NOTHING, START_S, Running, free_ports, make_directory, redis_server, wait_for_redis, wait_until
+from stores import (
+    START_S,
+    Running,
+    free_ports,
+    make_directory,
+    redis_server,
+    start_redis_on_tcp,
+    wait_for_redis,
+    wait_until,
+)
 
 from kvstore import pipeline
 from kvstore.address import parse_address
@@ -80,12 +89,6 @@ def run(request: pytest.FixtureRequest) -> Iterator[Callable[[Awaitable[Any]], A
     """Runs a coroutine on an event loop of each kind."""
     with asyncio.Runner(loop_factory=LOOPS[request.param]) as runner:
         yield runner.run
-
-
-def start_redis_on_tcp(directory: Path, *options: str) -> tuple[int, "subprocess.Popen[bytes]"]:
-    """A redis-server with these options on a port of 127.0.0.1: the port, the process."""
-    (port,) = free_ports(1)
-    return port, redis_server(directory, "--bind", "127.0.0.1", "--port", str(port), *KEEPS_NOTHING, *options)
 
 
 def listens(port: int, **options: Any) -> bool:

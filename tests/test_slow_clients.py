@@ -15,7 +15,7 @@ from inprocess import InProcess
 from serving import Served, start_kvstore
 from serving import wire as request_bytes
 from stores import Running, make_directory, wait_until
-from wires import Wire
+from wires import Wire, unread
 
 from kvstore import server
 
@@ -216,14 +216,6 @@ def test_an_empty_line_again_and_again_is_no_head(impatient: InProcess) -> None:
             wire.send(b"\r\n")
             time.sleep(0.05)
     assert time.monotonic() - begun < 8
-
-
-def unread(at: tuple[str, int], buffered: int = 4096) -> socket.socket:
-    """A connection of a client whose kernel takes as little as it can, or about this much."""
-    connection = socket.socket()
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffered)
-    connection.connect(at)
-    return connection
 
 
 MEBIBYTE = 1024 * 1024
