@@ -2,23 +2,29 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check
+JOBS ?= 6 # test processes: more than there are cores, since tests wait a lot
+PYTEST := pytest -n $(JOBS) --dist worksteal
+UV := uv>=0.13,<0.14 # another version may write the lock files in another form
+LOCK = UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	pyproject.toml --extra server --extra embedded $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check bench load clean
+.PHONY: help setup run test test-all test-lowest check fmt docs lock bench load clean
 
 help: ## list what can be made
-	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
 $(VENV)/ready: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "kvstore needs Python 3.11 or newer; set PYTHON=")'
 	@echo "setting up $(VENV), once" >&2
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
-	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@$(PIP) -r requirements.txt
+	@$(PIP) --no-deps --editable .
 	@touch $@
 
 $(VENV)/ready-dev: $(VENV)/ready requirements-dev.txt
-	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@$(PIP) -r requirements-dev.txt
 	@touch $@
 
 setup: $(VENV)/ready ## prepare .venv and start nothing
@@ -26,13 +32,36 @@ setup: $(VENV)/ready ## prepare .venv and start nothing
 run: $(VENV)/ready ## serve http://127.0.0.1:8000
 	@exec $(BIN)/kvstore
 
-test: $(VENV)/ready-dev ## run the tests
-	@$(BIN)/pytest -n 6 --dist worksteal
+test: $(VENV)/ready-dev ## run the tests, in about a minute; ARGS="-k name" for some of them
+	@$(BIN)/$(PYTEST) -m "not slow" $(ARGS)
 
-check: $(VENV)/ready-dev ## ruff, mypy
+test-all: $(VENV)/ready-dev ## run all tests, the slow ones included
+	@$(BIN)/$(PYTEST) $(ARGS)
+
+test-lowest: $(VENV)/ready-dev ## run the tests with the lowest versions that pyproject.toml allows
+	@$(PIP) '$(UV)'
+	@$(BIN)/uv venv --quiet --clear build/lowest
+	@$(BIN)/uv pip install --quiet --python build/lowest --resolution lowest-direct --editable '.[server,embedded]'
+	@$(BIN)/uv pip install --quiet --python build/lowest --group test
+	@build/lowest/bin/$(PYTEST) -m "not slow" $(ARGS)
+
+check: $(VENV)/ready-dev ## ruff, mypy, and whether the lock files fit pyproject.toml
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/pytest tests/project/test_requirements.py
+
+fmt: $(VENV)/ready-dev ## format the code, and fix what ruff can fix
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+docs: $(VENV)/ready-dev ## build the documentation into site/
+	@$(BIN)/mkdocs build --strict
+
+lock: $(VENV)/ready-dev ## write requirements*.txt from pyproject.toml; ARGS=--upgrade for the newest versions
+	@$(PIP) '$(UV)'
+	@$(LOCK) --output-file requirements.txt
+	@$(LOCK) --group dev --constraint requirements.txt --output-file requirements-dev.txt
 
 bench: $(VENV)/ready-dev ## measure beside webdis, nchan and a plain Flask app, about 20 minutes
 	@$(BIN)/python bench/peers
@@ -44,6 +73,6 @@ bench: $(VENV)/ready-dev ## measure beside webdis, nchan and a plain Flask app, 
 load: ## PUT and GET 2,000 things at a server that runs; URL=http://127.0.0.1:8000
 	@bench/load.sh $(URL)
 
-clean: ## remove .venv and caches; data stays
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache
+clean: ## remove .venv, caches and what was built; data stays
+	rm -rf $(VENV) build dist site *.egg-info .hypothesis .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

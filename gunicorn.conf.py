@@ -1,3 +1,3 @@
-"""What `gunicorn` reads by itself in this directory; the settings are in kvstore/serve.py."""
+"""What `gunicorn` reads by itself in this directory; the settings are in kvstore/serving/gunicorn_config.py."""
 
-from kvstore.serve import *  # noqa: F403
+from kvstore.serving.gunicorn_config import *  # noqa: F403

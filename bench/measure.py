@@ -85,7 +85,7 @@ def redis_server(directory: Path) -> Iterator[tuple[Any, Path]]:
 
 
 def _embedded_binary() -> str:
-    from kvstore.embedded import binary
+    from kvstore.stores.embedded import binary
 
     return str(binary())
 

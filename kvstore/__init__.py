@@ -1,11 +1,39 @@
 """kvstore: the JSON backend you can PUT to.
 
-`create_app()` is the whole service as a Flask application; `blueprint()` is the same to mount in an application of your
-own; `queuefunc` makes a function one that a worker can run. README.md says what it does, DESIGN.md why.
+`create_app()` is the whole service as a Flask application. `blueprint()` is the same service to mount in an application of your
+own. `queuefunc` makes a function one that a worker can run. Public names are loaded when they are first used (PEP 562), so
+`import kvstore` loads nothing else.
 """
 
-from kvstore.app import blueprint, create_app
-from kvstore.tasks import DelayedResult, TaskFailed, queue_daemon, queuefunc
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kvstore.serving.flask import blueprint, create_app
+    from kvstore.tasks.cli import queue_daemon
+    from kvstore.tasks.decorators import queuefunc
+    from kvstore.tasks.results import DelayedResult, TaskFailed
 
 __all__ = ["DelayedResult", "TaskFailed", "blueprint", "create_app", "queue_daemon", "queuefunc"]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
+
+_HOMES = {
+    "blueprint": "kvstore.serving.flask",
+    "create_app": "kvstore.serving.flask",
+    "queue_daemon": "kvstore.tasks.cli",
+    "queuefunc": "kvstore.tasks.decorators",
+    "DelayedResult": "kvstore.tasks.results",
+    "TaskFailed": "kvstore.tasks.results",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'kvstore' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -3,7 +3,7 @@
 import sys
 
 from kvstore import __version__
-from kvstore.settings import SETTINGS
+from kvstore.core.settings import SETTINGS
 
 _USAGE = """\
 usage: kvstore            serve HTTP, by the settings in the environment
@@ -34,7 +34,9 @@ def usage() -> str:
 
 
 def _serve() -> None:
-    from gunicorn.app.wsgiapp import WSGIApplication
-
-    sys.argv = ["kvstore", "-c", "python:kvstore.serve"]
+    try:
+        from gunicorn.app.wsgiapp import WSGIApplication
+    except ModuleNotFoundError:
+        sys.exit("kvstore: serving needs gunicorn; install it with: pip install 'kvstore[server]'")
+    sys.argv = ["kvstore", "-c", "python:kvstore.serving.gunicorn_config"]
     WSGIApplication(None, prog="kvstore").run()

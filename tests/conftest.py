@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 import redis
-from clients import ADAPTERS, LANES, Checked
 from hypothesis import HealthCheck, settings
-from stores import STORES, Running, die_with_parent, make_directory
+
+from tests.support.clients import ADAPTERS, LANES, Checked
+from tests.support.stores import STORES, Running, die_with_parent, make_directory
 
 settings.register_profile(
     "kvstore",

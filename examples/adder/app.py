@@ -2,7 +2,7 @@
 
 import os
 
-from flask import Flask, Response, jsonify, request, session
+from flask import Flask, Response, abort, jsonify, request, session
 
 from kvstore import DelayedResult, queuefunc
 
@@ -18,13 +18,21 @@ def add(a: int, b: int) -> int:
 
 @app.get("/add")
 def ask() -> str:
-    """Queue a sum, and remember in the session where its result will be."""
-    session["key"] = add.delay(request.args.get("a", 0, int), request.args.get("b", 0, int)).key
+    """Queue a sum, and keep the path of its result in the session."""
+    a, b = request.args.get("a", type=int), request.args.get("b", type=int)
+    if a is None or b is None:
+        abort(400, "a and b must be integers: /add?a=1&b=2")
+    session["key"] = add.delay(a, b).key
     return "Waiting for result..."
 
 
 @app.get("/add-result")
 def result() -> Response:
-    """The sum, once it is there."""
-    value = DelayedResult(session["key"]).return_value if "key" in session else None
-    return jsonify(ready=value is not None) if value is None else jsonify(ready=True, result=value)
+    """The sum, once it is there. A sum that was shown is forgotten."""
+    delayed = DelayedResult(session["key"]) if "key" in session else None
+    value = delayed.return_value if delayed else None
+    if delayed is None or value is None:
+        return jsonify(ready=False)
+    del session["key"]
+    delayed.forget()
+    return jsonify(ready=True, result=value)

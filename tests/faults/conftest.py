@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import redis
-from serving import Served, start_kvstore
-from stores import Running, make_directory
+
+from tests.support.serving import Served, start_kvstore
+from tests.support.stores import Running, make_directory
 
 
 @pytest.fixture(scope="session")

@@ -3,23 +3,22 @@
 import asyncio
 import json
 import time
-from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from typing import Any
 
 import pytest
 import redis
-from asking import batch_body
-from measures import REQUEST_BYTES, kept_bytes, may_leave_bytes, peak_bytes, resident_bytes, workers
-from serving import Served, start_kvstore, wire
-from stores import connect
-from wires import unread
 
-from kvstore.clients import ClientStore
-from kvstore.commands import Get
-from kvstore.errors import StoreUnavailable
-from kvstore.http1 import Reader
-from kvstore.paths import parse_path
+from kvstore.commands.documents import Get
+from kvstore.core.errors import StoreUnavailable
+from kvstore.core.paths import parse_path
+from kvstore.serving.http1 import Reader
+from kvstore.stores.pooled import PooledStore
+from tests.support.asking import batch_body
+from tests.support.measures import kept_bytes, may_leave_bytes, peak_bytes, resident_bytes, workers
+from tests.support.serving import Served, start_kvstore, wire
+from tests.support.stores import connect
+from tests.support.wires import unread
 
 MEBIBYTE = 1024 * 1024
 LARGE = b'"%b"' % (b"x" * (MEBIBYTE - 2))
@@ -55,7 +54,9 @@ TIMES = 8
 
 @pytest.mark.xfail(strict=True, reason="row 3")
 @pytest.mark.parametrize("row", KEPT.values(), ids=KEPT)
-def test_what_is_kept_for_a_key(serving: Served, backing: redis.Redis, row: tuple[str, str, list[tuple[str, str]], bytes]) -> None:
+def test_what_is_kept_for_a_key(
+    serving: Served, backing: redis.Redis, row: tuple[str, str, list[tuple[str, str]], bytes]
+) -> None:
     """However large the document is that an answer shows."""
     method, target, headers, body = row
     assert serving.request("PUT", "/ns/large", body=LARGE).status == 201
@@ -158,7 +159,7 @@ def test_the_clients_of_clusters_do_not_queue_without_limit() -> None:
     command, outcomes = Get(parse_path(b"/ns/a")), []
 
     async def submit() -> None:
-        store = ClientStore(Silent)
+        store = PooledStore(Silent)
         for _ in range(25_000):
             store.submit(command, lambda _, outcome: outcomes.append(outcome), None)
         for _ in range(3):

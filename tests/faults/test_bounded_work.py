@@ -10,9 +10,15 @@ from typing import Any
 
 import pytest
 import redis
-from asking import batch_body
-from inprocess import InProcess
-from measures import (
+
+from kvstore.core.codec import MAX_MEMBERS
+from kvstore.core.errors import Problem
+from kvstore.core.settings import read_settings
+from kvstore.http import protocol
+from kvstore.http.messages import Request
+from tests.support.asking import batch_body
+from tests.support.inprocess import InProcess
+from tests.support.measures import (
     A_BIT,
     TWICE_AND_A_BIT,
     growth,
@@ -24,14 +30,8 @@ from measures import (
     sent_by_redis_bytes,
     worker_s,
 )
-from serving import Served
-from stores import Running
-
-from kvstore import protocol
-from kvstore.codec import MAX_MEMBERS
-from kvstore.errors import Problem
-from kvstore.messages import Request
-from kvstore.settings import read_settings
+from tests.support.serving import Served
+from tests.support.stores import Running
 
 SETTINGS = read_settings({})
 MERGE, JSON_PATCH = ("Content-Type", "application/merge-patch+json"), ("Content-Type", "application/json-patch+json")
@@ -260,7 +260,9 @@ def test_head_does_not_read_the_value(serving: Served, backing: redis.Redis) -> 
     tag = serving.request("GET", "/ns/large").getheader("ETag") or ""
     asked = [("HEAD", []), ("GET", [("If-None-Match", tag)]), ("HEAD", [("If-None-Match", tag)])]
     for method, headers in asked:
-        sent = sent_by_redis_bytes(backing, lambda method=method, headers=headers: serving.request(method, "/ns/large", headers))
+        sent = sent_by_redis_bytes(
+            backing, lambda method=method, headers=headers: serving.request(method, "/ns/large", headers)
+        )
         assert sent < 16 * 1024, (method, headers)
 
 

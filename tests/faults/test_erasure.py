@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 import redis
-from asking import JSON, batch, entries, json_patch, listed, on_few, on_served, patch, post
-from clients import Checked
-from stores import Running, contents, wait_until
-from streams import FOLLOWED, Followed, ask, following
+
+from tests.support.asking import JSON, batch, entries, json_patch, listed, on_few, on_served, patch, post
+from tests.support.clients import Checked
+from tests.support.stores import Running, contents, wait_until
+from tests.support.streams import FOLLOWED, Followed, ask, following
 
 SECRET = "the-secret-that-was-stored-here"
 DOCUMENT = json.dumps({"a": SECRET})
@@ -23,7 +24,7 @@ GONE_S = 5  # within which an expiry is noticed, on a busy machine
 
 def holds(raw: redis.Redis) -> list[bytes]:
     """The keys that hold the secret; the responses that are kept for Idempotency-Keys are looked at elsewhere."""
-    return [key for key, held in contents(raw).items() if SECRET in repr(held) and b"!once:" not in key]
+    return [key for key, held in contents(raw).items() if SECRET in repr(held) and b"!idempotency:" not in key]
 
 
 def delete_by_a_batch(client: Checked, *, atomic: bool) -> None:

@@ -8,18 +8,18 @@ from typing import Any
 
 import pytest
 import redis
-from asking import batch_body
-from clients import ADAPTERS
-from loops import Loop
-from proxies import Proxy
-from stores import Running, answers, connect, contents, start_redis_on_tcp, wait_for_redis
 
-from kvstore import protocol
-from kvstore.clients import ClientStore
-from kvstore.errors import Problem
-from kvstore.messages import Request
-from kvstore.settings import read_settings
-from kvstore.store import Store
+from kvstore.core.errors import Problem
+from kvstore.core.settings import read_settings
+from kvstore.http import protocol
+from kvstore.http.messages import Request
+from kvstore.stores.blocking import BlockingStore
+from kvstore.stores.pooled import PooledStore
+from tests.support.asking import batch_body
+from tests.support.clients import ADAPTERS
+from tests.support.loops import Loop
+from tests.support.proxies import Proxy
+from tests.support.stores import Running, answers, connect, contents, start_redis_on_tcp, wait_for_redis
 
 SETTINGS = read_settings({})
 UNCHANGED = "othing was changed"
@@ -72,12 +72,12 @@ class RefusingAsync(Refusing):
 
 
 def blocking(client: Any, at: int, request: Request) -> Any:
-    store = Store(lambda: Refusing(client, at))
+    store = BlockingStore(lambda: Refusing(client, at))
     return store.execute(protocol.parse(request, SETTINGS))
 
 
 def pooled(client: Any, at: int, request: Request) -> Any:
-    store = ClientStore(lambda: RefusingAsync(client, at))
+    store = PooledStore(lambda: RefusingAsync(client, at))
     return asyncio.run(store.execute(protocol.parse(request, SETTINGS)))
 
 
@@ -95,7 +95,7 @@ def test_nothing_was_changed_is_said_where_it_is_so(
         raw.flushall()
         if before:
             prepare = Request("POST", b"/_/batch", {}, batch_body(before))
-            Store(lambda: raw).execute(protocol.parse(prepare, SETTINGS))
+            BlockingStore(lambda: raw).execute(protocol.parse(prepare, SETTINGS))
         held = contents(raw)
         try:
             execute(raw, at, Request(method, target, {}, body))

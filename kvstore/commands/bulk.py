@@ -1,0 +1,196 @@
+"""Many commands as one: PUTs of plain documents, or GETs, in one namespace, carried out by one script.
+
+A store that has several of them to send at once sends one command, which knows what each of them came to. That saves a third of
+what each costs Redis.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+from kvstore.commands.base import Again, Found, Missing, RedisReply, Stored, below, registered
+from kvstore.commands.batch import MAX_READ_BYTES
+from kvstore.commands.documents import Get, Put
+from kvstore.commands.scripts import GET_MANY, PUT_MANY, Script
+from kvstore.core import codec
+from kvstore.core.codec import Decoded, Encoded, decode
+from kvstore.core.paths import Path
+from kvstore.core.preconditions import NONE, tag_time_ms
+
+MAX_COALESCED_BYTES = 4096  # of a document; a larger one costs so much more than its command that joining it gains nothing
+
+MAX_COALESCED_READ_BYTES = 256 * 1024  # of the documents that are read as one, so that they do not hold up the other clients
+
+CREATED = ord("c")  # of the letters that put_many.lua answers
+Arguments = tuple[bytes | str | int, ...]
+CoalescingKey = tuple[Any, ...]
+
+
+def put_many_arguments(prefix: str, log_length: int, puts: Iterable[tuple[bytes | str, Encoded, int | None]]) -> Arguments:
+    """The arguments of put_many.lua for (name, document, ttl_ms) of each document."""
+    arguments: list[bytes | str | int] = [prefix, log_length]
+    run, at = None, 0
+    for name, (shape, fields, *_), ttl_ms in puts:
+        if run != (run := (ttl_ms, shape, len(fields))):
+            at = len(arguments)
+            arguments += (0, 1 + len(fields), ttl_ms or 0, shape)
+        arguments[at] += 1  # type: ignore[operator]  # the run's count
+        arguments.append(name)
+        arguments += fields
+    return tuple(arguments)
+
+
+class CoalescedPuts(NamedTuple):
+    """PUTs of one kin, no two of one document: their outcomes.
+
+    None for each where one of them would be refused; nothing is changed then, and each is to be sent by itself.
+    """
+
+    commands: list[Put]
+    script: Script = PUT_MANY
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return self.commands[0].keys[:1]
+
+    @property
+    def arguments(self) -> Arguments:
+        first = self.commands[0]
+        prefix, _ = below(first.path)
+        puts = [(path.name, encoded, ttl_ms) for path, encoded, ttl_ms, *_ in self.commands]
+        return put_many_arguments(prefix, first.log_length, puts)
+
+    def outcome(self, reply: RedisReply) -> list[Stored | None] | Again:
+        if reply[0] == b"refused":
+            return [None] * len(self.commands)
+        outcomes: list[Stored | None] = []
+        for (_, encoded, ttl_ms, *_), raw_tag, word in zip(self.commands, reply[1], reply[2], strict=True):
+            tag = raw_tag.decode()
+            expires_at_ms = tag_time_ms(tag) + ttl_ms  # type: ignore[operator]  # a Put without an edit has a TTL
+            found = Found(encoded.text, encoded.is_object, tag, expires_at_ms, ttl_ms)
+            outcomes.append(Stored(found, created=word == CREATED))
+        return registered(self.commands[0].path, reply[3], outcomes)
+
+
+class CoalescedGets(NamedTuple):
+    """GETs of one kin: their outcomes, None for one that is to be sent by itself."""
+
+    commands: list[Get]
+    script: Script = GET_MANY
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return self.commands[0].path.keys[:1]
+
+    @property
+    def arguments(self) -> Arguments:
+        prefix, _ = below(self.commands[0].path)
+        return (prefix, MAX_COALESCED_READ_BYTES, *[command.path.name for command in self.commands])
+
+    def outcome(self, reply: RedisReply) -> list[Found | Missing | None]:
+        time_ms, documents, expires_at_ms = reply
+        outcomes: list[Found | Missing | None] = []
+        for fields, at_ms in zip(documents, expires_at_ms, strict=True):
+            if not isinstance(fields, list):
+                outcomes.append(Missing() if fields is None else None)
+            elif at_ms < 0:
+                outcomes.append(Found(*decode(fields), None, None))
+            else:
+                outcomes.append(Found(*decode(fields), at_ms, at_ms - time_ms))
+        return outcomes
+
+
+def coalescing_key(command: Any) -> CoalescingKey | None:
+    """What is the same in commands that can be joined; None for one that is sent by itself."""
+    if type(command) is Get:
+        return Get, command.path.namespace
+    if type(command) is Put and command.preconditions is NONE and not command.edit:
+        encoded = command.encoded
+        if not encoded.has_server_values and len(encoded.text) <= MAX_COALESCED_BYTES:
+            return Put, command.path.namespace, command.log_length
+    return None
+
+
+def slot_among(command: Any, count: int) -> str | int:
+    """Where a command stands among `count` others of its kin: two PUTs in one place cannot be joined."""
+    name: str = command.path.name
+    return name if type(command) is Put else count
+
+
+def coalesce(commands: list[Any]) -> CoalescedPuts | CoalescedGets:
+    """The one command for several of one kin."""
+    return CoalescedPuts(commands) if type(commands[0]) is Put else CoalescedGets(commands)
+
+
+Otherwise = Callable[[], Any]  # makes the command of batch.py for the same batch
+
+
+class ManyWritten(NamedTuple):
+    """Documents were written, each at its name in the namespace of `path`.
+
+    They have `tags`; `words` says CREATED where there was none.
+    """
+
+    path: Path
+    names: Sequence[bytes]
+    documents: list[Encoded]
+    ttls_ms: list[int]
+    tags: list[bytes]
+    words: bytes
+
+
+class ManyRead(NamedTuple):
+    """Documents were read at `time_ms`; the ms at which each expires is -1 for never."""
+
+    documents: list[Decoded]
+    expires_at_ms: list[int]
+    time_ms: int
+
+
+class PutMany(NamedTuple):
+    """Replace documents of one namespace, or create them: ManyWritten. `path` is that of the first; no name comes twice."""
+
+    path: Path
+    names: Sequence[bytes]
+    documents: list[Encoded]
+    ttls_ms: list[int]
+    log_length: int
+    otherwise: Otherwise
+    script: Script = PUT_MANY
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return self.path.keys[:1]
+
+    @property
+    def arguments(self) -> tuple[bytes | str | int, ...]:
+        puts = zip(self.names, self.documents, self.ttls_ms, strict=True)
+        return put_many_arguments(below(self.path)[0], self.log_length, puts)
+
+    def outcome(self, reply: RedisReply) -> ManyWritten | Again:
+        if reply[0] == b"refused":
+            return Again(self.otherwise())
+        written = ManyWritten(self.path, self.names, self.documents, self.ttls_ms, reply[1], reply[2])
+        return registered(self.path, reply[3], written)
+
+
+class GetMany(NamedTuple):
+    """Read documents of one namespace: ManyRead. `path` is that of the first."""
+
+    path: Path
+    names: Sequence[bytes]
+    otherwise: Otherwise
+    script: Script = GET_MANY
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return self.path.keys[:1]
+
+    @property
+    def arguments(self) -> tuple[bytes | str | int, ...]:
+        return (below(self.path)[0], MAX_READ_BYTES, *self.names)
+
+    def outcome(self, reply: RedisReply) -> ManyRead | Again:
+        time_ms, documents, expires_at_ms = reply
+        if not all(documents) or 1 in documents:  # one is not there, or was not read
+            return Again(self.otherwise())
+        return ManyRead([codec.decode(fields) for fields in documents], expires_at_ms, time_ms)

@@ -1,0 +1,160 @@
+"""What can be asked of containers and of change logs, and what they can answer: as documents.py has it for documents."""
+
+from typing import Any, NamedTuple
+
+from kvstore.commands.base import MAX_PAGE_BYTES, Again, Found, RecordReply, RedisReply, below, found_in
+from kvstore.commands.jobs import read_mark
+from kvstore.commands.scripts import DELETE_RECURSIVE, IS_NAMESPACE_EMPTY, LIST, Script
+from kvstore.core.paths import Path, parse_path
+
+MAX_DELETED_AT_ONCE = 1000  # some 10 ms of Redis's time
+
+
+class Item(NamedTuple):
+    """What a listing says of a document, or with `document` None of a container; `text` is empty where no values were asked.
+
+    `state` and `attempts` are of a job; the state is `ready`, `leased` or `delayed`, "" where the container is no queue.
+    """
+
+    name: str
+    document: Found | None
+    state: str = ""
+    attempts: int = 0
+
+
+class Listing(NamedTuple):
+    """A page of what lies below a container. `tag` None: the root has none; `more` is the command for the next page."""
+
+    items: list[Item]
+    tag: str | None
+    more: "List | None"
+
+
+class Unchanged(NamedTuple):
+    """A container's entity-tag is one that If-None-Match names."""
+
+    tag: str
+
+
+class DeletedRecursive(NamedTuple):
+    """Documents below a container were deleted."""
+
+    documents: int
+
+
+class List(NamedTuple):
+    """List what lies below a container, `limit` items at most: Listing or Unchanged."""
+
+    container: Path
+    after: str
+    limit: int
+    descending: bool
+    with_values: bool
+    recursive: bool
+    none_match: str
+    script: Script = LIST
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return self.container.keys
+
+    @property
+    def arguments(self) -> tuple[bytes | str | int, ...]:
+        return (
+            *below(self.container),
+            self.after,
+            self.limit,
+            "desc" if self.descending else "asc",
+            "values" if self.with_values else "keys",
+            "recursive" if self.recursive else "direct",
+            MAX_PAGE_BYTES,
+            self.none_match,
+        )
+
+    def outcome(self, reply: RedisReply) -> Listing | Unchanged | Again:
+        if reply[0] == b"again":
+            return Again(self)
+        tag = reply[1].decode()
+        if reply[0] == b"same":
+            return Unchanged(tag)
+        now_ms = reply[4] and int(reply[4])
+        items = [self._item(*parts, now_ms=now_ms) for parts in reply[3]]
+        more = self._replace(after=items[-1].name, none_match="") if reply[2] else None
+        if self.container.text != "/":
+            return Listing(items, tag, more)
+        listing = Listing(items, None, more)
+        return DropEmptyNamespaces(listing, 0).next()
+
+    def _item(self, name: bytes, *document: Any, now_ms: int | None) -> Item:
+        if not document:
+            return Item(name.decode(), None)
+        found = found_in(document)
+        item = Item(name.decode(), found if self.with_values else found._replace(text=b""))
+        return item if now_ms is None or self.recursive else item._replace(**_as_job(document[0], now_ms))
+
+
+def _as_job(fields: list[bytes], now_ms: int) -> dict[str, Any]:
+    mark = read_mark(fields)
+    return {"state": mark.state(now_ms), "attempts": mark.attempts}
+
+
+class DropEmptyNamespaces(NamedTuple):
+    """Take the namespaces in which nothing lies out of a listing of the root, from the item `at` on: Listing."""
+
+    listing: Listing
+    at: int
+    script: Script = IS_NAMESPACE_EMPTY
+
+    @property
+    def container(self) -> Path:
+        return parse_path(b"/" + self.listing.items[self.at].name.encode())
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return self.container.keys
+
+    @property
+    def arguments(self) -> tuple[bytes | str | int, ...]:
+        return below(self.container)[:1]
+
+    def outcome(self, reply: RedisReply) -> Listing | Again:
+        if reply[0] == b"again":
+            return Again(self)
+        if reply[0] == b"some":
+            return self._replace(at=self.at + 1).next()
+        del self.listing.items[self.at]
+        return self.next()
+
+    def next(self) -> Listing | Again:
+        """The listing where no namespace is left to look into, else the look into the next."""
+        items = self.listing.items
+        for at in range(self.at, len(items)):
+            if items[at].document is None:
+                return Again(self._replace(at=at))
+        return self.listing
+
+
+class DeleteRecursive(NamedTuple):
+    """Delete all documents below a container, some at a time: DeletedRecursive."""
+
+    container: Path
+    once: bool
+    deleted: int = 0
+    script: Script = DELETE_RECURSIVE
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return self.container.keys
+
+    @property
+    def arguments(self) -> tuple[bytes | str | int, ...]:
+        return (*below(self.container), MAX_DELETED_AT_ONCE)
+
+    def outcome(self, reply: RedisReply) -> DeletedRecursive | Again:
+        if reply[0] == b"deleted below":  # only where it is replayed
+            return DeletedRecursive(int(reply[1]))
+        deleted = reply[1] if self.once else self.deleted + reply[1]
+        if reply[2]:
+            return Again(self._replace(deleted=deleted))
+        outcome = DeletedRecursive(deleted)
+        return Again(RecordReply(self, ("deleted below", str(deleted)), outcome)) if self.once else outcome

@@ -1,0 +1,283 @@
+"""What can be asked of documents."""
+
+import hashlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+from kvstore.commands.base import (
+    Again,
+    Appended,
+    Deleted,
+    Failed,
+    Found,
+    Missing,
+    RecordReply,
+    RedisReply,
+    Stored,
+    _problem,
+    below,
+    found_in,
+    refused,
+    registered,
+)
+from kvstore.commands.scripts import DELETE, PATCH, POST, PUT, READ, READ_FOR_UPDATE, SET_TTL, Script
+from kvstore.core.codec import Encoded, decode
+from kvstore.core.errors import (
+    Problem,
+    unavailable,
+)
+from kvstore.core.json_text import MAX_BYTES, MAX_MEMBERS
+from kvstore.core.paths import Path
+from kvstore.core.preconditions import NONE, Preconditions, tag_time_ms
+
+ID_BYTES = 20  # of a name that POST makes: 13 digits of ms, a letter, a count
+MAX_ATTEMPTS = 1000  # to write back a document that others write at the same time
+MAX_ATTEMPTED_BYTES = 16 * 1024 * 1024  # of the document in all attempts together: some 4 s of Python
+
+
+# What is stored (None: nothing) → what shall be, and its TTL in ms, None for the one it has; or raises a Problem.
+Transform = Callable[[Found | None], tuple[Encoded, int | None]]
+
+
+class Get(NamedTuple):
+    """Read a document: Found or Missing. The conditions are judged where it is rendered; a batch must know them before."""
+
+    path: Path
+    preconditions: Preconditions = NONE
+    script: Script = READ
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return (self.path.keys.document,)
+
+    @property
+    def arguments(self) -> tuple[bytes | str | int, ...]:
+        return ()
+
+    def outcome(self, reply: RedisReply) -> Found | Missing:
+        return found_in(reply) if reply else Missing()
+
+
+class Put(NamedTuple):
+    """Replace a document, or create it: Stored or Failed.
+
+    `ttl_ms` None keeps the expiry of a document that `edit` has read as `base`; a document that is no longer that is edited
+    again.
+    """
+
+    path: Path
+    encoded: Encoded
+    ttl_ms: int | None
+    preconditions: Preconditions
+    log_length: int
+    edit: "Edit | None" = None
+    base: str = ""
+    script: Script = PUT
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return self.path.keys
+
+    @property
+    def arguments(self) -> tuple[bytes | str | int, ...]:
+        encoded, ttl_ms = self.encoded, self.ttl_ms
+        options = ""
+        if self.preconditions is not NONE or self.edit or encoded.has_server_values:
+            op, server_values = "patch" if self.edit else "put", "sv" if encoded.has_server_values else ""
+            options = "\n".join((*map(str, _judged(self.preconditions)), op, self.base, server_values))
+        return (self.path.name, "" if ttl_ms is None else ttl_ms, self.log_length, encoded.shape, options, *encoded.fields)
+
+    def outcome(self, reply: RedisReply) -> Stored | Failed | Again:
+        if reply[0] in (b"created", b"replaced"):
+            return registered(self.path, reply[5], _stored(reply, self.encoded))
+        if self.edit and reply[0] == b"lost":
+            return self.edit.next(reply)
+        return refused(reply)
+
+
+class Patch(NamedTuple):
+    """Change members of a document, none of them to an object, or create it: Stored or Failed.
+
+    A member that is null in `encoded` is taken away. `ttl_ms` None keeps the expiry.
+    """
+
+    path: Path
+    encoded: Encoded
+    ttl_ms: int | None
+    default_ttl_ms: int
+    preconditions: Preconditions
+    log_length: int
+    script: Script = PATCH
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return self.path.keys
+
+    @property
+    def arguments(self) -> tuple[bytes | str | int, ...]:
+        return (
+            self.path.name,
+            "" if self.ttl_ms is None else self.ttl_ms,
+            *_judged(self.preconditions),
+            self.log_length,
+            self.default_ttl_ms,
+            MAX_MEMBERS,
+            MAX_BYTES,
+            "sv" if self.encoded.has_server_values else "",
+            self.encoded.shape,
+            *(b"" if part == b"null" and index % 2 else part for index, part in enumerate(self.encoded.fields)),
+        )
+
+    def outcome(self, reply: RedisReply) -> Stored | Failed | Again:
+        if reply[0] in (b"created", b"replaced"):
+            return registered(self.path, reply[2], Stored(found_in(reply[1]), created=reply[0] == b"created"))
+        return refused(reply)
+
+
+class SetTTL(NamedTuple):
+    """Change when a document expires: Stored, Missing or Failed."""
+
+    path: Path
+    ttl_ms: int
+    preconditions: Preconditions
+    script: Script = SET_TTL
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return self.path.keys
+
+    @property
+    def arguments(self) -> tuple[bytes | str | int, ...]:
+        return (self.path.name, self.ttl_ms, *_judged(self.preconditions))
+
+    def outcome(self, reply: RedisReply) -> Stored | Missing | Failed | Again:
+        if reply[0] == b"touched":
+            return registered(self.path, reply[2], Stored(found_in(reply[1]), created=False))
+        return Missing() if reply[0] == b"missing" else refused(reply)
+
+
+class Post(NamedTuple):
+    """Append a document to a container: Appended."""
+
+    container: Path
+    encoded: Encoded
+    ttl_ms: int
+    log_length: int
+    delay_ms: int = 0  # before which it cannot be taken as a job
+    script: Script = POST
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return self.container.keys
+
+    @property
+    def arguments(self) -> tuple[bytes | str | int, ...]:
+        container, encoded = self.container, self.encoded
+        return (
+            *below(container),
+            self.ttl_ms,
+            self.log_length,
+            encoded.shape,
+            "sv" if encoded.has_server_values else "",
+            self.delay_ms,
+            *encoded.fields,
+        )
+
+    def outcome(self, reply: RedisReply) -> Appended | Again:
+        if reply[0] != b"created":
+            raise _problem(reply)
+        tag, name, fields = reply[1].decode(), reply[2], reply[3]
+        found = Found(*decode(fields), tag_time_ms(tag) + self.ttl_ms, self.ttl_ms)
+        appended = Appended(self.container.text + name.decode().rpartition("/")[2], found)
+        return registered(self.container, reply[4], appended)
+
+
+class Delete(NamedTuple):
+    """Delete a document: Deleted, Missing or Failed."""
+
+    path: Path
+    preconditions: Preconditions
+    log_length: int
+    script: Script = DELETE
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return self.path.keys
+
+    @property
+    def arguments(self) -> tuple[bytes | str | int, ...]:
+        return (self.path.name, *_judged(self.preconditions), self.log_length)
+
+    def outcome(self, reply: RedisReply) -> Deleted | Missing | Failed:
+        if reply[0] == b"deleted":
+            return Deleted()
+        return Missing() if reply[0] == b"missing" else refused(reply)
+
+
+class Edit(NamedTuple):
+    """Read a document, change it with `change`, and write it back where nobody has written meanwhile, else again."""
+
+    path: Path
+    transform: Transform
+    preconditions: Preconditions
+    log_length: int
+    once: bool = False
+    attempts: int = 0
+    script: Script = READ_FOR_UPDATE
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return self.path.keys
+
+    @property
+    def arguments(self) -> tuple[bytes | str | int, ...]:
+        return (self.path.name, *_judged(self.preconditions))
+
+    def outcome(self, reply: RedisReply) -> Again | Stored | Failed:
+        if reply[0] == b"read":
+            return self.next(reply)
+        if reply[0] in (b"created", b"replaced"):  # only where it is replayed
+            return _stored(reply, None)
+        return refused(reply)
+
+    def next(self, reply: RedisReply) -> Again:
+        """The next attempt, from a reply that says what is there."""
+        current = found_in(reply[1]) if reply[1] else None
+        if self.attempts >= MAX_ATTEMPTS or (current and self.attempts * len(current.text) > MAX_ATTEMPTED_BYTES):
+            raise unavailable("too many others write this document at once; send the request again. Nothing was changed")
+        try:
+            encoded, ttl_ms = self.transform(current)
+        except Problem as problem:
+            if not self.once:
+                raise
+            return Again(RecordReply(self, (type(problem).__name__, problem.detail), problem))
+        base = "!" if current is None else f"{current.tag or '-'} {_digest(reply[1][0])}"
+        edit = self._replace(attempts=self.attempts + 1)
+        return Again(Put(self.path, encoded, ttl_ms, self.preconditions, self.log_length, edit, base))
+
+
+def _judged(preconditions: Preconditions) -> tuple[str, str, str | int]:
+    """The preconditions as the scripts take them."""
+    if preconditions is NONE:
+        return "", "", ""
+    since_s = preconditions.unmodified_since_s
+    return preconditions.match, preconditions.none_match, "" if since_s is None else since_s
+
+
+def _digest(fields: list[bytes]) -> int:
+    """What stands for all that a hash holds, in any order: the same as in put.lua."""
+    pairs = zip(fields[::2], fields[1::2], strict=True)
+    hexes = (hashlib.sha1(b"%d:%b%b" % (len(name), name, value), usedforsecurity=False).hexdigest() for name, value in pairs)
+    return sum(int(hex_[:12], 16) for hex_ in hexes) % 2**48
+
+
+def _stored(reply: RedisReply, encoded: Encoded | None) -> Stored:
+    """What put.lua wrote: `encoded`, or what the reply says."""
+    word, tag, expires_at_ms, ttl_ms, fields = reply[:5]
+    if fields or encoded is None:
+        text, is_object, _ = decode(fields)
+    else:
+        text, is_object = encoded.text, encoded.is_object
+    expires = expires_at_ms >= 0
+    found = Found(text, is_object, tag.decode(), expires_at_ms if expires else None, int(ttl_ms) if expires else None)
+    return Stored(found, created=word == b"created")

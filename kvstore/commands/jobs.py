@@ -1,0 +1,289 @@
+"""What can be asked of a container that is worked as a queue, and what it can answer: as documents.py has it for documents.
+
+A job is a document directly below the container. What is known of it as a job stands in our own field of its hash: how often it
+was taken, until when it cannot be taken, and its lease, which takes the place of the entity-tag in If-Match while it is leased.
+"""
+
+import json
+import re
+from typing import NamedTuple
+from urllib.parse import quote, unquote
+
+from kvstore.commands.base import (
+    MAX_PAGE_BYTES,
+    Again,
+    Failed,
+    Found,
+    Missing,
+    RedisReply,
+    below,
+    found_in,
+    refused,
+    registered,
+)
+from kvstore.commands.scripts import (
+    CHANGE_LEASE,
+    FINISH_AND_TAKE,
+    MOVE_DEAD_JOBS,
+    MOVE_JOB,
+    READ,
+    TAKE,
+    Script,
+)
+from kvstore.core.codec import META, Encoded
+from kvstore.core.errors import InvalidPath, PathTooLong
+from kvstore.core.paths import Path, parse_path
+
+_JOB_MARK = re.compile(rb"job (\d+) (\d+) (\S+) (\S+)\n")
+
+
+class JobMark(NamedTuple):
+    """What is known of a document as a job: see read_mark in lua/_jobs.lua. `lease` and `reason` are "" for none."""
+
+    attempts: int
+    ready_at_ms: int
+    lease: str
+    reason: str
+
+    def state(self, now_ms: int) -> str:
+        """`ready`, `leased` or `delayed`."""
+        if self.ready_at_ms <= now_ms:
+            return "ready"
+        return "leased" if self.lease else "delayed"
+
+
+UNMARKED = JobMark(0, 0, "", "")
+
+
+def read_mark(fields: list[bytes]) -> JobMark:
+    """The mark in a document's hash: field, value, field, value…"""
+    mark = _JOB_MARK.match(fields[fields.index(META) + 1]) if META in fields[::2] else None
+    if not mark:
+        return UNMARKED
+    lease, reason = ("" if part == b"-" else part.decode() for part in (mark[3], mark[4]))
+    return JobMark(int(mark[1]), int(mark[2]), lease, unquote(reason))
+
+
+DEAD = "dead/"  # below the queue: where its dead jobs go
+MAX_REASON_BYTES = 1000
+DEFAULT_ATTEMPTS = 5  # takes, after which a job is dead
+MAX_ATTEMPTS = 1_000_000
+_DEAD_SHAPE = b' object ["value","reason","attempts","died"]'
+
+
+class Job(NamedTuple):
+    """A job that was taken: `attempts` counts this take, `reason` is why it was given back the last time, "" for no reason."""
+
+    path: Path
+    document: Found
+    attempts: int
+    lease: str
+    reason: str
+
+
+class Taken(NamedTuple):
+    """The jobs that a take gave. Where there are none: the ms after which one may be ready by itself (None: none that is
+    known), and the places in the change log, and in the stream of what is freed, after which there may be one."""
+
+    jobs: list[Job]
+    ready_in_ms: int | None = None
+    positions: tuple[str, str] = ("", "")
+
+
+class LeaseChanged(NamedTuple):
+    """A job whose lease was changed; `lease` is None where it was given back."""
+
+    path: Path
+    lease: str | None
+    document: Found
+
+
+class Finished(NamedTuple):
+    """A job is done, and its result is stored."""
+
+
+class Lost(NamedTuple):
+    """A job is gone, or somebody else has taken it since. Nothing was changed."""
+
+
+class JobSeen(NamedTuple):
+    """A job as it stands, and whether somebody has taken it."""
+
+    mark: JobMark
+    is_leased: bool
+
+
+class Take(NamedTuple):
+    """Take up to `limit` jobs for `lease_ms`: Taken. One that was taken `max_attempts` times already is dead, and is buried."""
+
+    container: Path
+    lease_ms: int
+    limit: int
+    max_attempts: int
+    log_length: int
+    script: Script = TAKE
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return self.container.keys
+
+    @property
+    def arguments(self) -> tuple[bytes | str | int, ...]:
+        return (*below(self.container), self.lease_ms, self.limit, self.max_attempts, MAX_PAGE_BYTES)
+
+    def outcome(self, reply: RedisReply) -> Taken | Again:
+        if reply[0] == b"more":
+            return Again(self)
+        if reply[0] == b"none":
+            return Taken([], reply[1], (reply[2].decode(), reply[3].decode()))
+        jobs = [self._job(*job) for job in reply[1]]
+        return Again(MoveDeadJobs(self, jobs)) if reply[0] == b"dead" else Taken(jobs)
+
+    def _job(self, name: bytes, found: RedisReply, attempts: int, lease: bytes, reason: bytes) -> Job:
+        last = name.decode().rpartition("/")[2]
+        path = parse_path((self.container.text + last).encode())
+        return Job(path, found_in(found), attempts, lease.decode(), "" if reason == b"-" else unquote(reason.decode()))
+
+
+class MoveDeadJobs(NamedTuple):
+    """Put dead jobs where the dead are, then take again. A dead job keeps its expiry."""
+
+    take: Take
+    jobs: list[Job]
+    script: Script = MOVE_DEAD_JOBS
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return self.take.keys
+
+    @property
+    def arguments(self) -> tuple[bytes | str | int, ...]:
+        buried = [self._buried(job) for job in self.jobs]
+        return tuple(argument for arguments in buried for argument in (len(arguments), *arguments))
+
+    def _buried(self, job: Job) -> tuple[bytes | str | int, ...]:
+        reason = job.reason or f"taken {job.attempts} times, and never done"
+        fields = [b"value", job.document.text, b"reason", json.dumps(reason).encode()]
+        fields += [b"attempts", b"%d" % job.attempts, b"died", b"@"]
+        dead = below_queue(self.take.container, DEAD, job)
+        ttl_ms = job.document.ttl_ms
+        options = "\n".join(("", "", "", "put", "", "sv"))
+        prefix, _ = below(self.take.container)
+        return (
+            *(prefix, job.path.name, job.lease, dead.name),
+            *("" if ttl_ms is None else max(1, ttl_ms), self.take.log_length, _DEAD_SHAPE, options),
+            *fields,
+        )
+
+    def outcome(self, reply: RedisReply) -> Again:
+        return registered(self.take.container, reply[1], Again(self.take))
+
+
+class ChangeLease(NamedTuple):
+    """Lease a job for `lease_ms` from now on; where that is 0 give it back, for `delay_ms` later: Held, Missing or Failed."""
+
+    path: Path
+    match: str
+    lease_ms: int
+    delay_ms: int
+    reason: str
+    script: Script = CHANGE_LEASE
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return self.path.keys
+
+    @property
+    def arguments(self) -> tuple[bytes | str | int, ...]:
+        return (self.path.name, self.match, self.lease_ms, self.delay_ms, self.reason)
+
+    def outcome(self, reply: RedisReply) -> LeaseChanged | Missing | Failed:
+        if reply[0] == b"changed":
+            return LeaseChanged(self.path, None if reply[2] == b"-" else reply[2].decode(), found_in(reply[1]))
+        return Missing() if reply[0] == b"missing" else refused(reply)
+
+
+class FinishJob(NamedTuple):
+    """Store the result of a job below its queue, and delete the job, where nobody has taken it since: Finished or Lost."""
+
+    container: Path
+    job: Job
+    result: Path
+    encoded: Encoded
+    ttl_ms: int
+    log_length: int
+    script: Script = MOVE_JOB
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return self.container.keys
+
+    @property
+    def arguments(self) -> tuple[bytes | str | int, ...]:
+        prefix, _ = below(self.container)
+        moved = (prefix, self.job.path.name, self.job.lease, self.result.name)
+        return (*moved, self.ttl_ms, self.log_length, self.encoded.shape, "", *self.encoded.fields)
+
+    def outcome(self, reply: RedisReply) -> Finished | Lost | Again:
+        if reply[0] != b"moved":
+            return Lost()
+        return registered(self.container, reply[1], Finished())
+
+
+class FinishAndTake(NamedTuple):
+    """Finish a job as `finish` does, then take the next one as `take` does: Taken, or Lost, and then nothing is taken."""
+
+    finish: FinishJob
+    take: Take
+    script: Script = FINISH_AND_TAKE
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return self.take.keys
+
+    @property
+    def arguments(self) -> tuple[bytes | str | int, ...]:
+        return (*self.take.arguments, *self.finish.arguments)
+
+    def outcome(self, reply: RedisReply) -> Taken | Lost | Again:
+        if reply[0] != b"finished":
+            return Lost()
+        following = self.take.outcome(reply[2]) if len(reply) > 2 else Again(self.take)
+        return registered(self.take.container, reply[1], following)
+
+
+class InspectJob(NamedTuple):
+    """Look at a job and leave it as it is: Seen or Missing."""
+
+    path: Path
+    script: Script = READ
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return (self.path.keys.document,)
+
+    @property
+    def arguments(self) -> tuple[bytes | str | int, ...]:
+        return ()
+
+    def outcome(self, reply: RedisReply) -> JobSeen | Missing:
+        if not reply:
+            return Missing()
+        fields, expires_at_ms, ttl_ms = reply
+        mark = read_mark(fields)
+        now_ms = expires_at_ms - ttl_ms if expires_at_ms >= 0 else 0  # Redis's clock; 0 where another client made it immortal
+        return JobSeen(mark, mark.state(now_ms) == "leased")
+
+
+def below_queue(container: Path, place: str, job: Job) -> Path:
+    """Where what a job has become goes: its name below `place`, or its lease where there is no room for the name."""
+    try:
+        return parse_path((container.text + place + job.path.text.rpartition("/")[2]).encode())
+    except (InvalidPath, PathTooLong):
+        return parse_path((container.text + place + job.lease).encode())
+
+
+def spell_reason(text: str) -> str:
+    """Why a job is given back, as Lease takes it: percent-encoded, the first MAX_REASON_BYTES of it; `-` for nothing."""
+    cut = text.encode("utf-8", "backslashreplace")[:MAX_REASON_BYTES].decode("utf-8", "ignore")
+    return quote(cut, safe="").replace("-", "%2D") or "-"  # so that a reason "-" is one

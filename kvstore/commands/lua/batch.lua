@@ -1,0 +1,133 @@
+-- Carry out several requests on one namespace, one after the other.
+-- KEYS   1 log
+-- ARGV   1 what stands before a name in the documents' keys  2 'atomic': where one is refused none is applied; else 'each'
+--        3 most bytes of the replies, about: when there are as many, what is left is refused  4… for each request its
+--        script's name, how many arguments it has, and these
+-- reply  {'done', the replies, their bytes}, {'read', the same} where all were 'read_for_update'; or {'undone', which one was refused,
+--        counted from 0, its reply}, {'lost', the same} where that was not the last word. A reply is what the script of that
+--        name answers, {'error', what Redis said}, or {'too much'}. Where Redis refuses an atomic one as a whole, what it said
+--        is an error.
+
+local ACTS = {read = get, put = put, patch = patch, set_ttl = set_ttl, delete = delete, post = post, read_for_update = read_for_update}
+local REFUSALS = {
+  failed = true, missing = true, leased = true, lost = true, error = true,
+  ['no sum'] = true, ['too large'] = true, ['too many'] = true, ['too much'] = true,
+}
+
+-- What a document and its places in the indexes are before the batch. Of a container it is known whether it was a queue.
+local function remember(before, key, name)
+  if before[key] then
+    return
+  end
+  local was = {name = name, dump = redis.call('DUMP', key)}
+  if not was.dump and redis.call('ZSCORE', EXPIRY, name) and check_types(name) then
+    record_expired(name) -- it has expired, whatever becomes of the batch
+  elseif was.dump then
+    was.expires_at = redis.call('PEXPIRETIME', key)
+    was.due = redis.call('ZSCORE', EXPIRY, name)
+    was.named = was.due or redis.call('ZSCORE', NAMES, name)
+    was.ready_at = redis.call('ZSCORE', READY_AT, name)
+  end
+  before[key] = was
+end
+
+local function act(act_name, key, first, last, before)
+  if before and act_name == 'post' then
+    local queue = ARGV[first + 1] .. '/'
+    before.queues[queue] = before.queues[queue] or redis.call('ZSCORE', READY_AT, queue) or 'new'
+  elseif before and act_name ~= 'read' then
+    remember(before.documents, key, ARGV[first])
+  end
+  return ACTS[act_name](key, first, last)
+end
+
+-- Put everything back. What the log says has expired has expired all the same.
+local function undo(before, last_id)
+  for queue, was in pairs(before.queues) do
+    if was == 'new' then
+      redis.call('ZREM', READY_AT, queue)
+    end
+  end
+  for key, was in pairs(before.documents) do
+    redis.call('DEL', key)
+    unblock(was.name)
+    redis.call('ZREM', EXPIRY, was.name)
+    redis.call('ZREM', NAMES, was.name)
+    if was.dump then
+      redis.call('RESTORE', key, 0, was.dump)
+      if was.expires_at >= 0 then
+        redis.call('PEXPIREAT', key, was.expires_at)
+      end
+      if was.due then
+        redis.call('ZADD', EXPIRY, was.due, was.name)
+      end
+      if was.named then
+        redis.call('ZADD', NAMES, 0, was.name)
+      end
+      if was.ready_at then
+        block(was.name, was.ready_at)
+      end
+    end
+  end
+  if before.expires_at >= 0 and redis.call('EXISTS', NAMES) == 1 then -- of all, though the names may have gone and come back
+    live_until(before.expires_at)
+  else
+    expire_namespace()
+  end
+  for _, entry in ipairs(redis.call('XRANGE', LOG, '(' .. last_id, '+')) do
+    if entry[2][1] ~= 'expire' then
+      redis.call('XDEL', LOG, entry[1])
+    end
+  end
+end
+
+-- How many bytes a reply has, about.
+local function weigh(reply)
+  local bytes = 0
+  for _, part in ipairs(reply) do
+    bytes = bytes + (type(part) == 'table' and weigh(part) or type(part) == 'string' and #part or 0)
+  end
+  return bytes
+end
+
+local function batch(_, at, last)
+  local prefix, atomic, most_bytes = ARGV[at], ARGV[at + 1] == 'atomic', tonumber(ARGV[at + 2])
+  local newest = redis.call('XREVRANGE', LOG, '+', '-', 'COUNT', 1)[1]
+  local before = {documents = {}, queues = {}, expires_at = redis.call('PEXPIRETIME', LOG)}
+  local replies, bytes, word = {}, 0, 'read'
+  deferred_trim = atomic and MOST_ENTRIES or nil -- what it trims could not be put back
+  at = at + 3
+  while at <= last do
+    local act_name, first = ARGV[at], at + 2
+    local stop = first + ARGV[at + 1] - 1
+    local key = prefix .. ARGV[first]
+    local ok, reply, thrown = true, {'too much'}, nil
+    if bytes < most_bytes then
+      ok, reply = pcall(act, act_name, key, first, stop, atomic and before)
+    end
+    if not ok then
+      thrown = reply
+      reply = {'error', type(reply) == 'table' and reply.err or tostring(reply)}
+    elseif act_name == 'post' and reply[3] then
+      before.documents[prefix .. reply[3]] = {name = reply[3]}
+    end
+    if atomic and REFUSALS[reply[1]] then
+      undo(before, newest and newest[1] or '0-0')
+      if thrown and string.sub(reply[2], 1, 9) ~= 'WRONGTYPE' then
+        error(thrown, 0)
+      end
+      if reply[1] == 'lost' or act_name == 'read_for_update' then
+        return {'lost', #replies, reply}
+      end
+      return {'undone', #replies, reply}
+    end
+    replies[#replies + 1] = reply
+    bytes = bytes + weigh(reply)
+    word = act_name == 'read_for_update' and word or 'done'
+    at = stop + 1
+  end
+  if deferred_trim and word == 'done' and deferred_trim < MOST_ENTRIES then
+    redis.call('XTRIM', LOG, 'MAXLEN', '~', deferred_trim, 'LIMIT', 2 * MOST_TRIMMED) -- it may have added as many
+  end
+  return {word, replies, bytes}
+end

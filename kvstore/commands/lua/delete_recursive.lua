@@ -1,0 +1,31 @@
+-- Delete documents below a container, some at a time, so that Redis is never held up for long. The log is trimmed by later
+-- writes: who follows would lose what one script says in more entries than the log keeps.
+-- KEYS   1 log
+-- ARGV   1 what stands before a name in the documents' keys  2 the container's own name in names and log, '' or 'a/b/'
+--        3 most documents
+-- reply  {'some', how many, 'more' or nil}
+
+local function delete_recursive(_, at)
+  local prefix, container = ARGV[at], ARGV[at + 1]
+  local low, high = range_below(container)
+  local names = redis.call('ZRANGEBYLEX', NAMES, low, high, 'LIMIT', 0, ARGV[at + 2])
+  check_types('')
+  local deleted, has_jobs = 0, redis.call('EXISTS', READY_AT) == 1
+  for _, name in ipairs(names) do
+    local kind = redis.call('TYPE', prefix .. name).ok
+    if kind == 'hash' then
+      remove(prefix .. name, name, MOST_ENTRIES)
+      if has_jobs then
+        unblock(name)
+      end
+      deleted = deleted + 1
+    elseif kind == 'none' then
+      record_expired(name)
+    else -- another client's
+      redis.call('ZREM', EXPIRY, name)
+      redis.call('ZREM', NAMES, name)
+      unblock(name)
+    end
+  end
+  return {'some', deleted, #names == tonumber(ARGV[at + 2]) and 'more' or false}
+end

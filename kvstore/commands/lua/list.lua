@@ -1,0 +1,100 @@
+-- List what lies directly below a container, or all documents below it; in order of name, a page.
+-- KEYS   1 log
+-- ARGV   1 what stands before a name in the documents' keys  2 the container's own name in names and log, '' or 'a/b/'
+--        3 the name after which the page starts, '' for the first  4 most items  5 'asc' or 'desc'  6 'values' or 'keys'
+--        7 'direct' or 'recursive'  8 most bytes of values  9 If-None-Match
+-- reply  {'again'} where so many documents have expired, or may have, that Redis does something else in between;
+--        {'same', tag} where that matches, or {'listing', tag, 'more' or nil, items, the time in ms where the
+--        container is worked as a queue, else nil}; an item is {name, fields, expires_at_ms,
+--        ttl_ms} for a document (with 'keys' the fields are {'$kv', its value}, or none), {name} for a container; its name
+--        ends in a slash. The tag is the id of the namespace's last change.
+
+local MOST_EXPIRED = 1000 -- documents, in one call
+
+local function list(_, at)
+  local prefix, container, after = ARGV[at], ARGV[at + 1], ARGV[at + 2]
+  local most, most_bytes = tonumber(ARGV[at + 3]), tonumber(ARGV[at + 7])
+  local descending, with_values, direct = ARGV[at + 4] == 'desc', ARGV[at + 5] == 'values', ARGV[at + 6] == 'direct'
+  local now = clock()
+  if sweep(prefix, now, MOST_EXPIRED) == MOST_EXPIRED then -- all of it, or the tag would not say what has expired
+    return {'again'}
+  end
+  local tag = last_change() or '0-0'
+  if ARGV[at + 8] == '*' or string.find(ARGV[at + 8], ' ' .. tag .. ' ', 1, true) then
+    return {'same', tag}
+  end
+
+  local time = redis.call('ZSCORE', READY_AT, container .. '/') and string.format('%.0f', now)
+
+  -- What is still to come. A slash is followed by a 0 in the order of bytes.
+  local low, high = range_below(container)
+  local function pass(relative)
+    if descending then
+      high = '(' .. container .. relative
+    elseif direct and string.sub(relative, -1) == '/' then
+      low = '[' .. container .. string.sub(relative, 1, -2) .. '0'
+    else
+      low = '(' .. container .. relative
+    end
+  end
+  if after ~= '' then
+    pass(after)
+  end
+
+  local items, bytes, expired = {}, 0, 0
+  while true do
+    local names
+    if descending then
+      names = redis.call('ZREVRANGEBYLEX', NAMES, high, low, 'LIMIT', 0, most - #items + 1)
+    else
+      names = redis.call('ZRANGEBYLEX', NAMES, low, high, 'LIMIT', 0, most - #items + 1)
+    end
+    if #names == 0 then
+      return {'listing', tag, false, items, time}
+    end
+    for _, name in ipairs(names) do
+      local relative = string.sub(name, #container + 1)
+      local slash = string.find(relative, '/', 1, true)
+      local item
+      if slash == #relative and slash then -- a namespace, in the root's index
+        item = {relative}
+      elseif slash and direct then
+        if redis.call('EXISTS', prefix .. name) == 1 then
+          relative = string.sub(relative, 1, slash)
+          item = {relative}
+        end
+      elseif relative ~= '' then
+        local fields = with_values and redis.pcall('HGETALL', prefix .. name)
+          or redis.pcall('HMGET', prefix .. name, '$kv')
+        if fields.err then -- another client's key of another type: not a document
+          fields = nil
+        elseif not with_values then
+          local meta = fields[1]
+          fields = (meta or redis.call('EXISTS', prefix .. name) == 1) and {'$kv', meta or ''} or {}
+        end
+        if fields and #fields > 0 then
+          item = {relative, fields, redis.call('PEXPIRETIME', prefix .. name), redis.call('PTTL', prefix .. name)}
+          for _, part in ipairs(fields) do
+            bytes = bytes + #part
+          end
+        end
+      end
+      if item then
+        if #items == most or (bytes > most_bytes and #items > 0) then
+          return {'listing', tag, 'more', items, time}
+        end
+        items[#items + 1] = item
+      elseif relative ~= '' and redis.call('EXISTS', prefix .. name) == 0 then
+        record_expired(name)
+        expired = expired + 1
+        if expired == MOST_EXPIRED then
+          return {'again'}
+        end
+      end
+      pass(relative)
+      if item and not item[2] then
+        break -- past all that lies below that container
+      end
+    end
+  end
+end

@@ -1,0 +1,59 @@
+-- Replace documents of one namespace as a whole, or create them: what put.lua does without options, for many, no two of one name.
+-- KEYS   1 log
+-- ARGV   1 what stands before a name in the documents' keys  2 length of the log
+--        3… for each run of documents that are alike: how many, how many arguments each has, ttl_ms, what follows the
+--        entity-tag in our own field; and for each document its name in names and log, field, value, …
+-- reply  {'done', the entity-tags, a letter for each: 'c' created or 'r' replaced, as in put.lua the ms at which the
+--        namespace's own keys expire}; {'refused'} where one would be, with nothing changed
+
+-- How many fields each has, and what the expiry index says of it. Raises WRONGTYPE, and where one is not plainly ours: a job,
+-- or another client's hash.
+local function inspect_all(prefix, names)
+  local sizes = {}
+  for i, name in ipairs(names) do
+    sizes[i] = redis.call('HLEN', prefix .. name)
+    if sizes[i] > 0 and not string.find(redis.call('HGET', prefix .. name, '$kv') or '', '^%d') then
+      error('not plainly ours')
+    end
+  end
+  check_types('')
+  return sizes, redis.call('ZMSCORE', EXPIRY, unpack(names))
+end
+
+local function put_many(_, at, last)
+  local prefix, length, runs = ARGV[at], ARGV[at + 1], at + 2
+  local names, run = {}, runs
+  while run <= last do
+    local count, width = tonumber(ARGV[run]), tonumber(ARGV[run + 1])
+    run = run + 4 + count * width
+    for first = run - count * width, run - 1, width do
+      names[#names + 1] = ARGV[first]
+    end
+  end
+  local is_fine, sizes, due = pcall(inspect_all, prefix, names)
+  if not is_fine then
+    return {'refused'}
+  end
+
+  local tags, words, new_expiry, now = {}, {}, false, nil
+  run = runs
+  while run <= last do
+    local count, width, ttl_ms, shape = tonumber(ARGV[run]), tonumber(ARGV[run + 1]), ARGV[run + 2], ARGV[run + 3]
+    run = run + 4 + count * width
+    for first = run - count * width, run - 1, width do
+      local i = #tags + 1
+      local name = ARGV[first]
+      local is_written, tag, _, time, new = pcall(
+        replace, prefix .. name, sizes[i], '', due[i], length, 'put', name, ttl_ms, nil, shape, first + 1, first + width - 1
+      )
+      if not is_written then -- the first of them, by a full Redis
+        return {'refused'}
+      end
+      tags[i], words[i], now, new_expiry = tag, sizes[i] > 0 and 'r' or 'c', time, new or new_expiry
+    end
+  end
+  if now % 16 == 0 then -- as put.lua does
+    sweep(prefix, now, 100)
+  end
+  return {'done', tags, table.concat(words), new_expiry}
+end

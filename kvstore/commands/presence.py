@@ -1,0 +1,78 @@
+"""Presence: a document that is there for as long as somebody holds it. What is asked of a store, and the query that asks it.
+
+Whoever holds a document (`holder`: a process, or a stream) is registered beside it, until a time that is put off again and
+again. The document goes when the last one is released, or it expires when those that held it are heard of no more. Nothing
+here does I/O; `live/presence.py` holds.
+"""
+
+from typing import NamedTuple
+
+from kvstore.commands.base import Again, RedisReply, registered
+from kvstore.commands.scripts import HOLD, RELEASE_HOLD, Script
+from kvstore.core.codec import Encoded
+from kvstore.core.errors import AlreadyStored
+from kvstore.core.paths import Path, own_key
+
+HOLD_S = 28.0  # that a document outlives a process that died: 30 s, the 2 s included in which an expiry is noticed
+
+
+class Held(NamedTuple):
+    """The document is there, and held."""
+
+
+class Released(NamedTuple):
+    """The document is no longer held by this holder."""
+
+
+class Hold(NamedTuple):
+    """Keep a document there for HOLD_S: Kept.
+
+    Raises AlreadyStored where a document is there that nobody holds. With `renews` what is stored there is left as it is.
+    """
+
+    path: Path
+    encoded: Encoded
+    log_length: int
+    holder: str = ""
+    renews: bool = False
+    script: Script = HOLD
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return _keys(self.path)
+
+    @property
+    def arguments(self) -> tuple[bytes | str | int, ...]:
+        ttl_ms, encoded = int(HOLD_S * 1000), self.encoded
+        word = "renew" if self.renews else "hold"
+        return (self.holder, word, self.path.name, ttl_ms, self.log_length, encoded.shape, "", *encoded.fields)
+
+    def outcome(self, reply: RedisReply) -> Held | Again:
+        if reply[0] == b"taken":
+            raise AlreadyStored(
+                f"a document is stored at {self.path.text} that no stream holds, and holding it would delete it in the end;"
+                " delete it first, or hold another path"
+            )
+        return registered(self.path, reply[1], Held())
+
+
+class Release(NamedTuple):
+    """Hold a document no longer, and delete it where nobody else holds it: Released."""
+
+    hold: Hold
+    script: Script = RELEASE_HOLD
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return _keys(self.hold.path)
+
+    @property
+    def arguments(self) -> tuple[bytes | str | int, ...]:
+        return (self.hold.holder, self.hold.path.name, "*", "", "", self.hold.log_length)
+
+    def outcome(self, _: RedisReply) -> Released:
+        return Released()
+
+
+def _keys(path: Path) -> tuple[str, ...]:
+    return (*path.keys, own_key(path, "holds:" + path.name))

@@ -1,0 +1,86 @@
+"""The Lua scripts, each put together from `lua/*.lua` with what it calls of the shared files. A command names one of them.
+
+Source: EVALSHA, EVAL.
+"""
+
+import hashlib
+import re
+from importlib.resources import files
+from typing import NamedTuple
+
+from kvstore.core.paths import OWN_KEYS
+
+
+class Script(NamedTuple):
+    """A Lua script and the SHA-1 that Redis knows it by (EVALSHA)."""
+
+    name: str
+    text: str
+    sha: str
+
+
+_OWN_KEY = re.compile(r"\b(?:" + "|".join(OWN_KEYS).upper() + r")\b")
+
+
+def _script(name: str, *parts: str, main: str) -> Script:
+    """A script of some of the files, without the locals that it does not use: Lua makes each anew for every call."""
+    text = main
+    for local in reversed(re.split(r"(?m)^(?=local )", "\n".join(_text(part) for part in parts))):
+        defined = re.match(r"local (?:function )?(\w+)", local)
+        if not defined or re.search(rf"\b{defined[1]}\b", text):
+            text = local + text
+    text = _OWN_KEY.sub(lambda key: f"(SPACE .. '{key[0].lower()}')", text)
+    if "SPACE" in text:
+        text = "local SPACE = string.sub(KEYS[1], 1, -4) -- all that the keys of a namespace have in common\n" + text
+    return Script(name, text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
+
+
+def _text(part: str) -> str:
+    """A file without its comments, in which what is named is not used."""
+    return re.sub(r"(?m)(?:^|[ \t]+)--.*$", "", (files("kvstore.commands") / "lua" / f"{part}.lua").read_text("utf-8"))
+
+
+def _act(name: str, *called: str) -> Script:
+    """A script that carries out one request on a document."""
+    return _script(name, *_SHARED, *called, name, main=f"return {name}(KEYS[2], 1, #ARGV)")
+
+
+def _idempotent(name: str, *called: str) -> Script:
+    """The same for a request with an Idempotency-Key."""
+    return _script(f"{name} idempotent", *_SHARED, *called, name, "idempotent", main=f"return idempotent({name}, KEYS[2])")
+
+
+_SHARED = ("_log", "_jobs", "_index", "_documents")  # each uses only those before it
+
+READ = _script("read", main=_text("read"))
+PUT = _act("put")
+PATCH = _act("patch")
+SET_TTL = _act("set_ttl")
+DELETE = _act("delete")
+POST = _act("post")
+READ_FOR_UPDATE = _act("read_for_update")
+RECORD_REPLY = _act("record_reply")
+DELETE_RECURSIVE = _act("delete_recursive")
+TAKE = _act("take")
+CHANGE_LEASE = _act("change_lease")
+MOVE_JOB = _act("move_job", "put")
+MOVE_DEAD_JOBS = _act("move_dead_jobs", "put", "move_job")
+FINISH_AND_TAKE = _act("finish_and_take", "put", "move_job", "take")
+IN_A_BATCH = ("get", "put", "patch", "set_ttl", "delete", "post", "read_for_update")
+BATCH = _act("batch", *IN_A_BATCH)
+PUT_MANY = _act("put_many")
+GET_MANY = _act("get_many")
+LIST = _act("list")
+REGISTER_NAMESPACE = _act("register_namespace")
+IS_NAMESPACE_EMPTY = _act("is_namespace_empty")
+LOG_POSITION = _act("log_position")
+READ_CHANGES = _act("read_changes")
+HOLD = _act("hold", "put")
+RELEASE_HOLD = _act("release_hold", "delete")
+
+_WRITES = (PUT, PATCH, SET_TTL, DELETE, POST, READ_FOR_UPDATE, RECORD_REPLY, DELETE_RECURSIVE, TAKE, CHANGE_LEASE)
+IDEMPOTENT = {
+    **{script.name: _idempotent(script.name) for script in _WRITES},
+    "move_dead_jobs": _idempotent("move_dead_jobs", "put", "move_job"),
+    "batch": _idempotent("batch", *IN_A_BATCH),
+}

@@ -1,0 +1,230 @@
+"""JSON text: whether a body is JSON, where its values start and end, and our limits. Sources: RFC 8259, RFC 3629."""
+
+import json
+import re
+from collections.abc import Callable
+from json.decoder import scanstring  # type: ignore[attr-defined]  # typeshed leaves it out
+from typing import Any, TypeVar
+
+from kvstore.core.errors import ContentTooLarge, InvalidDocument
+
+MAX_DEPTH = 64
+MAX_MEMBERS = 10_000
+MAX_BYTES = 1024 * 1024
+_whitespace = re.compile(r"[ \t\n\r]*").match
+_COMPACT = re.compile(r'("[^"\\]*(?:\\.[^"\\]*)*")|[ \t\n\r]+')
+_STRINGS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"')
+_BRACKETS = str.maketrans("{}", "[]")
+_NOT_BRACKET = re.compile(r"[^\[\]]+")
+_MAYBE_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_NO_HALF = re.compile(r"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F]|[^u])")  # a pair, or an escape of one character
+# A member with a plain value, and the comma or brace after it, with whitespace, in one match.
+_plain_member = re.compile(
+    r'"([^"\\\x00-\x1f]*)"[ \t\n\r]*:[ \t\n\r]*'
+    r'("[^"\\\x00-\x1f]*"|-?(?:0|[1-9][0-9]{0,17})(?:\.[0-9]{1,17})?|true|false|null)[ \t\n\r]*([,}])[ \t\n\r]*'
+).match
+
+
+Parsed = TypeVar("Parsed")
+
+
+def check(body: bytes) -> None:
+    """Check that a body is one JSON text within our limits; raises InvalidDocument or ContentTooLarge."""
+    parse_text(body, find_value)
+
+
+def split_object(body: bytes) -> dict[str, str]:
+    """Return the members of a JSON object as name → JSON text; raises InvalidDocument or ContentTooLarge.
+
+    The values are JSON, but the limits that codec.encode() checks are not checked in them.
+    """
+    return parse_text(body, _split_object)
+
+
+def scan(text: str, at: int) -> int:
+    """Return the end of the value that starts at `at`, in a text that is known to be JSON."""
+    end: int = _scan_known(text, at)[1]
+    return end
+
+
+def parse_text(body: bytes, parse: Callable[[str], Parsed]) -> Parsed:
+    """Return `parse(text)` for the text of a body; raises InvalidDocument if it is not JSON, or ContentTooLarge."""
+    text = _text(body)
+    try:
+        return parse(text)
+    except StopIteration as stop:
+        raise malformed(text, stop.value) from None
+    except json.JSONDecodeError as error:
+        raise malformed(text, error.pos, error.msg) from None
+    except RecursionError:
+        raise _too_deep() from None
+    except ValueError:
+        raise InvalidDocument("an integer has more than 4,300 digits; send it as a string") from None
+
+
+def _text(body: bytes) -> str:
+    if not body:
+        raise InvalidDocument("the body is empty; send a JSON text, such as {} or null")
+    if len(body) > MAX_BYTES:
+        raise ContentTooLarge(f"the document is larger than {MAX_BYTES:,} bytes; split it into several documents")
+    try:
+        text = body.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidDocument(f"the body is not UTF-8: byte {error.start} cannot be decoded; send UTF-8") from None
+    if text.startswith("\ufeff"):
+        raise InvalidDocument("the body starts with a byte order mark; send UTF-8 without one")
+    return text
+
+
+def _split_object(text: str) -> dict[str, str]:
+    start = skip(text, 0)
+    if text[start : start + 1] != "{":
+        raise InvalidDocument("a JSON object is required here; send one in braces")
+    members, end = split_members(text, start, _scan_known)
+    check_end(text, end)
+    return members
+
+
+def skip(text: str, at: int) -> int:
+    """Return the index of the first character at or after `at` that is not whitespace."""
+    return _whitespace(text, at).end()  # type: ignore[union-attr]  # the pattern matches nothing as well
+
+
+def _value(text: str) -> tuple[int, int]:
+    """Return start and end of the one value that `text` contains."""
+    start = skip(text, 0)
+    end = scan_checked(text, start)[1]
+    check_end(text, end)
+    return start, end
+
+
+def find_value(text: str) -> tuple[int, int]:
+    """Return start and end of the one value that `text` contains, and check our limits; raises InvalidDocument."""
+    start, end = _value(text)
+    check_limits(text)
+    return start, end
+
+
+def check_end(text: str, end: int) -> None:
+    """Check that nothing follows the JSON value that ends at `end`; raises InvalidDocument."""
+    if (rest := skip(text, end)) != len(text):
+        raise malformed(text, rest, "unexpected text after the JSON value")
+
+
+def check_limits(text: str) -> None:
+    """Check the limits that JSON's grammar does not have, in a text that is known to be JSON; raises InvalidDocument."""
+    if text.count("[") + text.count("{") > MAX_DEPTH and _depth_exceeded(text):
+        raise _too_deep()
+    if _MAYBE_SURROGATE.search(text):
+        _check_surrogates(text)
+
+
+def split_members(text: str, start: int, scan: Callable[[str, int], tuple[Any, int]]) -> tuple[dict[str, str], int]:
+    """Return the members of the object at `start` as name → JSON text, and the index of the next token after the object."""
+    members: dict[str, str] = {}
+    at = skip(text, start + 1)
+    if text[at : at + 1] == "}":
+        return members, skip(text, at + 1)
+    while True:
+        if plain := _plain_member(text, at):
+            name, value, following = plain.groups()
+            at = plain.end()
+        else:
+            name, value, at = _member(text, at, scan)
+            following = text[at : at + 1]
+            if following not in (",", "}"):
+                raise malformed(text, at, "a comma or a closing brace must follow a member")
+            at = skip(text, at + 1)
+        if name in members:
+            raise _duplicate(name)
+        members[name] = value
+        if following == "}":
+            break
+    if len(members) > MAX_MEMBERS:
+        raise _too_many_members()
+    return members, at
+
+
+def _member(text: str, at: int, scan: Callable[[str, int], tuple[Any, int]]) -> tuple[str, str, int]:
+    """Return one member's name and JSON text, and the index of the next token."""
+    if text[at : at + 1] != '"':
+        raise malformed(text, at, "a member must start with its name in double quotes")
+    name, at = scanstring(text, at + 1, True)
+    at = skip(text, at)
+    if text[at : at + 1] != ":":
+        raise malformed(text, at, "a colon must follow a member's name")
+    at = skip(text, at + 1)
+    end = scan(text, at)[1]
+    return name, text[at:end], skip(text, end)
+
+
+def _check_object(pairs: list[tuple[str, Any]]) -> None:
+    if len(pairs) > MAX_MEMBERS:
+        raise _too_many_members()
+    seen: set[str] = set()
+    for name, _ in pairs:
+        if name in seen:
+            raise _duplicate(name)
+        seen.add(name)
+
+
+def _check_float(number: str) -> float:
+    value = float(number)
+    if value in (float("inf"), float("-inf")):
+        raise InvalidDocument(f"the number {number[:40]} is outside the range of a double; send it as a string")
+    return value
+
+
+def _refuse_constant(name: str) -> None:
+    raise InvalidDocument(f"{name} is not JSON; send null or a string")
+
+
+# The C scanner of the standard library: (text, index) → (value, end). It raises StopIteration(index) if no value starts there.
+scan_checked = json.JSONDecoder(
+    object_pairs_hook=_check_object, parse_float=_check_float, parse_constant=_refuse_constant
+).scan_once  # type: ignore[attr-defined]
+
+# The same without our limits, for text that is split first and checked later.
+_scan_known = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
+
+
+def _depth_exceeded(text: str) -> bool:
+    # Each round removes the innermost pairs of brackets, one level. If any are left after MAX_DEPTH rounds, it is deeper.
+    brackets = _NOT_BRACKET.sub("", _STRINGS.sub("", text).translate(_BRACKETS))
+    for _ in range(MAX_DEPTH):
+        brackets = brackets.replace("[]", "")
+        if not brackets:
+            return False
+    return True
+
+
+def _check_surrogates(text: str) -> None:
+    """Refuse an escaped surrogate that is not part of a pair (RFC 8259 section 8.2); `text` is known to be JSON."""
+    if _MAYBE_SURROGATE.search(_NO_HALF.sub("", text)):
+        raise InvalidDocument("a string has half of a surrogate pair, which is not a character; escape both halves")
+
+
+def compact(value: str) -> bytes:
+    """Return a JSON text in UTF-8, without whitespace between tokens."""
+    if value[0] not in '"' and (" " in value or "\n" in value or "\t" in value or "\r" in value):
+        value = _COMPACT.sub(r"\1", value)
+    return value.encode()
+
+
+def malformed(text: str, at: int, why: str = "no JSON value starts here") -> InvalidDocument:
+    """Return the problem of a text that is not JSON, with line, column and reason."""
+    line = text.count("\n", 0, at) + 1
+    column = at - text.rfind("\n", 0, at)
+    return InvalidDocument(f"the body is not JSON: line {line}, column {column}: {why}")
+
+
+def _duplicate(name: str) -> InvalidDocument:
+    return InvalidDocument(f"the name {name[:100]!r} occurs twice in one object; send it once")
+
+
+def _too_many_members() -> InvalidDocument:
+    return InvalidDocument(f"an object has more than {MAX_MEMBERS:,} members; split it into several documents")
+
+
+def _too_deep() -> InvalidDocument:
+    return InvalidDocument(f"the document is nested more than {MAX_DEPTH} levels deep; store inner parts as documents")

@@ -1,0 +1,147 @@
+"""Settings: one table of name, type, default and meaning, read from a mapping of environment variables.
+
+This module does not read `os.environ`. An application that embeds the service decides where settings come from.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kvstore.core.redis_url import parse_redis_url
+
+YEAR_S = 31_536_000
+MAX_TTL_S = 100 * YEAR_S  # the largest value of KVSTORE_MAX_TTL
+LOCAL = "http://localhost:* http://127.0.0.1:*"  # pages that a developer serves on this machine
+
+
+class InvalidSetting(ValueError):
+    """A setting has an invalid value. The message is one line that names the setting."""
+
+
+def _number(low: int, high: int) -> Callable[[str], int]:
+    def convert(text: str) -> int:
+        if not (text.isascii() and text.isdigit() and low <= int(text) <= high):
+            raise ValueError(f"a whole number from {low} to {high}")
+        return int(text)
+
+    return convert
+
+
+def _redis_url(text: str) -> str:
+    parse_redis_url(text)
+    return text
+
+
+@dataclass(frozen=True, slots=True)
+class Origins:
+    """Origins of web pages (RFC 6454). A pattern is an origin, an origin with `:*` for any port, or `*` for every origin."""
+
+    patterns: tuple[str, ...]
+
+    def allow(self, origin: str) -> bool:
+        """Return whether an origin, as a browser spells it, matches a pattern."""
+        return any(
+            pattern in ("*", origin) or (pattern.endswith(":*") and _PORT.sub("", origin) == pattern[:-2])
+            for pattern in self.patterns
+        )
+
+
+_PORT = re.compile(r":[0-9]{1,5}\Z")
+_ORIGIN = re.compile(r"\*|null|https?://(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(?::(?:[0-9]{1,5}|\*))?")
+
+
+def _origins(text: str) -> Origins:
+    patterns = [] if text == "none" else text.lower().split()
+    if not all(map(_ORIGIN.fullmatch, patterns)):
+        raise ValueError("origins such as https://example.org or http://localhost:*, * for all, or none")
+    return Origins(tuple(patterns))
+
+
+LOCAL_ORIGINS = _origins(LOCAL)
+
+
+_MEMORY = re.compile(r"([0-9]{1,15})(kb|mb|gb)?", re.IGNORECASE)
+_MEMORY_UNITS = {"": 1, "kb": 1024, "mb": 1024**2, "gb": 1024**3}
+MIN_MEMORY_BYTES = 8 * 1024**2  # an empty server has some 2 MiB
+
+
+def _memory(text: str) -> int:
+    found = _MEMORY.fullmatch(text)
+    size = int(found[1]) * _MEMORY_UNITS[(found[2] or "").lower()] if found else 0
+    if size < MIN_MEMORY_BYTES:
+        raise ValueError("a number of bytes, at least 8mb, such as 512mb or 2gb")
+    return size
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A row of the table: environment variable, default as text, conversion, meaning."""
+
+    name: str
+    default: str
+    convert: Callable[[str], Any]
+    meaning: str
+
+
+SETTINGS = (
+    Setting("HOST", "127.0.0.1", lambda text: text.strip("[]"), "address to listen on; `0.0.0.0` for all"),
+    Setting("PORT", "8000", _number(0, 65535), "port to listen on"),
+    Setting("WEB_CONCURRENCY", "", _number(1, 64), "worker processes; empty: one per core, at most 4"),
+    Setting("REDIS_URL", "", _redis_url, "Redis that stores the documents; empty: the embedded server"),
+    Setting("KVSTORE_DATA", "data", str, "directory in which the embedded server keeps its data"),
+    Setting("KVSTORE_MAXMEMORY", "", _memory, "memory of the embedded server, such as `512mb`; empty: half of the machine's"),
+    Setting(
+        "KVSTORE_ORIGINS", LOCAL, _origins, "origins whose web pages may use it, separated by spaces; `*` for all, or `none`"
+    ),
+    Setting("KVSTORE_MAX_TTL", str(YEAR_S), _number(1, MAX_TTL_S), "largest TTL that a client may request, in seconds"),
+    Setting("KVSTORE_MAX_STREAMS", "10000", _number(0, 1_000_000), "largest number of open streams, in each process"),
+    Setting("KVSTORE_LOG_LENGTH", "1000", _number(1, 10_000_000), "changes kept in each namespace's change log"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The settings, converted. An empty `redis_url` means the embedded server. `workers` 0 means one per core, at most 4."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    workers: int = 0
+    redis_url: str = ""
+    data: str = "data"
+    max_memory_bytes: int = 0  # of the embedded server; 0: half of what this process may use
+    origins: Origins = LOCAL_ORIGINS
+    max_ttl_s: int = YEAR_S
+    default_ttl_s: int = YEAR_S  # of a document written without a TTL: one year, or max_ttl_s if that is less
+    log_length: int = 1000
+    max_streams: int = 10_000
+    disk_is_lost: bool = False  # a Heroku dyno loses its disk when it restarts
+    verify_tls: bool = True  # Heroku's Redis has a self-signed certificate
+
+
+def read_settings(environ: Mapping[str, str]) -> Settings:
+    """Read the settings from `environ`; raises InvalidSetting."""
+    values: dict[str, Any] = {}
+    for setting in SETTINGS:
+        text = environ.get(setting.name, "").strip() or setting.default
+        try:
+            values[setting.name] = setting.convert(text) if text else ""
+        except ValueError as rule:
+            shown = "the present value" if setting.name == "REDIS_URL" else repr(text)  # a URL may hold a password
+            raise InvalidSetting(f"{setting.name} must be {rule}, not {shown}") from None
+    heroku = bool(environ.get("DYNO"))
+    return Settings(
+        host=values["HOST"],
+        port=values["PORT"],
+        workers=values["WEB_CONCURRENCY"] or 0,
+        redis_url=values["REDIS_URL"],
+        data=values["KVSTORE_DATA"],
+        max_memory_bytes=values["KVSTORE_MAXMEMORY"] or 0,
+        origins=values["KVSTORE_ORIGINS"],
+        max_ttl_s=values["KVSTORE_MAX_TTL"],
+        default_ttl_s=min(YEAR_S, values["KVSTORE_MAX_TTL"]),
+        log_length=values["KVSTORE_LOG_LENGTH"],
+        max_streams=values["KVSTORE_MAX_STREAMS"],
+        disk_is_lost=heroku,
+        verify_tls=not heroku,
+    )

@@ -1,0 +1,170 @@
+"""Batches, `POST /_/batch`: several requests in one, applied all or none in one namespace, or each on its own.
+
+    {"atomic":true,"requests":[{"method":"PUT","path":"/a/b","headers":{"If-None-Match":"*"},"body":{"any":"JSON"}}]}
+    {"responses":[{"status":201,"headers":{"ETag":"\\"1700000000000-0\\""},"body":{"any":"JSON","ttl":31536000}}]}
+
+Successive requests in one namespace are executed by one script. If a request must read before it can write (a nested merge
+patch, a JSON Patch), the document is read before the batch is executed. An atomic batch starts again if it has changed since.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from json.encoder import encode_basestring
+from typing import Any
+
+from kvstore.commands.base import Command, Idempotent
+from kvstore.commands.batch import (
+    Answered,
+    Answers,
+    Batch,
+    Refused,
+    Step,
+    _is_command,
+    _path,
+)
+from kvstore.commands.documents import Edit, Get
+from kvstore.commands.scripts import IN_A_BATCH
+from kvstore.core import json_text
+from kvstore.core.errors import (
+    BatchRefused,
+    ContentTooLarge,
+    InvalidDocument,
+    InvalidRequest,
+    NotInBatch,
+    Problem,
+)
+from kvstore.core.preconditions import parse_preconditions
+from kvstore.http import messages
+from kvstore.http.messages import DOCUMENT, SAFE, Request, refuse
+
+MAX_REQUESTS = 1000
+
+_LEFT_OUT = {name for name, _ in (*DOCUMENT, *SAFE)}  # header fields that are the same in each response
+
+
+def parse_batch(request: Request, parse: Callable[[Request], Command | messages.Response]) -> tuple[bool, Batch]:
+    """Return whether a batch is atomic, and its command; raises Problem. `parse` is called for each request in it."""
+    atomic, requests = _envelope(request)
+    steps: list[Step] = []
+    for part in requests:
+        try:
+            command = parse(part)
+            if isinstance(command, Get):
+                command = command._replace(preconditions=parse_preconditions(part.headers))
+            if isinstance(command, messages.Response):
+                steps.append(Answered(command))
+            elif command.script.name in ("read", *IN_A_BATCH):
+                steps.append(command)
+            elif isinstance(command, Idempotent):
+                raise InvalidRequest("a request in a batch takes no Idempotency-Key; send one with the whole atomic batch")
+            else:
+                raise NotInBatch("a batch cannot list a container, delete one or take jobs; send that request by itself")
+        except Problem as problem:
+            steps.append(Answered(problem))
+    if atomic:
+        _check_atomic(steps)
+    answers = [step.answer if isinstance(step, Answered) else None for step in steps]
+    return atomic, Batch(requests, steps, answers, atomic, once="idempotency-key" in request.headers)
+
+
+def _check_atomic(steps: list[Step]) -> None:
+    commands: list[Any] = [step for step in steps if _is_command(step)]
+    if len({_path(command).namespace for command in commands}) > 1:
+        raise NotInBatch('the requests of an atomic batch must have paths with the same first segment; or send "atomic":false')
+    paths = [_path(command).text for command in commands if command.script.name != "read"]
+    for command in commands:
+        if isinstance(command, Edit) and paths.count(command.path.text) > 1:
+            raise NotInBatch(
+                f"an atomic batch cannot write {command.path.text} more than once if one of the writes is a nested merge patch"
+                ' or a JSON Patch; send one write for it, or "atomic":false'
+            )
+
+
+def _envelope(request: Request) -> tuple[bool, list[Request]]:
+    """Return whether a batch is atomic, and its requests as if each had come alone; raises InvalidDocument, ContentTooLarge."""
+    members = json_text.split_object(request.body)
+    atomic = members.get("atomic", "true")
+    if atomic not in ("true", "false"):
+        raise InvalidDocument('"atomic" must be true or false')
+    return atomic == "true", _requests(members.get("requests", ""), request.base)
+
+
+# A request as most clients write it, in one match of the regular expression. Its body is checked when the request is parsed.
+_is_usual = re.compile(
+    r'\{\s*"method"\s*:\s*"([A-Z]+)"\s*,\s*"path"\s*:\s*"([^"\\\x00-\x1f]*)"\s*'
+    r'(?:,\s*"body"\s*:\s*(\{(?:[^{}\[\]"\\]|"[^"\\]*")*\}))?\s*\}\s*([,\]])\s*'
+).match
+
+
+def _requests(text: str, base: str) -> list[Request]:
+    if not text.startswith("["):
+        raise InvalidDocument('a batch must be {"requests":[…]}, each request with "method" and "path"')
+    requests: list[Request] = []
+    following = ","
+    at = json_text.skip(text, 1)
+    if text[at] == "]":
+        return requests
+    while following == ",":
+        if len(requests) == MAX_REQUESTS:
+            raise ContentTooLarge(f"the batch has more than {MAX_REQUESTS:,} requests; send several batches")
+        if usual := _is_usual(text, at):
+            method, path, body, following = usual.groups()
+            requests.append(Request(method, path.encode(), {}, body.encode() if body else b"", base))
+            at = usual.end()
+        else:
+            end = json_text.scan(text, at)
+            requests.append(_request(len(requests), text[at:end], base))
+            at = json_text.skip(text, end)
+            following = text[at]
+            at = json_text.skip(text, at + 1)
+    return requests
+
+
+def _request(index: int, part: str, base: str) -> Request:
+    members = json_text.split_object(part.encode())
+    method, path, headers = (json.loads(members.get(name, default)) for name, default in _MEMBERS)
+    if not isinstance(method, str) or not isinstance(path, str):
+        raise InvalidDocument(f'request {index}: "method" and "path" must be strings')
+    if not isinstance(headers, dict) or not all(isinstance(value, str) and _is_field(value) for value in headers.values()):
+        raise InvalidDocument(f'request {index}: "headers" must be an object of valid header field values')
+    by_name = {name.lower(): value for name, value in headers.items()}
+    return Request(method, path.encode("utf-8", "surrogatepass"), by_name, members.get("body", "").encode(), base)
+
+
+_is_field = re.compile(r"[\t -~\x80-\xff]*").fullmatch
+_MEMBERS = (("method", "null"), ("path", "null"), ("headers", "{}"))
+
+
+def render_answers(answers: Answers, render: Callable[[Request, Any], messages.Response]) -> messages.Response:
+    """Return the response to a batch that was executed. `render` is called for each request in it."""
+    texts = []
+    for request, answer in zip(*answers, strict=True):
+        status, headers, body, _ = _reply(request, answer, render)
+        if request.method == "HEAD":
+            body = b""
+        told = [f'"{name}":{encode_basestring(value)}' for name, value in headers if name not in _LEFT_OUT]
+        texts.append(
+            b'{"status":%d,"headers":{%b},"body":%b}' % (status, ",".join(told).encode(), body.rstrip(b"\n") or b"null")
+        )
+    return messages.Response(200, DOCUMENT, b'{"responses":[%b]}\n' % b",".join(texts))
+
+
+def render_refused(refused: Refused, render: Callable[[Request, Any], messages.Response]) -> BatchRefused:
+    """Return the problem of an atomic batch that was not applied."""
+    reply = _reply(refused.request, refused.answer, render)
+    return BatchRefused(
+        f"request {refused.request_index} (counted from 0) was refused, so none was applied; `problem` says why",
+        index=refused.request_index,
+        problem=reply.body.rstrip(b"\n"),
+    )
+
+
+def _reply(request: Request, answer: Any, render: Callable[[Request, Any], messages.Response]) -> messages.Response:
+    try:
+        if isinstance(answer, Problem):
+            raise answer
+        reply = answer if isinstance(answer, messages.Response) else render(request, answer)
+    except Problem as problem:
+        reply = refuse(problem)
+    return reply

@@ -1,0 +1,59 @@
+"""Cross-origin requests: which web pages may read responses, and which may change something.
+
+Pages of the service's own origin may do everything. Non-browser clients are unaffected. A browser also sends some requests of
+pages whose origin is not allowed, so those that would change something are refused.
+Sources: https://fetch.spec.whatwg.org/#http-cors-protocol, https://www.w3.org/TR/fetch-metadata/ (Sec-Fetch-Site).
+"""
+
+from collections.abc import Mapping
+
+from kvstore.core.errors import OriginNotAllowed
+from kvstore.core.settings import Settings
+from kvstore.http.messages import Headers, Request
+
+# The header fields that a page of another origin may send and read, besides those that the Fetch standard always allows.
+_SENT = "Cache-Control, Content-Type, Idempotency-Key, If-Match, If-Modified-Since, If-None-Match, If-Unmodified-Since"
+_SENT += ", Last-Event-ID, Prefer"
+_SEEN = "Accept-Patch, Allow, Date, ETag, Idempotency-Replayed, Link, Location, Preference-Applied, Retry-After, Sunset"
+_PREFLIGHT_S = 7200  # for which a browser may cache a preflight; Chromium allows no more
+
+_OWN = ("same-origin", "none")  # a page of this origin, or the user, who typed the URL
+
+
+def shown_to(request: Request, settings: Settings) -> Headers:
+    """Return the fields that let the requesting page read the response; none without Origin, or if it is not allowed."""
+    origin = request.headers.get("origin")
+    if origin is None or not settings.origins.allow(origin):
+        return ()
+    return (
+        ("Access-Control-Allow-Origin", origin),
+        ("Access-Control-Expose-Headers", _SEEN),
+        ("Vary", "Origin"),
+    )
+
+
+def preflight(request: Request, allow: str) -> Headers:
+    """Return the fields that answer a preflight request, none for other requests; `allow` names the methods."""
+    if "access-control-request-method" not in request.headers:
+        return ()
+    return (
+        ("Access-Control-Allow-Methods", allow),
+        ("Access-Control-Allow-Headers", _SENT),
+        ("Access-Control-Max-Age", str(_PREFLIGHT_S)),
+    )
+
+
+def check_origin(headers: Mapping[str, str], settings: Settings) -> None:
+    """Check that the page which asks for a change may do so; raises OriginNotAllowed."""
+    site, origin = headers.get("sec-fetch-site"), headers.get("origin")
+    if site in _OWN or (site is None and origin is None):
+        return
+    if origin is None:
+        raise OriginNotAllowed("a page of another origin sent this request without Origin; send it with fetch() in mode cors")
+    if settings.origins.allow(origin):
+        return
+    host = origin.partition("://")[2]
+    # A proxy sets X-Forwarded-Host. A foreign page cannot: the preflight would refuse it.
+    if host and host in (headers.get("host"), headers.get("x-forwarded-host")):
+        return
+    raise OriginNotAllowed(f"pages of {origin} may not change anything; add this origin to KVSTORE_ORIGINS to allow it")

@@ -1,0 +1,210 @@
+"""Documents over HTTP: the commands of PUT, PATCH, POST and DELETE, and the responses to reads and writes.
+
+Sources: RFC 9110; RFC 7240 (Prefer); RFC 8594 (Sunset).
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+
+from kvstore.commands.base import Appended, Command, Failed, Found, Missing, Stored
+from kvstore.commands.containers import DeleteRecursive
+from kvstore.commands.documents import ID_BYTES, Delete, Edit, Patch, Post, Put, SetTTL
+from kvstore.commands.jobs import Take
+from kvstore.commands.subscriptions import LongPoll
+from kvstore.commands.transforms import json_patch_transform, merge_patch_transform
+from kvstore.core import codec
+from kvstore.core.errors import (
+    InvalidPatch,
+    InvalidTTL,
+    NotFound,
+    PreconditionFailed,
+)
+from kvstore.core.paths import Path, parse_path, split_target
+from kvstore.core.preconditions import check_unconditional, parse_preconditions, read_status, tag_time_ms
+from kvstore.core.settings import Settings
+from kvstore.http.containers import parse_delete_recursive
+from kvstore.http.content import JSON_PATCH, check_coding, check_json, media_type
+from kvstore.http.messages import (
+    DOCUMENT,
+    UNCHANGED,
+    Headers,
+    Request,
+    Response,
+    http_date,
+    parameter,
+    parse_duration_s,
+    tag_header,
+    ttl_s,
+    with_ttl,
+)
+from kvstore.http.queues import delayed, lease, take
+
+_RETURN = re.compile(r"(?:^|[,;])\s*return\s*=\s*\"?(minimal|representation)\b", re.IGNORECASE)
+
+
+def parse_put(request: Request, path: Path, raw_query: bytes, settings: Settings) -> Put:
+    """Return the command of a PUT; raises Problem."""
+    check_json(request.headers)
+    encoded = codec.encode(request.body)
+    ttl_ms = _asked_ttl_ms(raw_query, encoded.ttl_s, settings) or settings.default_ttl_s * 1000
+    return Put(path, encoded, ttl_ms, parse_preconditions(request.headers), settings.log_length)
+
+
+def parse_post(request: Request, path: Path, raw_query: bytes, settings: Settings) -> Post | Take | LongPoll:
+    """Return the command of a POST: an append, or a take with `?lease=`; raises Problem."""
+    if raw_query and parameter(raw_query, "lease") is not None:
+        return take(request, path, raw_query, settings)
+    check_json(request.headers)
+    check_unconditional(request.headers, "POST always appends and takes no precondition; send it without one, or use PUT")
+    encoded = codec.encode(request.body)
+    ttl_ms = _asked_ttl_ms(raw_query, encoded.ttl_s, settings) or settings.default_ttl_s * 1000
+    container = path.container
+    parse_path(container.text.encode() + b"0" * ID_BYTES)  # refuses a container with no room for a document's id
+    post = Post(container, encoded, ttl_ms, settings.log_length)
+    return delayed(post, raw_query) if raw_query else post
+
+
+def parse_delete(request: Request, path: Path, raw_query: bytes, settings: Settings) -> Delete | DeleteRecursive:
+    """Return the command of a DELETE; raises Problem."""
+    if path.is_container or parameter(raw_query, "recursive") is not None:
+        return parse_delete_recursive(request, path, raw_query)
+    return Delete(path, parse_preconditions(request.headers), settings.log_length)
+
+
+def parse_patch(request: Request, path: Path, raw_query: bytes, settings: Settings) -> Command:
+    """Return the command of a PATCH; raises Problem."""
+    if raw_query and parameter(raw_query, "lease") is not None:
+        if request.body:
+            check_json(request.headers)
+        return lease(request, path, raw_query, settings)
+    preconditions = parse_preconditions(request.headers)
+    asked_ms = _asked_ttl_ms(raw_query, None, settings)
+    default_ms = settings.default_ttl_s * 1000
+    if not request.body:
+        if asked_ms is None:
+            raise InvalidPatch("the body is empty; send a patch, or ?ttl= to change the TTL")
+        return SetTTL(path, asked_ms, preconditions)
+    check_coding(request.headers)
+    if media_type(request.headers) == JSON_PATCH:
+        transform = json_patch_transform(request.body, asked_ms=asked_ms)
+    else:
+        check_json(request.headers)
+        encoded = codec.encode(request.body)
+        asked_ms = _asked_ttl_ms(raw_query, encoded.ttl_s, settings)
+        # Redis applies a patch without objects field by field, so writers of different members never conflict.
+        if encoded.is_object and not any(value.startswith(b"{") for value in encoded.fields[1::2]):
+            return Patch(path, encoded, asked_ms, default_ms, preconditions, settings.log_length)
+        transform = merge_patch_transform(request.body, asked_ms=asked_ms, default_ms=default_ms)
+    return Edit(path, transform, preconditions, settings.log_length, once="idempotency-key" in request.headers)
+
+
+def _asked_ttl_ms(raw_query: bytes, member_s: int | None, settings: Settings) -> int | None:
+    """Return the requested TTL in ms: of the query, otherwise of the member `ttl`; both are checked. Raises InvalidTTL."""
+    if member_s is None and not raw_query:
+        return None
+    query_s = _ttl_parameter(raw_query) if raw_query else None
+    for asked_s in (query_s, member_s):
+        if asked_s is not None and not 1 <= asked_s <= settings.max_ttl_s:
+            raise InvalidTTL(f"the TTL must be from 1 to {settings.max_ttl_s} seconds")
+    asked_s = query_s or member_s
+    return None if asked_s is None else asked_s * 1000
+
+
+def _ttl_parameter(raw_query: bytes) -> int | None:
+    text = parameter(raw_query, "ttl")
+    if text is None:
+        return None
+    duration_s = parse_duration_s(text)
+    if duration_s is None:
+        raise InvalidTTL("?ttl= must be a number of seconds, or a number with a unit: 90, 90s, 5m, 2h, 7d")
+    return duration_s
+
+
+def _canonical(request: Request) -> str:
+    return parse_path(split_target(request.target)[0]).text
+
+
+def render_found(request: Request, found: Found) -> Response:
+    """Return the response to a GET or HEAD of a document; raises PreconditionFailed."""
+    status = read_status(parse_preconditions(request.headers), found.tag)
+    if status == 412:
+        raise _failed(found)
+    return _document(200, found, ()) if status == 200 else Response(304, (*tag_header(found.tag), *UNCHANGED))
+
+
+def _written(request: Request, status: int, document: Found, headers: Headers) -> Response:
+    """Return the response to a write, with or without a body as the request prefers (RFC 7240)."""
+    return apply_preference(request, _document(status, document, headers))
+
+
+def apply_preference(request: Request, reply: Response) -> Response:
+    """Return the response as `Prefer: return=` asks for it (RFC 7240 section 4.2)."""
+    preference = _preference(request.headers)
+    if preference is None:
+        return reply
+    headers = (*reply.headers, ("Preference-Applied", f"return={preference}"))
+    if preference == "representation":
+        return reply._replace(headers=headers)
+    kept = tuple((name, value) for name, value in headers if name != "Content-Type")
+    return Response(204 if reply.status == 200 else reply.status, kept)
+
+
+def _preference(headers: Mapping[str, str]) -> str | None:
+    prefer = headers.get("prefer")
+    found = _RETURN.search(prefer) if prefer else None
+    return found[1].lower() if found else None
+
+
+def render_appended(request: Request, appended: Appended) -> Response:
+    """Return the response to a POST."""
+    path, document = appended
+    location = (("Location", request.base + path),)
+    reply = _written(request, 201, document, location)
+    if _preference(request.headers):
+        return reply
+    receipt = {"path": path, "etag": f'"{document.tag}"', "ttl": ttl_s(document.ttl_ms or 0)}
+    return reply._replace(body=json.dumps(receipt, separators=(",", ":")).encode() + b"\n")
+
+
+def _failed(current: Found | None) -> PreconditionFailed:
+    if current is None:
+        return PreconditionFailed(
+            "the precondition requires a document, but nothing is stored at this path", etag=None, current=None
+        )
+    return PreconditionFailed(
+        "the stored document does not meet the precondition; look at `current`, decide, and retry with its entity-tag",
+        etag=f'"{current.tag}"' if current.tag else None,
+        current=with_ttl(current.text, current.ttl_ms if current.is_object else None),
+    )
+
+
+def _document(status: int, found: Found, headers: Headers) -> Response:
+    text, is_object, tag, expires_at_ms, ttl_ms = found
+    dates = _dates(None if tag is None else tag_time_ms(tag) // 1000, None if expires_at_ms is None else expires_at_ms // 1000)
+    return Response(
+        status, (*DOCUMENT, *tag_header(tag), *dates, *headers), with_ttl(text, ttl_ms if is_object else None) + b"\n"
+    )
+
+
+@lru_cache(maxsize=1024)  # documents written in one second with one TTL have the same dates
+def _dates(written_at_s: int | None, expires_at_s: int | None) -> Headers:
+    dates = ("Last-Modified", written_at_s), ("Sunset", expires_at_s)
+    return tuple((name, http_date(time_s)) for name, time_s in dates if time_s is not None)
+
+
+def render_stored(request: Request, stored: Stored) -> Response:
+    """Return the response to a PUT or PATCH."""
+    location = (("Location", request.base + _canonical(request)),) if stored.created else ()
+    return _written(request, 201 if stored.created else 200, stored.document, location)
+
+
+def render_missing(_: Request, __: Missing) -> Response:
+    """Raise NotFound."""
+    raise NotFound("thing doesn't exist: nothing is stored at this path, or it has expired")
+
+
+def render_failed(_: Request, failed: Failed) -> Response:
+    """Raise PreconditionFailed."""
+    raise _failed(failed.current)

@@ -1,0 +1,152 @@
+"""Requests and responses as values, and the header fields that all responses of a kind have.
+
+Sources: RFC 9110 (HTTP), RFC 9457 (problems).
+"""
+
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from time import gmtime
+from typing import NamedTuple
+from urllib.parse import parse_qsl
+
+from kvstore.commands.base import Command
+from kvstore.core import json_text
+from kvstore.core.errors import InvalidParameter, Problem
+
+MAX_BODY_BYTES = json_text.MAX_BYTES
+
+Headers = tuple[tuple[str, str], ...]
+
+
+class Request(NamedTuple):
+    """An HTTP request.
+
+    `target` is the raw request target, below the path at which the service is mounted. `base` is that path (`""` or
+    `/prefix`). `headers` are by lower-case name; several lines with one name are joined by ", ". `body` is complete: the
+    adapter refuses a body that is larger than MAX_BODY_BYTES or that ended too early.
+    """
+
+    method: str
+    target: bytes
+    headers: Mapping[str, str]
+    body: bytes = b""
+    base: str = ""
+
+
+class Response(NamedTuple):
+    """An HTTP response.
+
+    The adapter adds Content-Length, and sends no body if the method is HEAD or the status 204 or 304. With `more` the body is
+    not complete: the adapter executes that command, renders its outcome for the same request, and sends the body of that
+    response next, until `more` is None. If that fails, it closes the connection.
+    """
+
+    status: int
+    headers: Headers
+    body: bytes = b""
+    more: Command | None = None
+
+
+# On every response: nothing that is stored may run in a browser.
+SAFE: Headers = (
+    ("X-Content-Type-Options", "nosniff"),
+    ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'; sandbox"),
+)
+DOCUMENT: Headers = (("Content-Type", "application/json"), ("Cache-Control", "no-cache"), *SAFE)
+UNCHANGED: Headers = (("Cache-Control", "no-cache"), *SAFE)
+PROBLEM: Headers = (("Content-Type", "application/problem+json"), ("Cache-Control", "no-store"), *SAFE)
+
+
+def refuse(problem: Problem) -> Response:
+    """Return the response for a problem."""
+    return Response(problem.status, PROBLEM + tuple(problem.headers.items()), problem.body())
+
+
+def parameter(raw_query: bytes, name: str) -> str | None:
+    """Return the value of a query parameter, None without one; raises InvalidParameter if it occurs twice."""
+    raw = raw_parameter(raw_query, name)
+    return None if raw is None else raw.decode("utf-8", "replace")
+
+
+def raw_parameter(raw_query: bytes, name: str) -> bytes | None:
+    """Return the value as bytes, for callers that refuse a value that is not UTF-8; otherwise as parameter()."""
+    query = raw_query.decode("utf-8", "surrogateescape")
+    values = [value for key, value in parse_qsl(query, keep_blank_values=True, errors="surrogateescape") if key == name]
+    if len(values) > 1:
+        raise InvalidParameter(f"the query parameter {name} occurs {len(values)} times; send it once")
+    return values[0].encode("utf-8", "surrogateescape") if values else None
+
+
+MAX_CACHED_ACCEPT_BYTES = 256
+
+
+def accepts(headers: Mapping[str, str], media_type: str) -> bool:
+    """Return whether a client names a media type in Accept and does not prefer JSON (RFC 9110 section 12.5.1)."""
+    accept = headers.get("accept")
+    if not accept:
+        return False
+    weights = _weights(accept) if len(accept) <= MAX_CACHED_ACCEPT_BYTES else _weights.__wrapped__(accept)
+    return weights.get(media_type, 0) > 0 and weights[media_type] >= weights.get("application/json", 0)
+
+
+@lru_cache(maxsize=256)  # a client sends the same value with each request
+def _weights(accept: str) -> dict[str, float]:
+    weights: dict[str, float] = {}
+    for named in accept.lower().split(","):
+        media_type, *parameters = [part.strip() for part in named.split(";")]
+        weight = next((part[2:] for part in parameters if part.startswith("q=")), "1")
+        weights[media_type] = float(weight) if _WEIGHT.fullmatch(weight) else 0
+    return weights
+
+
+_WEIGHT = re.compile(r"[01](?:\.[0-9]{0,3})?")
+
+
+def tag_header(tag: str | None) -> Headers:
+    """Return the ETag field for an entity-tag; no field for None."""
+    return (("ETag", f'"{tag}"'),) if tag else ()
+
+
+def ttl_s(ttl_ms: int) -> int:
+    """Return a remaining TTL in whole seconds, rounded up; at least 1, although PTTL may be 0."""
+    return max(1, -(-ttl_ms // 1000))
+
+
+_DURATION = re.compile(r"([0-9]{1,12})([smhd]?)")
+_UNITS_S = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
+
+
+def parse_duration_s(text: str) -> int | None:
+    """Parse a duration (`90`, `90s`, `5m`, `2h`, `7d`) into seconds; None for any other text."""
+    found = _DURATION.fullmatch(text)
+    return int(found[1]) * _UNITS_S[found[2]] if found else None
+
+
+def with_ttl(text: bytes, ttl_ms: int | None) -> bytes:
+    """Return a document with the remaining TTL as its last member, if it is an object and expires (`ttl_ms` is not None)."""
+    if ttl_ms is None or not text.startswith(b"{"):
+        return text
+    return (text[:-1] + b"," if len(text) > 2 else b"{") + _ttl_member(ttl_s(ttl_ms))
+
+
+@lru_cache(maxsize=1024)
+def _ttl_member(seconds: int) -> bytes:
+    return b'"ttl":%d}' % seconds
+
+
+_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
+
+@lru_cache(maxsize=1024)
+def http_date(time_s: int) -> str:
+    """Return a time in s since the epoch as an HTTP-date; the end of the year 9999 for later times.
+
+    Source: RFC 9110 section 5.6.7.
+    """
+    t = gmtime(min(time_s, 253_402_300_799))
+    return (
+        f"{_DAYS[t.tm_wday]}, {t.tm_mday:02} {_MONTHS[t.tm_mon - 1]} {t.tm_year:04} "
+        f"{t.tm_hour:02}:{t.tm_min:02}:{t.tm_sec:02} GMT"
+    )

@@ -1,0 +1,247 @@
+"""HTTP's rules, in one place: `parse` turns a request into a command, `render` turns an outcome into a response.
+
+Both are functions of values: no Flask, no Redis, no clock, no I/O. Adapters carry bytes to and from here. The docstrings of
+Request and Response say what an adapter must do itself. Sources: RFC 9110 (HTTP), RFC 9457 (problems), RFC 8594 (Sunset).
+"""
+
+import hashlib
+import re
+from collections.abc import Callable
+from typing import Any
+
+from kvstore.commands.base import Appended, Command, Deleted, Failed, Found, Idempotent, Missing, Replayed, Stored
+from kvstore.commands.batch import Answered, Answers, Batch, Refused
+from kvstore.commands.bulk import ManyRead, ManyWritten
+from kvstore.commands.containers import DeletedRecursive, Listing, Unchanged
+from kvstore.commands.documents import Get
+from kvstore.commands.jobs import LeaseChanged, Taken
+from kvstore.commands.presence import Hold
+from kvstore.commands.subscriptions import Follow, LongPoll
+from kvstore.core.errors import (
+    InternalError,
+    InvalidParameter,
+    InvalidRequest,
+    MethodNotAllowed,
+    NotFound,
+    NotInBatch,
+    Problem,
+)
+from kvstore.core.paths import Path, own_key, parse_path, split_target
+from kvstore.core.preconditions import parse_preconditions
+from kvstore.core.settings import Settings
+from kvstore.http.batch import parse_batch, render_answers, render_refused
+from kvstore.http.bulk_batch import parse_bulk, render_responses
+from kvstore.http.containers import parse_list, render_listing, render_unchanged
+from kvstore.http.content import ACCEPT_PATCH, check_json
+from kvstore.http.cors import check_origin, preflight
+from kvstore.http.documents import (
+    apply_preference,
+    parse_delete,
+    parse_patch,
+    parse_post,
+    parse_put,
+    render_appended,
+    render_failed,
+    render_found,
+    render_missing,
+    render_stored,
+)
+from kvstore.http.messages import (
+    DOCUMENT,
+    SAFE,
+    Headers,
+    Request,
+    Response,
+    accepts,
+    parameter,
+    raw_parameter,
+)
+from kvstore.http.presence import parse_hold
+from kvstore.http.queues import MAX_WAIT_S, render_held, render_taken
+
+BATCH_PATH = "/_/batch"
+
+ALLOW_DOCUMENT = "GET, HEAD, PUT, PATCH, POST, DELETE, OPTIONS"
+ALLOW_CONTAINER = "GET, HEAD, POST, DELETE, OPTIONS"
+
+_ALLOWED = tuple(frozenset(allow.split(", ")) for allow in (ALLOW_DOCUMENT, ALLOW_CONTAINER))  # by whether it is a container
+_WAIT = re.compile(r"(?:^|[,;])\s*wait\s*=\s*\"?([0-9]{1,9})\b", re.IGNORECASE)
+EVENT_STREAM = "text/event-stream"
+STREAM: Headers = (("Content-Type", EVENT_STREAM), ("Cache-Control", "no-store"), ("X-Accel-Buffering", "no"), *SAFE)
+_POSITION = re.compile(r"[0-9]{1,15}-[0-9]{1,15}")
+
+
+def parse(request: Request, settings: Settings) -> Command | Follow | LongPoll | Response:
+    """Return the command that a request asks for, or the response if the store is not needed; raises Problem.
+
+    No store executes a Follow or a LongPoll: `live/` does.
+    """
+    raw_path, raw_query = split_target(request.target)
+    method = request.method
+    if raw_path == b"*" and method == "OPTIONS":
+        return _options(request, ALLOW_DOCUMENT)
+    path = parse_path(raw_path)
+    if path.text.startswith("/_/") or path.text == "/_":
+        if path.text == BATCH_PATH:
+            return _batch(request, path, settings)
+        raise NotFound("thing doesn't exist: paths below /_/ belong to the service, which has nothing at this path")
+    if method == "GET" and accepts(request.headers, EVENT_STREAM):
+        if path.text == "/" and parameter(raw_query, "list") is not None:
+            raise InvalidParameter("the root container cannot be followed; follow a namespace or a document")
+        recursive = path.text != "/" and parameter(raw_query, "recursive") is not None
+        return Follow(path, _position(request, raw_query), recursive, _hold(request, raw_query, settings))
+    if method == "GET" and not raw_query and not path.is_container and "prefer" not in request.headers:
+        return Get(path)
+    allow = ALLOW_CONTAINER if path.is_container else ALLOW_DOCUMENT
+    if method == "OPTIONS":
+        return _options(request, allow)
+    if method not in _ALLOWED[path.is_container]:
+        raise MethodNotAllowed(f"{path.text} allows {allow}; send one of these methods", headers={"Allow": allow})
+    if method in ("GET", "HEAD"):
+        if b"hold=" in raw_query and parameter(raw_query, "hold") is not None:
+            raise InvalidParameter("?hold= requires a stream; send Accept: text/event-stream with it")
+        is_listing = path.is_container or (path.text == "/" and parameter(raw_query, "list") is not None)
+        read = parse_list(request, path, raw_query) if is_listing else Get(path, parse_preconditions(request.headers))
+        wait_s = _wait_s(request)
+        return LongPoll(read, path, wait_s) if wait_s else read
+    check_origin(request.headers, settings)
+    command = _WRITES[method](request, path, raw_query, settings)
+    key = request.headers.get("idempotency-key")
+    if key is None:
+        return command
+    if isinstance(command, LongPoll):
+        return command._replace(command=_idempotent(request, command.path, key, command.command))
+    return _idempotent(request, path.container if method == "POST" else path, key, command)
+
+
+def render(request: Request, outcome: object) -> Response:
+    """Return the response to a request whose command had this outcome; raises Problem."""
+    renderer = _RENDERERS.get(type(outcome))
+    if renderer is None:
+        raise InternalError(f"the outcome {type(outcome).__name__} has no renderer")
+    reply = renderer(request, outcome)
+    if "prefer" in request.headers and (wait_s := _wait_s(request)):
+        return reply._replace(headers=(*reply.headers, ("Preference-Applied", f"wait={wait_s}")))
+    return reply
+
+
+def _position(request: Request, raw_query: bytes) -> str | None:
+    """Return the position in the log after which the client wants changes; None for a snapshot first."""
+    position = request.headers.get("last-event-id") or parameter(raw_query, "last_event_id")
+    if position and not _POSITION.fullmatch(position):
+        raise InvalidParameter("Last-Event-ID must be the id of an event, unchanged; leave it out to start with a snapshot")
+    return position or None
+
+
+def _hold(request: Request, raw_query: bytes, settings: Settings) -> Hold | None:
+    hold = parse_hold(raw_parameter(raw_query, "hold"), raw_parameter(raw_query, "as"), settings.log_length)
+    if hold:
+        check_origin(request.headers, settings)
+    return hold
+
+
+def _wait_s(request: Request) -> int:
+    """Return how long a client that reads wants to wait for something new, in s; 0 if not (RFC 7240 section 4.3)."""
+    found = _WAIT.search(request.headers.get("prefer", "")) if request.method in ("GET", "HEAD") else None
+    return min(int(found[1]), MAX_WAIT_S) if found else 0
+
+
+def _options(request: Request, allow: str) -> Response:
+    return Response(204, (("Allow", allow), ("Accept-Patch", ACCEPT_PATCH), *preflight(request, allow), *SAFE))
+
+
+def _batch(request: Request, path: Path, settings: Settings) -> Command | Response:
+    if request.method == "OPTIONS":
+        return Response(204, (("Allow", "POST, OPTIONS"), *preflight(request, "POST"), *SAFE))
+    if request.method != "POST":
+        raise MethodNotAllowed(f"{path.text} allows POST only; send POST", headers={"Allow": "POST, OPTIONS"})
+    check_origin(request.headers, settings)
+    check_json(request.headers)
+    if "idempotency-key" not in request.headers:
+        alike = parse_bulk(request, settings, lambda: _any_batch(request, settings))
+        if alike is not None:
+            return alike
+    return _any_batch(request, settings)
+
+
+def _any_batch(request: Request, settings: Settings) -> Command | Response:
+    atomic, batch = parse_batch(request, lambda part: _in_batch(part, settings))
+    first = batch.next()
+    key = request.headers.get("idempotency-key")
+    if key is not None and not atomic:
+        raise InvalidRequest("a batch that is not atomic takes no Idempotency-Key; make it atomic, or send no key")
+    if atomic:
+        for index, step in enumerate(batch.steps):
+            if isinstance(step, Answered) and isinstance(step.answer, Problem):
+                raise render_refused(Refused(index, batch.requests[index], step.answer), render)
+    if isinstance(first, Answers):  # the store is not needed
+        return render_answers(first, render)
+    command = first.command
+    assert isinstance(command, Batch)
+    return command if key is None else _idempotent(request, command.path, key, command)
+
+
+def _in_batch(request: Request, settings: Settings) -> Command | Response:
+    if parse_path(split_target(request.target)[0]).text == BATCH_PATH:  # before its body is parsed, which may nest further
+        raise NotInBatch("a batch cannot contain a batch; put its requests into the outer one, or send it by itself")
+    command = parse(request, settings)
+    if isinstance(command, Follow | LongPoll):
+        raise NotInBatch("a batch cannot contain a stream or a request that waits; send it by itself")
+    return command
+
+
+_WRITES: dict[str, Callable[[Request, Path, bytes, Settings], Command | LongPoll]] = {
+    "PUT": parse_put,
+    "PATCH": parse_patch,
+    "POST": parse_post,
+    "DELETE": parse_delete,
+}
+
+
+def _idempotent(request: Request, path: Path, key: str, command: Command) -> Idempotent:
+    """Wrap a command so that it is executed once for its key (draft-ietf-httpapi-idempotency-key-header)."""
+    if not 1 <= len(key) <= 255:
+        raise InvalidRequest("an Idempotency-Key must have 1 to 255 characters")
+    asked = (request.method, request.target, request.body, *(request.headers.get(name) for name in _ASKED_BY))
+    fingerprint = hashlib.sha256(repr(asked).encode()).hexdigest()
+    return Idempotent(command, own_key(path, "idempotency:" + hashlib.sha256(key.encode()).hexdigest()), fingerprint)
+
+
+# The header fields that belong to the request for its Idempotency-Key: with another value it is another request.
+_ASKED_BY = ("content-type", "if-match", "if-none-match", "if-unmodified-since")
+
+
+def _held(request: Request, held: LeaseChanged) -> Response:
+    return apply_preference(request, render_held(held))
+
+
+def _replayed(request: Request, again: Replayed) -> Response:
+    replayed = ("Idempotency-Replayed", "true")
+    try:
+        reply = render(request, again.outcome)
+    except Problem as problem:
+        problem.headers.update([replayed])
+        raise
+    return reply._replace(headers=(*reply.headers, replayed))
+
+
+def _refused(_: Request, refused: Refused) -> Response:
+    raise render_refused(refused, render)
+
+
+_RENDERERS: dict[type, Callable[[Request, Any], Response]] = {
+    Found: render_found,
+    Stored: render_stored,
+    Appended: render_appended,
+    Deleted: lambda _, __: Response(204, SAFE),
+    Missing: render_missing,
+    Failed: render_failed,
+    Replayed: _replayed,
+    Listing: render_listing,
+    Unchanged: lambda request, unchanged: render_unchanged(request, unchanged.tag),
+    DeletedRecursive: lambda _, deleted: Response(200, DOCUMENT, b'{"deleted":%d}\n' % deleted.documents),
+    **dict.fromkeys((Answers, ManyWritten, ManyRead), lambda request, answers: render_responses(request, answers, render)),
+    Refused: _refused,
+    Taken: lambda _, taken: render_taken(taken),
+    LeaseChanged: _held,
+}

@@ -1,0 +1,135 @@
+"""Queues over HTTP: taking jobs from a container, and changing or giving back their leases.
+
+    POST  /jobs/?lease=30s&limit=1&wait=25&max_attempts=5     takes jobs; 204 if there are none
+    PATCH /jobs/<id>?lease=60s           If-Match: "<lease>"  extends the lease
+    PATCH /jobs/<id>?lease=0&delay=10s   If-Match: "<lease>"  gives the job back; the body {"reason":"…"} says why
+
+Jobs are added by POST, and completed by DELETE with the lease in If-Match, like any document.
+"""
+
+import json
+
+from kvstore.commands.documents import Post
+from kvstore.commands.jobs import (
+    DEAD,
+    DEFAULT_ATTEMPTS,
+    MAX_ATTEMPTS,
+    ChangeLease,
+    Job,
+    LeaseChanged,
+    Take,
+    Taken,
+    spell_reason,
+)
+from kvstore.commands.subscriptions import LongPoll
+from kvstore.core import json_text
+from kvstore.core.errors import InvalidDocument, InvalidParameter, InvalidPrecondition
+from kvstore.core.paths import Path, parse_path
+from kvstore.core.preconditions import check_unconditional, parse_preconditions
+from kvstore.core.settings import Settings
+from kvstore.http.messages import DOCUMENT, SAFE, Request, Response, parameter, parse_duration_s, ttl_s
+
+MAX_LIMIT = 100
+MAX_WAIT_S = 25
+LEASE_BYTES = 40  # the lease (some 30 bytes) replaces a dead job's name if that is too long for its new path
+
+
+def take(request: Request, path: Path, raw_query: bytes, settings: Settings) -> Take | LongPoll:
+    """Return the command of a POST with ?lease=.
+
+    Raises InvalidParameter, InvalidDocument, InvalidPrecondition or InvalidPath.
+    """
+    if request.body:
+        raise InvalidDocument("a take has no body; leave ?lease= out to append the body to the queue")
+    check_unconditional(request.headers, "a take has no precondition; send it without one")
+    container = path.container
+    _check_queue(container)
+    parse_path((container.text + DEAD + "0" * LEASE_BYTES).encode())  # refuses a container with no room for dead jobs
+    lease_s = _duration_s(raw_query, "lease", 1, settings.max_ttl_s)
+    assert lease_s is not None
+    limit = _number(raw_query, "limit", 1, 1, MAX_LIMIT)
+    max_attempts = _number(raw_query, "max_attempts", DEFAULT_ATTEMPTS, 1, MAX_ATTEMPTS)
+    asked = Take(container, lease_s * 1000, limit, max_attempts, settings.log_length)
+    wait_s = _duration_s(raw_query, "wait", 0, MAX_WAIT_S)
+    return LongPoll(asked, container, wait_s) if wait_s else asked
+
+
+def lease(request: Request, path: Path, raw_query: bytes, settings: Settings) -> ChangeLease:
+    """Return the command of a PATCH with ?lease=; raises InvalidParameter, InvalidDocument or InvalidPrecondition."""
+    lease_s = _duration_s(raw_query, "lease", 0, settings.max_ttl_s)
+    delay_s = _duration_s(raw_query, "delay", 0, settings.max_ttl_s)
+    assert lease_s is not None
+    if lease_s and delay_s is not None:
+        raise InvalidParameter("?delay= is allowed with ?lease=0 only, which gives the job back")
+    if lease_s and request.body:
+        raise InvalidDocument("extending a lease takes no body; leave ?lease= out to patch the job")
+    preconditions = parse_preconditions(request.headers)
+    if preconditions.none_match or preconditions.unmodified_since_s is not None:
+        raise InvalidPrecondition("changing a lease takes If-Match only; remove the other preconditions")
+    return ChangeLease(path, preconditions.match, lease_s * 1000, (delay_s or 0) * 1000, _reason(request.body))
+
+
+def delayed(post: Post, raw_query: bytes) -> Post:
+    """Return a POST with the delay that `?delay=` asks for; raises InvalidParameter."""
+    delay_s = _duration_s(raw_query, "delay", 0, post.ttl_ms // 1000)
+    if not delay_s:
+        return post
+    _check_queue(post.container)
+    return post._replace(delay_ms=delay_s * 1000)
+
+
+def _check_queue(container: Path) -> None:
+    if container.text == "/":
+        raise InvalidParameter("the root container cannot be a queue: its dead jobs would be in another namespace; name one")
+
+
+def render_taken(taken: Taken) -> Response:
+    """Return the response to a take."""
+    if not taken.jobs:
+        return Response(204, (("Cache-Control", "no-store"), *SAFE))
+    headers = tuple(("Cache-Control", "no-store") if name == "Cache-Control" else (name, value) for name, value in DOCUMENT)
+    return Response(200, headers, b'{"items":[%b]}\n' % b",".join(_job(job) for job in taken.jobs))
+
+
+def render_held(held: LeaseChanged) -> Response:
+    """Return the response to a lease that was extended, or to a job that was given back."""
+    ttl_ms = held.document.ttl_ms
+    receipt = {"path": held.path.text, "lease": held.lease} | ({} if ttl_ms is None else {"ttl": ttl_s(ttl_ms)})
+    return Response(200, DOCUMENT, json.dumps(receipt, separators=(",", ":")).encode() + b"\n")
+
+
+def _job(job: Job) -> bytes:
+    path, lease_ = json.dumps(job.path.text).encode(), json.dumps(job.lease).encode()
+    ttl_ms = job.document.ttl_ms
+    ttl = b"" if ttl_ms is None else b',"ttl":%d' % ttl_s(ttl_ms)
+    return b'{"path":%b,"value":%b,"attempts":%d,"lease":%b%b}' % (path, job.document.text, job.attempts, lease_, ttl)
+
+
+def _reason(body: bytes) -> str:
+    """Return the reason in the body {"reason":"…"}, percent-encoded; `-` without one. Raises InvalidDocument."""
+    if not body:
+        return "-"
+    json_text.check(body)
+    given = json.loads(body)
+    if not (isinstance(given, dict) and given.keys() <= {"reason"} and isinstance(given.get("reason", ""), str)):
+        raise InvalidDocument('the body must be {"reason":"…"}, or empty, to give a job back')
+    return spell_reason(given.get("reason", ""))
+
+
+def _duration_s(raw_query: bytes, name: str, low: int, high: int) -> int | None:
+    text = parameter(raw_query, name)
+    if text is None:
+        return None
+    duration_s = parse_duration_s(text)
+    if duration_s is None or not low <= duration_s <= high:
+        raise InvalidParameter(f"?{name}= must be a duration from {low} to {high:,} seconds, such as 90, 90s, 5m, 2h or 7d")
+    return duration_s
+
+
+def _number(raw_query: bytes, name: str, default: int, low: int, high: int) -> int:
+    text = parameter(raw_query, name)
+    if text is None:
+        return default
+    if not (text.isascii() and text.isdigit() and len(text) < 8 and low <= int(text) <= high):
+        raise InvalidParameter(f"?{name}= must be a number from {low} to {high:,}")
+    return int(text)

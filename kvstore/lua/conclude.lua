@@ -1,8 +1,0 @@
--- Say what was decided outside of Redis; a script of its own only so that once.lua can keep it.
--- KEYS   1 log  2 document
--- ARGV   1… words
--- reply  the words
-
-local function conclude(_, at, last)
-  return slice(ARGV, at, last)
-end

@@ -1,0 +1,120 @@
+"""How gunicorn serves us: its settings and hooks, as `gunicorn -c python:kvstore.serving.gunicorn_config` reads them.
+
+The embedded server is started by gunicorn's master, before the workers and for all of them, and is stopped after the last
+of them. Source: https://docs.gunicorn.org/en/stable/settings.html
+"""
+
+import os
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from kvstore import __version__
+from kvstore.core.redis_url import parse_redis_url
+from kvstore.core.settings import InvalidSetting, Settings, read_settings
+from kvstore.runtime import NOTHING_IS_KEPT
+from kvstore.stores import embedded
+
+
+def _settings() -> Settings:
+    try:
+        return read_settings(os.environ)
+    except InvalidSetting as error:
+        sys.exit(f"kvstore: {error}")
+
+
+_read = _settings()
+_server: embedded.EmbeddedRedis | None = None
+
+wsgi_app = "kvstore.asgi:app"
+bind = f"[{_read.host}]:{_read.port}" if ":" in _read.host else f"{_read.host}:{_read.port}"
+
+worker_class = "kvstore.serving.gunicorn_worker.WorkerProcess"
+
+workers = _read.workers or min(os.cpu_count() or 1, 4)
+graceful_timeout = 20  # Heroku kills 30 s after SIGTERM
+timeout = 30
+limit_request_line = 8190  # a path of 1,024 bytes, each escaped, and a query
+loglevel = "warning"
+control_socket_disable = True  # gunicorn would put a socket into the home directory
+
+
+def on_starting(server: Any) -> None:
+    """Start the embedded server where no REDIS_URL is set; the workers find it by theirs."""
+    global _server
+    # A child begins with its master's handlers: a SIGTERM that came before it sets its own would be lost.
+    os.register_at_fork(before=_hold_sigterm, after_in_parent=_let_sigterm, after_in_child=_die_of_sigterm)
+    if _read.redis_url:
+        if parse_redis_url(_read.redis_url).kind == "fake":
+            _keep_nothing(server, "REDIS_URL is fake://")
+        return
+    try:
+        _server = embedded.start(Path(_read.data), _read.max_memory_bytes)
+    except embedded.NoBinary as reason:
+        _keep_nothing(server, str(reason))
+    except embedded.StartFailed as error:
+        sys.exit(f"kvstore: {error}")
+    else:
+        _server.keep()
+        os.environ["REDIS_URL"] = _server.url
+
+
+def _hold_sigterm() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+
+def _let_sigterm() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+
+
+def _die_of_sigterm() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _let_sigterm()
+
+
+def _keep_nothing(server: Any, why: str) -> None:
+    print(NOTHING_IS_KEPT.format(why=why), file=sys.stderr, flush=True)
+    global workers
+    os.environ["REDIS_URL"] = "fake://"
+    workers = 1  # two processes would have two memories; gunicorn reads this again at SIGHUP
+    server.cfg.set("workers", workers)
+    server.num_workers = workers
+
+
+def when_ready(server: Any) -> None:
+    """Say where we listen, which store is used, how durable that is, and a line to paste."""
+    host, port = server.LISTENERS[0].sock.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    at = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    print(
+        f"kvstore {__version__} listens on {at}\n"
+        f"store: {_store(replace(_read, redis_url=os.environ.get('REDIS_URL', '')))}\n"
+        f"try:   curl -X PUT -d '{{\"value\":123}}' {at}/any/path",
+        flush=True,
+    )
+    if _server and _read.disk_is_lost:
+        print(
+            "WARNING: this machine's disk does not last, and there is no REDIS_URL: everything stored is lost at its next"
+            " restart. Add a Redis: heroku addons:create heroku-redis:mini",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def on_exit(server: Any) -> None:
+    """Stop the embedded server, after the workers."""
+    if _server:
+        _server.stop()
+
+
+def _store(settings: Settings) -> str:
+    if _server:
+        return (
+            f"embedded Valkey, data in {Path(settings.data).resolve()}; a stopped or killed process loses nothing"
+            " older than 1 s"
+        )
+    if settings.redis_url == "fake://":
+        return "the memory of this process; nothing is kept"
+    return f"{parse_redis_url(settings.redis_url)}; as durable as that is set up to be"

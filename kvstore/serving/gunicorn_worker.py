@@ -1,0 +1,98 @@
+"""gunicorn's worker for production: an event loop with the server of `connection.py` on gunicorn's sockets.
+
+gunicorn's master watches it, restarts it and stops it; what it serves is the `Application` of `asgi.py`, without going
+through ASGI's messages. Source: gunicorn.workers.base, "your worker subclass must".
+"""
+
+import asyncio
+import gc
+import os
+import resource
+import signal
+import sys
+from contextlib import suppress
+from typing import Any
+
+from gunicorn.workers.base import Worker
+
+from kvstore.serving.asgi import Application
+from kvstore.serving.connection import Server
+
+_NOTIFY_S = 1.0  # gunicorn's master kills a worker that has been silent for its `timeout`
+
+
+class WorkerProcess(Worker):  # type: ignore[misc]  # gunicorn has no types
+    """A process that serves an Application until it is told to stop."""
+
+    def init_process(self) -> None:
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with suppress(ValueError, OSError):  # macOS says that there is no limit, and has one
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a connection each; most systems begin with 1,024
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # also under a gunicorn without gunicorn_config.py
+        try:
+            import uvloop
+        except ImportError:  # no uvloop for this platform
+            self._loop = asyncio.new_event_loop()
+        else:
+            self._loop = uvloop.new_event_loop()
+        asyncio.set_event_loop(self._loop)
+        super().init_process()
+
+    def init_signals(self) -> None:
+        # Until the loop runs, a signal ends the process at once: uvloop would lose one that comes before.
+        for name in self.SIGNALS:
+            signal.signal(name, signal.SIG_DFL)
+
+    def _handle_signals(self) -> None:
+        self._loop.add_signal_handler(signal.SIGTERM, self._stop)
+        self._loop.add_signal_handler(signal.SIGINT, self._quit)
+        self._loop.add_signal_handler(signal.SIGQUIT, self._quit)
+        self._loop.add_signal_handler(signal.SIGUSR1, self.log.reopen_files)
+        self._loop.add_signal_handler(signal.SIGABRT, sys.exit, 1)
+
+    def run(self) -> None:
+        application = self.wsgi
+        if not isinstance(application, Application):
+            sys.exit("kvstore: this worker serves kvstore.asgi:app only")
+        self._loop.run_until_complete(self._serve(application))
+
+    async def _serve(self, application: Application) -> None:
+        # What is loaded stays, and a batch makes thousands of short-lived tuples: look for cycles among more of them at once.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(50_000, 10, 10)
+        self._stopped, self._quitting = asyncio.Event(), False
+        self._handle_signals()
+        opened = application.open()
+        server = Server(*opened)
+        listeners: list[Any] = []
+        for listener in self.sockets:
+            listeners.append(await self._loop.create_server(server.connection, sock=listener.sock, backlog=self.cfg.backlog))
+        while self.alive and self.ppid == os.getppid():
+            self.notify()
+            try:
+                await asyncio.wait_for(self._stopped.wait(), _NOTIFY_S)
+            except TimeoutError:
+                continue
+        for listener in listeners:
+            listener.close()
+        server.stop()
+        await opened.long_polls.close()
+        await opened.hub.close()
+        await self._drain(server)
+        await opened.store.close()
+
+    async def _drain(self, server: Server) -> None:
+        """Wait for the requests in flight, at most gunicorn's graceful_timeout."""
+        deadline = self._loop.time() + self.cfg.graceful_timeout
+        while server.connections and self._loop.time() < deadline and not self._quitting:
+            self.notify()
+            await asyncio.sleep(0.05)
+
+    def _stop(self) -> None:
+        self.alive = False
+        self._stopped.set()
+
+    def _quit(self) -> None:
+        self._stop()
+        self._quitting = True

@@ -1,0 +1,106 @@
+"""Streams of events on the connections of `connection.py`: a follower of `hub.py`, framed as HTTP/1.1 wants it, and its bounds.
+
+Source: RFC 9112 section 7.1 (chunks), tcp(7) (TCP_USER_TIMEOUT).
+"""
+
+import asyncio
+import socket as socket_constants
+from collections.abc import Callable
+from socket import AF_UNIX, IPPROTO_TCP
+
+from kvstore.commands.subscriptions import Follow
+from kvstore.core.errors import Problem, problem_in
+from kvstore.core.paths import Path
+from kvstore.live.hub import MAX_BUFFERED_BYTES, Hub, Subscriber
+from kvstore.live.stream_session import HEARTBEAT_S
+
+
+class Streams:
+    """What the streams of one event loop share."""
+
+    def __init__(self, hub: Hub) -> None:
+        self.hub = hub
+        self.starting: set[asyncio.Task[None]] = set()  # those that have not sent their snapshot yet
+        self.framed: tuple[bytes, bytes] = (b"", b"")  # the last block that one sent, and that as a chunk
+
+
+class Stream:
+    """One stream, on a transport that is its own from now on. `head` is what the reply begins with."""
+
+    __slots__ = ("_head", "_is_choked", "_is_chunked", "_room", "_streams", "_subscriber", "_transport")
+
+    def __init__(self, streams: Streams, transport: asyncio.Transport, path: Path, *, head: bytes, is_chunked: bool) -> None:
+        self._streams = streams
+        self._transport = transport
+        self._head = head  # b"" when it is written
+        self._is_chunked = is_chunked
+        self._is_choked = False
+        self._room: asyncio.Future[None] | None = None  # to send more of a snapshot
+        self._subscriber = Subscriber(path, self._send, self._end, self._has_room)
+        socket = transport.get_extra_info("socket")
+        if socket.family != AF_UNIX and hasattr(socket_constants, "TCP_USER_TIMEOUT"):  # a peer that vanished without a word
+            socket.setsockopt(IPPROTO_TCP, socket_constants.TCP_USER_TIMEOUT, int(2000 * HEARTBEAT_S))
+
+    def start(self, follow: Follow, refused: Callable[[Problem], None]) -> None:
+        """Send what the stream begins with, and go on; `refused` is called where nothing was sent."""
+        task = asyncio.get_running_loop().create_task(self._start(follow, refused))
+        self._streams.starting.add(task)
+        task.add_done_callback(self._streams.starting.discard)
+
+    async def _start(self, follow: Follow, refused: Callable[[Problem], None]) -> None:
+        try:
+            await self._streams.hub.follow(follow, self._subscriber)
+        except Exception as error:
+            if self._transport.is_closing():  # it was ended meanwhile
+                return
+            if not self._head:
+                self._transport.abort()
+                return
+            refused(problem_in(error))
+
+    def choke(self) -> bool:
+        """The client has not taken what was sent. Whether it has only so long to do that: while it is sent a snapshot.
+
+        From then on a stream is bounded by what it may buffer.
+        """
+        self._is_choked = not self._subscriber.is_ready
+        return self._is_choked
+
+    def unchoke(self) -> None:
+        """The client has taken what was sent."""
+        self._is_choked = False
+        room, self._room = self._room, None
+        if room and not room.done():
+            room.set_result(None)
+
+    def leave(self) -> None:
+        """The connection is lost."""
+        self._streams.hub.leave(self._subscriber)
+        self.unchoke()
+
+    def _send(self, block: bytes) -> None:
+        transport, streams = self._transport, self._streams
+        if transport.is_closing():
+            return
+        if self._head:
+            transport.write(self._head)
+            self._head = b""
+        if transport.get_write_buffer_size() > MAX_BUFFERED_BYTES:
+            transport.abort()
+            return
+        if self._is_chunked:
+            if streams.framed[0] is not block:
+                streams.framed = block, b"%x\r\n%b\r\n" % (len(block), block)
+            block = streams.framed[1]
+        transport.write(block)
+
+    async def _has_room(self) -> None:
+        """Wait until the client has taken what a snapshot has sent so far."""
+        if self._is_choked:
+            self._room = asyncio.get_running_loop().create_future()
+            await self._room
+
+    def _end(self) -> None:
+        if not self._transport.is_closing():
+            self._transport.write(self._head + (b"0\r\n\r\n" if self._is_chunked else b""))
+        self._transport.close()

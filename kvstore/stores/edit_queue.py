@@ -1,0 +1,86 @@
+"""Edits of one document by one event loop, one after the other.
+
+An edit that has lost to another is made again from what is there then (documents.Edit). With a hundred at once, each that is
+written makes all of the others do so; in a line they lose only to other processes.
+"""
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+from kvstore.commands.base import Command, Idempotent
+from kvstore.commands.documents import Edit
+from kvstore.core.errors import Problem, unavailable
+from kvstore.stores.pipelined import AsyncStore, executed
+from kvstore.stores.redis_connection import Done
+
+QUEUED_S = 2.0  # that an edit may wait for those before it
+MAX_QUEUED = 1000
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PendingCommand:
+    """An edit that waits for those before it."""
+
+    command: Command
+    done: Done
+    context: Any
+
+
+_Edits = dict[PendingCommand, asyncio.TimerHandle]  # in the order in which they came
+
+
+class EditQueue:
+    """The store `store`, whose edits of one document stand in a line."""
+
+    def __init__(self, store: AsyncStore) -> None:
+        self._store = store
+        self._queues: dict[str, _Edits] = {}  # by the document's key: behind the edit that is with the store
+
+    def submit(self, command: Command, done: Done, context: Any) -> None:
+        """As PipelinedStore.submit."""
+        edit = command.command if type(command) is Idempotent else command
+        if type(edit) is not Edit:
+            self._store.submit(command, done, context)
+            return
+        key = edit.path.keys.document
+        queue = self._queues.get(key)
+        if queue is None:
+            self._queues[key] = {}
+            self._store.submit(command, self._done, (key, done, context))
+            return
+        loop, waiting = asyncio.get_running_loop(), PendingCommand(command, done, context)
+        if len(queue) < MAX_QUEUED:
+            queue[waiting] = loop.call_later(QUEUED_S, self._overdue, queue, waiting)
+        else:
+            loop.call_soon(done, context, _crowded())
+
+    async def execute(self, command: Command) -> Any:
+        """The outcome of a command; raises Problem."""
+        return await executed(self, command)
+
+    async def close(self) -> None:
+        """As PipelinedStore.close."""
+        await self._store.close()
+
+    def _done(self, edit: tuple[str, Done, Any], outcome: Any) -> None:
+        """Let the next one begin, and tell the outcome of this one."""
+        key, done, context = edit
+        queue = self._queues[key]
+        for following, timer in queue.items():
+            del queue[following]
+            timer.cancel()
+            self._store.submit(following.command, self._done, (key, following.done, following.context))
+            break
+        else:
+            del self._queues[key]
+        done(context, outcome)
+
+    def _overdue(self, queue: _Edits, waiting: PendingCommand) -> None:
+        """Tell one who has waited for too long, whatever those before it wait for."""
+        del queue[waiting]
+        waiting.done(waiting.context, _crowded())
+
+
+def _crowded() -> Problem:
+    return unavailable("too many others write this document, or take too long; send the request again. Nothing was changed")

@@ -1,0 +1,250 @@
+"""Working a queue: a process that takes jobs one at a time, and the parent of several.
+
+A worker knows nothing of what a job means: it is given a function from a job's JSON text to its result. It holds the lease
+while that runs, stores the result and deletes the job in one script, and gives a job back that failed. Whatever happens to
+the worker, a job is in Redis until it is done or dead. Source: DESIGN.md 27; signal(7).
+"""
+
+import logging
+import os
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, NamedTuple
+
+from kvstore.commands.base import Command
+from kvstore.commands.jobs import (
+    ChangeLease,
+    FinishAndTake,
+    FinishJob,
+    Job,
+    LeaseChanged,
+    Lost,
+    Take,
+    Taken,
+    below_queue,
+    spell_reason,
+)
+from kvstore.core.codec import Encoded
+from kvstore.core.errors import Problem, StoreFull, StoreUnavailable
+from kvstore.core.paths import Path
+from kvstore.core.settings import Settings
+from kvstore.stores.blocking import BlockingStore, open_blocking_store
+
+log = logging.getLogger("kvstore")
+
+RESULTS = "results/"  # below the queue: where the results of its jobs are
+
+MAX_RETRY_S = 60.0
+_MAX_IDLE_S = 30.0  # of one wait for a job
+_MAX_YIELD_S = 0.02
+_LOOK_S = 0.1  # between looks at a Redis that refuses to say whether there is a job
+_MAX_PAUSE_S = 2.0  # while Redis is away
+_STOP_S = 20.0  # for which a stopping worker tries to reach a Redis that is away; Heroku kills 30 s after SIGTERM
+
+
+class Terms(NamedTuple):
+    """How a queue is worked."""
+
+    queue: Path
+    result_ttl_s: int
+    lease_s: float
+    max_attempts: int
+    retry_s: float  # before the second attempt; twice that before the third, and so on, up to MAX_RETRY_S
+
+
+class _Idle(BaseException):
+    """A signal came while no job was in hand."""
+
+
+class JobWorker:
+    """Works a queue until stop() is called. `run` makes a result of a job's JSON text; what it raises is a failed attempt."""
+
+    def __init__(self, settings: Settings, terms: Terms, run: Callable[[bytes], Encoded]) -> None:
+        self._settings = settings
+        self._store = self._open_store()
+        self._terms = terms
+        self._run = run
+        self._job: Job | None = None  # in hand
+        self._leased_at = 0.0  # or later
+        self._stopped_at: float | None = None
+        self._is_idle = False
+        self._is_away = False
+        self._idle_wakes = 0  # in a row, one soon after the other
+        self._has_ended = threading.Event()
+        self._process = os.getpid()
+
+    def work(self, parent: int | None = None) -> None:
+        """Take jobs and run them, one at a time, until stop(), or until the process `parent` has died that watches this one."""
+        threading.Thread(target=self._hold_leases, args=(parent,), name="leases", daemon=True).start()
+        taken: Taken | None = None
+        try:
+            while self._stopped_at is None or (taken and taken.jobs):
+                if taken is None:
+                    taken = self._persist(self._take())
+                elif taken.jobs:
+                    taken = self._attempt(taken.jobs[0])
+                else:
+                    self._wait(taken)
+                    taken = None
+        except _Idle:
+            pass
+        finally:
+            self._has_ended.set()
+            self._store.close()
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether stop() was called."""
+        return self._stopped_at is not None
+
+    def stop(self) -> None:
+        """End after the job in hand; to be called by a signal handler, in the thread that works."""
+        if self._stopped_at is None:
+            self._stopped_at = time.monotonic()
+        if self._is_idle:
+            self._is_idle = False
+            raise _Idle
+
+    def quit(self) -> None:
+        """Give the job in hand back, and end the process at once; to be called by a signal handler."""
+        if job := self._job:
+            with suppress(Problem):  # then its lease will end by itself
+                # By another connection: the first may be in the middle of something.
+                self._open_store().execute(_given_back(job, 0, "the worker was told to quit"))
+        os._exit(1)
+
+    def _open_store(self) -> BlockingStore:
+        return open_blocking_store(self._settings.redis_url, verify_tls=self._settings.verify_tls)
+
+    def _take(self) -> Take:
+        terms = self._terms
+        return Take(terms.queue, int(terms.lease_s * 1000), 1, terms.max_attempts, self._settings.log_length)
+
+    def _attempt(self, job: Job) -> Taken | None:
+        """Run a job. What was taken in the same step as it was finished, None where nothing was asked for."""
+        self._idle_wakes = 0
+        self._leased_at = time.monotonic()
+        self._job = job
+        try:
+            result = self._run(job.document.text)
+        except BaseException as error:  # sys.exit() in a task is no order to the worker
+            self._end_copy()
+            self._fail(job, error)
+            taken = None
+        else:
+            self._end_copy()
+            taken = self._finish(job, result)
+        self._job = None
+        return taken
+
+    def _end_copy(self) -> None:
+        """End this process where the task has forked it: it is no worker, and has nothing to say of the job."""
+        if os.getpid() != self._process:
+            os._exit(0)
+
+    def _finish(self, job: Job, result: Encoded) -> Taken | None:
+        terms, log_length = self._terms, self._settings.log_length
+        at = below_queue(terms.queue, RESULTS, job)
+        finish = FinishJob(terms.queue, job, at, result, terms.result_ttl_s * 1000, log_length)
+        try:
+            outcome = self._persist(finish if self.is_stopping else FinishAndTake(finish, self._take()))
+        except Problem as problem:
+            self._fail(job, problem)
+            return None
+        if outcome is None:
+            log.error("%s was done, and Redis did not answer to hear it: it will be run again", job.path.text)
+        elif isinstance(outcome, Lost):
+            log.warning("%s was done when its lease had ended, or Redis did not say at once that it heard of it", job.path.text)
+        return outcome if isinstance(outcome, Taken) else None
+
+    def _fail(self, job: Job, error: BaseException) -> None:
+        terms = self._terms
+        is_last = job.attempts >= terms.max_attempts
+        log.warning("%s: attempt %d of %d failed", job.path.text, job.attempts, terms.max_attempts, exc_info=error)
+        delay_s = 0.0 if is_last else min(MAX_RETRY_S, terms.retry_s * 2 ** min(job.attempts - 1, 20))
+        reason = "".join(traceback.format_exception_only(error)).strip()
+        try:
+            self._persist(_given_back(job, delay_s, reason))
+        except Problem as problem:
+            log.error("%s cannot be given back: %s", job.path.text, problem)
+
+    def _wait(self, taken: Taken) -> None:
+        """Wait until there may be a job."""
+        limit_s = _MAX_IDLE_S if taken.ready_in_ms is None else min(_MAX_IDLE_S, taken.ready_in_ms / 1000)
+        begun = time.monotonic()
+        with self._idle():
+            try:
+                self._store.wait(self._terms.queue, taken.positions, limit_s)
+            except Problem:
+                time.sleep(_LOOK_S)  # the next take says what is wrong
+            if time.monotonic() - begun > _LOOK_S:
+                self._idle_wakes = 0
+            elif self._idle_wakes:
+                # Every change wakes all who wait. Those who came in vain just now let others go first.
+                time.sleep(min(_MAX_YIELD_S, 0.001 * 2 ** min(self._idle_wakes, 10)))
+            self._idle_wakes += 1
+
+    def _persist(self, command: Command) -> Any:
+        """The outcome of a command, which is safe to repeat, from a Redis that may be away; None where we were to stop.
+
+        Raises Problem where Redis refuses it, unless it is a take: that is tried again, whatever is wrong.
+        """
+        pause_s = 0.05
+        while True:
+            try:
+                outcome = self._store.execute(command)
+            except Problem as problem:
+                if self._job and not isinstance(problem, StoreUnavailable | StoreFull):
+                    raise
+                if not self._is_away:
+                    log.error("%s; trying again", problem)
+                self._is_away = True
+            else:
+                if self._is_away:
+                    log.warning("Redis is back")
+                self._is_away = False
+                return outcome
+            if self._stopped_at is not None and not (self._job and time.monotonic() < self._stopped_at + _STOP_S):
+                return None
+            with self._idle():
+                time.sleep(pause_s)
+            pause_s = min(_MAX_PAUSE_S, 2 * pause_s)
+
+    @contextmanager
+    def _idle(self) -> Iterator[None]:
+        """Let stop() end this at once, where no job is in hand."""
+        self._is_idle = self._job is None
+        try:
+            if self._is_idle and self._stopped_at is not None:
+                raise _Idle  # the signal came just before
+            yield
+        finally:
+            self._is_idle = False
+
+    def _hold_leases(self, parent: int | None) -> None:
+        """Renew the lease of the job in hand long before it ends; and stop where the parent has died. A thread."""
+        terms = self._terms
+        lost: Job | None = None
+        while not self._has_ended.wait(min(1.0, terms.lease_s / 6)):
+            if parent is not None and os.getppid() != parent and self._stopped_at is None:
+                os.kill(os.getpid(), signal.SIGTERM)
+            job, now = self._job, time.monotonic()
+            if not job or job is lost or now < self._leased_at + terms.lease_s / 3:
+                continue
+            try:
+                outcome = self._store.execute(ChangeLease(job.path, f" {job.lease} ", int(terms.lease_s * 1000), 0, "-"))
+            except Problem:
+                continue  # whoever works says so
+            if isinstance(outcome, LeaseChanged):
+                self._leased_at = now
+            elif self._job is job:
+                lost = job
+                log.warning("%s is no longer leased to this worker, which goes on with it", job.path.text)
+
+
+def _given_back(job: Job, delay_s: float, reason: str) -> ChangeLease:
+    return ChangeLease(job.path, f" {job.lease} ", 0, int(delay_s * 1000), spell_reason(reason))

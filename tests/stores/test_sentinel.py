@@ -1,0 +1,187 @@
+"""A primary behind Sentinels: writes go to the primary of the moment, before and after a failover, and streams go on."""
+
+import http.client
+import json
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvstore.core.errors import StoreUnavailable
+from kvstore.stores.blocking import open_blocking_store
+from tests.support.inprocess import InProcess
+from tests.support.stores import answers, connect, free_ports, redis_server, wait_for_redis, wait_until
+
+LIMIT_S = 40  # Sentinel takes its time
+ANSWER_S = 6.0  # the contract's limit for a 503
+
+
+def start(directory: Path, port: int, *options: str) -> "subprocess.Popen[bytes]":
+    """A redis-server, or with the options of one a Sentinel, that listens once this returns."""
+    directory.mkdir()
+    settings = directory / "redis.conf"  # a Sentinel writes into it
+    settings.write_text(f"port {port}\nbind 127.0.0.1\ndir {directory}\n" + "".join(f"{option}\n" for option in options))
+    sentinel = ["--sentinel"] if any("sentinel" in option for option in options) else []
+    process = redis_server(directory, str(settings), *sentinel)
+    client = connect(f"redis://127.0.0.1:{port}")
+    wait_for_redis(process, directory, partial(answers, client))
+    client.close()
+    return process
+
+
+class Sentinels:
+    """A primary, a replica of it, and three Sentinels that watch them; `url` is how kvstore reaches the primary."""
+
+    def __init__(self, directory: Path, stack: ExitStack) -> None:
+        first, second, *watching = free_ports(5)
+        keeps_nothing = ("save ''", "appendonly no")
+        self.processes = {
+            first: start(directory / "first", first, *keeps_nothing),
+            second: start(directory / "second", second, *keeps_nothing, f"replicaof 127.0.0.1 {first}"),
+        }
+        for process in self.processes.values():
+            stack.callback(end, process)
+        self._sentinels = []
+        for port in watching:
+            watched = f"sentinel monitor main 127.0.0.1 {first} 2"
+            quick = ("sentinel down-after-milliseconds main 500", "sentinel failover-timeout main 3000")
+            stack.callback(end, start(directory / str(port), port, watched, *quick))
+            self._sentinels.append(connect(f"redis://127.0.0.1:{port}"))
+            stack.callback(self._sentinels[-1].close)
+        wait_until(self._all_know_all, LIMIT_S)
+        self.url = "redis+sentinel://" + ",".join(f"127.0.0.1:{port}" for port in watching) + "/main"
+
+    def primary(self) -> int:
+        """The port of the primary, as the first Sentinel says."""
+        return int(self._sentinels[0].execute_command("SENTINEL GET-MASTER-ADDR-BY-NAME", "main")[1])
+
+    def _all_know_all(self) -> bool:
+        known = [sentinel.sentinel_masters()["main"] for sentinel in self._sentinels]
+        return all(seen["num-other-sentinels"] == 2 and seen["num-slaves"] == 1 for seen in known)
+
+
+def end(process: "subprocess.Popen[bytes]") -> None:
+    """Kill a process that may be dead already."""
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture
+def sentinels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sentinels]:
+    """A primary, its replica and three Sentinels."""
+    with ExitStack() as stack:
+        yield Sentinels(tmp_path_factory.mktemp("sentinel"), stack)
+
+
+def ask(served: InProcess, method: str, target: str, body: object = None) -> tuple[int, Any]:
+    """One request on a connection of its own: its status and JSON."""
+    connection = http.client.HTTPConnection(*served.at, timeout=LIMIT_S)
+    connection.request(method, target, None if body is None else json.dumps(body))
+    answer = connection.getresponse()
+    text = answer.read()
+    connection.close()
+    return answer.status, json.loads(text) if text else None
+
+
+def begin_to_follow(served: InProcess, sentinels: Sentinels) -> tuple[int, list[Any]]:
+    """Follow a document that the replica has too: the primary's port, and the events, as they come."""
+    assert ask(served, "PUT", "/room/1", {"n": 0})[0] == 201
+    events: list[Any] = []
+    threading.Thread(target=follow, args=(served, events), daemon=True).start()
+    wait_until(lambda: events, LIMIT_S)
+    first = sentinels.primary()
+    wait_until(lambda: is_on_the_replica(first), LIMIT_S)
+    return first, events
+
+
+def test_a_primary_that_hangs(sentinels: Sentinels) -> None:
+    """A stream on which nothing happens goes on with the new primary, soon after that serves."""
+    served = InProcess(sentinels.url)
+    try:
+        first, events = begin_to_follow(served, sentinels)
+        sentinels.processes[first].send_signal(signal.SIGSTOP)
+        wait_until(lambda: ask(served, "PUT", "/room/1", {"n": 1})[0] == 200, LIMIT_S)
+        wait_until(lambda: events[-1]["value"] == {"n": 1}, 10)
+    finally:
+        served.stop()
+
+
+def test_a_failover(sentinels: Sentinels) -> None:
+    """What is served goes on with the new primary, by both kinds of store; a stream resumes without loss."""
+    served = InProcess(sentinels.url)
+    store = open_blocking_store(sentinels.url)
+    try:
+        first, events = begin_to_follow(served, sentinels)
+        sentinels.processes[first].kill()
+
+        wait_until(lambda: ask(served, "PUT", "/room/1", {"n": 1})[0] == 200, LIMIT_S)
+        assert sentinels.primary() != first
+        status, read = ask(served, "GET", "/room/1")
+        assert (status, read["n"]) == (200, 1)
+        wait_until(lambda: events[-1]["value"] == {"n": 1}, LIMIT_S)
+        assert store_reads(store, "/room/1") == b'{"n":1}'
+    finally:
+        served.stop()
+        store.close()
+
+
+def follow(served: InProcess, events: list[Any]) -> None:
+    """Collect what comes on a stream, which must not end."""
+    connection = http.client.HTTPConnection(*served.at, timeout=2 * LIMIT_S)
+    connection.request("GET", "/room/1", headers={"Accept": "text/event-stream"})
+    for line in connection.getresponse():
+        if line.startswith(b"data: {"):
+            events.append(json.loads(line[6:]))
+
+
+def is_on_the_replica(primary: int) -> bool:
+    """Whether the primary's replica has all that was written."""
+    with connect(f"redis://127.0.0.1:{primary}") as client:
+        return client.wait(1, 1000) == 1
+
+
+def store_reads(store: Any, path: str) -> bytes:
+    """A document's text, by the blocking store."""
+    from kvstore.commands.documents import Get
+    from kvstore.core.paths import parse_path
+
+    text: bytes = store.execute(Get(parse_path(path.encode()))).text
+    return text
+
+
+def test_a_sentinel_that_hangs(sentinels: Sentinels) -> None:
+    """Another is asked in time, by both kinds of store."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = sentinels.url.replace("://", f"://127.0.0.1:{silent.getsockname()[1]},")
+        served, store = InProcess(url), open_blocking_store(url)
+        begun = time.monotonic()
+        try:
+            assert ask(served, "PUT", "/room/1", 1)[0] == 201
+            assert store_reads(store, "/room/1") == b"1"
+            assert time.monotonic() - begun < ANSWER_S
+        finally:
+            served.stop()
+            store.close()
+
+
+def test_no_sentinel_answers() -> None:
+    """503 within 6 s, as for any Redis that is away, by both kinds of store."""
+    nobody = free_ports(1)[0]
+    served = InProcess(f"redis+sentinel://127.0.0.1:{nobody}/main")
+    begun = time.monotonic()
+    try:
+        status, problem = ask(served, "GET", "/a/b")
+        assert (status, problem["type"]) == (503, "urn:kvstore:store-unavailable")
+        with pytest.raises(StoreUnavailable):
+            store_reads(open_blocking_store(f"redis+sentinel://127.0.0.1:{nobody}/main"), "/a/b")
+        assert time.monotonic() - begun < 2 * ANSWER_S
+    finally:
+        served.stop()

@@ -1,0 +1,51 @@
+"""The production server, `kvstore.serving.connection`, on a port of this process and an event loop of its own.
+
+Its time limits are constants of that module, so a test can make them short; `serving.py` starts the real command.
+"""
+
+import asyncio
+import socket
+from collections.abc import Coroutine, Mapping
+from typing import Any
+
+from kvstore.serving.asgi import Application
+from kvstore.serving.connection import Server
+from tests.support.loops import PRODUCTION, Loop
+from tests.support.wires import Address, Wire
+
+
+class InProcess:
+    """A running server: `at` is where it listens."""
+
+    def __init__(self, redis_url: str, environ: Mapping[str, str] | None = None, *, loop: str = PRODUCTION) -> None:
+        self._loop = Loop(loop)
+        self.at: Address = self._loop.run(self._start(redis_url, environ or {}))
+
+    async def _start(self, redis_url: str, environ: Mapping[str, str]) -> Address:
+        self._runtime = Application({**environ, "REDIS_URL": redis_url}).open()
+        self.server = Server(*self._runtime)
+        self._listener = await asyncio.get_running_loop().create_server(self.server.connection, "127.0.0.1", 0)
+        return self._listener.sockets[0].getsockname()
+
+    def connect(self, *, limit_s: float = 15) -> Wire:
+        """A new connection to it."""
+        return Wire(self.at, limit_s=limit_s)
+
+    def run(self, task: Coroutine[Any, Any, Any]) -> Any:
+        """What comes of a coroutine in the server's own event loop."""
+        return self._loop.run(task)
+
+    def buffer_little(self) -> None:
+        """Let the kernel take little of what is written to the connections that come now: a slow reader is felt at once."""
+        self._listener.sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65_536)
+
+    def stop(self) -> None:
+        """Close what is open, and end."""
+        self._loop.run(self._stop())
+        self._loop.close()
+
+    async def _stop(self) -> None:
+        self._listener.close()
+        self.server.stop()
+        await self._runtime.close()
+        await asyncio.sleep(0)
