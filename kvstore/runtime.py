@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kvstore.commands.base import Command
+from kvstore.commands.base import Command, Outcome
 from kvstore.commands.subscriptions import LongPoll
 from kvstore.core.redis_url import parse_redis_url
 from kvstore.core.settings import Settings
@@ -19,7 +19,7 @@ from kvstore.stores.blocking import BlockingStore, open_blocking_store
 from kvstore.stores.edit_queue import EditQueue
 from kvstore.stores.pipelined import AsyncStore
 from kvstore.stores.pooled import open_async_store
-from kvstore.stores.redis_connection import Done
+from kvstore.stores.redis_connection import Context, Done
 
 log = logging.getLogger("kvstore")
 
@@ -60,22 +60,26 @@ class Runtime(NamedTuple):
     hub: Hub
     long_polls: LongPolls
 
-    def submit(self, asked: Command | LongPoll, done: Done, context: Any) -> asyncio.Task[None] | None:
+    def submit(
+        self, asked: Command[Outcome] | LongPoll[Outcome], done: Done[Context, Outcome], context: Context
+    ) -> asyncio.Task[None] | None:
         """Execute a command, or wait; `done(context, outcome)` is called once, with the outcome or the exception.
 
         Returns the task that waits, None for a command. Where it is cancelled, nobody is told, and a job that it took is
         given back.
         """
-        if type(asked) is LongPoll:
+        if isinstance(asked, LongPoll):
             return asyncio.get_running_loop().create_task(self._wait(asked, done, context))
-        self.store.submit(asked, done, context)  # type: ignore[arg-type]  # mypy does not narrow by type()
+        self.store.submit(asked, done, context)
         return None
 
-    async def outcome(self, asked: Command | LongPoll) -> Any:
+    async def outcome(self, asked: Command[Outcome] | LongPoll[Outcome]) -> Outcome:
         """What a command, or a wait, comes to; raises Problem."""
-        return await (self.long_polls.outcome(asked) if isinstance(asked, LongPoll) else self.store.execute(asked))
+        if isinstance(asked, LongPoll):
+            return await self.long_polls.outcome(asked)
+        return await self.store.execute(asked)
 
-    async def outcome_unless(self, gone: Coroutine[Any, Any, None], asked: LongPoll) -> Any:
+    async def outcome_unless(self, gone: Coroutine[Any, Any, None], asked: LongPoll[Outcome]) -> Outcome:
         """The same, as long as the client is there, that is until `gone` returns; raises Problem, or ClientGone."""
         tasks = asyncio.ensure_future(self.outcome(asked)), asyncio.ensure_future(gone)
         try:
@@ -94,7 +98,8 @@ class Runtime(NamedTuple):
         await self.hub.close()
         await self.store.close()
 
-    async def _wait(self, asked: LongPoll, done: Done, context: Any) -> None:
+    async def _wait(self, asked: LongPoll[Outcome], done: Done[Context, Outcome], context: Context) -> None:
+        outcome: Outcome | Exception
         try:
             outcome = await self.long_polls.outcome(asked)
         except Exception as error:

@@ -17,9 +17,7 @@ def check_host(headers: Mapping[str, str], settings: Settings) -> None:
     host = headers.get("host")
     if host is not None and not settings.hosts.allow(host):
         named = host[:MAX_HOST_BYTES]
-        raise MisdirectedRequest(
-            f"this service does not answer for the host {named}; add its name to KVSTORE_HOSTS to allow it"
-        )
+        raise MisdirectedRequest(f"this service does not answer for the host {named}; to allow it, add it to KVSTORE_HOSTS")
 
 
 def is_loopback(address: object) -> bool:

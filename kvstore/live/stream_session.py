@@ -30,7 +30,7 @@ HEARTBEAT_S = 12.0  # a reader hears something every 15 s
 RETRY_MS = (1000, 5000)  # after which a reader comes back, each after another time: a restart ends all streams at once
 RESET = b"event: reset\ndata: {}\n\n"
 
-Steps: TypeAlias = Generator[Command | bytes, Any, str]
+Steps: TypeAlias = Generator[Command[object] | bytes, Any, str]
 
 
 def begin(asked: Follow) -> Steps:
@@ -38,7 +38,7 @@ def begin(asked: Follow) -> Steps:
 
     There is no block before Redis has answered what the first of them needs: what fails until then is answered as ever.
     """
-    steps, answer, head = _begin(asked), None, b"retry: %d\n\n" % randint(*RETRY_MS)
+    steps, answer, head = _begin(asked), None, b"retry: %d\n\n" % randint(*RETRY_MS)  # noqa: S311  # no secret
     try:
         while True:
             step = steps.send(answer)

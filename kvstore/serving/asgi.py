@@ -8,17 +8,16 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
-from kvstore.commands.base import Command
 from kvstore.commands.subscriptions import Follow, LongPoll
 from kvstore.core.errors import Problem
 from kvstore.core.paths import escape
 from kvstore.core.settings import read_settings
 from kvstore.http.hosts import is_loopback
 from kvstore.http.messages import MAX_BODY_BYTES, Headers, Request, Response
-from kvstore.http.protocol import render
+from kvstore.http.protocol import Outcome, render
 from kvstore.runtime import ClientGone, Runtime, locate, open_runtime
 from kvstore.serving.buffered_stream import BufferedStream
-from kvstore.serving.exchange import Decision, add_field, decide, decide_for_host, respond, stream_fields, too_large
+from kvstore.serving.exchange import Asked, Decision, add_field, decide, decide_for_host, respond, stream_fields, too_large
 from kvstore.serving.mount import below_mount
 
 Message = dict[str, Any]
@@ -95,7 +94,7 @@ async def _read(runtime: Runtime, scope: Message, receive: Receive) -> tuple[Req
     return request, deciding(request, runtime.settings)
 
 
-async def _outcome(runtime: Runtime, asked: Command | LongPoll, receive: Receive) -> Any:
+async def _outcome(runtime: Runtime, asked: Asked, receive: Receive) -> Outcome | Exception:
     """What a command or a wait comes to, an exception included; raises ClientGone where the client does not wait for it."""
     try:
         if isinstance(asked, LongPoll):

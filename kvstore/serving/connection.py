@@ -8,13 +8,12 @@ Sources: RFC 9112 (HTTP/1.1), RFC 9110 (Expect, Date).
 import asyncio
 import logging
 from http import HTTPStatus
-from typing import Any
 
-from kvstore.commands.base import Command
+from kvstore.commands.containers import List
 from kvstore.commands.subscriptions import Follow
 from kvstore.core.errors import Problem, RequestTimeout, unavailable
 from kvstore.http.messages import Headers, Request, Response
-from kvstore.http.protocol import render
+from kvstore.http.protocol import Outcome, render
 from kvstore.serving.exchange import respond, stream_fields
 from kvstore.serving.http1 import HEAD, NOTHING, Reader
 from kvstore.serving.server import Server
@@ -72,7 +71,7 @@ class ClientConnection(asyncio.Protocol):
         self._busy = False  # a command is with the store
         self._paused = False  # reading
         self._choked = False  # writing
-        self._next: tuple[Request, Command] | None = None  # of a reply that goes on when the client has read
+        self._next: tuple[Request, List] | None = None  # of a reply that goes on when the client has read
         self._stream: Stream | None = None
         self._wait: asyncio.Task[None] | None = None  # of a request that waits for something to answer with
         self.choked_at = 0.0  # when the client took no more of what was written; 0.0 where it takes it
@@ -209,7 +208,7 @@ class ClientConnection(asyncio.Protocol):
             self.due = _NEVER
             self._wait = runtime.submit(decision, self._respond, request)
 
-    def _respond(self, request: Request, outcome: Any) -> None:
+    def _respond(self, request: Request, outcome: Outcome | Exception) -> None:
         self._wait = None
         response = respond(request, outcome, self._runtime.settings)
         self._send(request, response)
@@ -261,7 +260,7 @@ class ClientConnection(asyncio.Protocol):
         if self._paused:
             self._transport.resume_reading()
 
-    def _send_part(self, request: Request, part: bytes, more: Command | None) -> None:
+    def _send_part(self, request: Request, part: bytes, more: List | None) -> None:
         """Send a part of a body, then what follows it, as fast as the client reads."""
         self._busy = True
         if not self._choked:
@@ -277,7 +276,7 @@ class ClientConnection(asyncio.Protocol):
         else:
             self._runtime.store.submit(more, self._went_on, request)
 
-    def _went_on(self, request: Request, outcome: Any) -> None:
+    def _went_on(self, request: Request, outcome: Outcome | Exception) -> None:
         if self._transport.is_closing():
             return
         try:

@@ -13,9 +13,10 @@ from kvstore.core.settings import Settings
 from kvstore.http.cors import shown_to
 from kvstore.http.hosts import check_host
 from kvstore.http.messages import MAX_BODY_BYTES, Headers, Request, Response, refuse
-from kvstore.http.protocol import STREAM, parse, render
+from kvstore.http.protocol import STREAM, Outcome, parse, render
 
-Decision: TypeAlias = Command | LongPoll | Follow | Response
+Asked: TypeAlias = Command[Outcome] | LongPoll[Outcome]  # of a store, or of what waits
+Decision: TypeAlias = Asked | Follow | Response
 
 
 def decide(request: Request, settings: Settings) -> Decision:
@@ -36,7 +37,7 @@ def decide_for_host(request: Request, settings: Settings) -> Decision:
     return decide(request, settings)
 
 
-def respond(request: Request, outcome: object, settings: Settings) -> Response:
+def respond(request: Request, outcome: Outcome | Exception, settings: Settings) -> Response:
     """The response to a request that came to this: the outcome of its command, or an exception."""
     try:
         if isinstance(outcome, Exception):

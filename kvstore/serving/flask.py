@@ -21,18 +21,17 @@ from werkzeug.exceptions import BadRequest, ClientDisconnected, HTTPException, R
 from werkzeug.routing import BaseConverter
 from werkzeug.wsgi import get_input_stream
 
-from kvstore.commands.base import Command
 from kvstore.commands.subscriptions import Follow, LongPoll
 from kvstore.core.errors import InvalidRequest, Problem
 from kvstore.core.paths import escape
 from kvstore.core.settings import Settings, read_settings
 from kvstore.http.hosts import is_loopback
 from kvstore.http.messages import MAX_BODY_BYTES, Request, Response, refuse
-from kvstore.http.protocol import render
+from kvstore.http.protocol import Outcome, render
 from kvstore.runtime import ClientGone, Runtime, connect, open_runtime
 from kvstore.serving.background import Background
 from kvstore.serving.buffered_stream import BufferedStream
-from kvstore.serving.exchange import cut_off, decide, decide_for_host, respond, stream_fields, too_large
+from kvstore.serving.exchange import Asked, cut_off, decide, decide_for_host, respond, stream_fields, too_large
 from kvstore.serving.mount import Mounted, below_mount
 from kvstore.stores.blocking import BlockingStore
 
@@ -95,6 +94,7 @@ def _answer(runtime: FlaskRuntime, environ: Environ, prefix_segments: int) -> fl
     decision = deciding(request, runtime.settings)
     if isinstance(decision, Response):
         return as_response(decision)
+    outcome: Outcome | Exception
     try:
         if isinstance(decision, Follow):
             return _stream(runtime, request, decision, environ)
@@ -120,12 +120,16 @@ def _parts(store: BlockingStore, request: Request, response: Response) -> Iterat
         yield response.body
 
 
-def _outcome(runtime: FlaskRuntime, asked: Command | LongPoll, environ: Environ) -> Any:
+def _outcome(runtime: FlaskRuntime, asked: Asked, environ: Environ) -> Outcome:
     """What a command, or a wait, comes to; raises Problem."""
     if not isinstance(asked, LongPoll):
         return runtime.store.execute(asked)
+
+    async def wait(runtime: Runtime) -> Outcome:
+        return await runtime.outcome_unless(closed(_connection(environ)), asked)
+
     try:
-        return runtime.background.run(lambda loop: loop.outcome_unless(closed(_connection(environ)), asked))
+        return runtime.background.run(wait)
     except ClientGone:
         raise InvalidRequest("the client has closed its connection") from None
 
