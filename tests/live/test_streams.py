@@ -528,6 +528,18 @@ def test_a_stop_ends_streams_cleanly(lane: tuple[str, str], store: Running) -> N
     assert wire.rest().endswith(b'"value":{"items":[]}}\n\n\r\n0\r\n\r\n')
 
 
+def test_readers_come_back_at_different_times(followed: Followed) -> None:
+    """A restart ends all streams at the same moment: each reader is told another time, once, between 1 and 5 s."""
+    told = []
+    for _ in range(12):
+        with following(followed, "/room/1") as reader:
+            reader.wait_for(1)
+            told += [int(block.removeprefix(b"retry: ")) for block in reader.blocks if block.startswith(b"retry: ")]
+    assert len(told) == 12
+    assert all(1000 <= each <= 5000 for each in told)
+    assert len(set(told)) > 6
+
+
 def test_heartbeats(followed: Followed, ask: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """A quiet reader hears something within 15 s, and its place moves on with what others write."""
     assert HEARTBEAT_S + 2 < 15

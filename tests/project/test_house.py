@@ -55,7 +55,7 @@ WORLD = {
     "resource": {"serving.gunicorn_worker"},
     "secrets": {"live.presence"},
     "signal": {"stores.embedded", "serving.gunicorn_config", "serving.gunicorn_worker", "tasks"},
-    "socket": {"stores.embedded", "serving.sse", "serving.flask"},
+    "socket": {"stores.embedded", "serving.server", "serving.sse", "serving.flask"},
     "ssl": {"stores", "serving.flask"},
     "subprocess": {"stores.embedded"},
     "sys": {"stores.embedded", "serving", "tasks", "cli"},

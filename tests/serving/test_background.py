@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -39,17 +39,24 @@ def background(store: Running) -> Iterator[Background]:
     runtime.store.close()
 
 
-def threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "kvstore"]
+@pytest.fixture
+def threads() -> Callable[[], int]:
+    """How many event loops have been started since, and run: other tests of this process may keep some."""
+
+    def running() -> set[threading.Thread]:
+        return {thread for thread in threading.enumerate() if thread.name == "kvstore"}
+
+    before = running()
+    return lambda: len(running() - before)
 
 
 async def number(_: Runtime) -> int:
     return 7
 
 
-def test_it_starts_when_it_is_needed(background: Background) -> None:
+def test_it_starts_when_it_is_needed(threads: Callable[[], int], background: Background) -> None:
     """One thread, however many ask at once, and none before."""
-    assert threads() == []
+    assert threads() == 0
     found: list[int] = []
     asking = [threading.Thread(target=lambda: found.append(background.run(number))) for _ in range(8)]
     for thread in asking:
@@ -57,9 +64,9 @@ def test_it_starts_when_it_is_needed(background: Background) -> None:
     for thread in asking:
         thread.join()
     assert found == [7] * 8
-    assert len(threads()) == 1
+    assert threads() == 1
     background.close()
-    assert threads() == []
+    assert threads() == 0
     with pytest.raises(StoreUnavailable):
         background.run(number)
 
@@ -75,7 +82,7 @@ def test_what_goes_wrong_is_raised(background: Background) -> None:
     assert background.run(number) == 7
 
 
-def test_a_runtime_that_does_not_open() -> None:
+def test_a_runtime_that_does_not_open(threads: Callable[[], int]) -> None:
     """Whoever needed it is told, and so is the next."""
 
     def fail() -> Runtime:
@@ -85,7 +92,7 @@ def test_a_runtime_that_does_not_open() -> None:
     for _ in range(2):
         with pytest.raises(ValueError, match="no"):
             background.run(number)
-    assert threads() == []
+    assert threads() == 0
 
 
 def test_closing_ends_who_waits(background: Background) -> None:
@@ -145,7 +152,7 @@ def served(store: Running) -> Iterator[FlaskServer]:
     running.stop()
 
 
-def test_a_change_is_read_once(served: FlaskServer, store: Running) -> None:
+def test_a_change_is_read_once(threads: Callable[[], int], served: FlaskServer, store: Running) -> None:
     """However many streams follow a path: one connection that Redis tells what has changed, one that reads."""
     with following(served, "/room/") as one, following(served, "/room/") as two, following(served, "/room/1") as three:
         for reader in (one, two, three):
@@ -157,7 +164,7 @@ def test_a_change_is_read_once(served: FlaskServer, store: Running) -> None:
         after = store.redis.info("commandstats")
         scripts = sum(after[name]["calls"] - before.get(name, {"calls": 0})["calls"] for name in after if "eval" in name)
         assert scripts <= 5, "the PUT, and who reads the log once or twice, not three times as often"
-        assert len(threads()) == 1
+        assert threads() == 1
 
 
 def test_a_reader_that_goes_is_noticed_at_once(served: FlaskServer, store: Running) -> None:
