@@ -695,7 +695,7 @@ class Player:
     async def play(self, pieces: list[bytes]) -> Played:
         requests: list[server.Request] = []
         connection, transport = server.ClientConnection(self.server), Socket()
-        decide = self.server.decide
+        decide = server.decide
 
         def note(request: server.Request, settings: Settings) -> object:
             requests.append(request)
@@ -703,6 +703,7 @@ class Player:
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(self.server, "decide", note)
+            patch.setattr(server, "decide", note)
             connection.connection_made(transport)
             for piece in pieces:
                 if transport.closed:
