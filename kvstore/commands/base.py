@@ -66,9 +66,13 @@ class Failed(NamedTuple):
 
 
 class Again(NamedTuple):
-    """The answer is not final: the store executes this command next."""
+    """The answer is not final: the store executes this command next.
+
+    `has_written` False says that the request has changed nothing so far.
+    """
 
     command: "Command"
+    has_written: bool = True
 
 
 class Replayed(NamedTuple):
@@ -188,7 +192,7 @@ class Idempotent(NamedTuple):
         command = again.command
         if isinstance(command, RegisterNamespace) and isinstance(command.then, Again):
             return Again(command._replace(then=self._follow(command.then)))
-        return Again(self._replace(command=command)) if command.script.name in IDEMPOTENT else again
+        return again._replace(command=self._replace(command=command)) if command.script.name in IDEMPOTENT else again
 
 
 def _checked(reply: RedisReply) -> RedisReply:

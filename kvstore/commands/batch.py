@@ -91,7 +91,7 @@ class Batch(NamedTuple):
             index = indexes[found]
             answer = self._answer(index, reply[2])
             if answer is None:
-                return Again(self)
+                return Again(self, has_written=False)
             if isinstance(answer, Problem) and answer.status >= 500:
                 raise answer  # a full Redis refuses the batch, not one request of it
             # A refusal that came after reading is kept here; the other the script has kept.
@@ -108,7 +108,7 @@ class Batch(NamedTuple):
                 return self._refused(index, answer)
             self.answers[index] = answer
         if unfinished:
-            following: Answers | Again = Again(self)
+            following: Answers | Again = Again(self, has_written=False)
         elif self.atomic:
             following = self.next()
         else:
@@ -136,7 +136,7 @@ class Batch(NamedTuple):
         if not (self.once and isinstance(answer, Problem)):
             return refused
         words = (REFUSED.decode(), str(index), type(answer).__name__, answer.detail)
-        return Again(RecordReply(self, words, refused))
+        return Again(RecordReply(self, words, refused), has_written=False)
 
     def _indexes(self) -> list[int]:
         """Where the commands of this run are: those that must read before they can write come first, alone."""

@@ -133,7 +133,7 @@ class Take(NamedTuple):
 
     def outcome(self, reply: RedisReply) -> Taken | Again:
         if reply[0] == b"more":
-            return Again(self)
+            return Again(self, has_written=False)
         if reply[0] == b"none":
             return Taken([], reply[1], (reply[2].decode(), reply[3].decode()))
         jobs = [self._job(*job) for job in reply[1]]
