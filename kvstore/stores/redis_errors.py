@@ -10,8 +10,13 @@ import redis
 
 from kvstore.core.errors import UNKNOWN, Problem, problem_of_reply, unavailable
 
-# What a command on a client may raise. redis-py's errors of a cluster are no RedisError.
-ERRORS = (redis.RedisError, redis.exceptions.RedisClusterException, hiredis.HiredisError, OSError)
+# What a command on a client may raise. redis-py derives several classes from Exception itself: RedisError, the errors of a
+# cluster's client, and others, which differ from version to version.
+ERRORS: tuple[type[Exception], ...] = (
+    *(kind for kind in vars(redis.exceptions).values() if isinstance(kind, type) and kind.__bases__ == (Exception,)),
+    hiredis.HiredisError,
+    OSError,
+)
 # The same on an event loop: uvloop and asyncio raise these where redis-py writes to a connection that was reset before.
 LOOP_ERRORS = (*ERRORS, RuntimeError, AttributeError)
 
