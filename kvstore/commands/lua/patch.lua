@@ -8,19 +8,50 @@
 --        {'failed', what is there}, {'leased'}, {'no sum', field}, {'too many'}, {'too large'} where the
 --        document would have too many members or bytes
 
--- What follows the entity-tag in our own field, with no names in its list but those of `flat`. Names are all that cjson sees.
+-- The shape is what follows the entity-tag in our own field: ' object', then the list of names if the document has one. In the
+-- list null stands for the names that it does not have, and the last place of a name counts. Names are all that cjson sees.
+
+-- The shape after members were added: their names come last, in the order of the patch.
+local function with_added(shape, fields)
+  if #fields == 0 or (shape ~= ' object' and string.sub(shape, -1) ~= ']') then -- the second is another client's
+    return shape
+  end
+  local names = {}
+  for i, field in ipairs(fields) do
+    names[i] = cjson.encode(string.find(field, '^%$kv%$+$') and string.sub(field, 1, -2) or field)
+  end
+  local added = table.concat(names, ',') .. ']'
+  if shape == ' object' then
+    return ' object [null,' .. added
+  end
+  -- No name has such a text, since a quote in it is escaped.
+  local has_null = string.sub(shape, 1, 14) == ' object [null,' or string.find(shape, '",null,"', 1, true)
+  return string.sub(shape, 1, -2) .. (has_null and ',' or ',null,') .. added
+end
+
+-- The shape without the names that are not in `flat`, and with each name once.
 local function without_gone(shape, flat)
-  local left, is_there = {}, {}
+  local is_there, left = {}, {}
   for i = 1, #flat, 2 do
     is_there[flat[i]] = true
   end
   local is_json, names = pcall(cjson.decode, string.sub(shape, #' object ' + 1))
-  for _, name in ipairs(is_json and type(names) == 'table' and names or {}) do
-    if type(name) == 'string' and is_there[string.find(name, '^%$kv%$*$') and name .. '$' or name] then
-      left[#left + 1] = name
+  names = is_json and type(names) == 'table' and names or {}
+  for i = #names, 1, -1 do
+    local name = names[i]
+    local field = type(name) == 'string' and (string.find(name, '^%$kv%$*$') and name .. '$' or name)
+    if field and is_there[field] then
+      is_there[field] = nil
+      left[#left + 1] = cjson.encode(name)
+    elseif name == cjson.null and #left > 0 then
+      left[#left + 1] = 'null'
     end
   end
-  return ' object' .. (#left > 0 and ' ' .. cjson.encode(left) or '')
+  local ordered = {}
+  for i = #left, 1, -1 do
+    ordered[#ordered + 1] = left[i]
+  end
+  return ' object' .. (#left > 0 and ' [' .. table.concat(ordered, ',') .. ']' or '')
 end
 
 local function patch(key, at, last)
@@ -45,7 +76,7 @@ local function patch(key, at, last)
     shape = tag and string.sub(meta, #tag + 1) or ' object'
   end
   local fields, place = {}, {} -- a value false: the member is taken away
-  local changed, gone, escaped = {}, {}, {}
+  local changed, added, gone, escaped = {}, {}, {}, {}
   if is_object then
     local stored = redis.call('HGETALL', key)
     for i = 1, #stored, 2 do
@@ -69,6 +100,7 @@ local function patch(key, at, last)
       if not place[field] then
         fields[#fields + 1] = field
         place[field] = #fields + 1
+        added[#added + 1] = field
       end
       fields[place[field]] = value
       changed[#changed + 1], changed[#changed + 2] = field, value
@@ -101,7 +133,10 @@ local function patch(key, at, last)
     return {'too large'}
   end
 
-  if #shape > 2 * bytes + 64 then -- the document has more names in our own field than it has in all
+  if is_object then
+    shape = with_added(shape, added)
+  end
+  if #shape > bytes + 64 then -- it has names that are gone, or that come twice
     shape = without_gone(shape, flat)
   end
 
