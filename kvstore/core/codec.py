@@ -82,21 +82,21 @@ def decode(flat: list[bytes]) -> Decoded:
     Bytes that are not UTF-8 become escapes.
     """
     if len(flat) < MAX_REMEMBERED_PARTS and flat[0] == META:
-        remembered = _remembered.get(flat[1])
+        remembered = remembered_hashes.get(flat[1])
         if remembered is not None and remembered[0] == flat:
             return remembered[1]
         decoded = _decode(flat)
         if len(b"".join(flat)) <= MAX_REMEMBERED_BYTES:
-            if len(_remembered) >= MAX_REMEMBERED:
-                _remembered.clear()
-            _remembered[flat[1]] = flat, decoded
+            if len(remembered_hashes) >= MAX_REMEMBERED:
+                remembered_hashes.clear()
+            remembered_hashes[flat[1]] = flat, decoded
         return decoded
     return _decode(flat)
 
 
 # A cache of decode() for small hashes, by entity-tag. An entry is used only if every byte is the same: other clients change a
 # hash without changing its tag.
-_remembered: dict[bytes, tuple[list[bytes], "Decoded"]] = {}
+remembered_hashes: dict[bytes, tuple[list[bytes], "Decoded"]] = {}
 MAX_REMEMBERED = 4096
 MAX_REMEMBERED_PARTS = 50
 MAX_REMEMBERED_BYTES = 1024  # of a hash; its document has about the same size
