@@ -30,12 +30,12 @@ from kvstore.stores.pooled import open_async_store
 from tests.support.loops import LOOPS, PRODUCTION
 from tests.support.proxies import Pretender, Proxy
 from tests.support.stores import (
-    KEEPS_NOTHING,
     START_S,
     Running,
     free_ports,
     make_directory,
     redis_server,
+    start_redis_on_tcp,
     wait_for_redis,
     wait_until,
 )
@@ -90,12 +90,6 @@ def run(request: pytest.FixtureRequest) -> Iterator[Callable[[Awaitable[Any]], A
     """Runs a coroutine on an event loop of each kind."""
     with asyncio.Runner(loop_factory=LOOPS[request.param]) as runner:
         yield runner.run
-
-
-def start_redis_on_tcp(directory: Path, *options: str) -> tuple[int, "subprocess.Popen[bytes]"]:
-    """A redis-server with these options on a port of 127.0.0.1: the port, the process."""
-    (port,) = free_ports(1)
-    return port, redis_server(directory, "--bind", "127.0.0.1", "--port", str(port), *KEEPS_NOTHING, *options)
 
 
 def listens(port: int, **options: Any) -> bool:
@@ -245,13 +239,13 @@ ADDRESSES = [
     ("worker:p%40ss%3A%2F@", "/2", 2),
     ("", "?password=secret", 0),
     ("", "?username=worker&password=p%40ss%3A%2F", 0),
-    ("", "", "wants a password"),
+    ("", "", "requires a password"),
     (":wrong@", "", "user name or password"),
     (":wrong@", "/3", "user name or password"),
     ("worker:secret@", "", "user name or password"),
     ("nobody:secret@", "", "user name or password"),
-    ("reader:r@", "", "permit"),
-    (":secret@", "/99", "look at the log"),
+    ("reader:r@", "", "may not run"),
+    (":secret@", "/99", "see the log"),
 ]
 
 
@@ -388,6 +382,7 @@ def test_a_killed_connection(run: Callable, port: int, raw: redis.Redis) -> None
     for answer in refused:
         assert answer.status == 503
         assert "unknown" in answer.detail
+        assert "Idempotency-Key" in answer.detail, "a POST takes no If-Match"
         assert answer.after_s < 0.1 + AT_ONCE_S
     assert raw.get(COUNTER) == b"2"
 

@@ -683,7 +683,7 @@ WRONG = [
     ("fake://", ["--queue", "/own/"], "a worker needs a Redis that others see as well"),
     ("http://x", [], "REDIS_URL must be"),
     ("redis://x", ["--queue", "/"], "not the root"),
-    ("redis://x", ["--queue", "//"], "a segment of a path is not empty"),
+    ("redis://x", ["--queue", "//"], "a segment of the path is empty"),
     ("redis://x", ["--rv-ttl", "9300000000000000"], "rv_ttl is a whole number from 1 to 3,153,600,000"),
 ]
 
