@@ -119,7 +119,7 @@ def late(directory: Path) -> Iterator[tuple[redis.Redis, str, Proxy]]:
     """A Redis, the URL of a proxy before it, and the proxy."""
     port, process = start_redis_on_tcp(directory)
     wait_for_redis(process, directory, lambda: answers(connect(f"redis://127.0.0.1:{port}")))
-    loop = Loop()
+    loop = Loop("asyncio")
     proxy = Proxy(port)
     loop.run(proxy.__aenter__())
     yield connect(f"redis://127.0.0.1:{port}"), f"redis://127.0.0.1:{proxy.port}", proxy
