@@ -5,9 +5,9 @@ what each costs Redis.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Generic, NamedTuple, TypeAlias, cast
 
-from kvstore.commands.base import Again, Found, Missing, RedisReply, Stored, below, registered
+from kvstore.commands.base import Again, Arguments, Command, Found, Missing, Outcome, RedisReply, Stored, below, registered
 from kvstore.commands.batch import MAX_READ_BYTES
 from kvstore.commands.documents import Get, Put
 from kvstore.commands.scripts import GET_MANY, PUT_MANY, Script
@@ -21,8 +21,8 @@ MAX_COALESCED_BYTES = 4096  # of a document; a larger one costs so much more tha
 MAX_COALESCED_READ_BYTES = 256 * 1024  # of the documents that are read as one, so that they do not hold up the other clients
 
 CREATED = ord("c")  # of the letters that put_many.lua answers
-Arguments = tuple[bytes | str | int, ...]
-CoalescingKey = tuple[Any, ...]
+
+CoalescingKey: TypeAlias = tuple[type, str, int]  # of commands that can be sent as one
 
 
 def put_many_arguments(prefix: str, log_length: int, puts: Iterable[tuple[bytes | str, Encoded, int | None]]) -> Arguments:
@@ -46,7 +46,7 @@ class CoalescedPuts(NamedTuple):
     """
 
     commands: list[Put]
-    script: Script = PUT_MANY
+    script: Script[list[Stored | None]] = PUT_MANY
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -59,7 +59,7 @@ class CoalescedPuts(NamedTuple):
         puts = [(path.name, encoded, ttl_ms) for path, encoded, ttl_ms, *_ in self.commands]
         return put_many_arguments(prefix, first.log_length, puts)
 
-    def outcome(self, reply: RedisReply) -> list[Stored | None] | Again:
+    def outcome(self, reply: RedisReply) -> list[Stored | None] | Again[list[Stored | None]]:
         if reply[0] == b"refused":
             return [None] * len(self.commands)
         outcomes: list[Stored | None] = []
@@ -75,7 +75,7 @@ class CoalescedGets(NamedTuple):
     """GETs of one kin: their outcomes, None for one that is to be sent by itself."""
 
     commands: list[Get]
-    script: Script = GET_MANY
+    script: Script[list[Found | Missing | None]] = GET_MANY
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -99,10 +99,10 @@ class CoalescedGets(NamedTuple):
         return outcomes
 
 
-def coalescing_key(command: Any) -> CoalescingKey | None:
+def coalescing_key(command: Command[object]) -> CoalescingKey | None:
     """What is the same in commands that can be joined; None for one that is sent by itself."""
     if type(command) is Get:
-        return Get, command.path.namespace
+        return Get, command.path.namespace, 0
     if type(command) is Put and command.preconditions is NONE and not command.edit:
         encoded = command.encoded
         if not encoded.has_server_values and len(encoded.text) <= MAX_COALESCED_BYTES:
@@ -110,18 +110,19 @@ def coalescing_key(command: Any) -> CoalescingKey | None:
     return None
 
 
-def slot_among(command: Any, count: int) -> str | int:
+def slot_among(command: Command[object], count: int) -> str | int:
     """Where a command stands among `count` others of its kin: two PUTs in one place cannot be joined."""
-    name: str = command.path.name
-    return name if type(command) is Put else count
+    return command.path.name if type(command) is Put else count
 
 
-def coalesce(commands: list[Any]) -> CoalescedPuts | CoalescedGets:
+def coalesce(commands: list[Command[object]]) -> CoalescedPuts | CoalescedGets:
     """The one command for several of one kin."""
-    return CoalescedPuts(commands) if type(commands[0]) is Put else CoalescedGets(commands)
+    if type(commands[0]) is Put:
+        return CoalescedPuts(cast("list[Put]", commands))
+    return CoalescedGets(cast("list[Get]", commands))
 
 
-Otherwise = Callable[[], Any]  # makes the command of batch.py for the same batch
+Otherwise: TypeAlias = Callable[[], Command[Outcome]]  # makes the command of batch.py for the same batch
 
 
 class ManyWritten(NamedTuple):
@@ -146,7 +147,7 @@ class ManyRead(NamedTuple):
     time_ms: int
 
 
-class PutMany(NamedTuple):
+class PutMany(NamedTuple, Generic[Outcome]):
     """Replace documents of one namespace, or create them: ManyWritten. `path` is that of the first; no name comes twice."""
 
     path: Path
@@ -154,42 +155,48 @@ class PutMany(NamedTuple):
     documents: list[Encoded]
     ttls_ms: list[int]
     log_length: int
-    otherwise: Otherwise
-    script: Script = PUT_MANY
+    otherwise: Otherwise[Outcome]
+
+    @property
+    def script(self) -> Script[ManyWritten | Outcome]:
+        return PUT_MANY
 
     @property
     def keys(self) -> tuple[str, ...]:
         return self.path.keys[:1]
 
     @property
-    def arguments(self) -> tuple[bytes | str | int, ...]:
+    def arguments(self) -> Arguments:
         puts = zip(self.names, self.documents, self.ttls_ms, strict=True)
         return put_many_arguments(below(self.path)[0], self.log_length, puts)
 
-    def outcome(self, reply: RedisReply) -> ManyWritten | Again:
+    def outcome(self, reply: RedisReply) -> ManyWritten | Again[ManyWritten | Outcome]:
         if reply[0] == b"refused":
             return Again(self.otherwise())
         written = ManyWritten(self.path, self.names, self.documents, self.ttls_ms, reply[1], reply[2])
         return registered(self.path, reply[3], written)
 
 
-class GetMany(NamedTuple):
+class GetMany(NamedTuple, Generic[Outcome]):
     """Read documents of one namespace: ManyRead. `path` is that of the first."""
 
     path: Path
     names: Sequence[bytes]
-    otherwise: Otherwise
-    script: Script = GET_MANY
+    otherwise: Otherwise[Outcome]
+
+    @property
+    def script(self) -> Script[ManyRead | Outcome]:
+        return GET_MANY
 
     @property
     def keys(self) -> tuple[str, ...]:
         return self.path.keys[:1]
 
     @property
-    def arguments(self) -> tuple[bytes | str | int, ...]:
+    def arguments(self) -> Arguments:
         return (below(self.path)[0], MAX_READ_BYTES, *self.names)
 
-    def outcome(self, reply: RedisReply) -> ManyRead | Again:
+    def outcome(self, reply: RedisReply) -> ManyRead | Again[ManyRead | Outcome]:
         time_ms, documents, expires_at_ms = reply
         if not all(documents) or 1 in documents:  # one is not there, or was not read
             return Again(self.otherwise())

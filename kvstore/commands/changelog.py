@@ -5,9 +5,9 @@ is always `{"path","etag","ttl","value"}`. Source: https://html.spec.whatwg.org/
 """
 
 import re
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from kvstore.commands.base import Found, RedisReply, below, found_in
+from kvstore.commands.base import Arguments, Found, RedisReply, below, found_in
 from kvstore.commands.scripts import LOG_POSITION, READ_CHANGES, Script
 from kvstore.core.codec import META, decode
 from kvstore.core.paths import Path, own_key
@@ -27,14 +27,14 @@ class GetLogPosition(NamedTuple):
     """Where the change log of a path's namespace ends now, and the document there; of a container the place alone: At."""
 
     path: Path
-    script: Script = LOG_POSITION
+    script: Script[LogPosition] = LOG_POSITION
 
     @property
     def keys(self) -> tuple[str, ...]:
         return (self.path.keys.log,) if self.path.is_container else self.path.keys
 
     @property
-    def arguments(self) -> tuple[bytes | str | int, ...]:
+    def arguments(self) -> Arguments:
         return ()
 
     def outcome(self, reply: RedisReply) -> LogPosition:
@@ -48,7 +48,7 @@ class ChangesRead(NamedTuple):
     back, whether there are more entries, and where there are none the place after which to go on, "" for the same.
     """
 
-    entries: list[Any] | None
+    entries: list[RedisReply] | None
     next_expiry_ms: int | None = None
     released: bytes = b""
     has_more: bool = False
@@ -63,14 +63,14 @@ class ReadChanges(NamedTuple):
 
     path: Path
     position: str
-    script: Script = READ_CHANGES
+    script: Script[ChangesRead] = READ_CHANGES
 
     @property
     def keys(self) -> tuple[str, ...]:
         return (self.path.keys.log, own_key(self.path, "expiry"), own_key(self.path, "released"))
 
     @property
-    def arguments(self) -> tuple[bytes | str | int, ...]:
+    def arguments(self) -> Arguments:
         return (self.position, MAX_CHANGES, below(self.path)[0], MAX_CHANGED_BYTES)
 
     def outcome(self, reply: RedisReply) -> ChangesRead:
@@ -93,7 +93,7 @@ class Change(NamedTuple):
     text: bytes | None
 
 
-def is_change(entry: Any) -> bool:
+def is_change(entry: RedisReply) -> bool:
     """Whether an entry of the log looks like one of ours: what another client has added to it says nothing of a document."""
     fields = entry[1]
     if not fields[1].isascii():
@@ -103,7 +103,7 @@ def is_change(entry: Any) -> bool:
     return fields[0] in (b"put", b"post", b"patch") and fields[2] == b"ttl" and fields[4:5] in ([META], [b"$packed"])
 
 
-def parse_entry(entry: Any) -> Change | None:
+def parse_entry(entry: RedisReply) -> Change | None:
     """The change that an entry of the log is, [id, [op, name, …]] as XRANGE gives it; None where it only looks like one."""
     try:
         return _parse_entry(entry)
@@ -111,7 +111,7 @@ def parse_entry(entry: Any) -> Change | None:
         return None
 
 
-def _parse_entry(entry: Any) -> Change:
+def _parse_entry(entry: RedisReply) -> Change:
     raw_id, fields = entry
     change_id, op, name = raw_id.decode(), fields[0].decode(), changed_name(entry)
     if len(fields) == 2:
@@ -122,7 +122,7 @@ def _parse_entry(entry: Any) -> Change:
     return Change(change_id, op, name, ttl_ms if ttl_ms >= 0 else None, text)
 
 
-def changed_name(entry: Any) -> str:
+def changed_name(entry: RedisReply) -> str:
     """The name of the document that an entry of the log is about, as its Change has it."""
     raw_id, fields = entry
     name: str = fields[1].decode()

@@ -1,8 +1,8 @@
 """What can be asked of containers and of change logs, and what they can answer: as documents.py has it for documents."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from kvstore.commands.base import MAX_PAGE_BYTES, Again, Found, RecordReply, RedisReply, below, found_in
+from kvstore.commands.base import MAX_PAGE_BYTES, Again, Arguments, Found, RecordReply, RedisReply, below, found_in
 from kvstore.commands.jobs import read_mark
 from kvstore.commands.scripts import DELETE_RECURSIVE, IS_NAMESPACE_EMPTY, LIST, Script
 from kvstore.core.paths import Path, parse_path
@@ -52,14 +52,14 @@ class List(NamedTuple):
     with_values: bool
     recursive: bool
     none_match: str
-    script: Script = LIST
+    script: Script[Listing | Unchanged] = LIST
 
     @property
     def keys(self) -> tuple[str, ...]:
         return self.container.keys
 
     @property
-    def arguments(self) -> tuple[bytes | str | int, ...]:
+    def arguments(self) -> Arguments:
         return (
             *below(self.container),
             self.after,
@@ -71,7 +71,7 @@ class List(NamedTuple):
             self.none_match,
         )
 
-    def outcome(self, reply: RedisReply) -> Listing | Unchanged | Again:
+    def outcome(self, reply: RedisReply) -> Listing | Unchanged | Again[Listing | Unchanged]:
         if reply[0] == b"again":
             return Again(self)
         tag = reply[1].decode()
@@ -85,17 +85,15 @@ class List(NamedTuple):
         listing = Listing(items, None, more)
         return DropEmptyNamespaces(listing, 0).next()
 
-    def _item(self, name: bytes, *document: Any, now_ms: int | None) -> Item:
+    def _item(self, name: bytes, *document: RedisReply, now_ms: int | None) -> Item:
         if not document:
             return Item(name.decode(), None)
         found = found_in(document)
         item = Item(name.decode(), found if self.with_values else found._replace(text=b""))
-        return item if now_ms is None or self.recursive else item._replace(**_as_job(document[0], now_ms))
-
-
-def _as_job(fields: list[bytes], now_ms: int) -> dict[str, Any]:
-    mark = read_mark(fields)
-    return {"state": mark.state(now_ms), "attempts": mark.attempts}
+        if now_ms is None or self.recursive:
+            return item
+        mark = read_mark(document[0])
+        return item._replace(state=mark.state(now_ms), attempts=mark.attempts)
 
 
 class DropEmptyNamespaces(NamedTuple):
@@ -103,7 +101,7 @@ class DropEmptyNamespaces(NamedTuple):
 
     listing: Listing
     at: int
-    script: Script = IS_NAMESPACE_EMPTY
+    script: Script[Listing] = IS_NAMESPACE_EMPTY
 
     @property
     def container(self) -> Path:
@@ -114,10 +112,10 @@ class DropEmptyNamespaces(NamedTuple):
         return self.container.keys
 
     @property
-    def arguments(self) -> tuple[bytes | str | int, ...]:
+    def arguments(self) -> Arguments:
         return below(self.container)[:1]
 
-    def outcome(self, reply: RedisReply) -> Listing | Again:
+    def outcome(self, reply: RedisReply) -> Listing | Again[Listing]:
         if reply[0] == b"again":
             return Again(self)
         if reply[0] == b"some":
@@ -125,7 +123,7 @@ class DropEmptyNamespaces(NamedTuple):
         del self.listing.items[self.at]
         return self.next()
 
-    def next(self) -> Listing | Again:
+    def next(self) -> Listing | Again[Listing]:
         """The listing where no namespace is left to look into, else the look into the next."""
         items = self.listing.items
         for at in range(self.at, len(items)):
@@ -140,21 +138,21 @@ class DeleteRecursive(NamedTuple):
     container: Path
     once: bool
     deleted: int = 0
-    script: Script = DELETE_RECURSIVE
+    script: Script[DeletedRecursive] = DELETE_RECURSIVE
 
     @property
     def keys(self) -> tuple[str, ...]:
         return self.container.keys
 
     @property
-    def arguments(self) -> tuple[bytes | str | int, ...]:
+    def arguments(self) -> Arguments:
         return (*below(self.container), MAX_DELETED_AT_ONCE)
 
-    def outcome(self, reply: RedisReply) -> DeletedRecursive | Again:
+    def outcome(self, reply: RedisReply) -> DeletedRecursive | Again[DeletedRecursive]:
         if reply[0] == b"deleted below":  # only where it is replayed
             return DeletedRecursive(int(reply[1]))
         deleted = reply[1] if self.once else self.deleted + reply[1]
         if reply[2]:
             return Again(self._replace(deleted=deleted))
         outcome = DeletedRecursive(deleted)
-        return Again(RecordReply(self, ("deleted below", str(deleted)), outcome)) if self.once else outcome
+        return Again(RecordReply(self.keys, ("deleted below", str(deleted)), outcome)) if self.once else outcome

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from kvstore.commands.base import (
     Again,
     Appended,
+    Arguments,
     Deleted,
     Failed,
     Found,
@@ -14,9 +15,9 @@ from kvstore.commands.base import (
     RecordReply,
     RedisReply,
     Stored,
-    _problem,
     below,
     found_in,
+    refusal,
     refused,
     registered,
 )
@@ -44,14 +45,14 @@ class Get(NamedTuple):
 
     path: Path
     preconditions: Preconditions = NONE
-    script: Script = READ
+    script: Script[Found | Missing] = READ
 
     @property
     def keys(self) -> tuple[str, ...]:
         return (self.path.keys.document,)
 
     @property
-    def arguments(self) -> tuple[bytes | str | int, ...]:
+    def arguments(self) -> Arguments:
         return ()
 
     def outcome(self, reply: RedisReply) -> Found | Missing:
@@ -72,22 +73,22 @@ class Put(NamedTuple):
     log_length: int
     edit: "Edit | None" = None
     base: str = ""
-    script: Script = PUT
+    script: Script[Stored | Failed] = PUT
 
     @property
     def keys(self) -> tuple[str, ...]:
         return self.path.keys
 
     @property
-    def arguments(self) -> tuple[bytes | str | int, ...]:
-        encoded, ttl_ms = self.encoded, self.ttl_ms
-        options = ""
-        if self.preconditions is not NONE or self.edit or encoded.has_server_values:
-            op, server_values = "patch" if self.edit else "put", "sv" if encoded.has_server_values else ""
-            options = "\n".join((*map(str, _judged(self.preconditions)), op, self.base, server_values))
-        return (self.path.name, "" if ttl_ms is None else ttl_ms, self.log_length, encoded.shape, options, *encoded.fields)
+    def arguments(self) -> Arguments:
+        encoded, ttl_ms = self.encoded, "" if self.ttl_ms is None else self.ttl_ms
+        if self.preconditions is NONE and not self.edit and not encoded.has_server_values:
+            return (self.path.name, ttl_ms, self.log_length, encoded.shape, "", *encoded.fields)
+        op, server_values = "patch" if self.edit else "put", "sv" if encoded.has_server_values else ""
+        options = (op, *_judged(self.preconditions), self.base, server_values)
+        return (self.path.name, ttl_ms, self.log_length, encoded.shape, *options, *encoded.fields)
 
-    def outcome(self, reply: RedisReply) -> Stored | Failed | Again:
+    def outcome(self, reply: RedisReply) -> Stored | Failed | Again[Stored | Failed]:
         if reply[0] in (b"created", b"replaced"):
             return registered(self.path, reply[5], _stored(reply, self.encoded))
         if self.edit and reply[0] == b"lost":
@@ -107,14 +108,14 @@ class Patch(NamedTuple):
     default_ttl_ms: int
     preconditions: Preconditions
     log_length: int
-    script: Script = PATCH
+    script: Script[Stored | Failed] = PATCH
 
     @property
     def keys(self) -> tuple[str, ...]:
         return self.path.keys
 
     @property
-    def arguments(self) -> tuple[bytes | str | int, ...]:
+    def arguments(self) -> Arguments:
         return (
             self.path.name,
             "" if self.ttl_ms is None else self.ttl_ms,
@@ -128,7 +129,7 @@ class Patch(NamedTuple):
             *(b"" if part == b"null" and index % 2 else part for index, part in enumerate(self.encoded.fields)),
         )
 
-    def outcome(self, reply: RedisReply) -> Stored | Failed | Again:
+    def outcome(self, reply: RedisReply) -> Stored | Failed | Again[Stored | Failed]:
         if reply[0] in (b"created", b"replaced"):
             return registered(self.path, reply[2], Stored(found_in(reply[1]), created=reply[0] == b"created"))
         return refused(reply)
@@ -140,17 +141,17 @@ class SetTTL(NamedTuple):
     path: Path
     ttl_ms: int
     preconditions: Preconditions
-    script: Script = SET_TTL
+    script: Script[Stored | Missing | Failed] = SET_TTL
 
     @property
     def keys(self) -> tuple[str, ...]:
         return self.path.keys
 
     @property
-    def arguments(self) -> tuple[bytes | str | int, ...]:
+    def arguments(self) -> Arguments:
         return (self.path.name, self.ttl_ms, *_judged(self.preconditions))
 
-    def outcome(self, reply: RedisReply) -> Stored | Missing | Failed | Again:
+    def outcome(self, reply: RedisReply) -> Stored | Missing | Failed | Again[Stored | Missing | Failed]:
         if reply[0] == b"touched":
             return registered(self.path, reply[2], Stored(found_in(reply[1]), created=False))
         return Missing() if reply[0] == b"missing" else refused(reply)
@@ -164,14 +165,19 @@ class Post(NamedTuple):
     ttl_ms: int
     log_length: int
     delay_ms: int = 0  # before which it cannot be taken as a job
-    script: Script = POST
+    script: Script[Appended] = POST
 
     @property
     def keys(self) -> tuple[str, ...]:
         return self.container.keys
 
     @property
-    def arguments(self) -> tuple[bytes | str | int, ...]:
+    def path(self) -> Path:
+        """The container, under the name that every other command of a batch has for what it is about."""
+        return self.container
+
+    @property
+    def arguments(self) -> Arguments:
         container, encoded = self.container, self.encoded
         return (
             *below(container),
@@ -183,9 +189,9 @@ class Post(NamedTuple):
             *encoded.fields,
         )
 
-    def outcome(self, reply: RedisReply) -> Appended | Again:
+    def outcome(self, reply: RedisReply) -> Appended | Again[Appended]:
         if reply[0] != b"created":
-            raise _problem(reply)
+            raise refusal(reply)
         tag, name, fields = reply[1].decode(), reply[2], reply[3]
         found = Found(*decode(fields), tag_time_ms(tag) + self.ttl_ms, self.ttl_ms)
         appended = Appended(self.container.text + name.decode().rpartition("/")[2], found)
@@ -198,14 +204,14 @@ class Delete(NamedTuple):
     path: Path
     preconditions: Preconditions
     log_length: int
-    script: Script = DELETE
+    script: Script[Deleted | Missing | Failed] = DELETE
 
     @property
     def keys(self) -> tuple[str, ...]:
         return self.path.keys
 
     @property
-    def arguments(self) -> tuple[bytes | str | int, ...]:
+    def arguments(self) -> Arguments:
         return (self.path.name, *_judged(self.preconditions), self.log_length)
 
     def outcome(self, reply: RedisReply) -> Deleted | Missing | Failed:
@@ -223,24 +229,24 @@ class Edit(NamedTuple):
     log_length: int
     once: bool = False
     attempts: int = 0
-    script: Script = READ_FOR_UPDATE
+    script: Script[Stored | Failed] = READ_FOR_UPDATE
 
     @property
     def keys(self) -> tuple[str, ...]:
         return self.path.keys
 
     @property
-    def arguments(self) -> tuple[bytes | str | int, ...]:
+    def arguments(self) -> Arguments:
         return (self.path.name, *_judged(self.preconditions))
 
-    def outcome(self, reply: RedisReply) -> Again | Stored | Failed:
+    def outcome(self, reply: RedisReply) -> Stored | Failed | Again[Stored | Failed]:
         if reply[0] == b"read":
             return self.next(reply)
         if reply[0] in (b"created", b"replaced"):  # only where it is replayed
             return _stored(reply, None)
         return refused(reply)
 
-    def next(self, reply: RedisReply) -> Again:
+    def next(self, reply: RedisReply) -> Again[Stored | Failed]:
         """The next attempt, from a reply that says what is there."""
         current = found_in(reply[1]) if reply[1] else None
         if self.attempts >= MAX_ATTEMPTS or (current and self.attempts * len(current.text) > MAX_ATTEMPTED_BYTES):
@@ -250,7 +256,7 @@ class Edit(NamedTuple):
         except Problem as problem:
             if not self.once:
                 raise
-            return Again(RecordReply(self, (type(problem).__name__, problem.detail), problem))
+            return Again(RecordReply(self.keys, (type(problem).__name__, problem.detail), problem))
         base = "!" if current is None else f"{current.tag or '-'} {_digest(reply[1][0])}"
         edit = self._replace(attempts=self.attempts + 1)
         return Again(Put(self.path, encoded, ttl_ms, self.preconditions, self.log_length, edit, base))

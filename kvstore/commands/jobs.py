@@ -12,6 +12,7 @@ from urllib.parse import quote, unquote
 from kvstore.commands.base import (
     MAX_PAGE_BYTES,
     Again,
+    Arguments,
     Failed,
     Found,
     Missing,
@@ -21,6 +22,7 @@ from kvstore.commands.base import (
     refused,
     registered,
 )
+from kvstore.commands.documents import Put
 from kvstore.commands.scripts import (
     CHANGE_LEASE,
     FINISH_AND_TAKE,
@@ -30,9 +32,10 @@ from kvstore.commands.scripts import (
     TAKE,
     Script,
 )
-from kvstore.core.codec import META, Encoded
+from kvstore.core.codec import META, OBJECT, TIMESTAMP, Encoded
 from kvstore.core.errors import InvalidPath, PathTooLong
 from kvstore.core.paths import Path, parse_path
+from kvstore.core.preconditions import NONE
 
 _JOB_MARK = re.compile(rb"job (\d+) (\d+) (\S+) (\S+)\n")
 
@@ -68,7 +71,7 @@ DEAD = "dead/"  # below the queue: where its dead jobs go
 MAX_REASON_BYTES = 1000
 DEFAULT_ATTEMPTS = 5  # takes, after which a job is dead
 MAX_ATTEMPTS = 1_000_000
-_DEAD_SHAPE = b' object ["value","reason","attempts","died"]'
+_DEAD_SHAPE = OBJECT + b' ["value","reason","attempts","died"]'
 
 
 class Job(NamedTuple):
@@ -121,17 +124,17 @@ class Take(NamedTuple):
     limit: int
     max_attempts: int
     log_length: int
-    script: Script = TAKE
+    script: Script[Taken] = TAKE
 
     @property
     def keys(self) -> tuple[str, ...]:
         return self.container.keys
 
     @property
-    def arguments(self) -> tuple[bytes | str | int, ...]:
+    def arguments(self) -> Arguments:
         return (*below(self.container), self.lease_ms, self.limit, self.max_attempts, MAX_PAGE_BYTES)
 
-    def outcome(self, reply: RedisReply) -> Taken | Again:
+    def outcome(self, reply: RedisReply) -> Taken | Again[Taken]:
         if reply[0] == b"more":
             return Again(self)
         if reply[0] == b"none":
@@ -150,33 +153,35 @@ class MoveDeadJobs(NamedTuple):
 
     take: Take
     jobs: list[Job]
-    script: Script = MOVE_DEAD_JOBS
+    script: Script[Taken] = MOVE_DEAD_JOBS
 
     @property
     def keys(self) -> tuple[str, ...]:
         return self.take.keys
 
     @property
-    def arguments(self) -> tuple[bytes | str | int, ...]:
-        buried = [self._buried(job) for job in self.jobs]
-        return tuple(argument for arguments in buried for argument in (len(arguments), *arguments))
+    def arguments(self) -> Arguments:
+        moves = [self._move(job) for job in self.jobs]
+        return tuple(argument for move in moves for argument in (len(move), *move))
 
-    def _buried(self, job: Job) -> tuple[bytes | str | int, ...]:
+    def _move(self, job: Job) -> Arguments:
         reason = job.reason or f"taken {job.attempts} times, and never done"
         fields = [b"value", job.document.text, b"reason", json.dumps(reason).encode()]
-        fields += [b"attempts", b"%d" % job.attempts, b"died", b"@"]
-        dead = below_queue(self.take.container, DEAD, job)
+        fields += [b"attempts", b"%d" % job.attempts, b"died", TIMESTAMP]
+        dead = Encoded(_DEAD_SHAPE, fields, b"", None, has_server_values=True)
         ttl_ms = job.document.ttl_ms
-        options = "\n".join(("", "", "", "put", "", "sv"))
-        prefix, _ = below(self.take.container)
-        return (
-            *(prefix, job.path.name, job.lease, dead.name),
-            *("" if ttl_ms is None else max(1, ttl_ms), self.take.log_length, _DEAD_SHAPE, options),
-            *fields,
+        put = Put(
+            below_queue(self.take.container, DEAD, job),
+            dead,
+            None if ttl_ms is None else max(1, ttl_ms),
+            NONE,
+            self.take.log_length,
         )
+        return (below(self.take.container)[0], job.path.name, job.lease, *put.arguments)
 
-    def outcome(self, reply: RedisReply) -> Again:
-        return registered(self.take.container, reply[1], Again(self.take))
+    def outcome(self, reply: RedisReply) -> Taken | Again[Taken]:
+        again: Again[Taken] = Again(self.take)
+        return registered(self.take.container, reply[1], again)
 
 
 class ChangeLease(NamedTuple):
@@ -187,14 +192,14 @@ class ChangeLease(NamedTuple):
     lease_ms: int
     delay_ms: int
     reason: str
-    script: Script = CHANGE_LEASE
+    script: Script[LeaseChanged | Missing | Failed] = CHANGE_LEASE
 
     @property
     def keys(self) -> tuple[str, ...]:
         return self.path.keys
 
     @property
-    def arguments(self) -> tuple[bytes | str | int, ...]:
+    def arguments(self) -> Arguments:
         return (self.path.name, self.match, self.lease_ms, self.delay_ms, self.reason)
 
     def outcome(self, reply: RedisReply) -> LeaseChanged | Missing | Failed:
@@ -212,19 +217,18 @@ class FinishJob(NamedTuple):
     encoded: Encoded
     ttl_ms: int
     log_length: int
-    script: Script = MOVE_JOB
+    script: Script[Finished | Lost] = MOVE_JOB
 
     @property
     def keys(self) -> tuple[str, ...]:
         return self.container.keys
 
     @property
-    def arguments(self) -> tuple[bytes | str | int, ...]:
-        prefix, _ = below(self.container)
-        moved = (prefix, self.job.path.name, self.job.lease, self.result.name)
-        return (*moved, self.ttl_ms, self.log_length, self.encoded.shape, "", *self.encoded.fields)
+    def arguments(self) -> Arguments:
+        put = Put(self.result, self.encoded, self.ttl_ms, NONE, self.log_length)
+        return (below(self.container)[0], self.job.path.name, self.job.lease, *put.arguments)
 
-    def outcome(self, reply: RedisReply) -> Finished | Lost | Again:
+    def outcome(self, reply: RedisReply) -> Finished | Lost | Again[Finished | Lost]:
         if reply[0] != b"moved":
             return Lost()
         return registered(self.container, reply[1], Finished())
@@ -235,17 +239,17 @@ class FinishAndTake(NamedTuple):
 
     finish: FinishJob
     take: Take
-    script: Script = FINISH_AND_TAKE
+    script: Script[Taken | Lost] = FINISH_AND_TAKE
 
     @property
     def keys(self) -> tuple[str, ...]:
         return self.take.keys
 
     @property
-    def arguments(self) -> tuple[bytes | str | int, ...]:
+    def arguments(self) -> Arguments:
         return (*self.take.arguments, *self.finish.arguments)
 
-    def outcome(self, reply: RedisReply) -> Taken | Lost | Again:
+    def outcome(self, reply: RedisReply) -> Taken | Lost | Again[Taken | Lost]:
         if reply[0] != b"finished":
             return Lost()
         following = self.take.outcome(reply[2]) if len(reply) > 2 else Again(self.take)
@@ -256,14 +260,14 @@ class InspectJob(NamedTuple):
     """Look at a job and leave it as it is: Seen or Missing."""
 
     path: Path
-    script: Script = READ
+    script: Script[JobSeen | Missing] = READ
 
     @property
     def keys(self) -> tuple[str, ...]:
         return (self.path.keys.document,)
 
     @property
-    def arguments(self) -> tuple[bytes | str | int, ...]:
+    def arguments(self) -> Arguments:
         return ()
 
     def outcome(self, reply: RedisReply) -> JobSeen | Missing:

@@ -6,13 +6,19 @@ Source: EVALSHA, EVAL.
 import hashlib
 import re
 from importlib.resources import files
-from typing import NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from kvstore.core.paths import OWN_KEYS
 
+Outcome_co = TypeVar("Outcome_co", covariant=True)
 
-class Script(NamedTuple):
-    """A Lua script and the SHA-1 that Redis knows it by (EVALSHA)."""
+
+class Script(NamedTuple, Generic[Outcome_co]):
+    """A Lua script and the SHA-1 that Redis knows it by (EVALSHA).
+
+    The type parameter is the outcome of the command that names the script: a type checker reads the outcome there, since it
+    would join the parts of a union that it finds in the command's `outcome()`.
+    """
 
     name: str
     text: str
@@ -22,7 +28,7 @@ class Script(NamedTuple):
 _OWN_KEY = re.compile(r"\b(?:" + "|".join(OWN_KEYS).upper() + r")\b")
 
 
-def _script(name: str, *parts: str, main: str) -> Script:
+def _script(name: str, *parts: str, main: str) -> Script[Any]:
     """A script of some of the files, without the locals that it does not use: Lua makes each anew for every call."""
     text = main
     for local in reversed(re.split(r"(?m)^(?=local )", "\n".join(_text(part) for part in parts))):
@@ -40,12 +46,12 @@ def _text(part: str) -> str:
     return re.sub(r"(?m)(?:^|[ \t]+)--.*$", "", (files("kvstore.commands") / "lua" / f"{part}.lua").read_text("utf-8"))
 
 
-def _act(name: str, *called: str) -> Script:
+def _act(name: str, *called: str) -> Script[Any]:
     """A script that carries out one request on a document."""
     return _script(name, *_SHARED, *called, name, main=f"return {name}(KEYS[2], 1, #ARGV)")
 
 
-def _idempotent(name: str, *called: str) -> Script:
+def _idempotent(name: str, *called: str) -> Script[Any]:
     """The same for a request with an Idempotency-Key."""
     return _script(f"{name} idempotent", *_SHARED, *called, name, "idempotent", main=f"return idempotent({name}, KEYS[2])")
 

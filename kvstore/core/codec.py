@@ -30,6 +30,7 @@ VALUE = b"$value"
 OBJECT = b" object"  # what follows the entity-tag in META
 SCALAR = b" value"
 SERVER_VALUE = ".sv"  # Firebase's spelling
+TIMESTAMP = b"@"  # in place of a value: the time in ms
 
 # The state of a job precedes the rest, on a line of its own (commands/lua/_jobs.lua, read_mark).
 _META = re.compile(rb"(?:job [^\n]*\n)?(\d{1,20}-\d{1,20}) (object|value)(?: (\[.*\]))?", re.DOTALL)
@@ -223,7 +224,7 @@ def _server_values(members: dict[str, str], values: list[bytes]) -> bool:
             continue
         asked = value[SERVER_VALUE]
         if len(value) == 1 and asked == "timestamp":
-            values[index] = b"@"
+            values[index] = TIMESTAMP
         elif len(value) == 1 and isinstance(asked, dict) and list(asked) == ["increment"] and _is_int64(asked["increment"]):
             values[index] = b"+%d" % asked["increment"]
         else:

@@ -10,7 +10,7 @@ from time import gmtime
 from typing import NamedTuple
 from urllib.parse import parse_qsl
 
-from kvstore.commands.base import Command
+from kvstore.commands.containers import List
 from kvstore.core import json_text
 from kvstore.core.errors import InvalidParameter, Problem
 
@@ -45,7 +45,7 @@ class Response(NamedTuple):
     status: int
     headers: Headers
     body: bytes = b""
-    more: Command | None = None
+    more: List | None = None
 
 
 # On every response: nothing that is stored may run in a browser.

@@ -34,7 +34,7 @@ MAX_WAIT_S = 25
 LEASE_BYTES = 40  # the lease (some 30 bytes) replaces a dead job's name if that is too long for its new path
 
 
-def take(request: Request, path: Path, raw_query: bytes, settings: Settings) -> Take | LongPoll:
+def take(request: Request, path: Path, raw_query: bytes, settings: Settings) -> Take | LongPoll[Taken]:
     """Return the command of a POST with ?lease=.
 
     Raises InvalidParameter, InvalidDocument, InvalidPrecondition or InvalidPath.

@@ -18,7 +18,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from kvstore.commands.base import Again, Command
+from kvstore.commands.base import Again, Command, Outcome, RedisReply
 from kvstore.core.errors import UNKNOWN, Problem, problem_of_reply, unavailable
 from kvstore.core.paths import Path, own_key
 from kvstore.core.redis_url import Address, parse_redis_url
@@ -122,7 +122,7 @@ class BlockingStore:
         # redis-py's own bound is one for each node, and where it is reached a cluster's client and Sentinel's do not wait.
         self._turns = _Turns(MAX_CONNECTIONS)
 
-    def execute(self, command: Command) -> Any:
+    def execute(self, command: Command[Outcome]) -> Outcome:
         """The outcome of a command; raises Problem. Source: EVALSHA, EVAL."""
         while True:
             outcome = command.outcome(self._reply(command))
@@ -130,7 +130,7 @@ class BlockingStore:
                 return outcome
             command = outcome.command
 
-    def _reply(self, command: Command) -> Any:
+    def _reply(self, command: Command[object]) -> RedisReply:
         keys, arguments = command.keys, command.arguments
         try:
             with self._turn() as client:

@@ -10,16 +10,16 @@ import logging
 import ssl
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import hiredis
 
-from kvstore.commands.base import Command
+from kvstore.commands.base import Command, Outcome
 from kvstore.commands.bulk import coalescing_key
 from kvstore.core.errors import Problem, problem_of_reply, unavailable
 from kvstore.core.redis_url import Address
 from kvstore.stores import redis_connection
-from kvstore.stores.redis_connection import Done, PendingCommand, RedisConnection, open_connection
+from kvstore.stores.redis_connection import Context, Done, PendingCommand, RedisConnection, open_connection
 
 log = logging.getLogger("kvstore")
 
@@ -32,19 +32,16 @@ CHECK_S = 0.25  # between looks at what is overdue
 class AsyncStore(Protocol):
     """A store for one event loop."""
 
-    def submit(self, command: Command, done: Done, context: Any) -> None: ...
-    async def execute(self, command: Command) -> Any: ...
+    def submit(self, command: Command[Outcome], done: Done[Context, Outcome], context: Context) -> None: ...
+    async def execute(self, command: Command[Outcome]) -> Outcome: ...
     async def close(self) -> None: ...
 
 
-async def executed(store: AsyncStore, command: Command) -> Any:
+async def executed(store: AsyncStore, command: Command[Outcome]) -> Outcome:
     """The outcome of a command that is submitted; raises Problem."""
-    answer = asyncio.get_running_loop().create_future()
+    answer: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
     store.submit(command, _settle, answer)
-    outcome = await answer
-    if isinstance(outcome, Problem):
-        raise outcome
-    return outcome
+    return await answer
 
 
 class PipelinedStore:
@@ -76,7 +73,7 @@ class PipelinedStore:
         self._check: asyncio.TimerHandle | None = None
         self._closed = False
 
-    def submit(self, command: Command, done: Done, context: Any) -> None:
+    def submit(self, command: Command[Outcome], done: Done[Context, Outcome], context: Context) -> None:
         """Send a command; `done(context, outcome)` is called once, with the outcome or the Problem, never before this
         returns."""
         loop = self._loop
@@ -100,7 +97,7 @@ class PipelinedStore:
         problem = unavailable("more requests wait for Redis than this server holds; send it again. Nothing was changed")
         loop.call_soon(done, context, problem)
 
-    async def execute(self, command: Command) -> Any:
+    async def execute(self, command: Command[Outcome]) -> Outcome:
         """The outcome of a command; raises Problem."""
         return await executed(self, command)
 
@@ -172,10 +169,10 @@ class PipelinedStore:
             waiting.tell(why)
 
 
-def _settle(answer: "asyncio.Future[Any]", outcome: Any) -> None:
+def _settle(answer: "asyncio.Future[Outcome]", outcome: Outcome | Exception) -> None:
     if answer.done():  # whoever asked has gone
         return
-    if isinstance(outcome, Exception) and not isinstance(outcome, Problem):
+    if isinstance(outcome, Exception):
         answer.set_exception(outcome)
     else:
         answer.set_result(outcome)

@@ -13,12 +13,12 @@ import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from kvstore.commands.base import Again, Command
+from kvstore.commands.base import Again, Command, Outcome, RedisReply
 from kvstore.core.errors import UNKNOWN, unavailable
 from kvstore.core.redis_url import Address, parse_redis_url
 from kvstore.stores.blocking import ERRORS, client_options, problem_of, sentinel_options
 from kvstore.stores.pipelined import AsyncStore, PipelinedStore
-from kvstore.stores.redis_connection import Done
+from kvstore.stores.redis_connection import Context, Done
 
 MAX_CONNECTIONS = 32  # to each node
 ANSWER_S = 5.0  # the turn of a command, waiting for a connection included
@@ -33,20 +33,21 @@ class PooledStore:
         self._turns = asyncio.Semaphore(MAX_CONNECTIONS)
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def submit(self, command: Command, done: Done, context: Any) -> None:
+    def submit(self, command: Command[Outcome], done: Done[Context, Outcome], context: Context) -> None:
         """As PipelinedStore.submit."""
         task = asyncio.get_running_loop().create_task(self._submit(command, done, context))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _submit(self, command: Command, done: Done, context: Any) -> None:
+    async def _submit(self, command: Command[Outcome], done: Done[Context, Outcome], context: Context) -> None:
+        outcome: Outcome | Exception
         try:
             outcome = await self.execute(command)
         except Exception as error:
             outcome = error
         done(context, outcome)
 
-    async def execute(self, command: Command) -> Any:
+    async def execute(self, command: Command[Outcome]) -> Outcome:
         """The outcome of a command; raises Problem. Source: EVALSHA, EVAL."""
         while True:
             outcome = command.outcome(await self._reply(command))
@@ -54,7 +55,7 @@ class PooledStore:
                 return outcome
             command = outcome.command
 
-    async def _reply(self, command: Command) -> Any:
+    async def _reply(self, command: Command[object]) -> RedisReply:
         keys, arguments = command.keys, command.arguments
         try:
             async with asyncio.timeout(ANSWER_S), self._turns:

@@ -9,11 +9,11 @@ import logging
 import ssl
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import hiredis
 
-from kvstore.commands.base import Again, Command
+from kvstore.commands.base import Again, Command, Outcome
 from kvstore.commands.bulk import CoalescingKey, coalesce, slot_among
 from kvstore.core.errors import UNKNOWN, problem_of_reply, unavailable
 from kvstore.core.redis_url import Address
@@ -25,7 +25,9 @@ MAX_COALESCED = 64  # commands sent as one: more of them would gain little, and 
 MAX_WAITING = 20_000  # commands without a reply
 MAX_WAITING_BYTES = 64 * 1024 * 1024  # of commands without a reply
 
-Done = Callable[[Any, Any], None]
+Context = TypeVar("Context")
+
+Done: TypeAlias = Callable[[Context, Outcome | Exception], None]  # what a command is submitted with, to be told its outcome
 
 
 class PendingCommand:
@@ -33,7 +35,7 @@ class PendingCommand:
 
     __slots__ = ("command", "context", "count", "done", "due", "packed", "size")
 
-    def __init__(self, command: Command, done: Done, context: Any, due: float, count: int = 1) -> None:
+    def __init__(self, command: Command[Any], done: Done[Any, Any], context: Any, due: float, count: int = 1) -> None:
         self.command = command
         self.done = done
         self.context = context

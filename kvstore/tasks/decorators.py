@@ -154,7 +154,7 @@ def _run(app: flask.Flask, text: bytes) -> Encoded:
     return Encoded(codec.SCALAR, [codec.VALUE, result], result, None)
 
 
-def _ask_again(store: BlockingStore, once: Idempotent) -> Appended:
+def _ask_again(store: BlockingStore, once: Idempotent[Appended]) -> Appended:
     """The outcome of an append that is carried out once, however often it is asked for; raises Problem."""
     deadline = time.monotonic() + ASK_AGAIN_S
     pause_s = 0.05
@@ -170,5 +170,4 @@ def _ask_again(store: BlockingStore, once: Idempotent) -> Appended:
             time.sleep(pause_s)
             pause_s = min(1.0, 2 * pause_s)
         else:
-            appended: Appended = outcome.outcome if isinstance(outcome, Replayed) else outcome
-            return appended
+            return outcome.outcome if isinstance(outcome, Replayed) else outcome

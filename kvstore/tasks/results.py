@@ -5,7 +5,7 @@ import time
 from typing import Any
 
 from kvstore.commands.base import Found
-from kvstore.commands.changelog import GetLogPosition, LogPosition
+from kvstore.commands.changelog import GetLogPosition
 from kvstore.commands.documents import Delete, Get
 from kvstore.commands.jobs import DEAD, InspectJob, JobSeen
 from kvstore.core.paths import Path, parse_path
@@ -68,7 +68,7 @@ class DelayedResult:
         store, _ = _connection()
         pause_s = 0.0
         while True:
-            at: LogPosition = store.execute(GetLogPosition(self._result))
+            at = store.execute(GetLogPosition(self._result))
             if at.document:
                 return json.loads(at.document.text)
             status = self.status

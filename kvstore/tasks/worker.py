@@ -13,12 +13,13 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from kvstore.commands.base import Command
+from kvstore.commands.base import Command, Outcome
 from kvstore.commands.jobs import (
     ChangeLease,
     FinishAndTake,
+    Finished,
     FinishJob,
     Job,
     LeaseChanged,
@@ -151,7 +152,8 @@ class JobWorker:
         at = below_queue(terms.queue, RESULTS, job)
         finish = FinishJob(terms.queue, job, at, result, terms.result_ttl_s * 1000, log_length)
         try:
-            outcome = self._persist(finish if self.is_stopping else FinishAndTake(finish, self._take()))
+            outcome: Finished | Taken | Lost | None
+            outcome = self._persist(finish) if self.is_stopping else self._persist(FinishAndTake(finish, self._take()))
         except Problem as problem:
             self._fail(job, problem)
             return None
@@ -188,7 +190,7 @@ class JobWorker:
                 time.sleep(min(_MAX_YIELD_S, 0.001 * 2 ** min(self._idle_wakes, 10)))
             self._idle_wakes += 1
 
-    def _persist(self, command: Command) -> Any:
+    def _persist(self, command: Command[Outcome]) -> Outcome | None:
         """The outcome of a command, which is safe to repeat, from a Redis that may be away; None where we were to stop.
 
         Raises Problem where Redis refuses it, unless it is a take: that is tried again, whatever is wrong.

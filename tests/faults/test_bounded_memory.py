@@ -82,7 +82,6 @@ def test_what_is_kept_for_a_key(
     assert kept_bytes(backing, ask) <= TIMES * may_leave_bytes(bytes_each, len(requests_each))
 
 
-@pytest.mark.xfail(strict=True, reason="row 3")
 def test_the_embedded_server_has_a_limit(directory: Any) -> None:
     """Its memory is limited, and what is full refuses writes and evicts nothing."""
     running = start_kvstore(directory, WEB_CONCURRENCY="1")
@@ -98,7 +97,6 @@ def test_the_embedded_server_has_a_limit(directory: Any) -> None:
 # --- A body in tiny pieces (row 10) -------------------------------------------------------------------------------------
 
 
-@pytest.mark.xfail(strict=True, reason="row 10")
 @pytest.mark.parametrize("piece", [1, 2, 16, 1000])
 def test_a_body_in_chunks_takes_its_size(piece: int) -> None:
     """A body that has come in part, in however small chunks, takes little more memory than its bytes."""

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import redis
 
-from kvstore.core.codec import MAX_MEMBERS
+from kvstore.core.json_text import MAX_MEMBERS
 from kvstore.core.errors import Problem
 from kvstore.core.settings import read_settings
 from kvstore.http import protocol

@@ -382,6 +382,7 @@ def test_a_killed_connection(run: Callable, port: int, raw: redis.Redis) -> None
     for answer in refused:
         assert answer.status == 503
         assert "unknown" in answer.detail
+        assert "Idempotency-Key" in answer.detail, "a POST takes no If-Match"
         assert answer.after_s < 0.1 + AT_ONCE_S
     assert raw.get(COUNTER) == b"2"
 
