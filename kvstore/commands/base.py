@@ -1,12 +1,11 @@
-"""What can be asked of documents, and what a store can answer.
+"""What every command has in common: its protocol, the outcomes of documents, idempotency, reading refusals.
 
-A command knows its script, its keys and arguments, and how to read the reply; a store only carries it. Nothing here does
-I/O.
+A command knows its script, keys and arguments, and how to read the reply; a store only carries it. Nothing here does I/O.
 """
 
-from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
-from kvstore.commands.scripts import IDEMPOTENT, RECORD_REPLY, REGISTER_NAMESPACE, Script
+from kvstore.commands.scripts import IDEMPOTENT, RECORD_REPLY, REGISTER_NAMESPACE, Outcome_co, Script
 from kvstore.core.codec import decode
 from kvstore.core.errors import (
     PROBLEMS,
@@ -26,9 +25,15 @@ MAX_PAGE_BYTES = 4 * 1024 * 1024  # of values in a page of a listing, or one doc
 
 DAY_MS = 86_400_000
 
+Outcome = TypeVar("Outcome")
+
+RedisReply: TypeAlias = Any  # what Redis answers: bytes, int, None, or a list of these
+
+Arguments: TypeAlias = tuple[bytes | str | int, ...]
+
 
 class Found(NamedTuple):
-    """A document that is stored. Times in ms, None where it does not expire."""
+    """A stored document. Times are in ms, None where it does not expire; `tag` is None in another client's hash."""
 
     text: bytes
     is_object: bool
@@ -60,108 +65,108 @@ class Deleted(NamedTuple):
 
 
 class Failed(NamedTuple):
-    """A precondition failed; `current` is what is stored, None for nothing. Nothing was changed."""
+    """A precondition failed and nothing was changed; `current` is what is stored, None for nothing."""
 
     current: Found | None
 
 
-class Again(NamedTuple):
-    """The answer is not final: the store executes this command next.
+class Again(NamedTuple, Generic[Outcome_co]):
+    """The outcome is not known yet: the store executes `command` next.
 
-    `has_written` False says that the request has changed nothing so far.
+    `has_written` False: the command before it has changed nothing.
     """
 
-    command: "Command"
+    command: "Command[Outcome_co]"
     has_written: bool = True
 
 
-class Replayed(NamedTuple):
-    """The answer that an earlier request with the same Idempotency-Key had."""
+class Replayed(NamedTuple, Generic[Outcome_co]):
+    """The outcome of an earlier request with the same Idempotency-Key."""
 
-    outcome: Any
-
-
-Written = TypeVar("Written")  # the outcome of a write
-
-RedisReply: TypeAlias = Any  # what Redis answers: bytes, int, None, or a list of these
+    outcome: Outcome_co
 
 
-class Command(Protocol):
-    """One thing asked of a store: EVALSHA `script` with `keys` and `arguments`, then `outcome(reply)`."""
+class Command(Protocol[Outcome_co]):
+    """One request to a store: EVALSHA `script` with `keys` and `arguments`, then `outcome(reply)`."""
 
     @property
-    def script(self) -> Script: ...
+    def script(self) -> Script[Outcome_co]:
+        """The script that Redis runs."""
+
     @property
-    def keys(self) -> tuple[str, ...]: ...
+    def keys(self) -> tuple[str, ...]:
+        """The keys that the script is given, all in one slot."""
+
     @property
-    def arguments(self) -> tuple[bytes | str | int, ...]: ...
-    def outcome(self, reply: RedisReply) -> Any: ...
+    def arguments(self) -> Arguments:
+        """The arguments that the script is given."""
+
+    def outcome(self, reply: RedisReply) -> Outcome_co | Again[Outcome_co]:
+        """What the script's reply means; raises Problem."""
 
 
-class RegisterNamespace(NamedTuple):
-    """Note in the root's index that a namespace is there; the outcome is that of the command before it."""
+class RegisterNamespace(NamedTuple, Generic[Outcome]):
+    """Register a namespace in the root's index; the outcome is `then`, that of the command before it."""
 
     namespace: str
     expires_at_ms: int
-    then: Any
-    script: Script = REGISTER_NAMESPACE
+    then: Outcome | Again[Outcome]
+
+    @property
+    def script(self) -> Script[Outcome]:
+        return REGISTER_NAMESPACE
 
     @property
     def keys(self) -> tuple[str, ...]:
         return parse_path(b"/").keys
 
     @property
-    def arguments(self) -> tuple[bytes | str | int, ...]:
+    def arguments(self) -> Arguments:
         return (self.namespace + "/", self.expires_at_ms)
 
-    def outcome(self, _: RedisReply) -> Any:
+    def outcome(self, _: RedisReply) -> Outcome | Again[Outcome]:
         return self.then
 
 
-class RecordReply(NamedTuple):
-    """Keep what `command` has found outside of Redis under the request's Idempotency-Key: `words` that it reads as a reply.
+class RecordReply(NamedTuple, Generic[Outcome]):
+    """Keep what was decided outside Redis for an Idempotency-Key, as the `words` of a reply.
 
-    The outcome is `then`, or where that is a problem it is raised.
+    The command that was first asked with the key reads these words on a replay. The outcome is `then`; a Problem is raised.
     """
 
-    command: Command
+    keys: tuple[str, ...]
     words: tuple[str, ...]
-    then: Any
-    script: Script = RECORD_REPLY
+    then: Outcome | Problem
 
     @property
-    def as_replayed(self) -> Command:
-        """The command, as it reads the answer that another request with the key has kept meanwhile."""
-        replayable: Command = _replayable(self.command)
-        return replayable
+    def script(self) -> Script[Outcome]:
+        return RECORD_REPLY
 
     @property
-    def keys(self) -> tuple[str, ...]:
-        return self.command.keys
-
-    @property
-    def arguments(self) -> tuple[bytes | str | int, ...]:
+    def arguments(self) -> Arguments:
         return self.words
 
-    def outcome(self, reply: RedisReply) -> Any:
+    def outcome(self, _: RedisReply) -> Outcome:
         if isinstance(self.then, Problem):
             raise self.then
         return self.then
 
 
-class Idempotent(NamedTuple):
-    """A command with an Idempotency-Key: carried out once, and answered as then ever after: Replayed.
+class Idempotent(NamedTuple, Generic[Outcome]):
+    """A command with an Idempotency-Key: executed once. A later one with the key gets the first outcome, Replayed.
 
-    `key` is where the answer is kept, for `keep_ms`; `request` tells this request from another with the same key.
+    `key` is where the reply is kept, for `keep_ms`; `request` tells this request from another with the same key. `reader`
+    reads a kept reply, whichever command of the request is executing: None for `command` itself.
     """
 
-    command: Command
+    command: Command[Outcome]
     key: str
     request: str
     keep_ms: int = DAY_MS
+    reader: Command[Outcome] | None = None
 
     @property
-    def script(self) -> Script:
+    def script(self) -> Script[Outcome | Replayed[Outcome]]:
         return IDEMPOTENT[self.command.script.name]
 
     @property
@@ -169,30 +174,37 @@ class Idempotent(NamedTuple):
         return (*self.command.keys, self.key)
 
     @property
-    def arguments(self) -> tuple[bytes | str | int, ...]:
+    def arguments(self) -> Arguments:
         return (*self.command.arguments, self.keep_ms, self.request)
 
-    def outcome(self, reply: RedisReply) -> Any:
+    def outcome(self, reply: RedisReply) -> Outcome | Replayed[Outcome] | Again[Outcome | Replayed[Outcome]]:
         if reply[0] == b"reused":
             raise KeyReused("this Idempotency-Key came with another request before; use a new one for each request")
         if reply[0] == b"replayed":
             try:
-                first = _replayable(self.command).outcome(_checked(reply[1]))
-                while isinstance(first, Again) and isinstance(first.command, RegisterNamespace):
-                    first = first.command.then
-                return Replayed(first)
+                return Replayed(_last((self.reader or self.command).outcome(_checked(reply[1]))))
             except Problem as problem:
                 problem.headers["Idempotency-Replayed"] = "true"
                 raise
         outcome = self.command.outcome(_checked(reply))
-        return self._follow(outcome) if isinstance(outcome, Again) else outcome
+        return self._next(outcome) if isinstance(outcome, Again) else outcome
 
-    def _follow(self, again: "Again") -> "Again":
-        """What is asked next, once for the key as well, also where the root's index is told something in between."""
+    def _next(self, again: Again[Outcome]) -> Again[Outcome | Replayed[Outcome]]:
+        """The next command, under the same key, also where a namespace is registered before it."""
         command = again.command
-        if isinstance(command, RegisterNamespace) and isinstance(command.then, Again):
-            return Again(command._replace(then=self._follow(command.then)))
-        return again._replace(command=self._replace(command=command)) if command.script.name in IDEMPOTENT else again
+        if isinstance(command, RegisterNamespace):
+            then = command.then
+            return Again(command._replace(then=self._next(then))) if isinstance(then, Again) else again
+        return Again(self._replace(command=command, reader=self.reader or self.command), again.has_written)
+
+
+def _last(outcome: Outcome | Again[Outcome]) -> Outcome:
+    """The outcome that a kept reply means: the namespace was registered when the reply was new."""
+    while isinstance(outcome, Again):
+        if not isinstance(outcome.command, RegisterNamespace):
+            raise InternalError("a reply was kept that is not the last one of its request")
+        outcome = outcome.command.then
+    return outcome
 
 
 def _checked(reply: RedisReply) -> RedisReply:
@@ -201,18 +213,13 @@ def _checked(reply: RedisReply) -> RedisReply:
     return reply
 
 
-def _replayable(command: Any) -> Any:
-    """The command as it reads the answer of another that was sent before it."""
-    return getattr(command, "as_replayed", command)
-
-
 def below(container: Path) -> tuple[str, str]:
-    """What stands before a name in the keys of documents, and a container's own name in names and log."""
+    """The prefix of the keys of a container's namespace, and the prefix of the names below the container: "" or `a/b/`."""
     return container.keys.document.removesuffix(container.name), container.name + "/" if container.name else ""
 
 
-def registered(path: Path, expires_at_ms: bytes | None, outcome: Written) -> Written | Again:
-    """The outcome of a write, once the root's index knows of the namespace where its own keys' expiry is new."""
+def registered(path: Path, expires_at_ms: bytes | int | None, outcome: Outcome | Again[Outcome]) -> Outcome | Again[Outcome]:
+    """The outcome of a write, once the root's index has the namespace's new expiry; None where that is not new."""
     namespace = path.namespace
     if expires_at_ms is None or namespace == "/":
         return outcome
@@ -220,20 +227,21 @@ def registered(path: Path, expires_at_ms: bytes | None, outcome: Written) -> Wri
 
 
 def found_in(reply: RedisReply) -> Found:
-    """The document that a script's reply says is there: {fields, expires_at_ms, ttl_ms}."""
+    """The document in a script's reply: {fields, expires_at_ms, ttl_ms}."""
     fields, expires_at_ms, ttl_ms = reply
     expires = expires_at_ms >= 0
     return Found(*decode(fields), expires_at_ms if expires else None, ttl_ms if expires else None)
 
 
 def refused(reply: RedisReply) -> Failed:
-    """The outcome of a reply that says no: a precondition that failed, or a Problem that is raised."""
+    """The outcome of a refusal: Failed for a precondition; raises any other as a Problem."""
     if reply[0] == b"failed":
         return Failed(found_in(reply[1]) if len(reply) > 1 and reply[1] else None)
-    raise _problem(reply)
+    raise refusal(reply)
 
 
-def _problem(reply: RedisReply) -> Problem:
+def refusal(reply: RedisReply) -> Problem:
+    """The problem that a script's refusal is, other than a failed precondition."""
     word = reply[0]
     if word == b"no sum":
         name = reply[1].decode("utf-8", "backslashreplace")[:100]

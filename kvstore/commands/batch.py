@@ -1,189 +1,216 @@
 """Several commands as one: all of them on one namespace or none, or each on its own.
 
-The commands of one namespace that follow each other are one script. A command that must read before it can write is read before
-an atomic batch, and the batch is done again where another was faster.
+Commands of one namespace that follow each other are one script. A command that must read before it can write is read before
+an atomic batch, and the batch starts again if another writer was faster.
 """
 
-from typing import Any, NamedTuple
+from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
-from kvstore.commands.base import Again, Command, Missing, RecordReply, RedisReply, RegisterNamespace, below
-from kvstore.commands.documents import Edit, Get, Post
+from kvstore.commands.base import (
+    Again,
+    Appended,
+    Arguments,
+    Deleted,
+    Failed,
+    Found,
+    Missing,
+    RecordReply,
+    RedisReply,
+    RegisterNamespace,
+    Stored,
+    below,
+    registered,
+)
+from kvstore.commands.documents import Delete, Edit, Get, Patch, Post, Put, SetTTL
 from kvstore.commands.scripts import BATCH, Script
 from kvstore.core.errors import PROBLEMS, ContentTooLarge, Problem, problem_of_reply
 from kvstore.core.paths import Path
 
-MAX_READ_BYTES = 16 * 1024 * 1024  # of the documents in the answers of a batch, about
+MAX_READ_BYTES = 16 * 1024 * 1024  # of the documents in the responses of a batch, about
+
+BatchCommand: TypeAlias = Get | Put | Patch | SetTTL | Delete | Post | Edit
+BatchOutcome: TypeAlias = Found | Missing | Stored | Appended | Deleted | Failed
+
+Request = TypeVar("Request")  # a request of a batch, for whoever renders its response
+Answer = TypeVar("Answer")  # of a request that needs no store
 
 
-class Answered(NamedTuple):
-    """What a request of a batch is answered without the store."""
+class Answered(NamedTuple, Generic[Answer]):
+    """A request of a batch that needs no store."""
 
-    answer: object
+    answer: Answer
 
 
-# What a request of a batch asks of the store, or its answer.
-Step = Command | Answered
+Step: TypeAlias = BatchCommand | Answered[Answer]  # a request of a batch: what it asks of the store, or its answer
 
 REFUSED = b"refused in a batch"
 
 
-class Answers(NamedTuple):
-    """What the requests of a batch came to, in their order: outcomes, replies and problems."""
+class Answers(NamedTuple, Generic[Request, Answer]):
+    """The requests of a batch, and for each its outcome, its problem, or the answer that it had without the store."""
 
-    requests: list[Any]  # for whoever renders the answers
-    answers: list[Any]
+    requests: list[Request]
+    answers: list[BatchOutcome | Problem | Answer]
 
 
-class Refused(NamedTuple):
-    """One request of an atomic batch came to a refusal, so none was applied."""
+class Refused(NamedTuple, Generic[Request, Answer]):
+    """A request of an atomic batch was refused, so none was applied."""
 
     request_index: int
-    request: Any
-    answer: Any
+    request: Request
+    answer: BatchOutcome | Problem | Answer
 
 
-class Batch(NamedTuple):
-    """Carry out the steps from `at` to `stop`, all of one namespace, then the others: Answers, or Refused where `atomic`."""
+Result: TypeAlias = Answers[Request, Answer] | Refused[Request, Answer]
 
-    requests: list[Any]
-    steps: list[Step]
-    answers: list[Any]
+
+class Batch(NamedTuple, Generic[Request, Answer]):
+    """Execute the steps from `at` to `stop`, all of one namespace, then the others: Answers, or Refused if `atomic`.
+
+    `outcomes` are those of the steps before `at`, by index. The batch fills it, and replaces steps that have become others.
+    With `once`, a refusal after reading is recorded for the request's Idempotency-Key.
+    """
+
+    requests: list[Request]
+    steps: list[Step[Answer]]
+    outcomes: dict[int, BatchOutcome | Problem]
     atomic: bool
     at: int = 0
     stop: int = 0
-    left_bytes: int = MAX_READ_BYTES  # of the answers
+    left_bytes: int = MAX_READ_BYTES  # of the responses
     once: bool = False
     is_whole: bool = False
-    script: Script = BATCH
 
     @property
-    def as_replayed(self) -> "Batch":
-        """This batch as it reads the answer to all of it, whatever must be read before."""
+    def script(self) -> Script[Result[Request, Answer]]:
+        return BATCH
+
+    @property
+    def as_reader(self) -> "Batch[Request, Answer]":
+        """This batch as the reader of a kept reply: that has all of its requests, also those that were read before."""
         return self._replace(is_whole=True)
 
     @property
     def path(self) -> Path:
         """The path of its first command."""
-        return _path(self.steps[self._indexes()[0]])
+        return self._commands()[0][1].path
 
     @property
     def keys(self) -> tuple[str, ...]:
         return self.path.keys[:1]
 
     @property
-    def arguments(self) -> tuple[bytes | str | int, ...]:
-        indexes = self._indexes()
+    def arguments(self) -> Arguments:
         prefix, _ = below(self.path)
         arguments: list[bytes | str | int] = [prefix, "atomic" if self.atomic else "each", self.left_bytes]
-        for index in indexes:
-            command: Any = self.steps[index]
+        for _, command in self._commands():
             own = _arguments(command)
             arguments += (command.script.name, len(own), *own)
         return tuple(arguments)
 
-    def outcome(self, reply: RedisReply) -> Answers | Refused | Again:
-        if reply[0] == REFUSED:  # by what was read, and replayed
+    def outcome(self, reply: RedisReply) -> Result[Request, Answer] | Again[Result[Request, Answer]]:
+        word = reply[0]
+        if word == REFUSED:  # after reading, and replayed
             index = int(reply[1])
             return Refused(index, self.requests[index], PROBLEMS[reply[2].decode()](reply[3].decode()))
-        indexes = self._indexes()
-        word, found = reply[0], reply[1]
         if word in (b"undone", b"lost"):
-            index = indexes[found]
-            answer = self._answer(index, reply[2])
-            if answer is None:
+            index, command = self._commands()[reply[1]]
+            outcome = _outcome(command, reply[2])
+            if isinstance(outcome, Again):
+                self._continue(index, outcome)
                 return Again(self, has_written=False)
-            if isinstance(answer, Problem) and answer.status >= 500:
-                raise answer  # a full Redis refuses the batch, not one request of it
-            # A refusal that came after reading is kept here; the other the script has kept.
-            return self._refused(index, answer) if word == b"lost" else Refused(index, self.requests[index], answer)
-        unfinished = False
-        register: RegisterNamespace | None = None
-        for index, part in zip(indexes, found, strict=True):
-            answer = self._answer(index, part)
-            if isinstance(answer, RegisterNamespace):
-                register, answer = answer, answer.then
-            if answer is None:
-                unfinished = True
+            if isinstance(outcome, Problem) and outcome.status >= 500:
+                raise outcome  # a full Redis refuses the batch, not one request of it
+            # A refusal that came after reading is recorded here; the script has recorded any other.
+            return self._refused(index, outcome) if word == b"lost" else Refused(index, self.requests[index], outcome)
+        is_unfinished = False
+        new_expiry: int | None = None  # of the namespace's own keys
+        for (index, command), part in zip(self._commands(), reply[1], strict=True):
+            outcome = _outcome(command, part)
+            if isinstance(outcome, Again) and isinstance(outcome.command, RegisterNamespace):
+                new_expiry, outcome = outcome.command.expires_at_ms, outcome.command.then
+            if isinstance(outcome, Again):
+                self._continue(index, outcome)
+                is_unfinished = True
             elif self.atomic and word == b"read":
-                return self._refused(index, answer)
-            self.answers[index] = answer
-        if unfinished:
-            following: Answers | Again = Again(self, has_written=False)
+                return self._refused(index, outcome)
+            else:
+                self.outcomes[index] = outcome
+        following: Result[Request, Answer] | Again[Result[Request, Answer]]
+        if is_unfinished:
+            following = Again(self, has_written=False)
         elif self.atomic:
             following = self.next()
         else:
             following = self._replace(left_bytes=self.left_bytes - reply[2]).next()
-        return Again(register._replace(then=following)) if register else following
+        return registered(self.path, new_expiry, following)
 
-    def next(self) -> Answers | Again:
-        """The next requests of one namespace that follow each other, or the answers where all are there."""
+    def next(self) -> Answers[Request, Answer] | Again[Result[Request, Answer]]:
+        """Return the batch from its next run of commands on, or the answers if there is none."""
         steps, at = self.steps, self.stop
-        while at < len(steps) and not _is_command(steps[at]):
+        while at < len(steps) and isinstance(steps[at], Answered):
             at += 1
         if at == len(steps):
-            return Answers(self.requests, self.answers)
+            return Answers(
+                self.requests,
+                [step.answer if isinstance(step, Answered) else self.outcomes[index] for index, step in enumerate(steps)],
+            )
         stop = at + 1
         if self.atomic:
             stop = len(steps)
-        elif not isinstance(steps[at], Edit):
-            namespace = _path(steps[at]).namespace
+        elif not isinstance(first := steps[at], Edit | Answered):
+            namespace = first.path.namespace
             while stop < len(steps) and _joins(steps[stop], namespace):
                 stop += 1
         return Again(self._replace(at=at, stop=stop))
 
-    def _refused(self, index: int, answer: Any) -> Refused | Again:
-        refused = Refused(index, self.requests[index], answer)
-        if not (self.once and isinstance(answer, Problem)):
+    def _refused(
+        self, index: int, outcome: BatchOutcome | Problem
+    ) -> Refused[Request, Answer] | Again[Refused[Request, Answer]]:
+        refused: Refused[Request, Answer] = Refused(index, self.requests[index], outcome)
+        if not (self.once and isinstance(outcome, Problem)):
             return refused
-        words = (REFUSED.decode(), str(index), type(answer).__name__, answer.detail)
-        return Again(RecordReply(self, words, refused), has_written=False)
+        words = (REFUSED.decode(), str(index), type(outcome).__name__, outcome.detail)
+        return Again(RecordReply(self.keys, words, refused), has_written=False)
 
-    def _indexes(self) -> list[int]:
-        """Where the commands of this run are: those that must read before they can write come first, alone."""
-        indexes = [index for index in range(self.at, self.stop) if _is_command(self.steps[index])]
+    def _commands(self) -> list[tuple[int, BatchCommand]]:
+        """Return the commands of this run with their indexes: first only those that must read before they can write."""
+        commands: list[tuple[int, BatchCommand]] = []
+        for index in range(self.at, self.stop):
+            step = self.steps[index]
+            if not isinstance(step, Answered):
+                commands.append((index, step))
         if self.is_whole:
-            return indexes
-        return [index for index in indexes if isinstance(self.steps[index], Edit)] or indexes
+            return commands
+        return [(index, command) for index, command in commands if isinstance(command, Edit)] or commands
 
-    def _answer(self, index: int, reply: RedisReply) -> Any:
-        """What a request came to; None where it has become another command that is still to be carried out."""
-        command: Any = self.steps[index]
-        try:
-            if reply[0] == b"error":
-                raise problem_of_reply(reply[1].decode("utf-8", "replace"))
-            if reply[0] == b"too much":
-                raise ContentTooLarge("the answers of a batch have at most 16 MiB together: ask for this in another batch")
-            if isinstance(command, Get):
-                outcome = Missing() if reply[0] == b"missing" else command.outcome(reply[1])
-            else:
-                outcome = command.outcome(reply)
-        except Problem as problem:
-            return problem
-        if isinstance(outcome, Again):
-            if isinstance(outcome.command, RegisterNamespace):
-                return outcome.command
-            self.steps[index] = outcome.command
-            return None
-        return outcome
+    def _continue(self, index: int, again: Again[BatchOutcome]) -> None:
+        """Replace an Edit, or its Put, by the command that follows it."""
+        assert isinstance(again.command, Put)
+        self.steps[index] = again.command
 
 
-def _is_command(step: Step) -> bool:
-    return not isinstance(step, Answered)
+def _joins(step: Step[Answer], namespace: str) -> bool:
+    return isinstance(step, Answered) or (not isinstance(step, Edit) and step.path.namespace == namespace)
 
 
-def _joins(step: Step, namespace: str) -> bool:
-    return not _is_command(step) or (not isinstance(step, Edit) and _path(step).namespace == namespace)
-
-
-def _path(step: Any) -> Path:
-    path: Path = step.container if isinstance(step, Post) else step.path
-    return path
-
-
-def _arguments(command: Any) -> tuple[bytes | str | int, ...]:
+def _arguments(command: BatchCommand) -> Arguments:
     if not isinstance(command, Get):
-        own: tuple[bytes | str | int, ...] = command.arguments
-        return own
+        return command.arguments
     preconditions = command.preconditions
     since_s = preconditions.unmodified_since_s
     return (command.path.name, preconditions.match, "" if since_s is None else since_s)
+
+
+def _outcome(command: BatchCommand, reply: RedisReply) -> BatchOutcome | Problem | Again[BatchOutcome]:
+    """Return the outcome of a command from its reply, or its Problem."""
+    try:
+        if reply[0] == b"error":
+            raise problem_of_reply(reply[1].decode("utf-8", "replace"))
+        if reply[0] == b"too much":
+            raise ContentTooLarge("the answers of a batch have at most 16 MiB together: ask for this in another batch")
+        if isinstance(command, Get):
+            return Missing() if reply[0] == b"missing" else command.outcome(reply[1])
+        return command.outcome(reply)
+    except Problem as problem:
+        return problem

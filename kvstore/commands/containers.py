@@ -1,19 +1,19 @@
-"""What can be asked of containers and of change logs, and what they can answer: as documents.py has it for documents."""
+"""Commands on a container: list what is below it, or delete all of it."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from kvstore.commands.base import MAX_PAGE_BYTES, Again, Found, RecordReply, RedisReply, below, found_in
+from kvstore.commands.base import MAX_PAGE_BYTES, Again, Arguments, Found, RecordReply, RedisReply, below, found_in
 from kvstore.commands.jobs import read_mark
 from kvstore.commands.scripts import DELETE_RECURSIVE, IS_NAMESPACE_EMPTY, LIST, Script
 from kvstore.core.paths import Path, parse_path
 
-MAX_DELETED_AT_ONCE = 1000  # some 10 ms of Redis's time
+MAX_DELETED_AT_ONCE = 1000  # about 10 ms in Redis
 
 
 class Item(NamedTuple):
-    """What a listing says of a document, or with `document` None of a container; `text` is empty where no values were asked.
+    """An item of a listing: a document, whose `text` is empty if no values were asked for; or a container, without `document`.
 
-    `state` and `attempts` are of a job; the state is `ready`, `leased` or `delayed`, "" where the container is no queue.
+    `state` (`ready`, `leased` or `delayed`) and `attempts` are those of a job; `state` is "" if the container is not a queue.
     """
 
     name: str
@@ -23,7 +23,7 @@ class Item(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """A page of what lies below a container. `tag` None: the root has none; `more` is the command for the next page."""
+    """A page of a listing. `tag` is None for the root container, which has none; `more` is the command for the next page."""
 
     items: list[Item]
     tag: str | None
@@ -31,19 +31,19 @@ class Listing(NamedTuple):
 
 
 class Unchanged(NamedTuple):
-    """A container's entity-tag is one that If-None-Match names."""
+    """If-None-Match names the container's entity-tag."""
 
     tag: str
 
 
 class DeletedRecursive(NamedTuple):
-    """Documents below a container were deleted."""
+    """So many documents below a container were deleted."""
 
     documents: int
 
 
 class List(NamedTuple):
-    """List what lies below a container, `limit` items at most: Listing or Unchanged."""
+    """List what is below a container, at most `limit` items: Listing or Unchanged."""
 
     container: Path
     after: str
@@ -52,14 +52,14 @@ class List(NamedTuple):
     with_values: bool
     recursive: bool
     none_match: str
-    script: Script = LIST
+    script: Script[Listing | Unchanged] = LIST
 
     @property
     def keys(self) -> tuple[str, ...]:
         return self.container.keys
 
     @property
-    def arguments(self) -> tuple[bytes | str | int, ...]:
+    def arguments(self) -> Arguments:
         return (
             *below(self.container),
             self.after,
@@ -71,7 +71,7 @@ class List(NamedTuple):
             self.none_match,
         )
 
-    def outcome(self, reply: RedisReply) -> Listing | Unchanged | Again:
+    def outcome(self, reply: RedisReply) -> Listing | Unchanged | Again[Listing | Unchanged]:
         if reply[0] == b"again":
             return Again(self, has_written=False)
         tag = reply[1].decode()
@@ -85,25 +85,23 @@ class List(NamedTuple):
         listing = Listing(items, None, more)
         return DropEmptyNamespaces(listing, 0).next()
 
-    def _item(self, name: bytes, *document: Any, now_ms: int | None) -> Item:
+    def _item(self, name: bytes, *document: RedisReply, now_ms: int | None) -> Item:
         if not document:
             return Item(name.decode(), None)
         found = found_in(document)
         item = Item(name.decode(), found if self.with_values else found._replace(text=b""))
-        return item if now_ms is None or self.recursive else item._replace(**_as_job(document[0], now_ms))
-
-
-def _as_job(fields: list[bytes], now_ms: int) -> dict[str, Any]:
-    mark = read_mark(fields)
-    return {"state": mark.state(now_ms), "attempts": mark.attempts}
+        if now_ms is None or self.recursive:
+            return item
+        mark = read_mark(document[0])
+        return item._replace(state=mark.state(now_ms), attempts=mark.attempts)
 
 
 class DropEmptyNamespaces(NamedTuple):
-    """Take the namespaces in which nothing lies out of a listing of the root, from the item `at` on: Listing."""
+    """Remove empty namespaces from a listing of the root, from the item `at` on: Listing."""
 
     listing: Listing
     at: int
-    script: Script = IS_NAMESPACE_EMPTY
+    script: Script[Listing] = IS_NAMESPACE_EMPTY
 
     @property
     def container(self) -> Path:
@@ -114,10 +112,10 @@ class DropEmptyNamespaces(NamedTuple):
         return self.container.keys
 
     @property
-    def arguments(self) -> tuple[bytes | str | int, ...]:
+    def arguments(self) -> Arguments:
         return below(self.container)[:1]
 
-    def outcome(self, reply: RedisReply) -> Listing | Again:
+    def outcome(self, reply: RedisReply) -> Listing | Again[Listing]:
         if reply[0] == b"again":
             return Again(self, has_written=False)
         if reply[0] == b"some":
@@ -125,8 +123,8 @@ class DropEmptyNamespaces(NamedTuple):
         del self.listing.items[self.at]
         return self.next()
 
-    def next(self) -> Listing | Again:
-        """The listing where no namespace is left to look into, else the look into the next."""
+    def next(self) -> Listing | Again[Listing]:
+        """Return the check of the next namespace, or the listing if there is no other."""
         items = self.listing.items
         for at in range(self.at, len(items)):
             if items[at].document is None:
@@ -135,26 +133,29 @@ class DropEmptyNamespaces(NamedTuple):
 
 
 class DeleteRecursive(NamedTuple):
-    """Delete all documents below a container, some at a time: DeletedRecursive."""
+    """Delete all documents below a container, some in each script: DeletedRecursive.
+
+    With `once`, the total is counted in Redis and recorded for the request's Idempotency-Key.
+    """
 
     container: Path
     once: bool
     deleted: int = 0
-    script: Script = DELETE_RECURSIVE
+    script: Script[DeletedRecursive] = DELETE_RECURSIVE
 
     @property
     def keys(self) -> tuple[str, ...]:
         return self.container.keys
 
     @property
-    def arguments(self) -> tuple[bytes | str | int, ...]:
+    def arguments(self) -> Arguments:
         return (*below(self.container), MAX_DELETED_AT_ONCE)
 
-    def outcome(self, reply: RedisReply) -> DeletedRecursive | Again:
-        if reply[0] == b"deleted below":  # only where it is replayed
+    def outcome(self, reply: RedisReply) -> DeletedRecursive | Again[DeletedRecursive]:
+        if reply[0] == b"deleted below":  # a kept reply
             return DeletedRecursive(int(reply[1]))
         deleted = reply[1] if self.once else self.deleted + reply[1]
         if reply[2]:
             return Again(self._replace(deleted=deleted))
         outcome = DeletedRecursive(deleted)
-        return Again(RecordReply(self, ("deleted below", str(deleted)), outcome)) if self.once else outcome
+        return Again(RecordReply(self.keys, ("deleted below", str(deleted)), outcome)) if self.once else outcome

@@ -1,4 +1,4 @@
-"""What can be asked of documents."""
+"""Commands on one document: read, replace, change, append, delete."""
 
 import hashlib
 from collections.abc import Callable
@@ -7,6 +7,7 @@ from typing import NamedTuple
 from kvstore.commands.base import (
     Again,
     Appended,
+    Arguments,
     Deleted,
     Failed,
     Found,
@@ -14,9 +15,9 @@ from kvstore.commands.base import (
     RecordReply,
     RedisReply,
     Stored,
-    _problem,
     below,
     found_in,
+    refusal,
     refused,
     registered,
 )
@@ -30,28 +31,31 @@ from kvstore.core.json_text import MAX_BYTES, MAX_MEMBERS
 from kvstore.core.paths import Path
 from kvstore.core.preconditions import NONE, Preconditions, tag_time_ms
 
-ID_BYTES = 20  # of a name that POST makes: 13 digits of ms, a letter, a count
-MAX_ATTEMPTS = 1000  # to write back a document that others write at the same time
-MAX_ATTEMPTED_BYTES = 16 * 1024 * 1024  # of the document in all attempts together: some 4 s of Python
+ID_BYTES = 20  # of a name that POST assigns: 13 digits of ms, a letter, a count
+MAX_ATTEMPTS = 1000  # to write back a document that other clients write at the same time
+MAX_ATTEMPTED_BYTES = 16 * 1024 * 1024  # of the document, over all attempts: about 4 s of Python
 
 
-# What is stored (None: nothing) → what shall be, and its TTL in ms, None for the one it has; or raises a Problem.
+# From the stored document (None for nothing) to the new one, and its TTL in ms (None: keep the expiry); raises Problem.
 Transform = Callable[[Found | None], tuple[Encoded, int | None]]
 
 
 class Get(NamedTuple):
-    """Read a document: Found or Missing. The conditions are judged where it is rendered; a batch must know them before."""
+    """Read a document: Found or Missing.
+
+    `preconditions` are judged when the outcome is rendered, or by the script of an atomic batch.
+    """
 
     path: Path
     preconditions: Preconditions = NONE
-    script: Script = READ
+    script: Script[Found | Missing] = READ
 
     @property
     def keys(self) -> tuple[str, ...]:
         return (self.path.keys.document,)
 
     @property
-    def arguments(self) -> tuple[bytes | str | int, ...]:
+    def arguments(self) -> Arguments:
         return ()
 
     def outcome(self, reply: RedisReply) -> Found | Missing:
@@ -61,8 +65,8 @@ class Get(NamedTuple):
 class Put(NamedTuple):
     """Replace a document, or create it: Stored or Failed.
 
-    `ttl_ms` None keeps the expiry of a document that `edit` has read as `base`; a document that is no longer that is edited
-    again.
+    With `edit`, the document is written back only if it is still what `edit` read, `base`; otherwise it is edited again. Then
+    `ttl_ms` None keeps its expiry.
     """
 
     path: Path
@@ -72,22 +76,22 @@ class Put(NamedTuple):
     log_length: int
     edit: "Edit | None" = None
     base: str = ""
-    script: Script = PUT
+    script: Script[Stored | Failed] = PUT
 
     @property
     def keys(self) -> tuple[str, ...]:
         return self.path.keys
 
     @property
-    def arguments(self) -> tuple[bytes | str | int, ...]:
-        encoded, ttl_ms = self.encoded, self.ttl_ms
-        options = ""
-        if self.preconditions is not NONE or self.edit or encoded.has_server_values:
-            op, server_values = "patch" if self.edit else "put", "sv" if encoded.has_server_values else ""
-            options = "\n".join((*map(str, _judged(self.preconditions)), op, self.base, server_values))
-        return (self.path.name, "" if ttl_ms is None else ttl_ms, self.log_length, encoded.shape, options, *encoded.fields)
+    def arguments(self) -> Arguments:
+        encoded, ttl_ms = self.encoded, "" if self.ttl_ms is None else self.ttl_ms
+        if self.preconditions is NONE and not self.edit and not encoded.has_server_values:
+            return (self.path.name, ttl_ms, self.log_length, encoded.shape, "", *encoded.fields)
+        op, server_values = "patch" if self.edit else "put", "sv" if encoded.has_server_values else ""
+        options = (op, *_judged(self.preconditions), self.base, server_values)
+        return (self.path.name, ttl_ms, self.log_length, encoded.shape, *options, *encoded.fields)
 
-    def outcome(self, reply: RedisReply) -> Stored | Failed | Again:
+    def outcome(self, reply: RedisReply) -> Stored | Failed | Again[Stored | Failed]:
         if reply[0] in (b"created", b"replaced"):
             return registered(self.path, reply[5], _stored(reply, self.encoded))
         if self.edit and reply[0] == b"lost":
@@ -96,9 +100,9 @@ class Put(NamedTuple):
 
 
 class Patch(NamedTuple):
-    """Change members of a document, none of them to an object, or create it: Stored or Failed.
+    """Change members of a document, none of them to an object, or create the document: Stored or Failed.
 
-    A member that is null in `encoded` is taken away. `ttl_ms` None keeps the expiry.
+    A member that is null in `encoded` is removed. `ttl_ms` None keeps the expiry.
     """
 
     path: Path
@@ -107,14 +111,14 @@ class Patch(NamedTuple):
     default_ttl_ms: int
     preconditions: Preconditions
     log_length: int
-    script: Script = PATCH
+    script: Script[Stored | Failed] = PATCH
 
     @property
     def keys(self) -> tuple[str, ...]:
         return self.path.keys
 
     @property
-    def arguments(self) -> tuple[bytes | str | int, ...]:
+    def arguments(self) -> Arguments:
         return (
             self.path.name,
             "" if self.ttl_ms is None else self.ttl_ms,
@@ -128,7 +132,7 @@ class Patch(NamedTuple):
             *(b"" if part == b"null" and index % 2 else part for index, part in enumerate(self.encoded.fields)),
         )
 
-    def outcome(self, reply: RedisReply) -> Stored | Failed | Again:
+    def outcome(self, reply: RedisReply) -> Stored | Failed | Again[Stored | Failed]:
         if reply[0] in (b"created", b"replaced"):
             return registered(self.path, reply[2], Stored(found_in(reply[1]), created=reply[0] == b"created"))
         return refused(reply)
@@ -140,17 +144,17 @@ class SetTTL(NamedTuple):
     path: Path
     ttl_ms: int
     preconditions: Preconditions
-    script: Script = SET_TTL
+    script: Script[Stored | Missing | Failed] = SET_TTL
 
     @property
     def keys(self) -> tuple[str, ...]:
         return self.path.keys
 
     @property
-    def arguments(self) -> tuple[bytes | str | int, ...]:
+    def arguments(self) -> Arguments:
         return (self.path.name, self.ttl_ms, *_judged(self.preconditions))
 
-    def outcome(self, reply: RedisReply) -> Stored | Missing | Failed | Again:
+    def outcome(self, reply: RedisReply) -> Stored | Missing | Failed | Again[Stored | Missing | Failed]:
         if reply[0] == b"touched":
             return registered(self.path, reply[2], Stored(found_in(reply[1]), created=False))
         return Missing() if reply[0] == b"missing" else refused(reply)
@@ -163,15 +167,20 @@ class Post(NamedTuple):
     encoded: Encoded
     ttl_ms: int
     log_length: int
-    delay_ms: int = 0  # before which it cannot be taken as a job
-    script: Script = POST
+    delay_ms: int = 0  # until it can be taken as a job
+    script: Script[Appended] = POST
 
     @property
     def keys(self) -> tuple[str, ...]:
         return self.container.keys
 
     @property
-    def arguments(self) -> tuple[bytes | str | int, ...]:
+    def path(self) -> Path:
+        """The container: the path that a batch groups this command by."""
+        return self.container
+
+    @property
+    def arguments(self) -> Arguments:
         container, encoded = self.container, self.encoded
         return (
             *below(container),
@@ -183,9 +192,9 @@ class Post(NamedTuple):
             *encoded.fields,
         )
 
-    def outcome(self, reply: RedisReply) -> Appended | Again:
+    def outcome(self, reply: RedisReply) -> Appended | Again[Appended]:
         if reply[0] != b"created":
-            raise _problem(reply)
+            raise refusal(reply)
         tag, name, fields = reply[1].decode(), reply[2], reply[3]
         found = Found(*decode(fields), tag_time_ms(tag) + self.ttl_ms, self.ttl_ms)
         appended = Appended(self.container.text + name.decode().rpartition("/")[2], found)
@@ -198,14 +207,14 @@ class Delete(NamedTuple):
     path: Path
     preconditions: Preconditions
     log_length: int
-    script: Script = DELETE
+    script: Script[Deleted | Missing | Failed] = DELETE
 
     @property
     def keys(self) -> tuple[str, ...]:
         return self.path.keys
 
     @property
-    def arguments(self) -> tuple[bytes | str | int, ...]:
+    def arguments(self) -> Arguments:
         return (self.path.name, *_judged(self.preconditions), self.log_length)
 
     def outcome(self, reply: RedisReply) -> Deleted | Missing | Failed:
@@ -215,7 +224,10 @@ class Delete(NamedTuple):
 
 
 class Edit(NamedTuple):
-    """Read a document, change it with `change`, and write it back where nobody has written meanwhile, else again."""
+    """Read a document, apply `transform`, and write it back; start again if another client wrote it meanwhile.
+
+    With `once`, a Problem of `transform` is recorded for the request's Idempotency-Key.
+    """
 
     path: Path
     transform: Transform
@@ -223,25 +235,25 @@ class Edit(NamedTuple):
     log_length: int
     once: bool = False
     attempts: int = 0
-    script: Script = READ_FOR_UPDATE
+    script: Script[Stored | Failed] = READ_FOR_UPDATE
 
     @property
     def keys(self) -> tuple[str, ...]:
         return self.path.keys
 
     @property
-    def arguments(self) -> tuple[bytes | str | int, ...]:
+    def arguments(self) -> Arguments:
         return (self.path.name, *_judged(self.preconditions))
 
-    def outcome(self, reply: RedisReply) -> Again | Stored | Failed:
+    def outcome(self, reply: RedisReply) -> Stored | Failed | Again[Stored | Failed]:
         if reply[0] == b"read":
             return self.next(reply)
-        if reply[0] in (b"created", b"replaced"):  # only where it is replayed
+        if reply[0] in (b"created", b"replaced"):  # a kept reply of the Put that came last
             return _stored(reply, None)
         return refused(reply)
 
-    def next(self, reply: RedisReply) -> Again:
-        """The next attempt, from a reply that says what is there."""
+    def next(self, reply: RedisReply) -> Again[Stored | Failed]:
+        """Return the next attempt, from a reply with the document that is stored."""
         current = found_in(reply[1]) if reply[1] else None
         if self.attempts >= MAX_ATTEMPTS or (current and self.attempts * len(current.text) > MAX_ATTEMPTED_BYTES):
             raise unavailable("too many others write this document at once; send the request again. Nothing was changed")
@@ -250,7 +262,7 @@ class Edit(NamedTuple):
         except Problem as problem:
             if not self.once:
                 raise
-            return Again(RecordReply(self, (type(problem).__name__, problem.detail), problem), has_written=False)
+            return Again(RecordReply(self.keys, (type(problem).__name__, problem.detail), problem), has_written=False)
         base = "!" if current is None else f"{current.tag or '-'} {_digest(reply[1][0])}"
         edit = self._replace(attempts=self.attempts + 1)
         put = Put(self.path, encoded, ttl_ms, self.preconditions, self.log_length, edit, base)
@@ -258,7 +270,7 @@ class Edit(NamedTuple):
 
 
 def _judged(preconditions: Preconditions) -> tuple[str, str, str | int]:
-    """The preconditions as the scripts take them."""
+    """Return preconditions as scripts take them: If-Match, If-None-Match, If-Unmodified-Since."""
     if preconditions is NONE:
         return "", "", ""
     since_s = preconditions.unmodified_since_s
@@ -266,14 +278,14 @@ def _judged(preconditions: Preconditions) -> tuple[str, str, str | int]:
 
 
 def _digest(fields: list[bytes]) -> int:
-    """What stands for all that a hash holds, in any order: the same as in put.lua."""
+    """Return a digest of all fields of a hash, whatever their order: the same as in put.lua."""
     pairs = zip(fields[::2], fields[1::2], strict=True)
     hexes = (hashlib.sha1(b"%d:%b%b" % (len(name), name, value), usedforsecurity=False).hexdigest() for name, value in pairs)
     return sum(int(hex_[:12], 16) for hex_ in hexes) % 2**48
 
 
 def _stored(reply: RedisReply, encoded: Encoded | None) -> Stored:
-    """What put.lua wrote: `encoded`, or what the reply says."""
+    """Return what put.lua wrote: the fields in the reply, or `encoded` if the reply has none."""
     word, tag, expires_at_ms, ttl_ms, fields = reply[:5]
     if fields or encoded is None:
         text, is_object, _ = decode(fields)

@@ -1,23 +1,24 @@
-"""Presence: a document that is there for as long as somebody holds it. What is asked of a store, and the query that asks it.
+"""Commands of presence: a document that exists as long as somebody holds it.
 
-Whoever holds a document (`holder`: a process, or a stream) is registered beside it, until a time that is put off again and
-again. The document goes when the last one is released, or it expires when those that held it are heard of no more. Nothing
-here does I/O; `live/presence.py` holds.
+A holder (a process, or a stream) is registered beside the document, for HOLD_S, and renews that. The document is deleted when
+its last holder releases it, and expires if its holders stop renewing. Nothing here does I/O; `live/presence.py` holds.
 """
 
 from typing import NamedTuple
 
-from kvstore.commands.base import Again, RedisReply, registered
+from kvstore.commands.base import Again, Arguments, RedisReply, registered
+from kvstore.commands.documents import Delete, Put
 from kvstore.commands.scripts import HOLD, RELEASE_HOLD, Script
 from kvstore.core.codec import Encoded
 from kvstore.core.errors import AlreadyStored
 from kvstore.core.paths import Path, own_key
+from kvstore.core.preconditions import NONE, Preconditions
 
-HOLD_S = 28.0  # that a document outlives a process that died: 30 s, the 2 s included in which an expiry is noticed
+HOLD_S = 28.0  # a document outlives a process that died by 30 s; an expiry is noticed within 2 s
 
 
 class Held(NamedTuple):
-    """The document is there, and held."""
+    """The document exists, and is held."""
 
 
 class Released(NamedTuple):
@@ -25,9 +26,9 @@ class Released(NamedTuple):
 
 
 class Hold(NamedTuple):
-    """Keep a document there for HOLD_S: Kept.
+    """Hold a document for HOLD_S: Held.
 
-    Raises AlreadyStored where a document is there that nobody holds. With `renews` what is stored there is left as it is.
+    Raises AlreadyStored if a document is stored there that nobody holds. With `renews` the stored document is not changed.
     """
 
     path: Path
@@ -35,19 +36,18 @@ class Hold(NamedTuple):
     log_length: int
     holder: str = ""
     renews: bool = False
-    script: Script = HOLD
+    script: Script[Held] = HOLD
 
     @property
     def keys(self) -> tuple[str, ...]:
         return _keys(self.path)
 
     @property
-    def arguments(self) -> tuple[bytes | str | int, ...]:
-        ttl_ms, encoded = int(HOLD_S * 1000), self.encoded
-        word = "renew" if self.renews else "hold"
-        return (self.holder, word, self.path.name, ttl_ms, self.log_length, encoded.shape, "", *encoded.fields)
+    def arguments(self) -> Arguments:
+        put = Put(self.path, self.encoded, int(HOLD_S * 1000), NONE, self.log_length)
+        return (self.holder, "renew" if self.renews else "hold", *put.arguments)
 
-    def outcome(self, reply: RedisReply) -> Held | Again:
+    def outcome(self, reply: RedisReply) -> Held | Again[Held]:
         if reply[0] == b"taken":
             raise AlreadyStored(
                 f"a document is stored at {self.path.text} that no stream holds, and holding it would delete it in the end;"
@@ -57,18 +57,19 @@ class Hold(NamedTuple):
 
 
 class Release(NamedTuple):
-    """Hold a document no longer, and delete it where nobody else holds it: Released."""
+    """Stop holding a document, and delete it if nobody else holds it: Released."""
 
     hold: Hold
-    script: Script = RELEASE_HOLD
+    script: Script[Released] = RELEASE_HOLD
 
     @property
     def keys(self) -> tuple[str, ...]:
         return _keys(self.hold.path)
 
     @property
-    def arguments(self) -> tuple[bytes | str | int, ...]:
-        return (self.hold.holder, self.hold.path.name, "*", "", "", self.hold.log_length)
+    def arguments(self) -> Arguments:
+        delete = Delete(self.hold.path, Preconditions(match="*"), self.hold.log_length)
+        return (self.hold.holder, *delete.arguments)
 
     def outcome(self, _: RedisReply) -> Released:
         return Released()

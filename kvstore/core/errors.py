@@ -260,7 +260,7 @@ _REPLIES: dict[str, tuple[type[Problem], str]] = {
     "TRYAGAIN": (StoreUnavailable, "the Redis cluster is moving this namespace; send the request again"),
     "NOREPLICAS": (StoreUnavailable, "Redis has too few replicas to accept writes; send the request again"),
     "NOAUTH": (StoreUnavailable, "Redis requires a password; add it to REDIS_URL"),
-    "WRONGPASS": (StoreUnavailable, "Redis rejected the user name or the password; correct REDIS_URL"),
+    "WRONGPASS": (StoreUnavailable, "Redis rejected the user name or password; correct REDIS_URL"),
     "NOPERM": (StoreUnavailable, "the Redis user may not run commands that kvstore needs; see Access in docs/data-layout.md"),
 }
 

@@ -11,20 +11,19 @@ import json
 import re
 from collections.abc import Callable
 from json.encoder import encode_basestring
-from typing import Any
+from typing import TypeAlias
 
 from kvstore.commands.base import Command, Idempotent
 from kvstore.commands.batch import (
     Answered,
     Answers,
     Batch,
+    BatchCommand,
+    BatchOutcome,
     Refused,
     Step,
-    _is_command,
-    _path,
 )
 from kvstore.commands.documents import Edit, Get
-from kvstore.commands.scripts import IN_A_BATCH
 from kvstore.core import json_text
 from kvstore.core.errors import (
     BatchRefused,
@@ -35,26 +34,28 @@ from kvstore.core.errors import (
     Problem,
 )
 from kvstore.core.preconditions import parse_preconditions
-from kvstore.http import messages
-from kvstore.http.messages import DOCUMENT, SAFE, Request, refuse
+from kvstore.http.messages import DOCUMENT, SAFE, Request, Response, refuse
 
 MAX_REQUESTS = 1000
+
+Answer: TypeAlias = Response | Problem  # of a request of a batch that needs no store
+Render: TypeAlias = Callable[[Request, BatchOutcome], Response]
 
 _LEFT_OUT = {name for name, _ in (*DOCUMENT, *SAFE)}  # header fields that are the same in each response
 
 
-def parse_batch(request: Request, parse: Callable[[Request], Command | messages.Response]) -> tuple[bool, Batch]:
-    """Return whether a batch is atomic, and its command; raises Problem. `parse` is called for each request in it."""
+def parse_batch(request: Request, parse: Callable[[Request], Command[object] | Response]) -> Batch[Request, Answer]:
+    """Return the command of a batch; raises Problem. `parse` is called for each request in it."""
     atomic, requests = _envelope(request)
-    steps: list[Step] = []
+    steps: list[Step[Answer]] = []
     for part in requests:
         try:
             command = parse(part)
             if isinstance(command, Get):
                 command = command._replace(preconditions=parse_preconditions(part.headers))
-            if isinstance(command, messages.Response):
+            if isinstance(command, Response):
                 steps.append(Answered(command))
-            elif command.script.name in ("read", *IN_A_BATCH):
+            elif isinstance(command, BatchCommand):
                 steps.append(command)
             elif isinstance(command, Idempotent):
                 raise InvalidRequest("a request in a batch takes no Idempotency-Key; send one with the whole atomic batch")
@@ -64,15 +65,14 @@ def parse_batch(request: Request, parse: Callable[[Request], Command | messages.
             steps.append(Answered(problem))
     if atomic:
         _check_atomic(steps)
-    answers = [step.answer if isinstance(step, Answered) else None for step in steps]
-    return atomic, Batch(requests, steps, answers, atomic, once="idempotency-key" in request.headers)
+    return Batch(requests, steps, {}, atomic, once="idempotency-key" in request.headers)
 
 
-def _check_atomic(steps: list[Step]) -> None:
-    commands: list[Any] = [step for step in steps if _is_command(step)]
-    if len({_path(command).namespace for command in commands}) > 1:
+def _check_atomic(steps: list[Step[Answer]]) -> None:
+    commands = [step for step in steps if not isinstance(step, Answered)]
+    if len({command.path.namespace for command in commands}) > 1:
         raise NotInBatch('the requests of an atomic batch must have paths with the same first segment; or send "atomic":false')
-    paths = [_path(command).text for command in commands if command.script.name != "read"]
+    paths = [command.path.text for command in commands if not isinstance(command, Get)]
     for command in commands:
         if isinstance(command, Edit) and paths.count(command.path.text) > 1:
             raise NotInBatch(
@@ -136,35 +136,34 @@ _is_field = re.compile(r"[\t -~\x80-\xff]*").fullmatch
 _MEMBERS = (("method", "null"), ("path", "null"), ("headers", "{}"))
 
 
-def render_answers(answers: Answers, render: Callable[[Request, Any], messages.Response]) -> messages.Response:
+def render_answers(answers: Answers[Request, Answer], render: Render) -> Response:
     """Return the response to a batch that was executed. `render` is called for each request in it."""
     texts = []
     for request, answer in zip(*answers, strict=True):
-        status, headers, body, _ = _reply(request, answer, render)
+        status, headers, body, _ = _response(request, answer, render)
         if request.method == "HEAD":
             body = b""
         told = [f'"{name}":{encode_basestring(value)}' for name, value in headers if name not in _LEFT_OUT]
         texts.append(
             b'{"status":%d,"headers":{%b},"body":%b}' % (status, ",".join(told).encode(), body.rstrip(b"\n") or b"null")
         )
-    return messages.Response(200, DOCUMENT, b'{"responses":[%b]}\n' % b",".join(texts))
+    return Response(200, DOCUMENT, b'{"responses":[%b]}\n' % b",".join(texts))
 
 
-def render_refused(refused: Refused, render: Callable[[Request, Any], messages.Response]) -> BatchRefused:
+def render_refused(refused: Refused[Request, Answer], render: Render) -> BatchRefused:
     """Return the problem of an atomic batch that was not applied."""
-    reply = _reply(refused.request, refused.answer, render)
+    response = _response(refused.request, refused.answer, render)
     return BatchRefused(
         f"request {refused.request_index} (counted from 0) was refused, so none was applied; `problem` says why",
         index=refused.request_index,
-        problem=reply.body.rstrip(b"\n"),
+        problem=response.body.rstrip(b"\n"),
     )
 
 
-def _reply(request: Request, answer: Any, render: Callable[[Request, Any], messages.Response]) -> messages.Response:
+def _response(request: Request, answer: BatchOutcome | Answer, render: Render) -> Response:
     try:
         if isinstance(answer, Problem):
             raise answer
-        reply = answer if isinstance(answer, messages.Response) else render(request, answer)
+        return answer if isinstance(answer, Response) else render(request, answer)
     except Problem as problem:
-        reply = refuse(problem)
-    return reply
+        return refuse(problem)

@@ -6,10 +6,11 @@ it changes nothing, and the batch takes the slow path too.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from json.encoder import encode_basestring
 
+from kvstore.commands.base import Outcome
 from kvstore.commands.batch import Answers
 from kvstore.commands.bulk import CREATED, GetMany, ManyRead, ManyWritten, Otherwise, PutMany
 from kvstore.core import codec
@@ -17,11 +18,13 @@ from kvstore.core.errors import Problem
 from kvstore.core.paths import MAX_BYTES, PLAIN_SEGMENT, parse_path
 from kvstore.core.preconditions import tag_time_ms
 from kvstore.core.settings import Settings
-from kvstore.http.batch import MAX_REQUESTS, render_answers
+from kvstore.http.batch import MAX_REQUESTS, Answer, Render, render_answers
 from kvstore.http.messages import DOCUMENT, Request, Response, http_date, with_ttl
 
 
-def parse_bulk(request: Request, settings: Settings, otherwise: Otherwise) -> PutMany | GetMany | None:
+def parse_bulk(
+    request: Request, settings: Settings, otherwise: Otherwise[Outcome]
+) -> PutMany[Outcome] | GetMany[Outcome] | None:
     """Return the command of a batch of similar requests; None for any other batch, and for one that may be refused."""
     requests = _split(request.body)
     if not requests:
@@ -87,7 +90,7 @@ def _split(body: bytes) -> list[Sequence[bytes]]:
     return requests if begin and end and not (begin[1] and end[1]) else []
 
 
-def render_responses(request: Request, outcome: Answers | ManyWritten | ManyRead, render: Callable[..., Response]) -> Response:
+def render_responses(request: Request, outcome: Answers[Request, Answer] | ManyWritten | ManyRead, render: Render) -> Response:
     """Return the response to a batch that was executed. `render` is called for each request in it."""
     match outcome:
         case ManyWritten():

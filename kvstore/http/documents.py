@@ -8,10 +8,10 @@ import re
 from collections.abc import Mapping
 from functools import lru_cache
 
-from kvstore.commands.base import Appended, Command, Failed, Found, Missing, Stored
+from kvstore.commands.base import Appended, Failed, Found, Missing, Stored
 from kvstore.commands.containers import DeleteRecursive
 from kvstore.commands.documents import ID_BYTES, Delete, Edit, Patch, Post, Put, SetTTL
-from kvstore.commands.jobs import Take
+from kvstore.commands.jobs import ChangeLease, Take, Taken
 from kvstore.commands.subscriptions import LongPoll
 from kvstore.commands.transforms import json_patch_transform, merge_patch_transform
 from kvstore.core import codec
@@ -52,7 +52,7 @@ def parse_put(request: Request, path: Path, raw_query: bytes, settings: Settings
     return Put(path, encoded, ttl_ms, parse_preconditions(request.headers), settings.log_length)
 
 
-def parse_post(request: Request, path: Path, raw_query: bytes, settings: Settings) -> Post | Take | LongPoll:
+def parse_post(request: Request, path: Path, raw_query: bytes, settings: Settings) -> Post | Take | LongPoll[Taken]:
     """Return the command of a POST: an append, or a take with `?lease=`; raises Problem."""
     if raw_query and parameter(raw_query, "lease") is not None:
         return take(request, path, raw_query, settings)
@@ -73,7 +73,7 @@ def parse_delete(request: Request, path: Path, raw_query: bytes, settings: Setti
     return Delete(path, parse_preconditions(request.headers), settings.log_length)
 
 
-def parse_patch(request: Request, path: Path, raw_query: bytes, settings: Settings) -> Command:
+def parse_patch(request: Request, path: Path, raw_query: bytes, settings: Settings) -> Patch | Edit | SetTTL | ChangeLease:
     """Return the command of a PATCH; raises Problem."""
     if raw_query and parameter(raw_query, "lease") is not None:
         if request.body:

@@ -7,7 +7,7 @@ Request and Response say what an adapter must do itself. Sources: RFC 9110 (HTTP
 import hashlib
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 from kvstore.commands.base import Appended, Command, Deleted, Failed, Found, Idempotent, Missing, Replayed, Stored
 from kvstore.commands.batch import Answered, Answers, Batch, Refused
@@ -29,7 +29,7 @@ from kvstore.core.errors import (
 from kvstore.core.paths import Path, own_key, parse_path, split_target
 from kvstore.core.preconditions import parse_preconditions
 from kvstore.core.settings import Settings
-from kvstore.http.batch import parse_batch, render_answers, render_refused
+from kvstore.http.batch import Answer, parse_batch, render_answers, render_refused
 from kvstore.http.bulk_batch import parse_bulk, render_responses
 from kvstore.http.containers import parse_list, render_listing, render_unchanged
 from kvstore.http.content import ACCEPT_PATCH, check_json
@@ -61,6 +61,25 @@ from kvstore.http.queues import MAX_WAIT_S, render_held, render_taken
 
 BATCH_PATH = "/_/batch"
 
+Executed: TypeAlias = (
+    Found
+    | Missing
+    | Stored
+    | Appended
+    | Deleted
+    | Failed
+    | Listing
+    | Unchanged
+    | DeletedRecursive
+    | Answers[Request, Answer]
+    | Refused[Request, Answer]
+    | ManyWritten
+    | ManyRead
+    | Taken
+    | LeaseChanged
+)
+Outcome: TypeAlias = Executed | Replayed[Executed]  # what a request's command can come to
+
 ALLOW_DOCUMENT = "GET, HEAD, PUT, PATCH, POST, DELETE, OPTIONS"
 ALLOW_CONTAINER = "GET, HEAD, POST, DELETE, OPTIONS"
 
@@ -71,7 +90,7 @@ STREAM: Headers = (("Content-Type", EVENT_STREAM), ("Cache-Control", "no-store")
 _POSITION = re.compile(r"[0-9]{1,15}-[0-9]{1,15}")
 
 
-def parse(request: Request, settings: Settings) -> Command | Follow | LongPoll | Response:
+def parse(request: Request, settings: Settings) -> Command[Outcome] | Follow | LongPoll[Outcome] | Response:
     """Return the command that a request asks for, or the response if the store is not needed; raises Problem.
 
     No store executes a Follow or a LongPoll: `live/` does.
@@ -110,11 +129,11 @@ def parse(request: Request, settings: Settings) -> Command | Follow | LongPoll |
     if key is None:
         return command
     if isinstance(command, LongPoll):
-        return command._replace(command=_idempotent(request, command.path, key, command.command))
+        return LongPoll(_idempotent(request, command.path, key, command.command), command.path, command.wait_s)
     return _idempotent(request, path.container if method == "POST" else path, key, command)
 
 
-def render(request: Request, outcome: object) -> Response:
+def render(request: Request, outcome: Outcome) -> Response:
     """Return the response to a request whose command had this outcome; raises Problem."""
     renderer = _RENDERERS.get(type(outcome))
     if renderer is None:
@@ -150,7 +169,7 @@ def _options(request: Request, allow: str) -> Response:
     return Response(204, (("Allow", allow), ("Accept-Patch", ACCEPT_PATCH), *preflight(request, allow), *SAFE))
 
 
-def _batch(request: Request, path: Path, settings: Settings) -> Command | Response:
+def _batch(request: Request, path: Path, settings: Settings) -> Command[Outcome] | Response:
     if request.method == "OPTIONS":
         return Response(204, (("Allow", "POST, OPTIONS"), *preflight(request, "POST"), *SAFE))
     if request.method != "POST":
@@ -158,19 +177,26 @@ def _batch(request: Request, path: Path, settings: Settings) -> Command | Respon
     check_origin(request.headers, settings)
     check_json(request.headers)
     if "idempotency-key" not in request.headers:
-        alike = parse_bulk(request, settings, lambda: _any_batch(request, settings))
-        if alike is not None:
-            return alike
+        bulk = parse_bulk(request, settings, lambda: _slow_batch(request, settings))
+        if bulk is not None:
+            return bulk
     return _any_batch(request, settings)
 
 
-def _any_batch(request: Request, settings: Settings) -> Command | Response:
-    atomic, batch = parse_batch(request, lambda part: _in_batch(part, settings))
+def _slow_batch(request: Request, settings: Settings) -> Command[Executed]:
+    """The batch that a bulk one becomes where the script finds that it would be refused."""
+    batch = _any_batch(request, settings)
+    assert isinstance(batch, Batch)  # each of its requests needs the store
+    return batch
+
+
+def _any_batch(request: Request, settings: Settings) -> Batch[Request, Answer] | Idempotent[Executed] | Response:
+    batch = parse_batch(request, lambda part: _in_batch(part, settings))
     first = batch.next()
     key = request.headers.get("idempotency-key")
-    if key is not None and not atomic:
+    if key is not None and not batch.atomic:
         raise InvalidRequest("a batch that is not atomic takes no Idempotency-Key; make it atomic, or send no key")
-    if atomic:
+    if batch.atomic:
         for index, step in enumerate(batch.steps):
             if isinstance(step, Answered) and isinstance(step.answer, Problem):
                 raise render_refused(Refused(index, batch.requests[index], step.answer), render)
@@ -178,10 +204,10 @@ def _any_batch(request: Request, settings: Settings) -> Command | Response:
         return render_answers(first, render)
     command = first.command
     assert isinstance(command, Batch)
-    return command if key is None else _idempotent(request, command.path, key, command)
+    return command if key is None else _idempotent(request, command.path, key, command, command.as_reader)
 
 
-def _in_batch(request: Request, settings: Settings) -> Command | Response:
+def _in_batch(request: Request, settings: Settings) -> Command[Outcome] | Response:
     if parse_path(split_target(request.target)[0]).text == BATCH_PATH:  # before its body is parsed, which may nest further
         raise NotInBatch("a batch cannot contain a batch; put its requests into the outer one, or send it by itself")
     command = parse(request, settings)
@@ -190,7 +216,7 @@ def _in_batch(request: Request, settings: Settings) -> Command | Response:
     return command
 
 
-_WRITES: dict[str, Callable[[Request, Path, bytes, Settings], Command | LongPoll]] = {
+_WRITES: dict[str, Callable[[Request, Path, bytes, Settings], Command[Executed] | LongPoll[Executed]]] = {
     "PUT": parse_put,
     "PATCH": parse_patch,
     "POST": parse_post,
@@ -198,13 +224,16 @@ _WRITES: dict[str, Callable[[Request, Path, bytes, Settings], Command | LongPoll
 }
 
 
-def _idempotent(request: Request, path: Path, key: str, command: Command) -> Idempotent:
+def _idempotent(
+    request: Request, path: Path, key: str, command: Command[Executed], reader: Command[Executed] | None = None
+) -> Idempotent[Executed]:
     """Wrap a command so that it is executed once for its key (draft-ietf-httpapi-idempotency-key-header)."""
     if not 1 <= len(key) <= 255:
         raise InvalidRequest("an Idempotency-Key must have 1 to 255 characters")
     asked = (request.method, request.target, request.body, *(request.headers.get(name) for name in _ASKED_BY))
     fingerprint = hashlib.sha256(repr(asked).encode()).hexdigest()
-    return Idempotent(command, own_key(path, "idempotency:" + hashlib.sha256(key.encode()).hexdigest()), fingerprint)
+    kept = own_key(path, "idempotency:" + hashlib.sha256(key.encode()).hexdigest())
+    return Idempotent(command, kept, fingerprint, reader=reader)
 
 
 # The header fields that belong to the request for its Idempotency-Key: with another value it is another request.
@@ -215,7 +244,7 @@ def _held(request: Request, held: LeaseChanged) -> Response:
     return apply_preference(request, render_held(held))
 
 
-def _replayed(request: Request, again: Replayed) -> Response:
+def _replayed(request: Request, again: Replayed[Executed]) -> Response:
     replayed = ("Idempotency-Replayed", "true")
     try:
         reply = render(request, again.outcome)
@@ -225,7 +254,7 @@ def _replayed(request: Request, again: Replayed) -> Response:
     return reply._replace(headers=(*reply.headers, replayed))
 
 
-def _refused(_: Request, refused: Refused) -> Response:
+def _refused(_: Request, refused: Refused[Request, Answer]) -> Response:
     raise render_refused(refused, render)
 
 

@@ -9,7 +9,7 @@ from collections import deque
 from contextlib import suppress
 from typing import Any
 
-from kvstore.commands.base import Command, Found, Idempotent, Missing
+from kvstore.commands.base import Command, Found, Idempotent, Missing, Outcome
 from kvstore.commands.containers import Unchanged
 from kvstore.commands.documents import Get
 from kvstore.commands.jobs import ChangeLease, Taken
@@ -21,7 +21,7 @@ from kvstore.live.log_reader import RETRY_S
 from kvstore.stores.pipelined import AsyncStore
 
 
-def is_settled(command: Command, outcome: object) -> bool:
+def is_settled(command: Command[object], outcome: object) -> bool:
     """Whether an outcome is one to answer with, where the client would rather wait for another."""
     if isinstance(outcome, Taken):
         return bool(outcome.jobs)
@@ -42,7 +42,7 @@ class LongPolls:
         self._taking: set[asyncio.Task[Any]] = set()
         self._is_closed = False
 
-    async def outcome(self, wait: LongPoll) -> Any:
+    async def outcome(self, wait: LongPoll[Outcome]) -> Outcome:
         """The outcome of a command as soon as there is something to answer with, else its last one; raises Problem."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + wait.wait_s
@@ -87,7 +87,7 @@ class LongPolls:
         while self._queues or self._taking:
             await asyncio.sleep(0.01)
 
-    async def _execute(self, command: Command) -> Any:
+    async def _execute(self, command: Command[Outcome]) -> Outcome:
         """The outcome of a command; jobs that it takes for somebody who has gone meanwhile are given back."""
         task = self._begin(command)
         try:
@@ -97,7 +97,7 @@ class LongPolls:
                 task.add_done_callback(self._give_back)
             raise
 
-    def _begin(self, command: Command) -> "asyncio.Task[Any]":
+    def _begin(self, command: Command[Outcome]) -> asyncio.Task[Outcome]:
         task = asyncio.ensure_future(self._store.execute(command))
         self._taking.add(task)
         task.add_done_callback(self._ended)
@@ -112,7 +112,7 @@ class LongPolls:
         if task.cancelled() or task.exception() or not isinstance(task.result(), Taken):
             return
         for job in task.result().jobs:
-            self._begin(ChangeLease(job.path, f" {job.lease} ", 0, 0, "-"))
+            self._begin(ChangeLease.release(job))
 
 
 class WaitQueue:

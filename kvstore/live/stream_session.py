@@ -29,7 +29,7 @@ HEARTBEAT_S = 12.0  # a reader hears something every 15 s
 RETRY = b"retry: 2000\n\n"
 RESET = b"event: reset\ndata: {}\n\n"
 
-Steps: TypeAlias = Generator[Command | bytes, Any, str]
+Steps: TypeAlias = Generator[Command[object] | bytes, Any, str]
 
 
 def begin(asked: Follow) -> Steps:

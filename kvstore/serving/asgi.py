@@ -16,7 +16,7 @@ from kvstore.core.redis_url import parse_redis_url
 from kvstore.core.settings import read_settings
 from kvstore.http.cors import shown_to
 from kvstore.http.messages import MAX_BODY_BYTES, Headers, Request, Response, refuse
-from kvstore.http.protocol import STREAM, parse, render
+from kvstore.http.protocol import STREAM, Outcome, parse, render
 from kvstore.live.hub import MAX_BUFFERED_BYTES, Hub, Subscriber
 from kvstore.live.long_poll import LongPolls
 from kvstore.runtime import Runtime, locate
@@ -157,7 +157,7 @@ class _Gone(Exception):
     """The client has gone while it waited."""
 
 
-async def _unless_gone(answer: Coroutine[Any, Any, Any], receive: Receive) -> Any:
+async def _unless_gone(answer: Coroutine[Any, Any, Outcome], receive: Receive) -> Outcome:
     """What `answer` comes to; raises _Gone where the client goes before that."""
     tasks = asyncio.ensure_future(answer), asyncio.ensure_future(_gone(receive))
     try:

@@ -9,15 +9,14 @@ import asyncio
 import logging
 from http import HTTPStatus
 from time import time
-from typing import Any
 
-from kvstore.commands.base import Command
+from kvstore.commands.containers import List
 from kvstore.commands.subscriptions import Follow, LongPoll
 from kvstore.core.errors import Problem, RequestTimeout, problem_in
 from kvstore.core.settings import Settings
 from kvstore.http.cors import shown_to
 from kvstore.http.messages import Headers, Request, Response, http_date, refuse
-from kvstore.http.protocol import STREAM, parse, render
+from kvstore.http.protocol import STREAM, Outcome, parse, render
 from kvstore.live.hub import Hub
 from kvstore.live.long_poll import LongPolls
 from kvstore.serving.http1 import HEAD, NOTHING, Reader
@@ -107,7 +106,7 @@ class ClientConnection(asyncio.Protocol):
         self._busy = False  # a command is with the store
         self._paused = False  # reading
         self._choked = False  # writing
-        self._next: tuple[Request, Command] | None = None  # of a reply that goes on when the client has read
+        self._next: tuple[Request, List] | None = None  # of a reply that goes on when the client has read
         self._stream: Stream | None = None
         self._wait: asyncio.Task[None] | None = None  # of a request that waits for something to answer with
         self.due = server.loop.time() + HEAD_S
@@ -236,7 +235,7 @@ class ClientConnection(asyncio.Protocol):
         self.due = _NEVER
         server.store.submit(command, self._answered, request)
 
-    def _answered(self, request: Request, outcome: Any) -> None:
+    def _answered(self, request: Request, outcome: Outcome | Exception) -> None:
         try:
             if isinstance(outcome, Exception):
                 raise outcome
@@ -294,7 +293,7 @@ class ClientConnection(asyncio.Protocol):
         if self._paused:
             self._transport.resume_reading()
 
-    def _send_part(self, request: Request, part: bytes, more: Command | None) -> None:
+    def _send_part(self, request: Request, part: bytes, more: List | None) -> None:
         """Send a part of a body, then what follows it, as fast as the client reads."""
         self._busy = True
         if not self._choked:
@@ -310,7 +309,7 @@ class ClientConnection(asyncio.Protocol):
         else:
             self._server.store.submit(more, self._went_on, request)
 
-    def _went_on(self, request: Request, outcome: Any) -> None:
+    def _went_on(self, request: Request, outcome: Outcome | Exception) -> None:
         if self._transport.is_closing():
             return
         try:
@@ -342,7 +341,8 @@ class ClientConnection(asyncio.Protocol):
         if self._ended and not (self._busy or self._choked):
             self._close()
 
-    async def _answer_late(self, request: Request, wait: LongPoll) -> None:
+    async def _answer_late(self, request: Request, wait: LongPoll[Outcome]) -> None:
+        outcome: Outcome | Exception
         try:
             outcome = await self._server.long_polls.outcome(wait)
         except Exception as error:

@@ -30,7 +30,7 @@ from kvstore.core.paths import escape, split_target
 from kvstore.core.settings import Settings, read_settings
 from kvstore.http.cors import shown_to
 from kvstore.http.messages import MAX_BODY_BYTES, Request, Response, refuse
-from kvstore.http.protocol import STREAM, parse, render
+from kvstore.http.protocol import STREAM, Outcome, parse, render
 from kvstore.live.long_poll import is_settled
 from kvstore.live.presence import CLOSE_S, RENEW_S, RETRY_S
 from kvstore.live.stream_session import HEARTBEAT_S, Steps, begin, catch_up
@@ -185,7 +185,7 @@ def _end_stays() -> None:
         stay.end(until - time.monotonic())
 
 
-def _waited(store: BlockingStore, wait: LongPoll, environ: Environ) -> Any:
+def _waited(store: BlockingStore, wait: LongPoll[Outcome], environ: Environ) -> Outcome:
     """The outcome of a command that is carried out again and again, until there is something to answer with, or nobody to."""
     deadline = time.monotonic() + wait.wait_s
     while True:

@@ -13,7 +13,7 @@ from typing import Any
 
 import redis
 
-from kvstore.commands.base import Again, Command
+from kvstore.commands.base import Again, Command, Outcome, RedisReply
 from kvstore.core.errors import Problem
 from kvstore.core.paths import Path, own_key
 from kvstore.core.redis_url import parse_redis_url
@@ -76,7 +76,7 @@ class BlockingStore:
         # redis-py bounds the connections to each node; at that bound a client of a cluster or of Sentinels fails at once.
         self._turns = _Turns(MAX_BLOCKING_CONNECTIONS)
 
-    def execute(self, command: Command) -> Any:
+    def execute(self, command: Command[Outcome]) -> Outcome:
         """Execute a command and those that follow it, and return the outcome; raises Problem."""
         began = time.monotonic()
         execution = Execution(command, began, began + redis_clients.BLOCKING.answer_s)
@@ -87,7 +87,7 @@ class BlockingStore:
             if not isinstance(outcome, Again):
                 return outcome
 
-    def _reply(self, execution: Execution) -> Any:
+    def _reply(self, execution: Execution[Any]) -> RedisReply | Problem:
         """The reply to a command, or the Problem that came in its place."""
         words = evalsha_words(execution.command)
         try:

@@ -8,11 +8,11 @@ import asyncio
 from dataclasses import dataclass
 from typing import Any
 
-from kvstore.commands.base import Command, Idempotent
+from kvstore.commands.base import Command, Idempotent, Outcome
 from kvstore.commands.documents import Edit
 from kvstore.core.errors import Problem, unavailable
 from kvstore.stores.pipelined import AsyncStore, executed
-from kvstore.stores.redis_connection import Done
+from kvstore.stores.redis_connection import Context, Done
 
 QUEUED_S = 2.0  # that an edit may wait for those before it
 MAX_QUEUED = 1000
@@ -22,8 +22,8 @@ MAX_QUEUED = 1000
 class PendingCommand:
     """An edit that waits for those before it."""
 
-    command: Command
-    done: Done
+    command: Command[Any]
+    done: Done[Any, Any]
     context: Any
 
 
@@ -37,10 +37,10 @@ class EditQueue:
         self._store = store
         self._queues: dict[str, _Edits] = {}  # by the document's key: behind the edit that is with the store
 
-    def submit(self, command: Command, done: Done, context: Any) -> None:
+    def submit(self, command: Command[Outcome], done: Done[Context, Outcome], context: Context) -> None:
         """As PipelinedStore.submit."""
-        edit = command.command if type(command) is Idempotent else command
-        if type(edit) is not Edit:
+        edit = command.command if isinstance(command, Idempotent) else command
+        if not isinstance(edit, Edit):
             self._store.submit(command, done, context)
             return
         key = edit.path.keys.document
@@ -55,7 +55,7 @@ class EditQueue:
         else:
             loop.call_soon(done, context, _crowded())
 
-    async def execute(self, command: Command) -> Any:
+    async def execute(self, command: Command[Outcome]) -> Outcome:
         """The outcome of a command; raises Problem."""
         return await executed(self, command)
 
@@ -63,7 +63,7 @@ class EditQueue:
         """As PipelinedStore.close."""
         await self._store.close()
 
-    def _done(self, edit: tuple[str, Done, Any], outcome: Any) -> None:
+    def _done(self, edit: tuple[str, Done[Any, Any], Any], outcome: object) -> None:
         """Let the next one begin, and tell the outcome of this one."""
         key, done, context = edit
         queue = self._queues[key]

@@ -9,16 +9,16 @@ import logging
 import ssl
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import hiredis
 
-from kvstore.commands.base import Command
+from kvstore.commands.base import Command, Outcome
 from kvstore.commands.bulk import coalescing_key
 from kvstore.core.errors import Problem, unavailable
 from kvstore.core.redis_url import Address
 from kvstore.stores import redis_clients
-from kvstore.stores.redis_connection import Done, PendingCommand, RedisConnection, open_connection
+from kvstore.stores.redis_connection import Context, Done, PendingCommand, RedisConnection, open_connection
 from kvstore.stores.redis_errors import UNCHANGED, problem_of, too_many_waiting
 
 log = logging.getLogger("kvstore")
@@ -30,19 +30,16 @@ CHECK_S = 0.25  # between checks for what is overdue: so much later than its tim
 class AsyncStore(Protocol):
     """A store for one event loop."""
 
-    def submit(self, command: Command, done: Done, context: Any) -> None: ...
-    async def execute(self, command: Command) -> Any: ...
+    def submit(self, command: Command[Outcome], done: Done[Context, Outcome], context: Context) -> None: ...
+    async def execute(self, command: Command[Outcome]) -> Outcome: ...
     async def close(self) -> None: ...
 
 
-async def executed(store: AsyncStore, command: Command) -> Any:
+async def executed(store: AsyncStore, command: Command[Outcome]) -> Outcome:
     """Submit a command and return its outcome; raises Problem."""
-    answer = asyncio.get_running_loop().create_future()
+    answer: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
     store.submit(command, _settle, answer)
-    outcome = await answer
-    if isinstance(outcome, Problem):
-        raise outcome
-    return outcome
+    return await answer
 
 
 class PipelinedStore:
@@ -74,7 +71,7 @@ class PipelinedStore:
         self._check: asyncio.TimerHandle | None = None
         self._closed = False
 
-    def submit(self, command: Command, done: Done, context: Any) -> None:
+    def submit(self, command: Command[Outcome], done: Done[Context, Outcome], context: Context) -> None:
         """Send a command; `done(context, outcome)` is called once, after this returns, with the outcome or the Problem."""
         loop = self._loop
         if loop is None:
@@ -97,7 +94,7 @@ class PipelinedStore:
                 return
         loop.call_soon(done, context, too_many_waiting())
 
-    async def execute(self, command: Command) -> Any:
+    async def execute(self, command: Command[Outcome]) -> Outcome:
         """Execute a command and those that follow it, and return the outcome; raises Problem."""
         return await executed(self, command)
 
@@ -169,10 +166,10 @@ class PipelinedStore:
             pending.tell(why)
 
 
-def _settle(answer: "asyncio.Future[Any]", outcome: Any) -> None:
+def _settle(answer: "asyncio.Future[Outcome]", outcome: Outcome | Exception) -> None:
     if answer.done():  # the caller was cancelled
         return
-    if isinstance(outcome, Exception) and not isinstance(outcome, Problem):
+    if isinstance(outcome, Exception):
         answer.set_exception(outcome)
     else:
         answer.set_result(outcome)

@@ -10,14 +10,14 @@ from typing import Any
 
 import redis
 
-from kvstore.commands.base import Again, Command
+from kvstore.commands.base import Again, Command, Outcome, RedisReply
 from kvstore.core.errors import Problem
 from kvstore.core.redis_url import parse_redis_url
 from kvstore.stores import redis_clients
 from kvstore.stores.execution import Execution, Words, eval_words, evalsha_words
 from kvstore.stores.pipelined import AsyncStore, PipelinedStore
 from kvstore.stores.redis_clients import MAX_POOLED_CONNECTIONS, close_pooled_client, pooled_client
-from kvstore.stores.redis_connection import Done
+from kvstore.stores.redis_connection import Context, Done
 from kvstore.stores.redis_errors import LOOP_ERRORS, all_busy, problem_of, too_many_waiting
 
 
@@ -31,20 +31,21 @@ class PooledStore:
         self._waiting = self._waiting_bytes = 0  # commands without a reply
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def submit(self, command: Command, done: Done, context: Any) -> None:
+    def submit(self, command: Command[Outcome], done: Done[Context, Outcome], context: Context) -> None:
         """As PipelinedStore.submit."""
         task = asyncio.get_running_loop().create_task(self._submit(command, done, context))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _submit(self, command: Command, done: Done, context: Any) -> None:
+    async def _submit(self, command: Command[Outcome], done: Done[Context, Outcome], context: Context) -> None:
+        outcome: Outcome | Exception
         try:
             outcome = await self.execute(command)
         except Exception as error:
             outcome = error
         done(context, outcome)
 
-    async def execute(self, command: Command) -> Any:
+    async def execute(self, command: Command[Outcome]) -> Outcome:
         """Execute a command and those that follow it, and return the outcome; raises Problem."""
         loop = asyncio.get_running_loop()
         execution = Execution(command, loop.time(), loop.time() + redis_clients.POOLED.answer_s)
@@ -55,7 +56,7 @@ class PooledStore:
             if not isinstance(outcome, Again):
                 return outcome
 
-    async def _reply(self, execution: Execution) -> Any:
+    async def _reply(self, execution: Execution[Any]) -> RedisReply | Problem:
         """The reply to a command, or the Problem that came in its place."""
         words = evalsha_words(execution.command)
         size = sum(len(word) for word in words if not isinstance(word, int))
@@ -74,7 +75,7 @@ class PooledStore:
             self._waiting -= 1
             self._waiting_bytes -= size
 
-    async def _answered(self, execution: Execution, words: Words) -> Any:
+    async def _answered(self, execution: Execution[Any], words: Words) -> RedisReply | Problem:
         """The same, with a turn that is taken."""
         try:
             async with asyncio.timeout_at(execution.due):

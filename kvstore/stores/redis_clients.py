@@ -128,6 +128,8 @@ def blocking_client(address: Address) -> Any:
         # With a URL redis-py lets us choose the class of the connections.
         (host, port), *_ = address.nodes
         options |= {"url": f"redis://{_url_host(host)}:{port}", "connection_class": _bounded(over_tcp)}
+        # Without reinitialize_steps=0 every fifth MOVED closes all connections, with commands on them that others wait for.
+        options["reinitialize_steps"] = 0
         return redis.RedisCluster(startup_nodes=[redis.cluster.ClusterNode(*node) for node in address.nodes], **options)
     if address.kind == "sentinel":
         sentinels = redis.Sentinel(address.nodes, sentinel_kwargs=_sentinel_options(address) | {"retry": Retry(NoBackoff(), 0)})
@@ -153,7 +155,6 @@ def pooled_client(address: Address) -> Any:
     options = _options(address, POOLED) | {"retry": AsyncRetry(NoBackoff(), 0), "max_connections": 2 * MAX_POOLED_CONNECTIONS}
     if address.kind == "cluster":
         nodes = [redis.asyncio.cluster.ClusterNode(*node) for node in address.nodes]
-        # Without reinitialize_steps=0 every fifth MOVED closes all connections, with commands on them that others wait for.
         return redis.asyncio.RedisCluster(startup_nodes=nodes, ssl=address.tls, reinitialize_steps=0, **options)
     return _async_sentinels(address).master_for(address.primary, ssl=address.tls, **options)
 

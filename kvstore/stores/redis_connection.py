@@ -8,11 +8,11 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import hiredis
 
-from kvstore.commands.base import Again, Command
+from kvstore.commands.base import Again, Command, Outcome
 from kvstore.commands.bulk import CoalescingKey, coalesce, slot_among
 from kvstore.core.errors import UNKNOWN, Problem, unavailable
 from kvstore.core.redis_url import Address
@@ -24,20 +24,22 @@ log = logging.getLogger("kvstore")
 
 MAX_COALESCED = 64  # commands in one script: more gain little, and other clients of Redis wait for all of them
 
-Done = Callable[[Any, Any], None]
+Context = TypeVar("Context")
+
+Done: TypeAlias = Callable[[Context, Outcome | Exception], None]  # called with the context and outcome of a command
 
 
-class PendingCommand(Execution):
+class PendingCommand(Execution[Any]):
     """A request without an outcome: `done(context, outcome)` is called with it, once."""
 
     __slots__ = ("context", "count", "done", "packed", "size", "timer")
 
-    def __init__(self, command: Command, done: Done, context: Any, began: float, due: float) -> None:
+    def __init__(self, command: Command[Any], done: Done[Any, Any], context: Any, began: float, due: float) -> None:
         self.command = command
         self.began = began
         self.due = due
         self.has_written = False
-        self.done: Done | None = done  # None after the call
+        self.done: Done[Any, Any] | None = done  # None after the call
         self.context = context
         self.count = 1  # of the commands that it stands for
         self.timer: asyncio.TimerHandle | None = None

@@ -18,7 +18,7 @@ ERRORS: tuple[type[Exception], ...] = (
     OSError,
 )
 # The same on an event loop: uvloop and asyncio raise these where redis-py writes to a connection that was reset before.
-LOOP_ERRORS = (*ERRORS, RuntimeError, AttributeError)
+LOOP_ERRORS: tuple[type[Exception], ...] = (*ERRORS, RuntimeError, AttributeError)
 
 # redis-py takes the first word of an error reply away where it has a class for it. Subclasses come before their bases.
 _WORDS: dict[type[redis.RedisError], str] = {

@@ -4,7 +4,6 @@ Against the real command where the time is what counts; with limits of a fractio
 """
 
 import contextlib
-import socket
 import subprocess
 import threading
 import time
@@ -17,7 +16,7 @@ from tests.support.inprocess import InProcess
 from tests.support.serving import Served, start_kvstore
 from tests.support.serving import wire as request_bytes
 from tests.support.stores import Running, make_directory, wait_until
-from tests.support.wires import Wire
+from tests.support.wires import Wire, unread
 
 HEAD_S = 10  # as docs/http.md promises
 LATE_S = 2.5  # that a server may be late in noticing, on a machine that is busy with other tests
@@ -216,14 +215,6 @@ def test_an_empty_line_again_and_again_is_no_head(impatient: InProcess) -> None:
             wire.send(b"\r\n")
             time.sleep(0.05)
     assert time.monotonic() - begun < 8
-
-
-def unread(at: tuple[str, int], buffered: int = 4096) -> socket.socket:
-    """A connection of a client whose kernel takes as little as it can, or about this much."""
-    connection = socket.socket()
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffered)
-    connection.connect(at)
-    return connection
 
 
 MEBIBYTE = 1024 * 1024

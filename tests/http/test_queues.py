@@ -16,6 +16,9 @@ from hypothesis import strategies as st
 from kvstore.commands.jobs import Take
 from kvstore.commands.scripts import TAKE
 from kvstore.core.paths import own_key, parse_path
+from kvstore.core.settings import Settings
+from kvstore.http.messages import Request
+from kvstore.http.protocol import parse, render
 from tests.support.asking import (
     JSON,
     MERGE,
@@ -1165,6 +1168,27 @@ def test_a_take_that_buries_and_registers_asked_again(client: Checked, raw: redi
     answers = [take(client, "/ns/q/?lease=60s&max_attempts=1", [KEY]) for _ in range(2)]
     assert answers[0].json["items"][0]["path"] == "/ns/q/b"
     assert (answers[1].body, answers[1].headers["Idempotency-Replayed"]) == (answers[0].body, "true")
+
+
+@on_few
+def test_a_take_that_buries_overtaken_by_its_retry(client: Checked, raw: redis.Redis) -> None:
+    """A request that is moving dead jobs when its retry has taken others answers as the retry did."""
+    client.put("/ns/q/a", "1")
+    client.put("/ns/q/b", "2")
+    [job] = taken(client)
+    lease_for(client, job, "0")
+    request = Request("POST", b"/ns/q/?lease=60s&limit=9&max_attempts=1", {KEY[0].lower(): KEY[1]})
+
+    def execute(command: Any) -> Any:
+        """One script of a command."""
+        return command.outcome(raw.eval(command.script.text, len(command.keys), *command.keys, *command.arguments))
+
+    moving = execute(parse(request, Settings())).command
+    retried = take(client, request.target.decode(), [KEY])
+    assert [job["path"] for job in retried.json["items"]] == ["/ns/q/b"]
+    answer = render(request, execute(moving))
+    assert (answer.status, answer.body) == (200, retried.body)
+    assert ("Idempotency-Replayed", "true") in answer.headers
 
 
 @on_few

@@ -351,6 +351,16 @@ def test_every_problem_is_documented(problem: type[Problem]) -> None:
     assert f"| {problem.status} | `{problem.uri()}` |" in (DOCS / "errors.md").read_text("utf-8")
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_table_has_as_many_cells_in_each_row(page: Path) -> None:
+    """Otherwise it is shown as a line of text."""
+    tables = re.findall(r"(?:^\|.*\|\n)+", BLOCK.sub("", page.read_text("utf-8")), re.MULTILINE)
+    for table in tables:
+        rows = [re.sub(r"`[^`]*`", "", row).count("|") for row in table.splitlines()]
+        assert len(set(rows)) == 1, table
+        assert re.fullmatch(r"\|(?: *:?-+:? *\|)+", table.splitlines()[1]), table
+
+
 def test_no_problem_is_documented_that_is_none() -> None:
     """A row whose problem has gone goes as well."""
     documented = re.findall(r"^\| \d{3} \| `(urn:kvstore:[a-z-]+)` \|", (DOCS / "errors.md").read_text("utf-8"), re.MULTILINE)

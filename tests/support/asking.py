@@ -65,13 +65,18 @@ def post(client: Checked, target: str, document: Any, headers: Lines = ()) -> An
 
 
 def batch(client: Checked, requests: list[Any], *, atomic: bool | None = None, headers: Lines = ()) -> Answer:
-    """Several requests in one, each as (method, path), (method, path, body) or (method, path, body, headers)."""
+    """Several requests in one, as batch_body() takes them."""
+    return client.request("POST", "/_/batch", headers, batch_body(requests, atomic=atomic))
+
+
+def batch_body(requests: list[Any], *, atomic: bool | None = None) -> bytes:
+    """The body of a batch: each request as (method, path), (method, path, body) or (method, path, body, headers)."""
     named = [
         request if isinstance(request, dict) else dict(zip(("method", "path", "body", "headers"), request, strict=False))
         for request in requests
     ]
     envelope: dict[str, Any] = {} if atomic is None else {"atomic": atomic}
-    return client.request("POST", "/_/batch", headers, as_body({**envelope, "requests": named}))
+    return as_body({**envelope, "requests": named})
 
 
 def listed(client: Checked, target: str) -> list[Any]:

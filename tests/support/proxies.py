@@ -1,4 +1,4 @@
-"""Stands between a client and a Redis, on the event loop of a test: sees what passes, and can withhold or make it up."""
+"""Stands between a client and a Redis, on the event loop of a test: sees what passes, and can withhold, delay or make it up."""
 
 import asyncio
 from collections.abc import Callable
@@ -12,6 +12,7 @@ class Proxy:
         self.sent: list[bytes] = []
         self.connections = 0
         self.swallows_replies = False
+        self.reply_after_s = 0.0
         self._to = port
         self._server: asyncio.Server | None = None
 
@@ -67,7 +68,9 @@ class _FromRedis(asyncio.Protocol):
         self._towards = towards
 
     def data_received(self, data: bytes) -> None:
-        if not self._proxy.swallows_replies:
+        if self._proxy.reply_after_s:
+            asyncio.get_running_loop().call_later(self._proxy.reply_after_s, self._towards.write, data)
+        elif not self._proxy.swallows_replies:
             self._towards.write(data)
 
     def connection_lost(self, _: Exception | None) -> None:

@@ -74,6 +74,12 @@ def redis_server(directory: Path, *arguments: str) -> "subprocess.Popen[bytes]":
         )
 
 
+def start_redis_on_tcp(directory: Path, *options: str) -> tuple[int, "subprocess.Popen[bytes]"]:
+    """A process of redis-server with these options on a port of 127.0.0.1: the port, the process."""
+    (port,) = free_ports(1)
+    return port, redis_server(directory, "--bind", "127.0.0.1", "--port", str(port), *KEEPS_NOTHING, *options)
+
+
 def wait_for_redis(process: "subprocess.Popen[bytes]", directory: Path, ready: Callable[[], object]) -> None:
     """Wait until a redis_server is `ready()`; where it ends instead, fail with what it said."""
     said = directory / "redis.log"

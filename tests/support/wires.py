@@ -115,6 +115,14 @@ class Wire:
         return read
 
 
+def unread(at: tuple[str, int], buffered: int = 4096) -> socket.socket:
+    """A connection of a client whose kernel takes as little as it can, or about this much."""
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffered)
+    connection.connect(at)
+    return connection
+
+
 def in_chunks(body: bytes, size: int = 100_000) -> bytes:
     """A body in the chunked transfer coding (RFC 9112 section 7.1)."""
     pieces = [body[at : at + size] for at in range(0, len(body), size)]

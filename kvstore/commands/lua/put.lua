@@ -1,11 +1,11 @@
 -- Replace a document as a whole, or create it.
 -- KEYS   1 log  2 document
 -- ARGV   1 the document's name in names and log  2 ttl_ms  3 length of the log  4 what follows the entity-tag in our own field
---        5 '' for a plain PUT, else six lines: If-Match, If-None-Match, If-Unmodified-Since (s); 'put', or 'patch' for a
---        document that was read, changed, and is written back: the expiry stays where ttl_ms is ''; what it was read as:
---        '' for anything, '!' for nothing, else its tag or '-', and the digest of its fields; 'sv' where values are server
---        values
---        6… field, value, …
+--        5 '' for a plain PUT; 6… field, value, …
+--        5 else 'put', or 'patch' for a document that was read, changed, and is written back: it keeps its expiry if ttl_ms is
+--        ''  6 If-Match  7 If-None-Match  8 If-Unmodified-Since (s)  9 what the document was read as: '' for anything, '!' for
+--        nothing, else its tag or '-', and the digest of its fields  10 'sv' if some values are server values, else ''
+--        11… field, value, …
 -- reply  {'created' or 'replaced', entity-tag, expires_at_ms (-1: never), ttl_ms, nil or all fields where they are not those
 --        that were sent, nil or the ms at which the namespace's own keys expire where that is new}
 --        {'failed', what is there}, {'leased'}, {'lost', what is there} where it is no longer as it was read, {'no sum', field}
@@ -33,26 +33,26 @@ local function is_as_read(key, exists, tag, base)
 end
 
 local function put(key, at, last)
-  local name, ttl_ms, shape, options = ARGV[at], ARGV[at + 1], ARGV[at + 3], ARGV[at + 4]
-  local op, base, server_values = 'put', '', false
+  local name, ttl_ms, shape, op = ARGV[at], ARGV[at + 1], ARGV[at + 3], ARGV[at + 4]
+  local first, base, server_values = at + 5, '', false
   local size = redis.call('HLEN', key)
   local exists, tag, meta, job = size > 0, nil, nil, nil
   if exists then
     exists, tag, meta, job = inspect(key)
   end
-  if options ~= '' then
-    local match, none_match, since_s, sv
-    match, none_match, since_s, op, base, sv = string.match(options, '^(.-)\n(.-)\n(.-)\n(.-)\n(.-)\n(.-)$')
-    local refusal = refuse(key, exists, tag, job, match, none_match, since_s)
+  if op ~= '' then
+    local refusal = refuse(key, exists, tag, job, ARGV[at + 5], ARGV[at + 6], ARGV[at + 7])
     if refusal then
       return refusal
     end
+    first, base, server_values = at + 10, ARGV[at + 8], ARGV[at + 9] ~= ''
     if base ~= '' and not is_as_read(key, exists, tag, base) then
       return {'lost', read(key)}
     end
-    server_values = sv ~= ''
   elseif is_leased(job) then
     return {'leased'}
+  else
+    op = 'put'
   end
 
   -- A key of another type is found before anything is written: what is known to be in the index was written there by us.
@@ -62,7 +62,7 @@ local function put(key, at, last)
   end
   if server_values then
     check_types(name)
-    local field = resolve(not is_scalar(tag, meta) and key, at + 6, last)
+    local field = resolve(not is_scalar(tag, meta) and key, first + 1, last)
     if field then
       return {'no sum', field}
     end
@@ -77,14 +77,14 @@ local function put(key, at, last)
   end
   local id, now, new_expiry
   id, expires_at, now, new_expiry = replace(
-    key, size, job and job.mark or '', due, ARGV[at + 2], op, name, ttl_ms, expires_at, shape, at + 5, last
+    key, size, job and job.mark or '', due, ARGV[at + 2], op, name, ttl_ms, expires_at, shape, first, last
   )
   if now % 16 == 0 then -- often enough that the indexes hold little that has expired, seldom enough to cost nothing
     sweep(string.sub(key, 1, #key - #name), now, 100)
   end
   local fields = false
   if server_values or base ~= '' then
-    fields = slice(ARGV, at + 5, last)
+    fields = slice(ARGV, first, last)
     fields[#fields + 1], fields[#fields + 2] = '$kv', id .. shape
   end
   return {exists and 'replaced' or 'created', id, expires_at, ttl_ms, fields, new_expiry}

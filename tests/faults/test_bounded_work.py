@@ -1,0 +1,327 @@
+"""Nobody holds others up: what a request costs grows with what it sends, not faster, and no single piece of it grows at all.
+
+A size is compared with twice that size: `TWICE_AND_A_BIT` where the cost may grow with the input, `A_BIT` where it should not.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+import pytest
+import redis
+
+from kvstore.core.errors import Problem
+from kvstore.core.json_text import MAX_MEMBERS
+from kvstore.core.settings import read_settings
+from kvstore.http import protocol
+from kvstore.http.messages import Request
+from tests.support.asking import batch_body
+from tests.support.inprocess import InProcess
+from tests.support.measures import (
+    A_BIT,
+    TWICE_AND_A_BIT,
+    growth,
+    least,
+    longest_turn_s,
+    peak_bytes,
+    processor_s,
+    scripts,
+    sent_by_redis_bytes,
+    worker_s,
+)
+from tests.support.serving import Served
+from tests.support.stores import Running
+
+pytestmark = pytest.mark.slow
+
+SETTINGS = read_settings({})
+MERGE, JSON_PATCH = ("Content-Type", "application/merge-patch+json"), ("Content-Type", "application/json-patch+json")
+
+Make = Callable[[int], Request]
+
+
+@pytest.fixture
+def looped(started: Callable[[str], Running], backing: redis.Redis) -> Iterator[InProcess]:
+    """The production server on an event loop of this process."""
+    running = InProcess(started("redis").url)
+    yield running
+    running.stop()
+
+
+def put(serving: Served, target: str, document: Any) -> None:
+    """Store a document; a string is JSON text."""
+    body = document if isinstance(document, str) else json.dumps(document)
+    answer = serving.request("PUT", target, body=body.encode())
+    assert answer.status in (200, 201), answer.content
+
+
+# --- Reading a request --------------------------------------------------------------------------------------------------
+
+
+def batch_text(text: str) -> Request:
+    """A batch, as it is spelled."""
+    return Request("POST", b"/_/batch", {}, text.encode())
+
+
+def document(text: str) -> Request:
+    """A PUT."""
+    return Request("PUT", b"/a/b", {}, text.encode())
+
+
+def with_header(name: str, value: str) -> Request:
+    """A PUT with a header field."""
+    return Request("PUT", b"/a/b", {name: value}, b"1")
+
+
+# What a client can lengthen, a size that takes some ms, and what is wrong with it today.
+READ: dict[str, tuple[Make, int]] = {
+    "batch, spaces after a path": (
+        lambda n: batch_text('{"requests":[{"method":"GET","path":"/a/b"%s,"x":1}]}' % (" " * n)), 4000,
+    ),
+    "batch, spaces after a body": (
+        lambda n: batch_text('{"requests":[{"method":"PUT","path":"/a/b","body":{}%s,"x":1}]}' % (" " * n)), 100_000,
+    ),
+    "batch, spaces in a body": (
+        lambda n: batch_text('{"requests":[{"method":"POST","path":"/a/b","body":{%s}}]}' % (" " * n)), 100_000,
+    ),
+    "batch, spaces everywhere": (
+        lambda n: batch_text('{"requests":[{"method" : "PUT" , "path" : "/a" , "body" : 1 } ]}'.replace(" ", " " * n)), 10_000,
+    ),
+    "batch, a long path": (lambda n: batch_text('{"requests":[{"method":"GET","path":"/a/%s"}]}' % ("b" * n)), 100_000),
+    "batch, a long query": (lambda n: batch_text('{"requests":[{"method":"GET","path":"/a/?%s"}]}' % ("x&" * n)), 50_000),
+    "batch, many requests": (lambda n: batch_text('{"requests":[%s]}' % ",".join(['{"method":"GET","path":"/a/b"}'] * n)), 500),
+    "batch, half a string": (lambda n: batch_text('{"requests":[{"method":"PUT","path":"/a/b","body":"' + "\\" * n), 100_000),
+    "document, half an object": (lambda n: document('{"a":' * n), 50_000),
+    "document, nested": (lambda n: document("[%s]" % ",".join(["[[[]]]"] * n)), 20_000),
+    "document, members": (lambda n: document("{%s}" % ",".join(f'"m{at}":1' for at in range(n))), 4900),
+    "document, one name again and again": (lambda n: document("{%s}" % ",".join(['"m":1'] * n)), 50_000),
+    "document, spaces": (lambda n: document(" " * n + "{" + " " * n + "}" + " " * n), 100_000),
+    "document, spaces between": (lambda n: document("[1%s,%s2]" % (" " * n, " " * n)), 100_000),
+    "document, a string": (lambda n: document('"%s"' % ("é" * n)), 100_000),
+    "document, escapes": (lambda n: document('"%s"' % (r"\u0041\\" * n)), 40_000),
+    "document, half surrogates": (lambda n: document('"%s"' % (r"\ud83d\ude00" * n)), 20_000),
+    "document, a fraction": (lambda n: document("1." + "5" * n), 200_000),
+    "document, an exponent": (lambda n: document("1e" + "0" * n + "1"), 200_000),
+    "document, an integer that is too long": (lambda n: document("5" * n), 200_000),
+    "document, quotes": (lambda n: document('"' * n), 200_000),
+    "document, brackets": (lambda n: document("[" * n), 200_000),
+    "document, server values": (
+        lambda n: document("{%s}" % ",".join('"m%d":{".sv":"timestamp"}' % at for at in range(n))), 2000,
+    ),
+    "a path of escapes": (lambda n: Request("GET", b"/a" + b"%2f" * n, {}), 100_000),
+    "a path of slashes": (lambda n: Request("GET", b"/" * n, {}), 100_000),
+    "a query": (lambda n: Request("GET", b"/a/?" + b"x=1&" * n, {}), 20_000),
+    "If-Match": (lambda n: with_header("if-match", '"1-1",' * n), 5000),
+    "If-Match, commas": (lambda n: with_header("if-match", '"1-1"' + "," * n + "x"), 50_000),
+    "If-Match, spaces": (lambda n: with_header("if-match", '"1-1"' + " " * n + "x"), 50_000),
+    "If-Unmodified-Since": (lambda n: with_header("if-unmodified-since", "Fri, " + "1" * n), 5000),
+    "If-Unmodified-Since, brackets": (lambda n: with_header("if-unmodified-since", "(" * n), 5000),
+    "Content-Type": (lambda n: with_header("content-type", "a/" + "b+json" * n), 20_000),
+    "Accept": (lambda n: Request("GET", b"/a/", {"accept": "text/event-stream;q=0," * n}), 5000),
+    "Prefer": (lambda n: Request("GET", b"/a/", {"prefer": "wait" + " " * n + "x"}), 2000),
+    "Prefer, commas": (lambda n: Request("GET", b"/a/", {"prefer": "," + " " * n + "x"}), 2000),
+    "Origin": (lambda n: with_header("origin", "http://localhost" + ":1" * n), 20_000),
+    "a merge patch": (
+        lambda n: Request("PATCH", b"/a/b", {}, b'{"o":{%b}}' % b",".join(b'"m%d":{}' % at for at in range(n))), 3000,
+    ),
+    "a JSON Patch": (
+        lambda n: Request(
+            "PATCH", b"/a/b", {"content-type": JSON_PATCH[1]}, b'[{"op":"add","path":"%b","value":1}]' % (b"/~0" * n)
+        ), 50_000,
+    ),
+}  # fmt: skip
+WRONG_TODAY = {
+    "batch, spaces after a path": "row 1",
+    "batch, spaces everywhere": "row 1",
+    "batch, spaces in a body": "row 12",
+}
+
+
+def rows(table: dict[str, Any], wrong: dict[str, str]) -> list[Any]:
+    """The rows of a table of cases; those that fail today are marked."""
+    marks = {name: (pytest.mark.xfail(strict=True, reason=reason),) for name, reason in wrong.items()}
+    return [pytest.param(*row, id=name, marks=marks.get(name, ())) for name, row in table.items()]
+
+
+@pytest.mark.parametrize(("make", "size"), rows(READ, WRONG_TODAY))
+def test_reading_is_linear(make: Make, size: int) -> None:
+    """Whatever a request is, to parse twice as much costs twice as much."""
+    requests = {each: make(each) for each in (size, 2 * size)}
+
+    def cost(each: int) -> float:
+        def parse() -> None:
+            with suppress(Problem):
+                protocol.parse(requests[each], SETTINGS)
+
+        return processor_s(parse)
+
+    assert growth(cost, size) < TWICE_AND_A_BIT
+
+
+NEEDS_MEMORY_TODAY = {"batch, spaces in a body": "row 12"}
+STATE_FACTOR = 64  # of the bytes that are read: an object of Python is some 50 bytes, and a member may have two bytes
+
+
+@pytest.mark.parametrize(("make", "size"), rows(READ, NEEDS_MEMORY_TODAY))
+def test_reading_takes_little_memory(make: Make, size: int) -> None:
+    """At the worst moment too: no parser keeps state for each character."""
+    request = make(2 * size)
+
+    def parse() -> None:
+        with suppress(Problem):
+            protocol.parse(request, SETTINGS)
+
+    parse()  # what is loaded once is no part of it
+    sent = len(request.target) + len(request.body) + sum(map(len, request.headers.values()))
+    assert peak_bytes(parse) <= STATE_FACTOR * (sent + 1024)
+
+
+@pytest.mark.xfail(strict=True, reason="row 11")
+def test_a_path_in_a_batch_is_as_long_as_by_itself(serving: Served) -> None:
+    """A request line has 8,190 bytes; so has what stands for one in a batch."""
+    targets = ["/ns/a?" + "x&" * 5000, "/ns/?" + "x&" * 5000]
+    alone = [serving.request("GET", target).status for target in targets]
+    assert alone == [414, 414]
+    answer = serving.request("POST", "/_/batch", body=batch_body([("GET", target) for target in targets], atomic=False))
+    assert [part["status"] for part in json.loads(answer.content)["responses"]] == alone
+
+
+@pytest.mark.xfail(strict=True, reason="row 11")
+def test_a_query_is_read_once() -> None:
+    """A listing, which knows five parameters, reads a query in about the time of a DELETE, which knows one."""
+    junk = b"x=1&" * 2000
+
+    def cost(request: Request) -> float:
+        def parse() -> None:
+            with suppress(Problem):
+                protocol.parse(request, SETTINGS)
+
+        return least(lambda: processor_s(parse))
+
+    assert cost(Request("GET", b"/a/?" + junk, {})) < 2 * cost(Request("DELETE", b"/a/b?" + junk, {}))
+
+
+# --- Budgets in Redis ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.xfail(strict=True, reason="row 2")
+@pytest.mark.parametrize("atomic", [False, True])
+def test_a_batch_counts_work(serving: Served, backing: redis.Redis, *, atomic: bool) -> None:
+    """Small patches of a large document: more of them make no script longer, but more scripts, or they are refused."""
+    put(serving, "/ns/large", {f"m{at}": at for at in range(MAX_MEMBERS - 10)})
+
+    def cost(patches: int) -> float:
+        body = batch_body([("PATCH", "/ns/large", {"x": at}) for at in range(patches)], atomic=atomic)
+        return scripts(backing, lambda: serving.request("POST", "/_/batch", body=body)).longest_s
+
+    assert growth(cost, 10, runs=3) < A_BIT
+
+
+@pytest.mark.xfail(strict=True, reason="row 9")
+def test_a_take_passes_over_what_is_no_job(serving: Served, backing: redis.Redis) -> None:
+    """However many containers lie below a queue, the longest script of a take is as long."""
+
+    def cost(containers: int) -> float:
+        return scripts(backing, lambda: serving.request("POST", f"/queue{containers}/?lease=1s")).longest_s
+
+    def fill(containers: int) -> None:
+        for first in range(0, containers, 1000):
+            puts = [("PUT", f"/queue{containers}/{at:05}/x", 1) for at in range(first, min(first + 1000, containers))]
+            assert serving.request("POST", "/_/batch", body=batch_body(puts)).status == 200
+
+    fill(3000)
+    fill(6000)
+    assert growth(cost, 3000, runs=3) < A_BIT
+
+
+@pytest.mark.xfail(strict=True, reason="row 9")
+def test_a_listing_of_containers_is_linear(serving: Served, backing: redis.Redis) -> None:
+    """A page of twice as many sub-containers costs Redis twice as much, not the square."""
+    long_name = "x" * 500
+    puts = [("PUT", f"/ns/{at:04}{long_name}/x", 1) for at in range(1000)]
+    assert serving.request("POST", "/_/batch", body=batch_body(puts)).status == 200
+
+    def cost(limit: int) -> float:
+        return scripts(backing, lambda: serving.request("GET", f"/ns/?limit={limit}")).longest_s
+
+    assert growth(cost, 400, runs=3) < TWICE_AND_A_BIT
+
+
+@pytest.mark.xfail(strict=True, reason="row 9")
+def test_a_listing_of_the_root_asks_little(serving: Served, backing: redis.Redis) -> None:
+    """It does not run a script for each namespace."""
+    puts = [("PUT", f"/ns{at:03}/x", 1) for at in range(100)]
+    assert serving.request("POST", "/_/batch", body=batch_body(puts, atomic=False)).status == 200
+
+    def count(limit: int) -> int:
+        return scripts(backing, lambda: serving.request("GET", f"/?list&limit={limit}")).count
+
+    assert count(100) <= count(10) + 10
+
+
+# --- Turns of the event loop --------------------------------------------------------------------------------------------
+
+NESTED = "[" + ",".join(["[[[]]]"] * 100_000) + "]"
+
+
+@pytest.mark.xfail(strict=True, reason="row 5")
+def test_head_does_not_read_the_value(serving: Served, backing: redis.Redis) -> None:
+    """HEAD, and a GET that is answered 304, ask Redis for what they say, not for the document."""
+    put(serving, "/ns/large", NESTED)
+    tag = serving.request("GET", "/ns/large").getheader("ETag") or ""
+    asked = [("HEAD", []), ("GET", [("If-None-Match", tag)]), ("HEAD", [("If-None-Match", tag)])]
+    for method, headers in asked:
+        sent = sent_by_redis_bytes(
+            backing, lambda method=method, headers=headers: serving.request(method, "/ns/large", headers)
+        )
+        assert sent < 16 * 1024, (method, headers)
+
+
+@pytest.mark.xfail(strict=True, reason="row 5")
+def test_what_we_wrote_is_not_checked_again(serving: Served) -> None:
+    """To read a document of a million brackets costs about what a string of that length costs."""
+    put(serving, "/ns/nested", NESTED)
+    put(serving, "/ns/plain", '"%s"' % ("x" * (len(NESTED) - 2)))
+
+    def cost(target: str) -> float:
+        return least(lambda: worker_s(serving, lambda: serving.request("GET", target)))
+
+    assert cost("/ns/nested") < 5 * cost("/ns/plain")
+
+
+@pytest.mark.xfail(strict=True, reason="row 5")
+def test_a_batch_does_not_decode_everything_in_one_turn(looped: InProcess) -> None:
+    """The longest turn of the event loop is no longer for more documents."""
+    wire = looped.connect(limit_s=60)
+    members = json.dumps({f"m{at}": at for at in range(MAX_MEMBERS)}).encode()
+    wire.send(b"PUT /ns/large HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(members), members))
+    assert wire.answer().status == 201
+
+    def cost(documents: int) -> float:
+        body = batch_body([("GET", "/ns/large")] * documents)
+
+        def read() -> None:
+            wire.send(b"POST /_/batch HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+            assert wire.answer().status == 200
+
+        return longest_turn_s(looped, read)
+
+    assert growth(cost, 20, runs=3) < A_BIT
+    wire.close()
+
+
+@pytest.mark.xfail(strict=True, reason="row 7")
+def test_a_number_is_read_once(serving: Served) -> None:
+    """Twice as many tests of one long number cost about the same: what it is worth is known after the first."""
+    put(serving, "/ns/number", "[1.5%s]" % ("0" * 500_000))
+
+    def cost(tests: int) -> float:
+        operations = ",".join(['{"op":"test","path":"/0","value":1.5}'] * tests).encode()
+
+        def test() -> None:
+            assert serving.request("PATCH", "/ns/number", [JSON_PATCH], b"[%b]" % operations).status == 200
+
+        return worker_s(serving, test)
+
+    assert growth(cost, 100) < A_BIT

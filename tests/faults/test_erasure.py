@@ -1,0 +1,303 @@
+"""Gone is gone: once a document is deleted or has expired, nothing shows its value any more, and Redis does not hold it either.
+
+Who follows is told that it has gone, and misses nothing else by that.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import redis
+
+from tests.support.asking import JSON, batch, entries, json_patch, listed, on_few, on_served, on_two, patch, post
+from tests.support.clients import Checked
+from tests.support.stores import Running, contents, wait_until
+from tests.support.streams import FOLLOWED, Followed, ask, following
+
+SECRET = "the-secret-that-was-stored-here"
+DOCUMENT = json.dumps({"a": SECRET})
+MANY = json.dumps({f"m{at}": SECRET for at in range(4000)})  # packed, in the log
+GONE_S = 5  # within which an expiry is noticed, on a busy machine
+
+
+def holds(raw: redis.Redis) -> list[bytes]:
+    """The keys that hold the secret; the responses that are kept for Idempotency-Keys are looked at elsewhere."""
+    return [key for key, held in contents(raw).items() if SECRET in repr(held) and b"!idempotency:" not in key]
+
+
+def delete_by_a_batch(client: Checked, *, atomic: bool) -> None:
+    client.put("/ns/a", DOCUMENT)
+    requests = [("PATCH", "/ns/a", {"b": SECRET}), ("DELETE", "/ns/a"), ("POST", "/ns/", 1)]
+    assert batch(client, requests, atomic=atomic).status == 200
+
+
+def put_and_delete_in_a_batch(client: Checked, *, atomic: bool) -> None:
+    requests = [("PUT", "/ns/a", {"a": SECRET}), ("DELETE", "/ns/a"), ("PUT", "/ns/a", 1), ("POST", "/ns/x", 1)]
+    assert batch(client, requests, atomic=atomic).status == 200
+
+
+def finish_a_job(client: Checked) -> None:
+    post(client, "/ns/", DOCUMENT)
+    job = client.request("POST", "/ns/?lease=30s").json["items"][0]
+    assert client.delete(job["path"], [("If-Match", f'"{job["lease"]}"')]).status == 204
+
+
+def bury_a_job(client: Checked) -> None:
+    post(client, "/ns/", DOCUMENT)
+    job = client.request("POST", "/ns/?lease=30s").json["items"][0]
+    client.request("PATCH", f"{job['path']}?lease=0", [("If-Match", f'"{job["lease"]}"')])
+    assert client.request("POST", "/ns/?lease=30s&max_attempts=1").status == 204
+    (dead,) = listed(client, "/ns/dead/")
+    assert client.delete(dead["path"]).status == 204
+
+
+def change_in_every_way(client: Checked) -> None:
+    client.put("/ns/a", DOCUMENT)
+    patch(client, "/ns/a", {"b": SECRET})
+    patch(client, "/ns/a", {"o": {"c": SECRET}})
+    json_patch(client, "/ns/a", [{"op": "add", "path": "/d", "value": SECRET}])
+    batch(client, [("PUT", "/ns/a", {"a": SECRET}), ("PUT", "/ns/b", 1)])
+    client.put("/ns/a", '"%s"' % SECRET)
+    client.put("/ns/a", "1")
+    assert client.delete("/ns/a").status == 204
+
+
+# How a document goes: each of them stores the secret in the namespace /ns/, and then lets go of it.
+DELETED: dict[str, Callable[[Checked], object]] = {
+    "DELETE": lambda client: (client.put("/ns/a", DOCUMENT), client.delete("/ns/a")),
+    "DELETE of what was appended": lambda client: client.delete(post(client, "/ns/", DOCUMENT).json["path"]),
+    "DELETE of many members": lambda client: (
+        client.put("/ns/a", MANY), patch(client, "/ns/a", {"a": 1}), client.delete("/ns/a"),
+    ),
+    "DELETE of no object": lambda client: (client.put("/ns/a", f'["{SECRET}"]'), client.delete("/ns/a")),
+    "DELETE after changes": change_in_every_way,
+    "DELETE in a batch": lambda client: delete_by_a_batch(client, atomic=True),
+    "DELETE in a batch that is not atomic": lambda client: delete_by_a_batch(client, atomic=False),
+    "PUT and DELETE in a batch": lambda client: put_and_delete_in_a_batch(client, atomic=True),
+    "PUT and DELETE in a batch that is not atomic": lambda client: put_and_delete_in_a_batch(client, atomic=False),
+    "recursive DELETE": lambda client: (
+        client.put("/ns/a", DOCUMENT), client.put("/ns/b/c", MANY), client.put("/ns/b/c", DOCUMENT),
+        client.delete("/ns/?recursive"),
+    ),
+    "DELETE of a job": finish_a_job,
+    "a job that is dead": bury_a_job,
+}  # fmt: skip
+
+
+@pytest.mark.xfail(strict=True, reason="row 6")
+@on_few
+@pytest.mark.parametrize("go", DELETED.values(), ids=DELETED)
+def test_what_is_deleted_is_erased(client: Checked, raw: redis.Redis, go: Callable[[Checked], object]) -> None:
+    """By the request that deletes it; others stay, and so does what the log says of them."""
+    client.put("/ns/stays", '{"x":1}')
+    before = [entry for entry in entries(raw) if entry.name == "stays"]
+    go(client)
+    assert holds(raw) == []
+    assert [entry for entry in entries(raw) if entry.name == "stays"] == before
+    assert entries(raw)[-1].op in ("delete", "put", "post")
+    assert "delete" in {entry.op for entry in entries(raw)}
+
+
+# What finds that a document has expired, where nobody else does.
+NOTICED: dict[str, Callable[[Checked], object]] = {
+    "a listing": lambda client: client.get("/ns/"),
+    "PUT over it": lambda client: client.put("/ns/a", "1"),
+    "PATCH over it": lambda client: patch(client, "/ns/a", {"x": 1}),
+    "a nested PATCH over it": lambda client: patch(client, "/ns/a", {"o": {"x": 1}}),
+    "PUTs over it": lambda client: batch(client, [("PUT", "/ns/a", 1), ("PUT", "/ns/b", 1)]),
+    "a batch": lambda client: batch(client, [("PUT", "/ns/a", 1), ("POST", "/ns/", 1)]),
+    "a batch that is refused": lambda client: batch(client, [("PUT", "/ns/a", 1), ("DELETE", "/ns/none")]),
+    "recursive DELETE": lambda client: client.delete("/ns/?recursive"),
+    "a take": lambda client: client.request("POST", "/ns/?lease=1s"),
+    "the root's listing": lambda client: client.get("/?list"),
+}  # fmt: skip
+
+
+@pytest.mark.xfail(strict=True, reason="row 6")
+@on_few
+@pytest.mark.parametrize("notice", NOTICED.values(), ids=NOTICED)
+def test_what_has_expired_is_erased(client: Checked, raw: redis.Redis, notice: Callable[[Checked], object]) -> None:
+    """By whatever finds that it has."""
+    client.put("/ns/a", DOCUMENT)
+    patch(client, "/ns/a", {"b": SECRET})
+    client.put("/ns/a?ttl=1", DOCUMENT)
+    wait_until(lambda: client.get("/ns/a").status == 404, GONE_S)
+    time.sleep(0.05)  # the index is in ms, and so is the clock that looks at it
+    notice(client)
+    assert holds(raw) == []
+    assert "expire" in {entry.op for entry in entries(raw)}
+
+
+# --- Who follows --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["served", "flask", "asgi"])
+def followed(request: pytest.FixtureRequest, started: Callable[[str], Running]) -> Iterator[Followed]:
+    """What serves streams, on an empty Redis."""
+    store = started("redis")
+    store.redis.flushall()
+    running = FOLLOWED[request.param](store, {"KVSTORE_LOG_LENGTH": "5000"})
+    yield running
+    running.stop()
+
+
+def told_since(followed: Followed, target: str, place: str, count: int) -> list[tuple[str, str, Any]]:
+    """The first events that come to who resumes from a place."""
+    with following(followed, target, Last_Event_ID=place) as reader:
+        return [(event.name, event.data.get("path"), event.data.get("value")) for event in reader.wait_for(count)]
+
+
+def position(followed: Followed, target: str) -> str:
+    """Where a stream is that begins now."""
+    with following(followed, target) as reader:
+        return reader.wait_for(1)[0].id
+
+
+@pytest.mark.xfail(strict=True, reason="row 6")
+def test_a_replayed_stream_has_no_value_of_what_has_expired(followed: Followed) -> None:
+    """As the table has it: PUT /n/secret?ttl=1, wait, follow /n/ from an older id."""
+    ask(followed, "PUT", "/n/other", 1)
+    place = position(followed, "/n/")
+    ask(followed, "PUT", "/n/secret?ttl=1", SECRET)
+    ask(followed, "PUT", "/n/other", 2)
+    time.sleep(1.1)
+    assert told_since(followed, "/n/", place, 2) == [("put", "/n/other", 2), ("expire", "/n/secret", None)]
+
+
+@pytest.mark.xfail(strict=True, reason="row 6")
+def test_more_than_a_thousand_have_expired(followed: Followed) -> None:
+    """Nobody is shown any of them, though one script does not record as many."""
+    ask(followed, "PUT", "/n/other", 1)
+    place = position(followed, "/n/")
+    for first in (0, 900, 1800):
+        requests = [{"method": "PUT", "path": f"/n/{first + at:04}?ttl=2", "body": SECRET} for at in range(900)]
+        ask(followed, "POST", "/_/batch", {"requests": requests})
+    time.sleep(2.1)
+    told = told_since(followed, "/n/", place, 2700)
+    assert {name for name, _, _ in told} == {"expire"}
+
+
+@pytest.mark.xfail(strict=True, reason="row 6")
+def test_who_resumes_is_told_that_it_went(followed: Followed) -> None:
+    """No reset because of what was erased: not where the place is an entry that was erased, nor the first of the log."""
+    place = position(followed, "/n/a")  # where nothing was
+    ask(followed, "PUT", "/n/a", SECRET)
+    with following(followed, "/n/a") as reader:
+        first = reader.wait_for(1)[0].id
+    ask(followed, "PATCH", "/n/a", {"b": SECRET})
+    with following(followed, "/n/a") as reader:
+        second = reader.wait_for(1)[0].id
+    ask(followed, "DELETE", "/n/a")
+    ask(followed, "PUT", "/n/a", 2)
+    for since in (place, first, second):
+        assert told_since(followed, "/n/a", since, 2) == [("delete", "/n/a", None), ("put", "/n/a", 2)]
+
+
+def test_what_was_trimmed_is_still_a_loss(followed: Followed, started: Callable[[str], Running]) -> None:
+    """The place of an entry that was erased is good for as long as nothing is missing after it."""
+    ask(followed, "PUT", "/n/a", SECRET)
+    place = position(followed, "/n/a")
+    ask(followed, "DELETE", "/n/a")
+    for _ in range(7):
+        requests = [{"method": "POST", "path": "/n/", "body": 1} for _ in range(1000)]
+        ask(followed, "POST", "/_/batch", {"requests": requests})
+    with following(followed, "/n/a", Last_Event_ID=place) as reader:
+        assert [event.name for event in reader.wait_for(2)] == ["reset", "snapshot"]
+
+
+def test_a_live_stream_goes_on(followed: Followed) -> None:
+    """It was told, is told that it went, and stays."""
+    with following(followed, "/n/") as reader:
+        reader.wait_for(1)
+        for number in range(20):
+            ask(followed, "PUT", "/n/a", number)
+            reader.wait_for(2 + 2 * number)
+            ask(followed, "DELETE", "/n/a")
+            reader.wait_for(3 + 2 * number)
+        assert [event.name for event in reader.events[1:]] == ["put", "delete"] * 20
+        assert not reader.has_ended
+
+
+@pytest.mark.xfail(strict=True, reason="row 6")
+def test_what_was_held_is_erased(followed: Followed, started: Callable[[str], Running]) -> None:
+    """A document that goes with its stream, too."""
+    raw = started("redis").redis
+    with following(followed, f'/n/?hold=/n/a&as="{SECRET}"') as reader:
+        reader.wait_for(1)
+        wait_until(lambda: holds(raw), GONE_S)
+    wait_until(lambda: followed.request("GET", "/n/a").status == 404, 10)
+    assert holds(raw) == []
+
+
+# --- Responses that are kept --------------------------------------------------------------------------------------------
+
+
+def key(text: str) -> tuple[str, str]:
+    return "Idempotency-Key", text
+
+
+# What is asked with a key and shows the secret, and is asked again when that is gone: method, target, headers, body. What is
+# there at first is DOCUMENT, at /ns/a.
+SHOWN: dict[str, tuple[str, str, list[tuple[str, str]], str]] = {
+    "PUT": ("PUT", "/ns/a", [], DOCUMENT),
+    "PUT of no object": ("PUT", "/ns/a", [], f'["{SECRET}"]'),
+    "PUT with a server value": ("PUT", "/ns/a", [], '{"a":"%s","n":{".sv":"timestamp"}}' % SECRET),
+    "PUT that fails": ("PUT", "/ns/a", [("If-None-Match", "*")], "1"),
+    "flat PATCH": ("PATCH", "/ns/a", [], '{"b":1}'),
+    "nested PATCH": ("PATCH", "/ns/a", [], '{"b":{"c":1}}'),
+    "JSON Patch": ("PATCH", "/ns/a", [JSON], '[{"op":"add","path":"/b","value":1}]'),
+    "touch": ("PATCH", "/ns/a?ttl=90", [], ""),
+    "touch that fails": ("PATCH", "/ns/a?ttl=90", [("If-Match", '"1-1"')], ""),
+    "DELETE that fails": ("DELETE", "/ns/a", [("If-Match", '"1-1"')], ""),
+    "POST": ("POST", "/ns/", [("Prefer", "return=representation")], DOCUMENT),
+    "take": ("POST", "/ns/?lease=1s", [], ""),
+    "batch": ("POST", "/_/batch", [], json.dumps({"requests": [
+        {"method": "GET", "path": "/ns/a"},
+        {"method": "PATCH", "path": "/ns/a", "body": {"b": 1}},
+        {"method": "PUT", "path": "/ns/b", "body": {"a": SECRET}},
+    ]})),
+    "batch that is refused": ("POST", "/_/batch", [], json.dumps({"requests": [
+        {"method": "PUT", "path": "/ns/b", "body": 1},
+        {"method": "PUT", "path": "/ns/a", "body": 1, "headers": {"If-None-Match": "*"}},
+    ]})),
+}  # fmt: skip
+WENT: dict[str, Callable[[Checked], object]] = {
+    "by a recursive DELETE": lambda client: client.delete("/ns/?recursive"),
+    "and another came": lambda client: (client.delete("/ns/?recursive"), client.put("/ns/a", "1"), client.put("/ns/b", "1")),
+}
+
+
+@pytest.mark.xfail(strict=True, reason="row 3")
+@on_two
+@pytest.mark.parametrize("go", WENT.values(), ids=WENT)
+@pytest.mark.parametrize("row", SHOWN.values(), ids=SHOWN)
+@pytest.mark.parametrize("size", [0, 20_000], ids=["small", "large"])
+def test_a_replay_has_no_value_of_what_is_gone(
+    client: Checked, row: tuple[str, str, list[tuple[str, str]], str], go: Callable[[Checked], object], size: int
+) -> None:
+    """The status and the header fields are the first ones."""
+    method, target, headers, body = row
+    client.put("/ns/a", json.dumps({"a": SECRET, "more": "x" * size}))
+    first = client.adapter.request(method, target, [*headers, key("one")], body.encode())
+    assert SECRET.encode() in first.body
+    go(client)
+    again = client.adapter.request(method, target, [*headers, key("one")], body.encode())
+    assert SECRET.encode() not in again.body
+    assert again.headers["Idempotency-Replayed"] == "true"
+    assert (again.status, again.headers.get("ETag"), again.headers.get("Location")) == (
+        *(first.status, first.headers.get("ETag")),
+        first.headers.get("Location"),
+    )
+
+
+@pytest.mark.xfail(strict=True, reason="row 3")
+@on_served
+def test_a_replay_has_no_value_of_what_has_expired(client: Checked) -> None:
+    """Nor of a document whose time is over."""
+    first = client.put("/ns/a?ttl=1", DOCUMENT, [key("one")])
+    wait_until(lambda: client.get("/ns/a").status == 404, GONE_S)
+    again = client.adapter.request("PUT", "/ns/a?ttl=1", [key("one")], DOCUMENT.encode())
+    assert (again.status, again.tag) == (first.status, first.tag)
+    assert SECRET.encode() not in again.body

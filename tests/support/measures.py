@@ -1,0 +1,154 @@
+"""What a request costs: time of a process, of a turn of an event loop, of a script in Redis; memory of a process, and of Redis.
+
+Time is processor time where it can be, the least of several runs, and is compared with the time that another size takes on the
+same machine.
+"""
+
+import asyncio
+import itertools
+import time
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import redis
+
+from tests.support.inprocess import InProcess
+from tests.support.serving import Served
+
+RUNS = 5
+TWICE_AND_A_BIT = 2.6  # of what twice the input may cost; where it is quadratic it costs 4 times as much
+A_BIT = 1.5  # of what twice the input may cost where it should not matter
+REQUEST_BYTES = 16 * 1024  # that a request may leave behind, however little it sent
+SENT_FACTOR = 16  # and for each byte that it sent
+
+
+def least(cost: Callable[[], float], runs: int = RUNS) -> float:
+    """The least of what several runs cost."""
+    return min(cost() for _ in range(runs))
+
+
+def growth(cost: Callable[[int], float], size: int, runs: int = RUNS) -> float:
+    """How many times as much an input of twice this size costs."""
+    return least(lambda: cost(2 * size), runs) / least(lambda: cost(size), runs)
+
+
+def processor_s(action: Callable[[], object]) -> float:
+    """The processor time of this process that an action takes."""
+    begun = time.process_time()
+    action()
+    return time.process_time() - begun
+
+
+def peak_bytes(action: Callable[[], object]) -> int:
+    """How much more memory Python has at the worst moment of an action than before it."""
+    tracemalloc.start()
+    try:
+        action()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def may_leave_bytes(sent_bytes: int, requests: int = 1) -> int:
+    """The contract's bound (section 9) on what requests leave behind."""
+    return SENT_FACTOR * sent_bytes + requests * REQUEST_BYTES
+
+
+# --- A server that runs by itself ---------------------------------------------------------------------------------------
+
+
+def workers(serving: Served) -> list[int]:
+    """The worker processes of a command `kvstore` whose Redis is another's."""
+    return [pid for pid in serving.processes() if pid != serving.process.pid]
+
+
+def worker_s(serving: Served, action: Callable[[], object]) -> float:
+    """The processor time of all workers during an action (proc(5), schedstat: nanoseconds on a processor)."""
+    schedstats = [Path(f"/proc/{pid}/schedstat") for pid in workers(serving)]
+    if not all(each.exists() for each in schedstats):
+        pytest.skip("this system does not say how long a process has run")
+
+    def on_processor_ns() -> int:
+        return sum(int(each.read_text().split()[0]) for each in schedstats)
+
+    begun = on_processor_ns()
+    action()
+    return (on_processor_ns() - begun) / 1e9
+
+
+def resident_bytes(pids: list[int]) -> int:
+    """The memory that processes have (proc(5), VmRSS)."""
+    lines = itertools.chain.from_iterable(Path(f"/proc/{pid}/status").read_text().splitlines() for pid in pids)
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS:"))
+
+
+# --- An event loop ------------------------------------------------------------------------------------------------------
+
+
+def longest_turn_s(running: InProcess, action: Callable[[], object]) -> float:
+    """The processor time of the longest turn of a server's event loop during an action."""
+
+    async def watch(stopped: asyncio.Event) -> float:
+        longest, last = 0.0, time.thread_time()
+        while not stopped.is_set():
+            await asyncio.sleep(0)
+            now = time.thread_time()
+            longest, last = max(longest, now - last), now
+        return longest
+
+    async def begin() -> tuple[asyncio.Event, "asyncio.Task[float]"]:
+        stopped = asyncio.Event()
+        return stopped, asyncio.create_task(watch(stopped))
+
+    async def end(stopped: asyncio.Event, watching: "asyncio.Task[float]") -> float:
+        stopped.set()
+        return await watching
+
+    watched = running.run(begin())
+    action()
+    return running.run(end(*watched))
+
+
+# --- Redis --------------------------------------------------------------------------------------------------------------
+
+
+class Scripts(NamedTuple):
+    """What an action asked of Redis: how many scripts, and how long the longest of them took."""
+
+    count: int
+    longest_s: float
+
+
+def scripts(raw: redis.Redis, action: Callable[[], object]) -> Scripts:
+    """The scripts that an action has Redis run (SLOWLOG)."""
+    raw.config_set("slowlog-max-len", 100_000)
+    raw.config_set("slowlog-log-slower-than", 0)
+    raw.slowlog_reset()
+    try:
+        action()
+    finally:
+        raw.config_set("slowlog-log-slower-than", -1)
+    run = [each for each in raw.slowlog_get(100_000) if each["command"].startswith((b"EVAL ", b"EVALSHA "))]
+    return Scripts(len(run), max((each["duration"] for each in run), default=0) / 1e6)
+
+
+def sent_by_redis_bytes(raw: redis.Redis, action: Callable[[], object]) -> int:
+    """How much Redis has answered during an action (INFO stats), to all of its clients."""
+    begun = raw.info("stats")["total_net_output_bytes"]
+    action()
+    return int(raw.info("stats")["total_net_output_bytes"] - begun)
+
+
+def kept_bytes(raw: redis.Redis, action: Callable[[], Any]) -> int:
+    """How much more Redis keeps after an action (MEMORY USAGE of every key): not what its clients and scripts take."""
+    begun = dataset_bytes(raw)
+    action()
+    return dataset_bytes(raw) - begun
+
+
+def dataset_bytes(raw: redis.Redis) -> int:
+    """The memory of all keys."""
+    return sum(raw.memory_usage(key, samples=0) or 0 for key in raw.scan_iter(count=1000))
