@@ -138,6 +138,7 @@ LONG: dict[str, tuple[str, str, bytes]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.xfail(strict=True, reason="row 16")
 @pytest.mark.parametrize("adapter", ["flask", "asgi", "served"])
 @pytest.mark.parametrize("row", LONG.values(), ids=LONG)

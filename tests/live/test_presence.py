@@ -17,8 +17,9 @@ from kvstore.core.paths import parse_path
 from kvstore.http.presence import parse_hold
 from kvstore.live import presence as holding
 from kvstore.serving import flask as web
-from tests.support.asking import entries, on_few
+from tests.support.asking import entries
 from tests.support.clients import Checked
+from tests.support.lanes import on_few
 from tests.support.serving import Served, start_kvstore
 from tests.support.stores import Running, start_valkey, wait_until
 from tests.support.streams import (

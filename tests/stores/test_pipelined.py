@@ -34,7 +34,6 @@ from tests.support.stores import (
     Running,
     free_ports,
     make_directory,
-    redis_server,
     start_redis_on_tcp,
     wait_for_redis,
     wait_until,
@@ -634,6 +633,7 @@ def test_closed(run: Callable, port: int, raw: redis.Redis) -> None:
     assert later.after_s < AT_ONCE_S
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [PRODUCTION])
 def test_a_redis_that_stops_and_goes_on(directory: Path, kind: str) -> None:
     """kill -STOP: told within 6 s, as unknown where it was sent; kill -CONT: served within 2 s, and nothing was run twice."""
