@@ -110,6 +110,7 @@ def test_slow_clients_do_not_slow_others(serving: Served, first: bytes, pause_s:
     assert is_served
 
 
+@pytest.mark.slow
 def test_a_head_has_ten_seconds(serving: Served) -> None:
     """However it comes: nothing at all, half a line, a byte at a time. And who was quick is kept."""
     heads = [b"", b"\r\n", b"GET", b"GET /ns/a HTTP/1.1\r\n", b"GET /ns/a HTTP/1.1\r\nX: "]

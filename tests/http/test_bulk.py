@@ -29,7 +29,8 @@ from kvstore.http.messages import Request, Response, refuse
 from kvstore.stores import redis_clients, redis_connection
 from kvstore.stores.blocking import BlockingStore
 from kvstore.stores.pipelined import PipelinedStore
-from tests.support.asking import documents_and_indexes, expire, on_few, on_one, on_two, scripts_run
+from tests.support.asking import documents_and_indexes, expire, scripts_run
+from tests.support.lanes import on_few, on_one, on_two
 from tests.support.stores import Running
 
 SETTINGS = read_settings({"KVSTORE_MAX_TTL": "100000000", "KVSTORE_LOG_LENGTH": "20"})
@@ -150,6 +151,7 @@ any_requests = st.lists(
 )
 
 
+@pytest.mark.heavy
 @on_few
 @settings(max_examples=50)
 @given(puts | gets | any_requests, gaps, atomics)
@@ -326,6 +328,7 @@ singles = st.lists(st.sampled_from([*NAMES, "string"]), min_size=1, max_size=10,
 )
 
 
+@pytest.mark.heavy
 @on_two
 @settings(max_examples=50)
 @given(singles)

@@ -17,8 +17,8 @@ from kvstore.core.errors import OriginNotAllowed
 from kvstore.core.settings import InvalidSetting, Settings, read_settings
 from kvstore.http.cors import check_hold_origin, check_origin, shown_to
 from kvstore.http.messages import Request
-from tests.support.asking import on_few, on_two
 from tests.support.clients import Answer, Checked, Headers
+from tests.support.lanes import on_few, on_two
 from tests.support.serving import start_kvstore
 from tests.support.stores import Running, contents, wait_until
 from tests.support.streams import FOLLOWED, ask, following

@@ -11,22 +11,9 @@ import redis
 from kvstore.core.settings import read_settings
 from kvstore.http import protocol
 from kvstore.http.messages import Request
-from tests.support.asking import (
-    JSON,
-    MERGE,
-    as_body,
-    at_once,
-    batch,
-    entries,
-    listed,
-    on_few,
-    on_served,
-    on_servers,
-    on_two,
-    patch,
-    post,
-)
+from tests.support.asking import JSON, MERGE, as_body, at_once, batch, entries, listed, patch, post
 from tests.support.clients import Answer, Checked
+from tests.support.lanes import on_few, on_served, on_servers, on_two
 from tests.support.stores import Running, contents, wait_until
 
 SETTINGS = read_settings({})
@@ -154,6 +141,7 @@ def test_replayed(client: Checked, raw: redis.Redis, row: Row) -> None:
     assert contents(raw) == stored
 
 
+@pytest.mark.heavy
 @on_few
 def test_as_without_a_key(client: Checked, raw: redis.Redis) -> None:
     """A key changes nothing of the first answer, nor of what it stores."""

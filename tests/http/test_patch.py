@@ -20,24 +20,9 @@ from kvstore.core.paths import parse_path
 from kvstore.core.settings import YEAR_S, Settings
 from kvstore.http.messages import Request
 from kvstore.http.protocol import parse
-from tests.support.asking import (
-    JSON,
-    MERGE,
-    as_body,
-    at_once,
-    batch,
-    entries,
-    json_patch,
-    on_few,
-    on_one,
-    on_servers,
-    on_two,
-    patch,
-    same,
-    touch,
-    without_ttl,
-)
+from tests.support.asking import JSON, MERGE, as_body, at_once, batch, entries, json_patch, patch, same, touch, without_ttl
 from tests.support.clients import Checked
+from tests.support.lanes import on_few, on_one, on_servers, on_two
 from tests.support.stores import Running, contents, wait_until
 
 # --- Merge patch --------------------------------------------------------------------------------------------------------
@@ -76,6 +61,7 @@ MORE = [
 ]
 
 
+@pytest.mark.heavy
 @on_few
 def test_merge_patch(client: Checked, raw: redis.Redis) -> None:
     """Every row for a document, and for a member of one; the answer, what is stored, and the log say the same."""
@@ -145,6 +131,7 @@ def merged(target: Any, merge_patch: Any) -> Any:
     return merge_patch
 
 
+@pytest.mark.heavy
 @on_few
 @settings(max_examples=50)
 @given(json_values, json_values)
@@ -250,6 +237,7 @@ def test_the_public_table(row: dict[str, Any]) -> None:
     assert same(result, row.get("expected", row["doc"]))
 
 
+@pytest.mark.heavy
 @on_few
 def test_the_public_table_over_http(client: Checked, raw: redis.Redis) -> None:
     """The same rows, all of them, and one that is refused changes nothing."""
@@ -265,6 +253,7 @@ def test_the_public_table_over_http(client: Checked, raw: redis.Redis) -> None:
             assert same(without_ttl(client.get("/ns/a").json), row.get("expected", row["doc"]))
 
 
+@pytest.mark.heavy
 @on_few
 def test_json_patch(client: Checked, raw: redis.Redis) -> None:
     """All or nothing; a malformed patch 400, a failed test 409, a path that is not there 422."""
@@ -834,6 +823,7 @@ def test_bombs(client: Checked, document: str, operations: Any) -> None:
 WRITERS = 100
 
 
+@pytest.mark.heavy
 @on_servers
 def test_nested_patches_all_arrive(client: Checked, raw: redis.Redis) -> None:
     """100 parallel nested patches of different members, none lost, each in one entry of the log."""

@@ -30,15 +30,12 @@ from tests.support.asking import (
     expire,
     keys_of,
     listed,
-    on_few,
-    on_one,
-    on_servers,
-    on_two,
     patch,
     post,
     stream,
 )
 from tests.support.clients import Answer, Checked
+from tests.support.lanes import on_few, on_one, on_servers, on_two
 from tests.support.stores import Running, contents
 
 
@@ -304,6 +301,7 @@ def test_what_a_delay_may_be(client: Checked, raw: redis.Redis, query: str, stat
     assert len(taken(client)) == (query == "delay=0")
 
 
+@pytest.mark.heavy
 @on_two
 def test_times_are_kept(client: Checked) -> None:
     """A delay and a lease of one second end after one second, and not before."""
@@ -324,6 +322,7 @@ def test_times_are_kept(client: Checked) -> None:
         assert time.monotonic() - begun > 0.9
 
 
+@pytest.mark.heavy
 @on_two
 def test_many_delayed_before_one(client: Checked, raw: redis.Redis) -> None:
     """A ready job behind 10,000 delayed ones is found, and by few commands more than behind ten."""

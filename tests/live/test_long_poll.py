@@ -22,9 +22,10 @@ import pytest
 from kvstore.commands.changelog import ChangesRead, ReadChanges
 from kvstore.serving import flask as web
 from kvstore.serving.asgi import Application
-from tests.support.asking import batch, on_servers, patch, post
+from tests.support.asking import batch, patch, post
 from tests.support.clients import Answer, Checked, make_scope
 from tests.support.inprocess import InProcess
+from tests.support.lanes import on_servers
 from tests.support.loops import PRODUCTION, Loop
 from tests.support.serving import start_kvstore
 from tests.support.serving import wire as request_bytes
@@ -391,6 +392,7 @@ def test_gone_while_the_job_was_on_its_way(serving: Serving, server: Running, ke
     assert serving.ask("DELETE", job["path"], [("If-Match", f'"{job["lease"]}"')]).status == 204
 
 
+@pytest.mark.slow
 def test_takers_that_go_at_random(serving: Serving) -> None:
     """While jobs come: each goes to a taker that is there, or can be taken again."""
     chance = random.Random(5)
@@ -603,6 +605,7 @@ def test_a_stop_in_process(server: Running) -> None:
         wire.close()
 
 
+@pytest.mark.slow
 def test_connections_to_redis_that_are_cut(serving: Serving, server: Running) -> None:
     """Who waits gets a job that comes afterwards, or is told 503; every job is still there for somebody."""
     wires = [serving.send("POST", "/ns/q/?lease=60s&wait=5") for _ in range(10)]

@@ -16,8 +16,9 @@ from kvstore.commands.presence import HOLD_S
 from kvstore.core.paths import parse_path
 from kvstore.http.presence import parse_hold
 from kvstore.live import presence as holding
-from tests.support.asking import entries, on_few
+from tests.support.asking import entries
 from tests.support.clients import Checked
+from tests.support.lanes import on_few
 from tests.support.serving import Served, start_kvstore
 from tests.support.stores import Running, start_valkey, wait_until
 from tests.support.streams import (

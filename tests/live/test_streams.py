@@ -137,6 +137,7 @@ def test_a_log_that_was_trimmed(followed: Followed, ask: Callable[..., Any], sto
         assert reader.wait_for(2)[0].name == "reset"
 
 
+@pytest.mark.heavy
 def test_a_recursive_delete_of_more_than_the_log_keeps(followed: Followed, ask: Callable[..., Any], store: Running) -> None:
     """Whoever keeps up is told of each document; later writes trim the log, some of it each."""
     for at in range(0, 3000, 1000):
@@ -540,6 +541,7 @@ def test_readers_come_back_at_different_times(followed: Followed) -> None:
     assert len(set(told)) > 6
 
 
+@pytest.mark.heavy
 def test_heartbeats(followed: Followed, ask: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """A quiet reader hears something within 15 s, and its place moves on with what others write."""
     assert HEARTBEAT_S + 2 < 15
@@ -561,6 +563,7 @@ def test_heartbeats(followed: Followed, ask: Callable[..., Any], monkeypatch: py
         assert reader.wait_for(1)[0].data["value"] == "next"
 
 
+@pytest.mark.heavy
 def test_a_reader_where_nothing_is(followed: Followed, ask: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Its place is of the clock, and moves on with it: one that is a day old would be taken for lost."""
     monkeypatch.setattr(live, "HEARTBEAT_S", 0.1)

@@ -636,6 +636,7 @@ def test_closed(run: Callable, port: int, raw: redis.Redis) -> None:
     assert later.after_s < AT_ONCE_S
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [PRODUCTION])
 def test_a_redis_that_stops_and_goes_on(directory: Path, kind: str) -> None:
     """kill -STOP: told within 6 s, as unknown where it was sent; kill -CONT: served within 2 s, and nothing was run twice."""

@@ -1,4 +1,4 @@
-"""One way to speak HTTP to the service, whatever carries it. ADAPTERS is the table of what can, LANES of what on which store.
+"""One way to speak HTTP to the service, whatever carries it. ADAPTERS is the table of what can.
 
 A client takes a raw request target, as it would stand on the wire, and gives an Answer. `Checked` holds every answer
 against what the contract promises of all of them.
@@ -235,19 +235,6 @@ class ServedClient:
 
 
 ADAPTERS: dict[str, type[Client]] = {"flask": FlaskClient, "asgi": AsgiClient, "served": ServedClient}
-# Every adapter over every kind of store that it reaches in a way of its own; a Redis in this process cannot be served by
-# another one.
-LANES = [
-    ("flask", "valkey"),
-    ("flask", "redis"),
-    ("flask", "cluster"),
-    ("flask", "fake"),
-    ("asgi", "valkey"),
-    ("asgi", "cluster"),
-    ("asgi", "redis"),
-    ("served", "valkey"),
-    ("served", "redis"),
-]
 
 
 class Checked:
