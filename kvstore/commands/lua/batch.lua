@@ -49,7 +49,7 @@ local function undo(before, last_id)
     end
   end
   for key, was in pairs(before.documents) do
-    redis.call('DEL', key)
+    redis.call('UNLINK', key)
     unblock(was.name)
     redis.call('ZREM', EXPIRY, was.name)
     redis.call('ZREM', NAMES, was.name)

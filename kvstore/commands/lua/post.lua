@@ -23,7 +23,7 @@ local function post(_, at, last)
   local ms, count = string.match(id, '^(%d+)%-(%d+)$')
   local name = container .. ms .. string.char(96 + #count) .. count
   local key = ARGV[at] .. name
-  redis.call('DEL', key) -- only what another client, or a PUT, guessed
+  redis.call('UNLINK', key) -- only what another client, or a PUT, guessed
   redis.call('HSET', key, '$kv', id .. ARGV[at + 4])
   set(key, ARGV, at + 7, last)
   redis.call('PEXPIRE', key, ARGV[at + 2])
