@@ -193,7 +193,6 @@ def test_a_query_is_read_once() -> None:
 # --- Budgets in Redis ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.xfail(strict=True, reason="row 2")
 @pytest.mark.parametrize("atomic", [False, True])
 def test_a_batch_counts_work(serving: Served, backing: redis.Redis, *, atomic: bool) -> None:
     """Small patches of a large document: the longest script is no longer for more of them, which go on in another or are refused."""

@@ -137,8 +137,6 @@ local function patch(key, at, last)
   end
   local expires_at = redis.call('PEXPIRETIME', key)
   local new_expiry = index(name, exists and due, expires_at >= 0 and expires_at)
-  if now % 16 == 0 then
-    sweep(string.sub(key, 1, #key - #name), now, 100)
-  end
+  sweep_sometimes(string.sub(key, 1, #key - #name), now)
   return {exists and 'replaced' or 'created', {flat, expires_at, redis.call('PTTL', key)}, new_expiry}
 end

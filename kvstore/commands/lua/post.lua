@@ -28,9 +28,7 @@ local function post(_, at, last)
   set(key, ARGV, at + 7, last)
   redis.call('PEXPIRE', key, ARGV[at + 2])
   local new_expiry = index(name, nil, now + ARGV[at + 2])
-  if now % 16 == 0 then
-    sweep(ARGV[at], now, 100)
-  end
+  sweep_sometimes(ARGV[at], now)
   if delay_ms > 0 then
     write_mark(key, id .. ARGV[at + 4], 0, now + delay_ms, '-', '-')
     block(name, now + delay_ms)

@@ -82,9 +82,7 @@ local function put(key, at, last)
   id, expires_at, now, new_expiry = replace(
     key, size, job and job.mark or '', due, ARGV[at + 2], op, name, ttl_ms, expires_at, shape, first, last
   )
-  if now % 16 == 0 then -- often enough that the indexes hold little that has expired, seldom enough to cost nothing
-    sweep(string.sub(key, 1, #key - #name), now, 100)
-  end
+  sweep_sometimes(string.sub(key, 1, #key - #name), now)
   local fields = false
   if server_values or base ~= '' then
     fields = slice(ARGV, first, last)
