@@ -239,7 +239,6 @@ def test_a_query_is_read_once() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="row 2")
 @pytest.mark.parametrize("atomic", [False, True])
 def test_a_batch_counts_work(serving: Served, backing: redis.Redis, *, atomic: bool) -> None:
     """Small patches of a large document: more of them make no script longer, but more scripts, or they are refused."""
