@@ -78,7 +78,7 @@ local function take(_, at)
       low = '[' .. container .. string.sub(relative, 1, slash - 1) .. '0'
     elseif relative ~= '' and not fields.err and #fields == 0 then
       record_expired(name)
-      passed = passed + 1
+      passed = erased < MOST_ERASED and passed + 1 or MOST_DUE
     elseif #fields > 0 then
       local _, tag, meta, job = inspect(prefix .. name)
       job = job or {attempts = 0, ready_at = 0, reason = '-'}
