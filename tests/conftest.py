@@ -63,7 +63,8 @@ def opened(started: Callable[[str], Running]) -> Iterator[Callable[..., Checked]
 @pytest.fixture(params=LANES, ids="-".join)
 def lane(request: pytest.FixtureRequest) -> tuple[str, str]:
     """An adapter and a store."""
-    return request.param
+    lane: tuple[str, str] = request.param
+    return lane
 
 
 @pytest.fixture
@@ -77,7 +78,8 @@ def store(lane: tuple[str, str], started: Callable[[str], Running]) -> Running:
 @pytest.fixture
 def raw(store: Running) -> redis.Redis:
     """What somebody with redis-cli sees of the lane's store."""
-    return store.redis
+    client: redis.Redis = store.redis
+    return client
 
 
 @pytest.fixture

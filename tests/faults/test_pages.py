@@ -1,12 +1,13 @@
 """A web page of elsewhere reads and changes nothing, whatever name it gives itself and whatever its browser leaves out."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import redis
 
 from tests.support.serving import Served, start_kvstore
+from tests.support.stores import Running
 
 EVENTS = ("Accept", "text/event-stream")
 # What a browser sends with a GET without CORS to a service that is neither HTTPS nor on this machine: no Origin, and no
@@ -15,7 +16,7 @@ BROWSER = [("User-Agent", "Mozilla/5.0 (X11; Linux x86_64) Gecko/20100101 Firefo
 
 
 @pytest.fixture(scope="module")
-def listening(started, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def listening(started: Callable[[str], Running], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """The command `kvstore` as it is without settings, but for its Redis."""
     running = start_kvstore(tmp_path_factory.mktemp("listening"), REDIS_URL=started("redis").url, WEB_CONCURRENCY="1")
     yield running

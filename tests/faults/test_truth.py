@@ -11,11 +11,10 @@ import redis
 
 from kvstore.core.errors import Problem
 from kvstore.core.settings import read_settings
-from kvstore.http import protocol
 from kvstore.http.messages import Request
 from kvstore.stores.blocking import BlockingStore
 from kvstore.stores.pooled import PooledStore
-from tests.support.asking import batch_body
+from tests.support.asking import batch_body, command_of
 from tests.support.clients import ADAPTERS
 from tests.support.loops import Loop
 from tests.support.proxies import Proxy
@@ -75,12 +74,12 @@ class RefusingAsync(Refusing):
 
 def blocking(client: Any, at: int, request: Request) -> Any:
     store = BlockingStore(lambda: Refusing(client, at))
-    return store.execute(protocol.parse(request, SETTINGS))
+    return store.execute(command_of(request))
 
 
 def pooled(client: Any, at: int, request: Request) -> Any:
     store = PooledStore(lambda: RefusingAsync(client, at))
-    return asyncio.run(store.execute(protocol.parse(request, SETTINGS)))
+    return asyncio.run(store.execute(command_of(request)))
 
 
 @pytest.mark.xfail(strict=True, reason="row 15")
@@ -97,7 +96,7 @@ def test_nothing_was_changed_is_said_where_it_is_so(
         raw.flushall()
         if before:
             prepare = Request("POST", b"/_/batch", {}, batch_body(before))
-            BlockingStore(lambda: raw).execute(protocol.parse(prepare, SETTINGS))
+            BlockingStore(lambda: raw).execute(command_of(prepare))
         held = contents(raw)
         try:
             execute(raw, at, Request(method, target, {}, body))

@@ -17,6 +17,7 @@ from tests.support.asking import (
     as_body,
     at_once,
     batch,
+    command_of,
     entries,
     listed,
     on_few,
@@ -347,11 +348,11 @@ def test_overtaken_by_the_same_request(client: Checked, store: Running, before: 
     asked = request_._replace(headers={**request_.headers, "idempotency-key": "one"})
     opened = store.open()
     client.put("/ns/a", before)
-    refused = protocol.parse(asked, SETTINGS)
+    refused = command_of(asked)
     conclude = refused.outcome(opened._reply(refused)).command
     assert conclude.script.name == "record_reply idempotent"
     client.put("/ns/a", then)
-    first = protocol.render(asked, opened.execute(protocol.parse(asked, SETTINGS)))
+    first = protocol.render(asked, opened.execute(command_of(asked)))
     again = protocol.render(asked, opened.execute(conclude))
     opened.close()
     assert (first.status, again) == (200, first._replace(headers=(*first.headers, ("Idempotency-Replayed", "true"))))
@@ -376,7 +377,7 @@ def test_a_recursive_delete_that_was_cut_off(client: Checked, store: Running) ->
         for count in (1000, 500):
             batch(client, [("POST", f"/ns/{container}", n) for n in range(count)])
     opened = store.open()
-    begun = protocol.parse(Request("DELETE", b"/ns/x/?recursive", {"idempotency-key": "one"}), SETTINGS)
+    begun = command_of(Request("DELETE", b"/ns/x/?recursive", {"idempotency-key": "one"}))
     assert begun.outcome(opened._reply(begun)).command.script.name == "delete_recursive idempotent"  # and whoever asked it dies
     opened.close()
     assert client.delete("/ns/y/?recursive", [key()]).status == 422

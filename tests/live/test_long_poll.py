@@ -42,7 +42,7 @@ def prefer_wait(wait_s: int, tag: str | None = None) -> list[tuple[str, str]]:
     return [("Prefer", f"wait={wait_s}"), *([("If-None-Match", tag)] if tag else [])]
 
 
-def later(ask: Callable[[], Answer]) -> "Future[Answer]":
+def later(ask: Callable[..., Answer]) -> "Future[Answer]":
     """The answer to a request that is waiting by now."""
     answer: Future[Answer] = Future()
 
@@ -521,7 +521,7 @@ def test_gone_from_asgi(server: Running, is_before: bool) -> None:
 
         loop.run(enqueue())
         assert sent[0]["status"] == 201
-        assert b"job" not in server.redis.hget("kv:{ns}/q/a", "$kv")
+        assert b"job" not in (server.redis.hget("kv:{ns}/q/a", "$kv") or b"")
         loop.run(app.open().close())
     finally:
         loop.close()
