@@ -99,7 +99,7 @@ def test_the_embedded_server_has_a_limit(directory: Any) -> None:
 # --- A body in tiny pieces (row 10) -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("piece", [1, 2, 16, 1000])
+@pytest.mark.parametrize("piece", [*(pytest.param(size, marks=pytest.mark.slow) for size in (1, 2)), 16, 1000])
 def test_a_body_in_chunks_takes_its_size(piece: int) -> None:
     """A body that has come in part, in however small chunks, takes little more memory than its bytes."""
     body_bytes = 256 * 1024
@@ -125,6 +125,7 @@ UNREAD_BYTES = 256 * MEBIBYTE  # of a worker, in all
 OWN_BYTES = 96 * MEBIBYTE  # that a worker may need to make them, one after the other
 
 
+@pytest.mark.slow
 @pytest.mark.xfail(strict=True, reason="row 13")
 def test_unread_replies_have_a_limit_in_all(serving: Served) -> None:
     """Thirty clients ask for 14 MiB each, and read nothing: the worker does not hold all of it."""
@@ -153,6 +154,7 @@ class Silent:
         pass
 
 
+@pytest.mark.slow
 @pytest.mark.xfail(strict=True, reason="row 13")
 def test_the_clients_of_clusters_do_not_queue_without_limit() -> None:
     """As many commands as the pipeline holds wait for a cluster; the next is refused at once, and says so."""

@@ -163,6 +163,7 @@ NEEDS_MEMORY_TODAY = {"batch, spaces in a body": "row 12"}
 STATE_FACTOR = 64  # of the bytes that are read: an object of Python is some 50 bytes, and a member may have two bytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("make", "size"), rows(READ, NEEDS_MEMORY_TODAY))
 def test_reading_takes_little_memory(make: Make, size: int) -> None:
     """At the worst moment too: no parser keeps state for each character."""
@@ -205,6 +206,7 @@ def test_a_query_is_read_once() -> None:
 # --- Budgets in Redis ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.xfail(strict=True, reason="row 2")
 @pytest.mark.parametrize("atomic", [False, True])
 def test_a_batch_counts_work(serving: Served, backing: redis.Redis, *, atomic: bool) -> None:
@@ -218,6 +220,7 @@ def test_a_batch_counts_work(serving: Served, backing: redis.Redis, *, atomic: b
     assert growth(cost, 10, runs=3) < A_BIT
 
 
+@pytest.mark.slow
 @pytest.mark.xfail(strict=True, reason="row 9")
 def test_a_take_passes_over_what_is_no_job(serving: Served, backing: redis.Redis) -> None:
     """However many containers lie below a queue, the longest script of a take is as long."""
@@ -235,6 +238,7 @@ def test_a_take_passes_over_what_is_no_job(serving: Served, backing: redis.Redis
     assert growth(cost, 3000, runs=3) < A_BIT
 
 
+@pytest.mark.slow
 @pytest.mark.xfail(strict=True, reason="row 9")
 def test_a_listing_of_containers_is_linear(serving: Served, backing: redis.Redis) -> None:
     """A page of twice as many sub-containers costs Redis twice as much, not the square."""
@@ -290,6 +294,7 @@ def test_what_we_wrote_is_not_checked_again(serving: Served) -> None:
     assert cost("/ns/nested") < 5 * cost("/ns/plain")
 
 
+@pytest.mark.slow
 @pytest.mark.xfail(strict=True, reason="row 5")
 def test_a_batch_does_not_decode_everything_in_one_turn(looped: InProcess) -> None:
     """The longest turn of the event loop is no longer for more documents."""

@@ -8,9 +8,10 @@ import pytest
 import redis
 
 from kvstore.serving import connection
-from tests.support.asking import entries, on_served
+from tests.support.asking import entries
 from tests.support.clients import Checked
 from tests.support.inprocess import InProcess
+from tests.support.lanes import on_served
 from tests.support.stores import Running, wait_until
 
 HOUR_MS = 3_600_000

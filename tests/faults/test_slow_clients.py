@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from kvstore.serving import connection as server
+from kvstore.serving import server as shared
 from tests.support.inprocess import InProcess
 from tests.support.serving import Served, start_kvstore
 from tests.support.serving import wire as request_bytes
@@ -110,6 +111,7 @@ def test_slow_clients_do_not_slow_others(serving: Served, first: bytes, pause_s:
     assert is_served
 
 
+@pytest.mark.slow
 def test_a_head_has_ten_seconds(serving: Served) -> None:
     """However it comes: nothing at all, half a line, a byte at a time. And who was quick is kept."""
     heads = [b"", b"\r\n", b"GET", b"GET /ns/a HTTP/1.1\r\n", b"GET /ns/a HTTP/1.1\r\nX: "]
@@ -148,8 +150,9 @@ def test_a_head_has_ten_seconds(serving: Served) -> None:
 @pytest.fixture
 def impatient(started: Callable[[str], Running], monkeypatch: pytest.MonkeyPatch) -> Iterator[InProcess]:
     """The production server with limits of half a second."""
-    for name, limit_s in (("HEAD_S", 0.5), ("BODY_S", 0.5), ("WRITE_S", 0.5), ("LINGER_S", 0.2), ("CHECK_S", 0.05)):
+    for name, limit_s in (("HEAD_S", 0.5), ("BODY_S", 0.5), ("WRITE_S", 0.5), ("LINGER_S", 0.2)):
         monkeypatch.setattr(server, name, limit_s)
+    monkeypatch.setattr(shared, "CHECK_S", 0.05)
     store = started("valkey")
     store.redis.flushall()
     running = InProcess(store.url)

@@ -18,9 +18,12 @@ from kvstore.commands.base import Missing
 from kvstore.commands.documents import Get
 from kvstore.core.errors import Problem, StoreUnavailable, problem_of_reply
 from kvstore.core.paths import parse_path
-from kvstore.stores.blocking import MAX_CONNECTIONS, BlockingStore, _Turns, problem_of
+from kvstore.stores.blocking import BlockingStore, _Turns
 from kvstore.stores.pooled import open_async_store
-from tests.support.clients import ADAPTERS, LANES, Answer, Checked, FlaskClient
+from kvstore.stores.redis_clients import MAX_BLOCKING_CONNECTIONS
+from kvstore.stores.redis_errors import problem_of
+from tests.support.clients import ADAPTERS, Answer, Checked, FlaskClient
+from tests.support.lanes import LANES
 from tests.support.loops import LOOPS, Loop
 from tests.support.serving import start_kvstore, wire
 from tests.support.stores import SERVERS, START_S, Fake, Running, contents, start_valkey, wait_until
@@ -31,12 +34,18 @@ RETURN_S = 2.0  # and for serving again after Redis has returned
 
 
 @pytest.fixture(params=ADAPTERS)
-def connected(request: pytest.FixtureRequest) -> Iterator[Callable[[str], Checked]]:
+def adapter(request: pytest.FixtureRequest) -> str:
+    """An adapter's name."""
+    return str(request.param)
+
+
+@pytest.fixture
+def connected(adapter: str) -> Iterator[Callable[[str], Checked]]:
     """Makes a client of each adapter on the Redis at a URL, which may be none of ours and need not be there."""
     clients: list[Checked] = []
 
     def connect(url: str) -> Checked:
-        clients.append(Checked(ADAPTERS[request.param](Running(url, None, lambda: None), {})))
+        clients.append(Checked(ADAPTERS[adapter](Running(url, None, lambda: None), {})))
         return clients[-1]
 
     yield connect
@@ -74,6 +83,7 @@ def changes(raw: redis.Redis, path: str) -> int:
 # --- Redis away, killed, halted -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_redis_comes_late(connected: Callable[[str], Checked], directory: Path) -> None:
     """The service starts without its Redis, says 503, and serves as soon as it is there."""
     first = start_valkey(directory)
@@ -183,7 +193,7 @@ def test_more_threads_than_connections(started: Callable[[str], Running], name: 
     """They take turns, wherever Redis is."""
     store = started(name).open()
     get = Get(parse_path(b"/nobody/there"))
-    with ThreadPoolExecutor(4 * MAX_CONNECTIONS) as pool:
+    with ThreadPoolExecutor(4 * MAX_BLOCKING_CONNECTIONS) as pool:
         assert set(pool.map(lambda _: store.execute(get), range(500))) == {Missing()}
     store.close()
 

@@ -27,10 +27,11 @@ from kvstore.core.redis_url import parse_redis_url
 from kvstore.core.settings import read_settings
 from kvstore.http import protocol
 from kvstore.http.messages import Request, Response, refuse
-from kvstore.stores import redis_connection
+from kvstore.stores import redis_clients, redis_connection
 from kvstore.stores.blocking import BlockingStore
 from kvstore.stores.pipelined import PipelinedStore
-from tests.support.asking import command_of, documents_and_indexes, expire, on_few, on_one, on_two, scripts_run
+from tests.support.asking import command_of, documents_and_indexes, expire, scripts_run
+from tests.support.lanes import on_few, on_one, on_two
 from tests.support.stores import Running
 
 SETTINGS = read_settings({"KVSTORE_MAX_TTL": "100000000", "KVSTORE_LOG_LENGTH": "20"})
@@ -151,6 +152,7 @@ any_requests = st.lists(
 )
 
 
+@pytest.mark.heavy
 @on_few
 @settings(max_examples=50)
 @given(puts | gets | any_requests, gaps, atomics)
@@ -328,6 +330,7 @@ singles = st.lists(st.sampled_from([*NAMES, "string"]), min_size=1, max_size=10,
 )
 
 
+@pytest.mark.heavy
 @on_two
 @settings(max_examples=50)
 @given(singles)
@@ -437,7 +440,7 @@ def test_a_connection_that_is_lost(store: Running) -> None:
 @on_two
 def test_the_bound_on_what_waits(store: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each of the commands that were sent as one counts; the next is refused at once, and what waits is answered."""
-    monkeypatch.setattr(redis_connection, "MAX_WAITING", 50)
+    monkeypatch.setattr(redis_clients, "MAX_WAITING", 50)
 
     async def ask() -> tuple[list[Any], Any]:
         asked_of = PipelinedStore(parse_redis_url(store.url))

@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
 
@@ -25,11 +26,6 @@ from tests.support.asking import (
     expire,
     keys_of,
     listed,
-    on_few,
-    on_one,
-    on_served,
-    on_servers,
-    on_two,
     patch,
     post,
     scripts_run,
@@ -38,6 +34,7 @@ from tests.support.asking import (
     without_ttl,
 )
 from tests.support.clients import Answer, Checked
+from tests.support.lanes import on_few, on_one, on_served, on_servers, on_two
 from tests.support.stores import contents, wait_until
 
 # Paths in canonical spelling. Their names tell a slash from what sorts before and after it, and escapes from what they mean.
@@ -140,6 +137,7 @@ def test_pages(client: Checked, container: str, limit: int) -> None:
         assert ("next" in page) == (limit < len(whole)), "no next on the last page"
 
 
+@pytest.mark.heavy
 @on_few
 def test_after(client: Checked) -> None:
     """`after` is any name, there or not, in any spelling; a container's speaks of all below it."""
@@ -223,6 +221,7 @@ def test_bad_parameters(client: Checked) -> None:
     assert client.get("/ns/?unknown=1").status == 200
 
 
+@pytest.mark.heavy
 @on_few
 def test_default_and_largest_limit(client: Checked) -> None:
     """100 unless asked, and up to 1,000."""
@@ -296,6 +295,7 @@ segments = st.text(
 )
 
 
+@pytest.mark.heavy
 @on_few
 @settings(max_examples=30)
 @given(
@@ -654,6 +654,7 @@ def test_who_is_sent_ndjson(client: Checked, accept: str, is_wanted: bool) -> No
     assert (answer.headers["Content-Type"] == "application/x-ndjson") == is_wanted
 
 
+@pytest.mark.heavy
 @on_few
 def test_ndjson_of_many(client: Checked) -> None:
     """More than fits a page of any kind; and of nothing, nothing."""
@@ -760,6 +761,7 @@ def test_complete_while_others_write(client: Checked, query: str) -> None:
             each.result()
 
 
+@pytest.mark.heavy
 @on_few
 def test_pages_of_large_documents(client: Checked) -> None:
     """A page is bounded in bytes as well, has at least one document, and nothing is left out."""
@@ -782,6 +784,7 @@ def test_pages_of_large_documents(client: Checked) -> None:
 # --- Recursive DELETE ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.heavy
 @on_few
 def test_recursive_delete(client: Checked, raw: redis.Redis) -> None:
     """All below a container and nothing else, each one a change of the log; what was deleted is counted."""
@@ -845,6 +848,7 @@ def test_recursive_delete_of_what_is_half_gone(client: Checked, raw: redis.Redis
 MANY = 10_000
 
 
+@pytest.mark.heavy
 @on_two
 def test_recursive_delete_of_many(client: Checked, raw: redis.Redis) -> None:
     """10,000 documents, in pieces: other requests go on meanwhile, and no other document is touched."""
@@ -884,17 +888,18 @@ def test_parallel_recursive_deletes(client: Checked) -> None:
     assert sum(answer.json["deleted"] for answer in answers) == 3000
 
 
+@pytest.mark.heavy
 @on_one
 def test_a_delete_that_takes_long(client: Checked, opened: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However long all of it takes: each piece has its own time, and requests beside it are answered."""
+    """However long all of it takes: Redis answers each piece promptly, and requests beside it are answered."""
     from kvstore.commands import containers
-    from kvstore.stores import redis_connection
+    from kvstore.stores import redis_clients
 
     beside = opened("asgi", "valkey")
     for start in range(0, MANY, 1000):
         batch(beside, [("PUT", f"/ns/q/{n}", n) for n in range(start, start + 1000)])
     monkeypatch.setattr(containers, "MAX_DELETED_AT_ONCE", 1)
-    monkeypatch.setattr(redis_connection, "ANSWER_S", 1.0)
+    monkeypatch.setattr(redis_clients, "PIPELINED", replace(redis_clients.PIPELINED, answer_s=1.0))
     statuses: list[int] = []
     with ThreadPoolExecutor(1) as pool:
         deleting = pool.submit(beside.delete, "/ns/q/?recursive")

@@ -585,6 +585,7 @@ def test_a_log_that_is_followed_stays(client: Checked, raw: redis.Redis, store: 
     assert DAY_MS < raw.pttl(LOG) <= 2 * DAY_MS
 
 
+@pytest.mark.heavy
 def test_log_is_trimmed(client_with: Callable[..., Checked], raw: redis.Redis) -> None:
     """KVSTORE_LOG_LENGTH bounds the log, about: Redis trims whole nodes of a hundred entries."""
     client = client_with(KVSTORE_LOG_LENGTH="10")

@@ -29,16 +29,14 @@ from tests.support.asking import (
     command_of,
     entries,
     json_patch,
-    on_few,
-    on_one,
-    on_servers,
-    on_two,
     patch,
+    run_script,
     same,
     touch,
     without_ttl,
 )
 from tests.support.clients import Checked
+from tests.support.lanes import on_few, on_one, on_servers, on_two
 from tests.support.stores import Running, contents, wait_until
 
 # --- Merge patch --------------------------------------------------------------------------------------------------------
@@ -77,6 +75,7 @@ MORE = [
 ]
 
 
+@pytest.mark.heavy
 @on_few
 def test_merge_patch(client: Checked, raw: redis.Redis) -> None:
     """Every row for a document, and for a member of one; the answer, what is stored, and the log say the same."""
@@ -147,6 +146,7 @@ def merged(target: Any, merge_patch: Any) -> Any:
     return merge_patch
 
 
+@pytest.mark.heavy
 @on_few
 @settings(max_examples=50)
 @given(json_values, json_values)
@@ -252,6 +252,7 @@ def test_the_public_table(row: dict[str, Any]) -> None:
     assert same(result, row.get("expected", row["doc"]))
 
 
+@pytest.mark.heavy
 @on_few
 def test_the_public_table_over_http(client: Checked, raw: redis.Redis) -> None:
     """The same rows, all of them, and one that is refused changes nothing."""
@@ -267,6 +268,7 @@ def test_the_public_table_over_http(client: Checked, raw: redis.Redis) -> None:
             assert same(without_ttl(client.get("/ns/a").json), row.get("expected", row["doc"]))
 
 
+@pytest.mark.heavy
 @on_few
 def test_json_patch(client: Checked, raw: redis.Redis) -> None:
     """All or nothing; a malformed patch 400, a failed test 409, a path that is not there 422."""
@@ -839,6 +841,7 @@ def test_bombs(client: Checked, document: str, operations: Any) -> None:
 WRITERS = 100
 
 
+@pytest.mark.heavy
 @on_servers
 def test_nested_patches_all_arrive(client: Checked, raw: redis.Redis) -> None:
     """100 parallel nested patches of different members, none lost, each in one entry of the log."""
@@ -862,9 +865,9 @@ def test_what_another_redis_client_writes_meanwhile_arrives(store: Running, raw:
     body = json.dumps(document).encode()
     opened.execute(command_of(Request("PUT", b"/ns/a", {}, body)))
     edit: Any = parse(Request("PATCH", b"/ns/a", {}, b'{"o":{"b":2}}'), Settings())
-    written = edit.outcome(opened._reply(edit)).command
+    written = run_script(raw, edit).command
     raw.hincrby("kv:{ns}/a", "n", 41)
-    again = written.outcome(opened._reply(written))
+    again = run_script(raw, written)
     assert isinstance(again, Again), "not written over"
     raw.hset("kv:{ns}/a", "theirs", "1")
     assert isinstance(opened.execute(again.command), Stored)

@@ -16,29 +16,27 @@ from hypothesis import strategies as st
 from kvstore.commands.jobs import Take
 from kvstore.commands.scripts import TAKE
 from kvstore.core.paths import own_key, parse_path
-from kvstore.core.settings import Settings
 from kvstore.http.messages import Request
-from kvstore.http.protocol import parse, render
+from kvstore.http.protocol import render
 from tests.support.asking import (
     JSON,
     MERGE,
     as_body,
     at_once,
     batch,
+    command_of,
     documents_and_indexes,
     entries,
     expire,
     keys_of,
     listed,
-    on_few,
-    on_one,
-    on_servers,
-    on_two,
     patch,
     post,
+    run_script,
     stream,
 )
 from tests.support.clients import Answer, Checked
+from tests.support.lanes import on_few, on_one, on_servers, on_two
 from tests.support.stores import Running, contents
 
 
@@ -304,6 +302,7 @@ def test_what_a_delay_may_be(client: Checked, raw: redis.Redis, query: str, stat
     assert len(taken(client)) == (query == "delay=0")
 
 
+@pytest.mark.heavy
 @on_two
 def test_times_are_kept(client: Checked) -> None:
     """A delay and a lease of one second end after one second, and not before."""
@@ -324,6 +323,7 @@ def test_times_are_kept(client: Checked) -> None:
         assert time.monotonic() - begun > 0.9
 
 
+@pytest.mark.heavy
 @on_two
 def test_many_delayed_before_one(client: Checked, raw: redis.Redis) -> None:
     """A ready job behind 10,000 delayed ones is found, and by few commands more than behind ten."""
@@ -1184,14 +1184,10 @@ def test_a_take_that_buries_overtaken_by_its_retry(client: Checked, raw: redis.R
     lease_for(client, job, "0")
     request = Request("POST", b"/ns/q/?lease=60s&limit=9&max_attempts=1", {KEY[0].lower(): KEY[1]})
 
-    def execute(command: Any) -> Any:
-        """One script of a command."""
-        return command.outcome(raw.eval(command.script.text, len(command.keys), *command.keys, *command.arguments))
-
-    moving = execute(parse(request, Settings())).command
+    moving = run_script(raw, command_of(request)).command
     retried = take(client, request.target.decode(), [KEY])
     assert [job["path"] for job in retried.json["items"]] == ["/ns/q/b"]
-    answer = render(request, execute(moving))
+    answer = render(request, run_script(raw, moving))
     assert (answer.status, answer.body) == (200, retried.body)
     assert ("Idempotency-Replayed", "true") in answer.headers
 

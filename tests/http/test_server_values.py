@@ -8,8 +8,9 @@ import pytest
 import redis
 
 from kvstore.core.settings import YEAR_S
-from tests.support.asking import JSON, MERGE, at_once, batch, entries, json_patch, on_few, on_servers, patch, post, without_ttl
+from tests.support.asking import JSON, MERGE, at_once, batch, entries, json_patch, patch, post, without_ttl
 from tests.support.clients import Answer, Checked
+from tests.support.lanes import on_few, on_servers
 from tests.support.stores import contents
 
 TIMESTAMP = '{".sv":"timestamp"}'
@@ -278,6 +279,7 @@ def test_preconditions(client: Checked, raw: redis.Redis) -> None:
     assert contents(raw) == before
 
 
+@pytest.mark.heavy
 @on_servers
 def test_a_thousand_count_a_thousand(client: Checked, raw: redis.Redis) -> None:
     """Parallel increments, by PATCH and by PUT, flat, nested and in batches: each counts once, and is told another sum."""

@@ -103,6 +103,7 @@ def begin_to_follow(served: InProcess, sentinels: Sentinels) -> tuple[int, list[
     return first, events
 
 
+@pytest.mark.slow
 def test_a_primary_that_hangs(sentinels: Sentinels) -> None:
     """A stream on which nothing happens goes on with the new primary, soon after that serves."""
     served = InProcess(sentinels.url)
@@ -115,6 +116,7 @@ def test_a_primary_that_hangs(sentinels: Sentinels) -> None:
         served.stop()
 
 
+@pytest.mark.slow
 def test_a_failover(sentinels: Sentinels) -> None:
     """What is served goes on with the new primary, by both kinds of store; a stream resumes without loss."""
     served = InProcess(sentinels.url)

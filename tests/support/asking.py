@@ -9,7 +9,6 @@ from email.utils import parsedate_to_datetime
 from types import SimpleNamespace
 from typing import Any, NamedTuple, TypeVar
 
-import pytest
 import redis
 
 from kvstore.commands.base import Command
@@ -28,18 +27,6 @@ Result = TypeVar("Result")
 
 MERGE = ("Content-Type", "application/merge-patch+json")
 JSON = ("Content-Type", "application/json-patch+json")
-
-
-def _on(lanes: list[tuple[str, str]]) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("lane", lanes, ids="-".join, indirect=True)
-
-
-# Every adapter and every kind of store once: for what has many rows, or takes long.
-on_few = _on([("flask", "valkey"), ("asgi", "cluster"), ("served", "redis"), ("flask", "fake")])
-on_servers = _on([("flask", "valkey"), ("asgi", "valkey"), ("served", "redis")])  # where requests can run at once
-on_two = _on([("flask", "valkey"), ("served", "redis")])
-on_served = _on([("served", "redis")])
-on_one = _on([("flask", "valkey")])
 
 
 def as_body(value: Any) -> bytes:
@@ -144,6 +131,11 @@ def command_of(request: Request, settings: Settings = DEFAULTS) -> Command[Any]:
     command = parse(request, settings)
     assert not isinstance(command, Follow | LongPoll | Response)
     return command
+
+
+def run_script(raw: redis.Redis, command: Command[Any]) -> Any:
+    """What one script of a command comes to: its outcome, or Again."""
+    return command.outcome(raw.eval(command.script.text, len(command.keys), *command.keys, *command.arguments))
 
 
 def without_ttl(document: Any) -> Any:
