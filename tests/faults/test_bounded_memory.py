@@ -153,7 +153,6 @@ class Silent:
         pass
 
 
-@pytest.mark.xfail(strict=True, reason="row 13")
 def test_the_clients_of_clusters_do_not_queue_without_limit() -> None:
     """As many commands as the pipeline holds wait for a cluster; the next is refused at once, and says so."""
     command, outcomes = Get(parse_path(b"/ns/a")), []
