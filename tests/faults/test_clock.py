@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import redis
@@ -49,7 +50,7 @@ def test_a_look_that_fails_is_not_the_last(started: Callable[[str], Running], mo
     monkeypatch.setattr(server, "CHECK_S", 0.05)
     running = InProcess(started("redis").url)
     look = connection.ClientConnection.overdue
-    failed = []
+    failed: list[Any] = []
 
     def fail_once(self: connection.ClientConnection) -> None:
         if not failed:

@@ -40,7 +40,8 @@ def responses(answer: Answer) -> list[Any]:
     """The responses of a batch that was carried out."""
     assert (answer.status, list(answer.json)) == (200, ["responses"]), answer.body[:500]
     assert all(list(response) == ["status", "headers", "body"] for response in answer.json["responses"])
-    return answer.json["responses"]
+    found: list[Any] = answer.json["responses"]
+    return found
 
 
 def statuses(answer: Answer) -> list[int]:
@@ -87,7 +88,7 @@ def test_every_request(client: Checked, raw: redis.Redis, atomic: bool | None) -
         sent = b"" if len(request) < 3 else as_body(json.dumps(body))
         alone = client.request(method, target.encode(), list((headers or {}).items()), sent)
         assert alone.status == response["status"], request
-        shown = alone.json if alone.body else None
+        shown: Any = alone.json if alone.body else None
         if method == "POST":
             assert list(shown) == list(response["body"])
         else:

@@ -299,7 +299,7 @@ class Page(http.server.BaseHTTPRequestHandler):
             self.wfile.write(self.server.page)  # type: ignore[attr-defined]
 
     def pass_on(self) -> None:
-        connection = http.client.HTTPConnection(*self.server.service, timeout=10)  # type: ignore[attr-defined]
+        connection = http.client.HTTPConnection(*self.server.service, timeout=10)  # type: ignore[attr-defined, misc]
         connection.request("GET", self.path, headers=dict(self.headers.items()))
         answer = connection.getresponse()
         self.send_response(answer.status)
