@@ -24,16 +24,13 @@ from tests.support.asking import (
     json_patch,
     keys_of,
     listed,
-    on_few,
-    on_one,
-    on_servers,
-    on_two,
     patch,
     post,
     same,
     without_ttl,
 )
 from tests.support.clients import Answer, Checked
+from tests.support.lanes import on_few, on_one, on_servers, on_two
 from tests.support.stores import contents
 
 AS_JSON_PATCH = dict([JSON])
@@ -44,7 +41,8 @@ def responses(answer: Answer) -> list[Any]:
     """The responses of a batch that was carried out."""
     assert (answer.status, list(answer.json)) == (200, ["responses"]), answer.body[:500]
     assert all(list(response) == ["status", "headers", "body"] for response in answer.json["responses"])
-    return answer.json["responses"]
+    found: list[Any] = answer.json["responses"]
+    return found
 
 
 def statuses(answer: Answer) -> list[int]:
@@ -91,7 +89,7 @@ def test_every_request(client: Checked, raw: redis.Redis, atomic: bool | None) -
         sent = b"" if len(request) < 3 else as_body(json.dumps(body))
         alone = client.request(method, target.encode(), list((headers or {}).items()), sent)
         assert alone.status == response["status"], request
-        shown = alone.json if alone.body else None
+        shown: Any = alone.json if alone.body else None
         if method == "POST":
             assert list(shown) == list(response["body"])
         else:
@@ -486,6 +484,7 @@ def test_a_thousand(client: Checked, atomic: bool) -> None:
     assert statuses(batch(client, [("DELETE", f"/ns/{n}") for n in range(1000)], atomic=atomic)) == [204] * 1000
 
 
+@pytest.mark.heavy
 @on_servers
 def test_a_thousand_nested_patches(client: Checked) -> None:
     """Each must be read before it can be written."""
@@ -496,6 +495,7 @@ def test_a_thousand_nested_patches(client: Checked) -> None:
     assert len(client.get("/ns/0").json["o"]) == 101
 
 
+@pytest.mark.heavy
 @on_few
 def test_a_thousand_undone(client: Checked, raw: redis.Redis) -> None:
     """The last of a thousand is refused, and the others are undone."""
@@ -507,6 +507,7 @@ def test_a_thousand_undone(client: Checked, raw: redis.Redis) -> None:
     assert now == before
 
 
+@pytest.mark.heavy
 @on_servers
 def test_large_documents(client: Checked, raw: redis.Redis) -> None:
     """As much as fits a body; documents with thousands of members among them."""
@@ -726,6 +727,7 @@ def test_large_answers(client: Checked, raw: redis.Redis, request_: Any, writes:
     assert documents_and_indexes(raw) == before
 
 
+@pytest.mark.heavy
 @on_two
 def test_large_answers_of_many_documents(client: Checked) -> None:
     """The same, of documents that are read once, or before they are written."""
@@ -824,6 +826,7 @@ def test_transfers(client: Checked, how: str) -> None:
     assert total(responses(batch(client, accounts))) == ACCOUNTS * MONEY
 
 
+@pytest.mark.heavy
 @on_servers
 def test_nested_patches_in_parallel_batches(client: Checked) -> None:
     """Atomic batches that patch the same documents deep down all arrive, however often they must read again."""
@@ -838,6 +841,7 @@ def test_nested_patches_in_parallel_batches(client: Checked) -> None:
     assert client.get("/ns/count").json["n"] == 30
 
 
+@pytest.mark.heavy
 @on_servers
 def test_batches_and_single_writes(client: Checked, raw: redis.Redis) -> None:
     """A batch that is refused while others write undoes nothing of theirs."""

@@ -109,7 +109,8 @@ def longest_turn_s(running: InProcess, action: Callable[[], object]) -> float:
 
     watched = running.run(begin())
     action()
-    return running.run(end(*watched))
+    longest_s: float = running.run(end(*watched))
+    return longest_s
 
 
 # --- Redis --------------------------------------------------------------------------------------------------------------
@@ -118,13 +119,13 @@ def longest_turn_s(running: InProcess, action: Callable[[], object]) -> float:
 class Scripts(NamedTuple):
     """What an action asked of Redis: how many scripts, and how much time of a processor, for all of them and the rest."""
 
-    count: int
+    number: int
     redis_s: float
 
     @property
     def each_s(self) -> float:
         """The time of one of them, where they are alike."""
-        return self.redis_s / self.count
+        return self.redis_s / self.number
 
 
 def scripts(raw: redis.Redis, action: Callable[[], object]) -> Scripts:
@@ -148,7 +149,7 @@ def scripts(raw: redis.Redis, action: Callable[[], object]) -> Scripts:
     return Scripts(count, (ended_ns - begun_ns) / 1e9)
 
 
-def sent_by_redis_bytes(raw: redis.Redis, action: Callable[[], object]) -> int:
+def sent_by_redis_bytes(raw: redis.Redis, action: Callable[..., object]) -> int:
     """How much Redis has answered during an action (INFO stats), to all of its clients."""
     begun = raw.info("stats")["total_net_output_bytes"]
     action()
