@@ -120,13 +120,19 @@ class JobSeen(NamedTuple):
 
 
 class Take(NamedTuple):
-    """Take up to `limit` jobs for `lease_ms`: Taken. A job that was taken `max_attempts` times is dead, and is moved first."""
+    """Take up to `limit` jobs for `lease_ms`: Taken. A job that was taken `max_attempts` times is dead, and is moved first.
+
+    `low` is where a take goes on that Redis does in several steps, and `positions` are those of the first step: a job may come to
+    what it has passed since.
+    """
 
     container: Path
     lease_ms: int
     limit: int
     max_attempts: int
     log_length: int
+    low: str = ""
+    positions: tuple[str, str] | None = None
     script: Script[Taken] = TAKE
 
     @property
@@ -135,13 +141,14 @@ class Take(NamedTuple):
 
     @property
     def arguments(self) -> Arguments:
-        return (*below(self.container), self.lease_ms, self.limit, self.max_attempts, MAX_PAGE_BYTES)
+        return (*below(self.container), self.lease_ms, self.limit, self.max_attempts, MAX_PAGE_BYTES, self.low)
 
     def outcome(self, reply: RedisReply) -> Taken | Again[Taken]:
-        if reply[0] == b"more":
-            return Again(self, has_written=False)
-        if reply[0] == b"none":
-            return Taken([], reply[1], (reply[2].decode(), reply[3].decode()))
+        if reply[0] in (b"more", b"none"):
+            positions = self.positions or (reply[2].decode(), reply[3].decode())
+            if reply[0] == b"more":
+                return Again(self._replace(low=reply[1].decode(), positions=positions), has_written=False)
+            return Taken([], reply[1], positions)
         jobs = [self._job(*job) for job in reply[1]]
         return Again(MoveDeadJobs(self, jobs)) if reply[0] == b"dead" else Taken(jobs)
 
