@@ -266,7 +266,6 @@ def test_head_does_not_read_the_value(serving: Served, backing: redis.Redis) -> 
         assert sent < 16 * 1024, (method, headers)
 
 
-@pytest.mark.xfail(strict=True, reason="row 5")
 def test_what_we_wrote_is_not_checked_again(serving: Served) -> None:
     """To read a document of a million brackets costs about what a string of that length costs."""
     put(serving, "/ns/nested", NESTED)
