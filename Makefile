@@ -64,11 +64,11 @@ lock: $(VENV)/ready-dev ## write requirements*.txt from pyproject.toml; ARGS=--u
 	@$(LOCK) --group dev --constraint requirements.txt --output-file requirements-dev.txt
 
 bench: $(VENV)/ready-dev ## measure beside webdis, nchan and a plain Flask app, about 20 minutes
-	@$(BIN)/python bench/peers
-	@$(BIN)/python bench/inside
-	@$(BIN)/python bench/containers
-	@$(BIN)/python bench/live
-	@$(BIN)/python bench/jobs
+	@$(BIN)/python -m bench.peers
+	@$(BIN)/python -m bench.inside
+	@$(BIN)/python -m bench.containers
+	@$(BIN)/python -m bench.live
+	@$(BIN)/python -m bench.jobs
 
 load: ## PUT and GET 2,000 things at a server that runs; URL=http://127.0.0.1:8000
 	@bench/load.sh $(URL)

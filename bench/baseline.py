@@ -18,7 +18,7 @@ store = redis.Redis.from_url(os.environ["REDIS_URL"], decode_responses=True)
 @app.put("/<path:path>")
 def put(path: str) -> tuple[dict[str, Any], int]:
     """Store the members of a JSON object as a hash."""
-    thing: dict[str, Any] = request.get_json(force=True)
+    thing: dict[Any, Any] = request.get_json(force=True)
     store.hset(path, mapping=thing)
     store.expire(path, YEAR_S)
     return {**thing, "ttl": YEAR_S}, 201
@@ -27,7 +27,8 @@ def put(path: str) -> tuple[dict[str, Any], int]:
 @app.get("/<path:path>")
 def get(path: str) -> tuple[dict[str, Any], int]:
     """Read the hash back, integers as integers, with the seconds that are left."""
-    thing: dict[str, Any] = {name: _coerced(value) for name, value in store.hgetall(path).items()}
+    found: dict[Any, Any] = store.hgetall(path)
+    thing: dict[str, Any] = {name: _coerced(value) for name, value in found.items()}
     if not thing:
         return {"error": "thing doesn't exist"}, 404
     return {**thing, "ttl": store.ttl(path)}, 200

@@ -4,6 +4,7 @@ wrk is a closed loop: each of its connections sends the next request when it has
 here is that of a server as busy as it can be.
 """
 
+import argparse
 import http.client
 import json
 import os
@@ -21,10 +22,22 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import redis
+
+from kvstore.commands.documents import Put
+from kvstore.core.settings import Settings
+from kvstore.http.messages import Request
+from kvstore.http.protocol import parse
+from kvstore.stores.embedded import binary
+
 BENCH = Path(__file__).resolve().parent
 ROOT = BENCH.parent
-BIN = ROOT / ".venv" / "bin"
+BIN = Path(sys.executable).parent
 RESULTS = BENCH / "results"
+
+BODY = '{"value":123,"text":"hello"}'  # the document of the article's load test
+METHODS = ("PUT", "GET")
+FILL = 1000  # documents in a round trip
 
 # Nothing of the caller's settings reaches a server that is measured.
 ENVIRONMENT = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), "LANG": "C.UTF-8"}
@@ -33,17 +46,33 @@ START_S = 30.0
 STOP_S = 30.0
 
 
-def enter_venv() -> None:
-    """Go on under .venv's Python, where this is another one."""
-    if not (BIN / "python").exists():
-        sys.exit("there is no .venv: run `make setup` first")
-    if Path(sys.prefix).resolve() != BIN.parent.resolve():
-        os.execv(BIN / "python", [str(BIN / "python"), *sys.argv])
-    if not shutil.which("wrk"):
-        sys.exit("this benchmark needs wrk: apt-get install wrk")
+class Option(NamedTuple):
+    """A number that the command line can set."""
+
+    default: int
+    quick: int  # with --quick
+    meaning: str
+
+
+def read_options(description: str, needs: Sequence[str] = (), **options: Option) -> argparse.Namespace:
+    """What the command line says, and `quick`; exits where a program that the benchmark needs is missing."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--quick", action="store_true", help="measure little and save nothing, to see that it runs")
+    for name, option in options.items():
+        parser.add_argument(f"--{name}", type=int, help=f"{option.meaning} (default: {option.default}; quick: {option.quick})")
+    found = parser.parse_args()
+    for name, option in options.items():
+        if getattr(found, name) is None:
+            setattr(found, name, option.quick if found.quick else option.default)
+    for program in needs:
+        if not shutil.which(program):
+            sys.exit(f"this benchmark needs {program} on the PATH")
+    if not (BIN / "kvstore").exists():
+        sys.exit(f"there is no kvstore beside {sys.executable}: run `make setup`, then .venv/bin/python -m bench.…")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what runs is ended
     if (load := os.getloadavg()[0]) > 0.5:
         print(f"the machine is busy (load average {load:.1f}), and the figures will show it", file=sys.stderr)
+    return found
 
 
 @contextmanager
@@ -73,8 +102,6 @@ def running(command: Sequence[str | Path], log: Path, **environment: str) -> Ite
 @contextmanager
 def redis_server(directory: Path) -> Iterator[tuple[Any, Path]]:
     """A client of a Redis that keeps nothing on disk, and the unix socket it listens on."""
-    import redis
-
     at = directory / "redis.sock"
     executable = shutil.which("redis-server") or _embedded_binary()
     options: list[str | Path] = ["--port", "0", "--unixsocket", at, "--save", "", "--appendonly", "no", "--dir", directory]
@@ -85,9 +112,28 @@ def redis_server(directory: Path) -> Iterator[tuple[Any, Path]]:
 
 
 def _embedded_binary() -> str:
-    from kvstore.stores.embedded import binary
-
     return str(binary())
+
+
+def fill(client: Any, path: str, names: Sequence[object], body: bytes) -> None:
+    """Store documents by the service's own commands, many in a round trip; "@" in the path becomes a name."""
+    settings, connection = Settings(), client.connection_pool.get_connection()
+    for first in range(0, len(names), FILL):
+        sent: list[bytes] = []
+        some = names[first : first + FILL]
+        for name in some:
+            command = parse(Request("PUT", path.replace("@", str(name)).encode(), {}, body), settings)
+            assert isinstance(command, Put)
+            if name == names[0]:
+                client.script_load(command.script.text)
+            keys = command.keys
+            sent += connection.pack_command("EVALSHA", command.script.sha, len(keys), *keys, *command.arguments)
+        connection.send_packed_command(sent)
+        for _ in some:
+            connection.read_response()  # raises what Redis refused
+        print(f"\r  storing {first + len(some):,} of {len(names):,} documents ", end="", file=sys.stderr)
+    print(file=sys.stderr)
+    client.connection_pool.release(connection)
 
 
 @contextmanager
@@ -227,3 +273,4 @@ def save(name: str, results: dict[str, Any]) -> None:
     """Write results as bench/results/`name`."""
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / name).write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    print(f"\n  {RESULTS / name}")

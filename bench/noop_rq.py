@@ -1,4 +1,4 @@
-"""A task that does nothing, by RQ, under the Python of a venv that has it: see bench/jobs."""
+"""A task that does nothing, by RQ, under the Python of a venv that has it: see bench.jobs."""
 
 import json
 import os

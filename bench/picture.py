@@ -1,4 +1,4 @@
-"""The results of bench/peers as a picture: an SVG with bars, for light and dark pages alike."""
+"""The results of bench.peers as a picture: an SVG with bars, for light and dark pages alike."""
 
 from html import escape
 from typing import Any

@@ -36,7 +36,7 @@ Answer = TypeVar("Answer")  # of a request that needs no store
 
 
 class Answered(NamedTuple, Generic[Answer]):
-    """A request of a batch that is answered without the store."""
+    """A request of a batch that needs no store."""
 
     answer: Answer
 
@@ -47,7 +47,7 @@ REFUSED = b"refused in a batch"
 
 
 class Answers(NamedTuple, Generic[Request, Answer]):
-    """The requests of a batch, and what each came to: outcomes, answers and problems."""
+    """The requests of a batch, and for each its outcome, its problem, or the answer that it had without the store."""
 
     requests: list[Request]
     answers: list[BatchOutcome | Problem | Answer]
@@ -67,7 +67,8 @@ Result: TypeAlias = Answers[Request, Answer] | Refused[Request, Answer]
 class Batch(NamedTuple, Generic[Request, Answer]):
     """Execute the steps from `at` to `stop`, all of one namespace, then the others: Answers, or Refused if `atomic`.
 
-    `outcomes` has, by index, what the steps before `at` came to. It and `steps` are filled and changed as the batch goes on.
+    `outcomes` are those of the steps before `at`, by index. The batch fills it, and replaces steps that have become others.
+    With `once`, a refusal after reading is recorded for the request's Idempotency-Key.
     """
 
     requests: list[Request]
@@ -86,7 +87,7 @@ class Batch(NamedTuple, Generic[Request, Answer]):
 
     @property
     def as_reader(self) -> "Batch[Request, Answer]":
-        """This batch as the reader of a kept reply, which has all of its requests, whatever was read before."""
+        """This batch as the reader of a kept reply: that has all of its requests, also those that were read before."""
         return self._replace(is_whole=True)
 
     @property
@@ -109,7 +110,7 @@ class Batch(NamedTuple, Generic[Request, Answer]):
 
     def outcome(self, reply: RedisReply) -> Result[Request, Answer] | Again[Result[Request, Answer]]:
         word = reply[0]
-        if word == REFUSED:  # because of what was read, and replayed
+        if word == REFUSED:  # after reading, and replayed
             index = int(reply[1])
             return Refused(index, self.requests[index], PROBLEMS[reply[2].decode()](reply[3].decode()))
         if word in (b"undone", b"lost"):
@@ -145,7 +146,7 @@ class Batch(NamedTuple, Generic[Request, Answer]):
         return registered(self.path, new_expiry, following)
 
     def next(self) -> Answers[Request, Answer] | Again[Result[Request, Answer]]:
-        """The next commands of one namespace that follow each other, or the answers where there are no more."""
+        """Return the batch from its next run of commands on, or the answers if there is none."""
         steps, at = self.steps, self.stop
         while at < len(steps) and isinstance(steps[at], Answered):
             at += 1
@@ -173,7 +174,7 @@ class Batch(NamedTuple, Generic[Request, Answer]):
         return Again(RecordReply(self.keys, words, refused))
 
     def _commands(self) -> list[tuple[int, BatchCommand]]:
-        """The commands of this run, with their indexes; those that must read before they can write come first, alone."""
+        """Return the commands of this run with their indexes: first only those that must read before they can write."""
         commands: list[tuple[int, BatchCommand]] = []
         for index in range(self.at, self.stop):
             step = self.steps[index]
@@ -184,7 +185,7 @@ class Batch(NamedTuple, Generic[Request, Answer]):
         return [(index, command) for index, command in commands if isinstance(command, Edit)] or commands
 
     def _continue(self, index: int, again: Again[BatchOutcome]) -> None:
-        """Put the next command of an Edit in its place."""
+        """Replace an Edit, or its Put, by the command that follows it."""
         assert isinstance(again.command, Put)
         self.steps[index] = again.command
 
@@ -202,7 +203,7 @@ def _arguments(command: BatchCommand) -> Arguments:
 
 
 def _outcome(command: BatchCommand, reply: RedisReply) -> BatchOutcome | Problem | Again[BatchOutcome]:
-    """What a command came to, its Problem included."""
+    """Return the outcome of a command from its reply, or its Problem."""
     try:
         if reply[0] == b"error":
             raise problem_of_reply(reply[1].decode("utf-8", "replace"))

@@ -1,7 +1,7 @@
-"""Many commands as one: PUTs of plain documents, or GETs, in one namespace, carried out by one script.
+"""Many PUTs of plain documents, or many GETs, in one namespace, as one command.
 
-A store that has several of them to send at once sends one command, which knows what each of them came to. That saves a third of
-what each costs Redis.
+A store coalesces the commands that it is to send at once: one script, and an outcome for each. That saves a third of what each
+costs Redis. A batch of similar requests is one command as well.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -16,17 +16,17 @@ from kvstore.core.codec import Decoded, Encoded, decode
 from kvstore.core.paths import Path
 from kvstore.core.preconditions import NONE, tag_time_ms
 
-MAX_COALESCED_BYTES = 4096  # of a document; a larger one costs so much more than its command that joining it gains nothing
+MAX_COALESCED_BYTES = 4096  # of a document; the time that a larger one takes outweighs what coalescing saves
 
-MAX_COALESCED_READ_BYTES = 256 * 1024  # of the documents that are read as one, so that they do not hold up the other clients
+MAX_COALESCED_READ_BYTES = 256 * 1024  # of documents that one command reads, so that other clients do not wait long
 
-CREATED = ord("c")  # of the letters that put_many.lua answers
+CREATED = ord("c")  # in the reply of put_many.lua
 
 CoalescingKey: TypeAlias = tuple[type, str, int]  # of commands that can be sent as one
 
 
 def put_many_arguments(prefix: str, log_length: int, puts: Iterable[tuple[bytes | str, Encoded, int | None]]) -> Arguments:
-    """The arguments of put_many.lua for (name, document, ttl_ms) of each document."""
+    """Return the arguments of put_many.lua for documents, each as (name, document, ttl_ms)."""
     arguments: list[bytes | str | int] = [prefix, log_length]
     run, at = None, 0
     for name, (shape, fields, *_), ttl_ms in puts:
@@ -40,9 +40,9 @@ def put_many_arguments(prefix: str, log_length: int, puts: Iterable[tuple[bytes 
 
 
 class CoalescedPuts(NamedTuple):
-    """PUTs of one kin, no two of one document: their outcomes.
+    """PUTs with the same coalescing key, of different documents: an outcome for each.
 
-    None for each where one of them would be refused; nothing is changed then, and each is to be sent by itself.
+    If one of them would be refused, nothing is changed, and every outcome is None: send each command by itself.
     """
 
     commands: list[Put]
@@ -72,7 +72,7 @@ class CoalescedPuts(NamedTuple):
 
 
 class CoalescedGets(NamedTuple):
-    """GETs of one kin: their outcomes, None for one that is to be sent by itself."""
+    """GETs with the same coalescing key: an outcome for each, None for one that must be sent by itself."""
 
     commands: list[Get]
     script: Script[list[Found | Missing | None]] = GET_MANY
@@ -100,7 +100,7 @@ class CoalescedGets(NamedTuple):
 
 
 def coalescing_key(command: Command[object]) -> CoalescingKey | None:
-    """What is the same in commands that can be joined; None for one that is sent by itself."""
+    """Return the key that commands must share to be coalesced; None for a command that is sent by itself."""
     if type(command) is Get:
         return Get, command.path.namespace, 0
     if type(command) is Put and command.preconditions is NONE and not command.edit:
@@ -111,24 +111,24 @@ def coalescing_key(command: Command[object]) -> CoalescingKey | None:
 
 
 def slot_among(command: Command[object], count: int) -> str | int:
-    """Where a command stands among `count` others of its kin: two PUTs in one place cannot be joined."""
+    """Return the slot of a command among `count` others with its key. PUTs of one document share one, and are not coalesced."""
     return command.path.name if type(command) is Put else count
 
 
 def coalesce(commands: list[Command[object]]) -> CoalescedPuts | CoalescedGets:
-    """The one command for several of one kin."""
+    """Return one command for several with the same coalescing key."""
     if type(commands[0]) is Put:
         return CoalescedPuts(cast("list[Put]", commands))
     return CoalescedGets(cast("list[Get]", commands))
 
 
-Otherwise: TypeAlias = Callable[[], Command[Outcome]]  # makes the command of batch.py for the same batch
+Otherwise: TypeAlias = Callable[[], Command[Outcome]]  # makes the Batch of the same requests
 
 
 class ManyWritten(NamedTuple):
     """Documents were written, each at its name in the namespace of `path`.
 
-    They have `tags`; `words` says CREATED where there was none.
+    Each has its entity-tag in `tags`, and CREATED in `words` if it did not exist.
     """
 
     path: Path
@@ -140,7 +140,7 @@ class ManyWritten(NamedTuple):
 
 
 class ManyRead(NamedTuple):
-    """Documents were read at `time_ms`; the ms at which each expires is -1 for never."""
+    """Documents were read at `time_ms`. `expires_at_ms` is -1 for one that does not expire."""
 
     documents: list[Decoded]
     expires_at_ms: list[int]
@@ -148,7 +148,10 @@ class ManyRead(NamedTuple):
 
 
 class PutMany(NamedTuple, Generic[Outcome]):
-    """Replace documents of one namespace, or create them: ManyWritten. `path` is that of the first; no name comes twice."""
+    """Replace or create documents of one namespace: ManyWritten. `path` is that of the first. No name occurs twice.
+
+    If one would be refused, nothing is changed, and `otherwise` is executed.
+    """
 
     path: Path
     names: Sequence[bytes]
@@ -178,7 +181,10 @@ class PutMany(NamedTuple, Generic[Outcome]):
 
 
 class GetMany(NamedTuple, Generic[Outcome]):
-    """Read documents of one namespace: ManyRead. `path` is that of the first."""
+    """Read documents of one namespace: ManyRead. `path` is that of the first.
+
+    If one does not exist, or was not read, `otherwise` is executed.
+    """
 
     path: Path
     names: Sequence[bytes]
@@ -198,6 +204,6 @@ class GetMany(NamedTuple, Generic[Outcome]):
 
     def outcome(self, reply: RedisReply) -> ManyRead | Again[ManyRead | Outcome]:
         time_ms, documents, expires_at_ms = reply
-        if not all(documents) or 1 in documents:  # one is not there, or was not read
+        if not all(documents) or 1 in documents:  # one does not exist, or was not read
             return Again(self.otherwise())
         return ManyRead([codec.decode(fields) for fields in documents], expires_at_ms, time_ms)

@@ -1,7 +1,7 @@
-"""A change ↔ an entry of the change log ↔ an event of a stream.
+"""Commands on the change log of a namespace, and the changes that its entries are.
 
-An entry is what `append`, `remove` and `expire` write (lua/_jobs.lua); an event is a block of text/event-stream whose `data`
-is always `{"path","etag","ttl","value"}`. Source: https://html.spec.whatwg.org/multipage/server-sent-events.html, section 9.2.
+Entries are written by `append` (lua/_log.lua), `expire` (lua/_index.lua) and `remove` (lua/_documents.lua).
+Source: XADD, XRANGE.
 """
 
 import re
@@ -12,19 +12,19 @@ from kvstore.commands.scripts import LOG_POSITION, READ_CHANGES, Script
 from kvstore.core.codec import META, decode
 from kvstore.core.paths import Path, own_key
 
-MAX_CHANGES = 500  # read at once
-MAX_CHANGED_BYTES = 256 * 1024  # of them, about: readers take these before the next come, else 1 MiB would drop them
+MAX_CHANGES = 500  # in one reply
+MAX_CHANGED_BYTES = 256 * 1024  # in one reply, about: a reader with more than 1 MiB unsent is disconnected
 
 
 class LogPosition(NamedTuple):
-    """Where the change log of a namespace ends, and what was stored at a path then (None: nothing)."""
+    """The end of the change log of a namespace, and what was stored at a path then (None: nothing)."""
 
     position: str
     document: Found | None
 
 
 class GetLogPosition(NamedTuple):
-    """Where the change log of a path's namespace ends now, and the document there; of a container the place alone: At."""
+    """Read the end of the change log of a path's namespace, and the document there, if the path is one: LogPosition."""
 
     path: Path
     script: Script[LogPosition] = LOG_POSITION
@@ -42,10 +42,10 @@ class GetLogPosition(NamedTuple):
 
 
 class ChangesRead(NamedTuple):
-    """Entries of a change log, None where it has lost some.
+    """Entries of a change log, None if some were lost.
 
-    Also the ms until the namespace's next document expires (None: never), the place in the stream of jobs that were given
-    back, whether there are more entries, and where there are none the place after which to go on, "" for the same.
+    `next_expiry_ms` is when the next document of the namespace expires (None: none does), `released` the position in the stream
+    of released jobs. Without entries, `position` is the one to continue from, "" for the same.
     """
 
     entries: list[RedisReply] | None
@@ -56,9 +56,9 @@ class ChangesRead(NamedTuple):
 
 
 class ReadChanges(NamedTuple):
-    """What has changed in a path's namespace since a place in its log: Logged.
+    """Read what has changed in a path's namespace since a position in its log: ChangesRead.
 
-    Its keys are those that change with what it says, for who has Redis track them.
+    Its keys are all that the reply depends on, so that Redis can track them (CLIENT TRACKING).
     """
 
     path: Path
@@ -84,7 +84,7 @@ _netstring = re.compile(rb"(\d+):").match
 
 
 class Change(NamedTuple):
-    """What an entry of the log says: `name` is the document's name in its namespace, `text` None where it is gone."""
+    """An entry of the log. `name` is the document's name in its namespace; `text` is None if the document is gone."""
 
     id: str
     op: str
@@ -94,7 +94,7 @@ class Change(NamedTuple):
 
 
 def is_change(entry: RedisReply) -> bool:
-    """Whether an entry of the log looks like one of ours: what another client has added to it says nothing of a document."""
+    """Return whether an entry of the log looks like one of ours, and not like one that another client has added."""
     fields = entry[1]
     if not fields[1].isascii():
         return False
@@ -104,7 +104,7 @@ def is_change(entry: RedisReply) -> bool:
 
 
 def parse_entry(entry: RedisReply) -> Change | None:
-    """The change that an entry of the log is, [id, [op, name, …]] as XRANGE gives it; None where it only looks like one."""
+    """Return the change of an entry, [id, [op, name, …]] as XRANGE replies; None for an entry of another client."""
     try:
         return _parse_entry(entry)
     except (ValueError, IndexError):
@@ -123,14 +123,14 @@ def _parse_entry(entry: RedisReply) -> Change:
 
 
 def changed_name(entry: RedisReply) -> str:
-    """The name of the document that an entry of the log is about, as its Change has it."""
+    """Return the name of the document that an entry of the log is about, as its Change has it."""
     raw_id, fields = entry
     name: str = fields[1].decode()
     return name + appended_name(raw_id.decode()) if fields[0] == b"post" else name
 
 
 def appended_name(change_id: str) -> str:
-    """The name that POST gives a document: names sort as the changes were made, whatever the count's length."""
+    """Return the name that POST assigns: names sort in the order of the changes, however many digits the count has."""
     ms, _, count = change_id.partition("-")
     return f"{ms}{chr(96 + len(count))}{count}"
 

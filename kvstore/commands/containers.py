@@ -1,4 +1,4 @@
-"""What can be asked of containers and of change logs, and what they can answer: as documents.py has it for documents."""
+"""Commands on a container: list what is below it, or delete all of it."""
 
 from typing import NamedTuple
 
@@ -7,13 +7,13 @@ from kvstore.commands.jobs import read_mark
 from kvstore.commands.scripts import DELETE_RECURSIVE, IS_NAMESPACE_EMPTY, LIST, Script
 from kvstore.core.paths import Path, parse_path
 
-MAX_DELETED_AT_ONCE = 1000  # some 10 ms of Redis's time
+MAX_DELETED_AT_ONCE = 1000  # about 10 ms in Redis
 
 
 class Item(NamedTuple):
-    """What a listing says of a document, or with `document` None of a container; `text` is empty where no values were asked.
+    """An item of a listing: a document, whose `text` is empty if no values were asked for; or a container, without `document`.
 
-    `state` and `attempts` are of a job; the state is `ready`, `leased` or `delayed`, "" where the container is no queue.
+    `state` (`ready`, `leased` or `delayed`) and `attempts` are those of a job; `state` is "" if the container is not a queue.
     """
 
     name: str
@@ -23,7 +23,7 @@ class Item(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """A page of what lies below a container. `tag` None: the root has none; `more` is the command for the next page."""
+    """A page of a listing. `tag` is None for the root container, which has none; `more` is the command for the next page."""
 
     items: list[Item]
     tag: str | None
@@ -31,19 +31,19 @@ class Listing(NamedTuple):
 
 
 class Unchanged(NamedTuple):
-    """A container's entity-tag is one that If-None-Match names."""
+    """If-None-Match names the container's entity-tag."""
 
     tag: str
 
 
 class DeletedRecursive(NamedTuple):
-    """Documents below a container were deleted."""
+    """So many documents below a container were deleted."""
 
     documents: int
 
 
 class List(NamedTuple):
-    """List what lies below a container, `limit` items at most: Listing or Unchanged."""
+    """List what is below a container, at most `limit` items: Listing or Unchanged."""
 
     container: Path
     after: str
@@ -97,7 +97,7 @@ class List(NamedTuple):
 
 
 class DropEmptyNamespaces(NamedTuple):
-    """Take the namespaces in which nothing lies out of a listing of the root, from the item `at` on: Listing."""
+    """Remove empty namespaces from a listing of the root, from the item `at` on: Listing."""
 
     listing: Listing
     at: int
@@ -124,7 +124,7 @@ class DropEmptyNamespaces(NamedTuple):
         return self.next()
 
     def next(self) -> Listing | Again[Listing]:
-        """The listing where no namespace is left to look into, else the look into the next."""
+        """Return the check of the next namespace, or the listing if there is no other."""
         items = self.listing.items
         for at in range(self.at, len(items)):
             if items[at].document is None:
@@ -133,7 +133,10 @@ class DropEmptyNamespaces(NamedTuple):
 
 
 class DeleteRecursive(NamedTuple):
-    """Delete all documents below a container, some at a time: DeletedRecursive."""
+    """Delete all documents below a container, some in each script: DeletedRecursive.
+
+    With `once`, the total is counted in Redis and recorded for the request's Idempotency-Key.
+    """
 
     container: Path
     once: bool
@@ -149,7 +152,7 @@ class DeleteRecursive(NamedTuple):
         return (*below(self.container), MAX_DELETED_AT_ONCE)
 
     def outcome(self, reply: RedisReply) -> DeletedRecursive | Again[DeletedRecursive]:
-        if reply[0] == b"deleted below":  # only where it is replayed
+        if reply[0] == b"deleted below":  # a kept reply
             return DeletedRecursive(int(reply[1]))
         deleted = reply[1] if self.once else self.deleted + reply[1]
         if reply[2]:

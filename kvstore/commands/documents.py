@@ -1,4 +1,4 @@
-"""What can be asked of documents."""
+"""Commands on one document: read, replace, change, append, delete."""
 
 import hashlib
 from collections.abc import Callable
@@ -31,17 +31,20 @@ from kvstore.core.json_text import MAX_BYTES, MAX_MEMBERS
 from kvstore.core.paths import Path
 from kvstore.core.preconditions import NONE, Preconditions, tag_time_ms
 
-ID_BYTES = 20  # of a name that POST makes: 13 digits of ms, a letter, a count
-MAX_ATTEMPTS = 1000  # to write back a document that others write at the same time
-MAX_ATTEMPTED_BYTES = 16 * 1024 * 1024  # of the document in all attempts together: some 4 s of Python
+ID_BYTES = 20  # of a name that POST assigns: 13 digits of ms, a letter, a count
+MAX_ATTEMPTS = 1000  # to write back a document that other clients write at the same time
+MAX_ATTEMPTED_BYTES = 16 * 1024 * 1024  # of the document, over all attempts: about 4 s of Python
 
 
-# What is stored (None: nothing) → what shall be, and its TTL in ms, None for the one it has; or raises a Problem.
+# From the stored document (None for nothing) to the new one, and its TTL in ms (None: keep the expiry); raises Problem.
 Transform = Callable[[Found | None], tuple[Encoded, int | None]]
 
 
 class Get(NamedTuple):
-    """Read a document: Found or Missing. The conditions are judged where it is rendered; a batch must know them before."""
+    """Read a document: Found or Missing.
+
+    `preconditions` are judged when the outcome is rendered, or by the script of an atomic batch.
+    """
 
     path: Path
     preconditions: Preconditions = NONE
@@ -62,8 +65,8 @@ class Get(NamedTuple):
 class Put(NamedTuple):
     """Replace a document, or create it: Stored or Failed.
 
-    `ttl_ms` None keeps the expiry of a document that `edit` has read as `base`; a document that is no longer that is edited
-    again.
+    With `edit`, the document is written back only if it is still what `edit` read, `base`; otherwise it is edited again. Then
+    `ttl_ms` None keeps its expiry.
     """
 
     path: Path
@@ -97,9 +100,9 @@ class Put(NamedTuple):
 
 
 class Patch(NamedTuple):
-    """Change members of a document, none of them to an object, or create it: Stored or Failed.
+    """Change members of a document, none of them to an object, or create the document: Stored or Failed.
 
-    A member that is null in `encoded` is taken away. `ttl_ms` None keeps the expiry.
+    A member that is null in `encoded` is removed. `ttl_ms` None keeps the expiry.
     """
 
     path: Path
@@ -164,7 +167,7 @@ class Post(NamedTuple):
     encoded: Encoded
     ttl_ms: int
     log_length: int
-    delay_ms: int = 0  # before which it cannot be taken as a job
+    delay_ms: int = 0  # until it can be taken as a job
     script: Script[Appended] = POST
 
     @property
@@ -173,7 +176,7 @@ class Post(NamedTuple):
 
     @property
     def path(self) -> Path:
-        """The container, under the name that every other command of a batch has for what it is about."""
+        """The container: the path that a batch groups this command by."""
         return self.container
 
     @property
@@ -221,7 +224,10 @@ class Delete(NamedTuple):
 
 
 class Edit(NamedTuple):
-    """Read a document, change it with `change`, and write it back where nobody has written meanwhile, else again."""
+    """Read a document, apply `transform`, and write it back; start again if another client wrote it meanwhile.
+
+    With `once`, a Problem of `transform` is recorded for the request's Idempotency-Key.
+    """
 
     path: Path
     transform: Transform
@@ -242,12 +248,12 @@ class Edit(NamedTuple):
     def outcome(self, reply: RedisReply) -> Stored | Failed | Again[Stored | Failed]:
         if reply[0] == b"read":
             return self.next(reply)
-        if reply[0] in (b"created", b"replaced"):  # only where it is replayed
+        if reply[0] in (b"created", b"replaced"):  # a kept reply of the Put that came last
             return _stored(reply, None)
         return refused(reply)
 
     def next(self, reply: RedisReply) -> Again[Stored | Failed]:
-        """The next attempt, from a reply that says what is there."""
+        """Return the next attempt, from a reply with the document that is stored."""
         current = found_in(reply[1]) if reply[1] else None
         if self.attempts >= MAX_ATTEMPTS or (current and self.attempts * len(current.text) > MAX_ATTEMPTED_BYTES):
             raise unavailable("too many others write this document at once; send the request again. Nothing was changed")
@@ -263,7 +269,7 @@ class Edit(NamedTuple):
 
 
 def _judged(preconditions: Preconditions) -> tuple[str, str, str | int]:
-    """The preconditions as the scripts take them."""
+    """Return preconditions as scripts take them: If-Match, If-None-Match, If-Unmodified-Since."""
     if preconditions is NONE:
         return "", "", ""
     since_s = preconditions.unmodified_since_s
@@ -271,14 +277,14 @@ def _judged(preconditions: Preconditions) -> tuple[str, str, str | int]:
 
 
 def _digest(fields: list[bytes]) -> int:
-    """What stands for all that a hash holds, in any order: the same as in put.lua."""
+    """Return a digest of all fields of a hash, whatever their order: the same as in put.lua."""
     pairs = zip(fields[::2], fields[1::2], strict=True)
     hexes = (hashlib.sha1(b"%d:%b%b" % (len(name), name, value), usedforsecurity=False).hexdigest() for name, value in pairs)
     return sum(int(hex_[:12], 16) for hex_ in hexes) % 2**48
 
 
 def _stored(reply: RedisReply, encoded: Encoded | None) -> Stored:
-    """What put.lua wrote: `encoded`, or what the reply says."""
+    """Return what put.lua wrote: the fields in the reply, or `encoded` if the reply has none."""
     word, tag, expires_at_ms, ttl_ms, fields = reply[:5]
     if fields or encoded is None:
         text, is_object, _ = decode(fields)

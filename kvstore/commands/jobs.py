@@ -1,7 +1,7 @@
-"""What can be asked of a container that is worked as a queue, and what it can answer: as documents.py has it for documents.
+"""Commands on a queue: take, renew, release, finish, move dead jobs.
 
-A job is a document directly below the container. What is known of it as a job stands in our own field of its hash: how often it
-was taken, until when it cannot be taken, and its lease, which takes the place of the entity-tag in If-Match while it is leased.
+A queue is a container, and a job is a document directly below it. Our own field of the job's hash holds its mark: how often it
+was taken, when it can be taken again, and its lease. While a job is leased, its lease replaces the entity-tag in If-Match.
 """
 
 import json
@@ -41,7 +41,7 @@ _JOB_MARK = re.compile(rb"job (\d+) (\d+) (\S+) (\S+)\n")
 
 
 class JobMark(NamedTuple):
-    """What is known of a document as a job: see read_mark in lua/_jobs.lua. `lease` and `reason` are "" for none."""
+    """The state of a document as a job: see read_mark in lua/_jobs.lua. `lease` and `reason` are "" for none."""
 
     attempts: int
     ready_at_ms: int
@@ -49,7 +49,7 @@ class JobMark(NamedTuple):
     reason: str
 
     def state(self, now_ms: int) -> str:
-        """`ready`, `leased` or `delayed`."""
+        """Return `ready`, `leased` or `delayed`."""
         if self.ready_at_ms <= now_ms:
             return "ready"
         return "leased" if self.lease else "delayed"
@@ -59,7 +59,7 @@ UNMARKED = JobMark(0, 0, "", "")
 
 
 def read_mark(fields: list[bytes]) -> JobMark:
-    """The mark in a document's hash: field, value, field, value…"""
+    """Return the mark in a document's hash, given as field, value, field, value…"""
     mark = _JOB_MARK.match(fields[fields.index(META) + 1]) if META in fields[::2] else None
     if not mark:
         return UNMARKED
@@ -67,15 +67,15 @@ def read_mark(fields: list[bytes]) -> JobMark:
     return JobMark(int(mark[1]), int(mark[2]), lease, unquote(reason))
 
 
-DEAD = "dead/"  # below the queue: where its dead jobs go
+DEAD = "dead/"  # the container of dead jobs, below the queue
 MAX_REASON_BYTES = 1000
-DEFAULT_ATTEMPTS = 5  # takes, after which a job is dead
+DEFAULT_ATTEMPTS = 5  # takes after which a job is dead
 MAX_ATTEMPTS = 1_000_000
 _DEAD_SHAPE = OBJECT + b' ["value","reason","attempts","died"]'
 
 
 class Job(NamedTuple):
-    """A job that was taken: `attempts` counts this take, `reason` is why it was given back the last time, "" for no reason."""
+    """A job that was taken. `attempts` counts this take; `reason` is why it was given back the last time, "" for no reason."""
 
     path: Path
     document: Found
@@ -85,8 +85,11 @@ class Job(NamedTuple):
 
 
 class Taken(NamedTuple):
-    """The jobs that a take gave. Where there are none: the ms after which one may be ready by itself (None: none that is
-    known), and the places in the change log, and in the stream of what is freed, after which there may be one."""
+    """The jobs that were taken.
+
+    If there are none, `ready_in_ms` is when a lease or a delay may end (None: there is none), and `positions` are those in the
+    change log, and in the stream of released jobs, after which there may be a job.
+    """
 
     jobs: list[Job]
     ready_in_ms: int | None = None
@@ -94,7 +97,7 @@ class Taken(NamedTuple):
 
 
 class LeaseChanged(NamedTuple):
-    """A job whose lease was changed; `lease` is None where it was given back."""
+    """A job whose lease was changed; `lease` is None if the job was given back."""
 
     path: Path
     lease: str | None
@@ -102,22 +105,22 @@ class LeaseChanged(NamedTuple):
 
 
 class Finished(NamedTuple):
-    """A job is done, and its result is stored."""
+    """The job was deleted, and its result stored."""
 
 
 class Lost(NamedTuple):
-    """A job is gone, or somebody else has taken it since. Nothing was changed."""
+    """The job is gone, or another worker has taken it since. Nothing was changed."""
 
 
 class JobSeen(NamedTuple):
-    """A job as it stands, and whether somebody has taken it."""
+    """The mark of a job, and whether the job is leased."""
 
     mark: JobMark
     is_leased: bool
 
 
 class Take(NamedTuple):
-    """Take up to `limit` jobs for `lease_ms`: Taken. One that was taken `max_attempts` times already is dead, and is buried."""
+    """Take up to `limit` jobs for `lease_ms`: Taken. A job that was taken `max_attempts` times is dead, and is moved first."""
 
     container: Path
     lease_ms: int
@@ -149,7 +152,7 @@ class Take(NamedTuple):
 
 
 class MoveDeadJobs(NamedTuple):
-    """Put dead jobs where the dead are, then take again. A dead job keeps its expiry."""
+    """Move dead jobs to the container of dead jobs, then take again. A dead job keeps its expiry."""
 
     take: Take
     jobs: list[Job]
@@ -185,14 +188,24 @@ class MoveDeadJobs(NamedTuple):
 
 
 class ChangeLease(NamedTuple):
-    """Lease a job for `lease_ms` from now on; where that is 0 give it back, for `delay_ms` later: Held, Missing or Failed."""
+    """Lease a job for `lease_ms` from now on, or give it back if that is 0: LeaseChanged, Missing or Failed."""
 
     path: Path
     match: str
     lease_ms: int
-    delay_ms: int
-    reason: str
+    delay_ms: int = 0
+    reason: str = ""
     script: Script[LeaseChanged | Missing | Failed] = CHANGE_LEASE
+
+    @classmethod
+    def renew(cls, job: Job, lease_ms: int) -> "ChangeLease":
+        """Lease a job that was taken for `lease_ms` from now on."""
+        return cls(job.path, _matches(job), lease_ms)
+
+    @classmethod
+    def release(cls, job: Job, delay_ms: int = 0, reason: str = "") -> "ChangeLease":
+        """Give back a job that was taken, to be taken again after `delay_ms`."""
+        return cls(job.path, _matches(job), 0, delay_ms, reason)
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -200,7 +213,7 @@ class ChangeLease(NamedTuple):
 
     @property
     def arguments(self) -> Arguments:
-        return (self.path.name, self.match, self.lease_ms, self.delay_ms, self.reason)
+        return (self.path.name, self.match, self.lease_ms, self.delay_ms, _encode_reason(self.reason))
 
     def outcome(self, reply: RedisReply) -> LeaseChanged | Missing | Failed:
         if reply[0] == b"changed":
@@ -209,7 +222,7 @@ class ChangeLease(NamedTuple):
 
 
 class FinishJob(NamedTuple):
-    """Store the result of a job below its queue, and delete the job, where nobody has taken it since: Finished or Lost."""
+    """Store the result of a job below its queue and delete the job, if no other worker has taken it: Finished or Lost."""
 
     container: Path
     job: Job
@@ -235,7 +248,7 @@ class FinishJob(NamedTuple):
 
 
 class FinishAndTake(NamedTuple):
-    """Finish a job as `finish` does, then take the next one as `take` does: Taken, or Lost, and then nothing is taken."""
+    """Finish a job, then take the next one, in one script: Taken, or Lost if the job was not finished; then none is taken."""
 
     finish: FinishJob
     take: Take
@@ -257,7 +270,7 @@ class FinishAndTake(NamedTuple):
 
 
 class InspectJob(NamedTuple):
-    """Look at a job and leave it as it is: Seen or Missing."""
+    """Read the mark of a job: JobSeen or Missing."""
 
     path: Path
     script: Script[JobSeen | Missing] = READ
@@ -275,19 +288,24 @@ class InspectJob(NamedTuple):
             return Missing()
         fields, expires_at_ms, ttl_ms = reply
         mark = read_mark(fields)
-        now_ms = expires_at_ms - ttl_ms if expires_at_ms >= 0 else 0  # Redis's clock; 0 where another client made it immortal
+        now_ms = expires_at_ms - ttl_ms if expires_at_ms >= 0 else 0  # Redis's clock; unknown if the job never expires
         return JobSeen(mark, mark.state(now_ms) == "leased")
 
 
-def below_queue(container: Path, place: str, job: Job) -> Path:
-    """Where what a job has become goes: its name below `place`, or its lease where there is no room for the name."""
+def below_queue(container: Path, subcontainer: str, job: Job) -> Path:
+    """Return the path of a result or a dead job: named as the job was, or after its lease if that path would be too long."""
     try:
-        return parse_path((container.text + place + job.path.text.rpartition("/")[2]).encode())
+        return parse_path((container.text + subcontainer + job.path.text.rpartition("/")[2]).encode())
     except (InvalidPath, PathTooLong):
-        return parse_path((container.text + place + job.lease).encode())
+        return parse_path((container.text + subcontainer + job.lease).encode())
 
 
-def spell_reason(text: str) -> str:
-    """Why a job is given back, as Lease takes it: percent-encoded, the first MAX_REASON_BYTES of it; `-` for nothing."""
+def _matches(job: Job) -> str:
+    """Return the precondition that a job is still leased as it was taken, as Preconditions.match has it."""
+    return f" {job.lease} "
+
+
+def _encode_reason(text: str) -> str:
+    """Return the first MAX_REASON_BYTES of a reason, percent-encoded; `-` for none."""
     cut = text.encode("utf-8", "backslashreplace")[:MAX_REASON_BYTES].decode("utf-8", "ignore")
     return quote(cut, safe="").replace("-", "%2D") or "-"  # so that a reason "-" is one

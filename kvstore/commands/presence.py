@@ -1,8 +1,7 @@
-"""Presence: a document that is there for as long as somebody holds it. What is asked of a store, and the query that asks it.
+"""Commands of presence: a document that exists as long as somebody holds it.
 
-Whoever holds a document (`holder`: a process, or a stream) is registered beside it, until a time that is put off again and
-again. The document goes when the last one is released, or it expires when those that held it are heard of no more. Nothing
-here does I/O; `live/presence.py` holds.
+A holder (a process, or a stream) is registered beside the document, for HOLD_S, and renews that. The document is deleted when
+its last holder releases it, and expires if its holders stop renewing. Nothing here does I/O; `live/presence.py` holds.
 """
 
 from typing import NamedTuple
@@ -15,11 +14,11 @@ from kvstore.core.errors import AlreadyStored
 from kvstore.core.paths import Path, own_key
 from kvstore.core.preconditions import NONE, Preconditions
 
-HOLD_S = 28.0  # that a document outlives a process that died: 30 s, the 2 s included in which an expiry is noticed
+HOLD_S = 28.0  # a document outlives a process that died by 30 s; an expiry is noticed within 2 s
 
 
 class Held(NamedTuple):
-    """The document is there, and held."""
+    """The document exists, and is held."""
 
 
 class Released(NamedTuple):
@@ -27,9 +26,9 @@ class Released(NamedTuple):
 
 
 class Hold(NamedTuple):
-    """Keep a document there for HOLD_S: Kept.
+    """Hold a document for HOLD_S: Held.
 
-    Raises AlreadyStored where a document is there that nobody holds. With `renews` what is stored there is left as it is.
+    Raises AlreadyStored if a document is stored there that nobody holds. With `renews` the stored document is not changed.
     """
 
     path: Path
@@ -58,7 +57,7 @@ class Hold(NamedTuple):
 
 
 class Release(NamedTuple):
-    """Hold a document no longer, and delete it where nobody else holds it: Released."""
+    """Stop holding a document, and delete it if nobody else holds it: Released."""
 
     hold: Hold
     script: Script[Released] = RELEASE_HOLD

@@ -1,4 +1,4 @@
-"""The Lua scripts, each put together from `lua/*.lua` with what it calls of the shared files. A command names one of them.
+"""The Lua scripts. Each is made of its file in `lua/` and of what it uses of the shared files. A command names one.
 
 Source: EVALSHA, EVAL.
 """
@@ -29,7 +29,7 @@ _OWN_KEY = re.compile(r"\b(?:" + "|".join(OWN_KEYS).upper() + r")\b")
 
 
 def _script(name: str, *parts: str, main: str) -> Script[Any]:
-    """A script of some of the files, without the locals that it does not use: Lua makes each anew for every call."""
+    """Return a script of some files, without the locals that it does not use: Lua creates each local in every call."""
     text = main
     for local in reversed(re.split(r"(?m)^(?=local )", "\n".join(_text(part) for part in parts))):
         defined = re.match(r"local (?:function )?(\w+)", local)
@@ -42,21 +42,21 @@ def _script(name: str, *parts: str, main: str) -> Script[Any]:
 
 
 def _text(part: str) -> str:
-    """A file without its comments, in which what is named is not used."""
+    """Return a file without comments: a name in a comment is not a use of it."""
     return re.sub(r"(?m)(?:^|[ \t]+)--.*$", "", (files("kvstore.commands") / "lua" / f"{part}.lua").read_text("utf-8"))
 
 
 def _act(name: str, *called: str) -> Script[Any]:
-    """A script that carries out one request on a document."""
+    """Return a script that calls one function, `name`."""
     return _script(name, *_SHARED, *called, name, main=f"return {name}(KEYS[2], 1, #ARGV)")
 
 
 def _idempotent(name: str, *called: str) -> Script[Any]:
-    """The same for a request with an Idempotency-Key."""
+    """Return a script that calls one function, once for an Idempotency-Key."""
     return _script(f"{name} idempotent", *_SHARED, *called, name, "idempotent", main=f"return idempotent({name}, KEYS[2])")
 
 
-_SHARED = ("_log", "_jobs", "_index", "_documents")  # each uses only those before it
+_SHARED = ("_log", "_jobs", "_index", "_documents", "_order")  # each uses only those before it
 
 READ = _script("read", main=_text("read"))
 PUT = _act("put")

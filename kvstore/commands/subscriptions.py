@@ -1,4 +1,4 @@
-"""What no store carries out: following a path, and waiting for a change to it. `live/` does."""
+"""What no store executes, but `live/`: following a path, and waiting for a change to it."""
 
 from typing import Generic, NamedTuple
 
@@ -9,9 +9,9 @@ from kvstore.core.paths import Path
 
 
 class LongPoll(NamedTuple, Generic[Outcome_co]):
-    """Carry out a command again whenever a path changes, until there is something to answer with, `wait_s` at most.
+    """Execute a command again after each change to a path, until its outcome is worth a response, for at most `wait_s`.
 
-    The outcome is the command's. No store executes it: `long_poll.py` do.
+    The outcome is the command's. `live/long_poll.py` executes it.
     """
 
     command: Command[Outcome_co]
@@ -20,12 +20,9 @@ class LongPoll(NamedTuple, Generic[Outcome_co]):
 
 
 class Follow(NamedTuple):
-    """Follow a document or a container, from a place in the log (None: from a snapshot).
-
-    No store executes it: `hub.py` and `flask.py` do.
-    """
+    """Follow a document or a container, from a position in the log (None: from a snapshot). `live/hub.py` executes it."""
 
     path: Path
     position: str | None
-    recursive: bool  # the snapshot of a container: all documents below it, not only what lies directly below
-    hold: Hold | None = None  # a document to keep there for as long as the stream lives
+    recursive: bool  # of a container: the snapshot has all documents below it, not only those directly below
+    hold: Hold | None = None  # a document to hold as long as the stream lives

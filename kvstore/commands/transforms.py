@@ -1,6 +1,6 @@
-"""What a PATCH does to a document that was read: functions from what is stored to what shall be.
+"""Transforms: what a PATCH makes of a document that was read.
 
-`documents.Edit` calls them, perhaps several times, until nobody else has written in between.
+`documents.Edit` calls a transform again for each attempt to write the document back.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from kvstore.core.errors import InvalidDocument, NotFound, PathNotThere
 
 
 def merge_patch_transform(body: bytes, *, asked_ms: int | None, default_ms: int) -> Transform:
-    """A merge patch, as a change. `body` is JSON text that codec.encode takes. Source: RFC 7396."""
+    """Return the transform of a merge patch. `body` is JSON text that codec.encode accepts. Source: RFC 7396."""
     tree = patch.load(body)
     if isinstance(tree, dict):
         tree.pop("ttl", None)
@@ -23,7 +23,7 @@ def merge_patch_transform(body: bytes, *, asked_ms: int | None, default_ms: int)
         if isinstance(target, dict) and isinstance(tree, dict):
             for name, value in tree.items():
                 if isinstance(value, dict) and SERVER_VALUE in value:
-                    target[name] = None  # or the two would be merged; Redis reads what is stored by itself
+                    target[name] = None  # or merge() would merge into the stored object; Redis reads the stored integer
         encoded = codec.encode(patch.dump(patch.merge(target, tree)))
         return encoded, asked_ms or (None if current else default_ms)
 
@@ -31,7 +31,7 @@ def merge_patch_transform(body: bytes, *, asked_ms: int | None, default_ms: int)
 
 
 def json_patch_transform(body: bytes, *, asked_ms: int | None) -> Transform:
-    """A JSON Patch, as a change; raises InvalidPatch, InvalidDocument or PathNotThere. Source: RFC 6902."""
+    """Return the transform of a JSON Patch; raises InvalidPatch, InvalidDocument or PathNotThere. Source: RFC 6902."""
     json_text.check(body)
     operations = patch.check_json_patch(patch.load(body))
     if patch.points_at(operations, "ttl"):

@@ -6,6 +6,8 @@ between tokens. So a number keeps its spelling and a string its escapes. One mor
     $kv       1700000000000-0 object ["b","a"]
               entity-tag, kind, and the order of the names if they are not sorted
 
+A null in the order stands for all names that are not in it, sorted: `[null,"m"]` after a patch has added `m` to sorted names.
+
 A member named `$kv` is stored with one more dollar sign (`$kv$`, and so on), so it is not taken for ours. A document that is
 not an object is stored in one field, `$value`, and its kind is `value`.
 
@@ -93,14 +95,14 @@ def decode(flat: list[bytes]) -> Decoded:
     Bytes that are not UTF-8 become escapes.
     """
     if len(flat) < MAX_REMEMBERED_PARTS and flat[0] == META:
-        remembered = _remembered.get(flat[1])
+        remembered = remembered_hashes.get(flat[1])
         if remembered is not None and remembered[0] == flat:
             return remembered[1]
         decoded = _decode(flat)
         if len(b"".join(flat)) <= MAX_REMEMBERED_BYTES:
-            if len(_remembered) >= MAX_REMEMBERED:
-                _remembered.clear()
-            _remembered[flat[1]] = flat, decoded
+            if len(remembered_hashes) >= MAX_REMEMBERED:
+                remembered_hashes.clear()
+            remembered_hashes[flat[1]] = flat, decoded
         return decoded
     return _decode(flat)
 
@@ -145,7 +147,7 @@ def _join(names: Sequence[bytes] | None, values: Sequence[bytes]) -> bytes:
 
 # A cache of decode() for small hashes, by entity-tag. An entry is used only if every byte is the same: other clients change a
 # hash without changing its tag.
-_remembered: dict[bytes, tuple[list[bytes], "Decoded"]] = {}
+remembered_hashes: dict[bytes, tuple[list[bytes], "Decoded"]] = {}
 MAX_REMEMBERED = 4096
 MAX_REMEMBERED_PARTS = 50
 MAX_REMEMBERED_BYTES = 1024  # of a hash; its document has about the same size
@@ -172,11 +174,16 @@ def _usual_plan(names: tuple[bytes, ...], order: bytes | None) -> tuple[list[int
 
 
 def _in_order(names: Collection[bytes], order: bytes | None) -> list[bytes]:
-    """Return names in the order that our own field lists, then the names that it does not list, sorted."""
+    """Return names in the order that our own field lists. Those that it does not list are sorted, where its null is or last."""
     if order is None:
         return sorted(names)
-    first = [name for name in _names(order) if name in names]
-    return first + sorted(set(names) - set(first)) if len(first) < len(names) else first
+    listed = _names(order)
+    ordered = [name for name in listed if name is not None and name in names]
+    if len(ordered) == len(names):
+        return ordered
+    at = listed.index(None) if None in listed else len(listed)
+    first = sum(name in names for name in listed[:at])
+    return ordered[:first] + sorted(set(names).difference(ordered)) + ordered[first:]
 
 
 def _decode_any(flat: list[bytes]) -> Decoded:
@@ -318,14 +325,15 @@ def _field(name: str) -> bytes:
     return field + b"$" if _OUR_NAME.fullmatch(field) else field
 
 
-def _names(order: bytes) -> list[bytes]:
-    """Return the names that our own field lists, as field names."""
+def _names(order: bytes) -> list[bytes | None]:
+    """Return the names that our own field lists, as field names; of a name that comes twice the last place counts."""
     return _cached_names(order) if len(order) <= MAX_CACHED_BYTES else _load_names(order)
 
 
-def _load_names(order: bytes) -> list[bytes]:
+def _load_names(order: bytes) -> list[bytes | None]:
     try:
-        return [_field(name) for name in dict.fromkeys(json.loads(order))]
+        listed = reversed(dict.fromkeys(reversed(json.loads(order))))
+        return [None if name is None else _field(name) for name in listed]
     except (ValueError, RecursionError, TypeError, AttributeError):
         return []  # another client has written to our field
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from kvstore.core.numbers import parse_number
 from kvstore.core.redis_url import parse_redis_url
 
 YEAR_S = 31_536_000
@@ -21,9 +22,10 @@ class InvalidSetting(ValueError):
 
 def _number(low: int, high: int) -> Callable[[str], int]:
     def convert(text: str) -> int:
-        if not (text.isascii() and text.isdigit() and low <= int(text) <= high):
+        number = parse_number(text, low, high)
+        if number is None:
             raise ValueError(f"a whole number from {low} to {high}")
-        return int(text)
+        return number
 
     return convert
 

@@ -11,7 +11,19 @@ from kvstore.commands.containers import DeleteRecursive, Item, List, Listing
 from kvstore.core.errors import InvalidParameter, PreconditionFailed
 from kvstore.core.paths import Path, parse_path, split_target
 from kvstore.core.preconditions import Preconditions, check_unconditional, parse_preconditions, read_status
-from kvstore.http.messages import DOCUMENT, SAFE, UNCHANGED, Headers, Request, Response, accepts, parameter, tag_header, ttl_s
+from kvstore.http.messages import (
+    DOCUMENT,
+    SAFE,
+    UNCHANGED,
+    Headers,
+    Request,
+    Response,
+    accepts,
+    number_parameter,
+    parameter,
+    tag_header,
+    ttl_s,
+)
 
 DEFAULT_LIMIT = 100
 MAX_LIMIT = 1000
@@ -29,13 +41,11 @@ def parse_list(request: Request, path: Path, raw_query: bytes) -> List:
     order = parameter(raw_query, "order") or "asc"
     if order not in ("asc", "desc"):
         raise InvalidParameter("?order= must be asc or desc")
-    limit = parameter(raw_query, "limit") or str(DEFAULT_LIMIT)
-    if not (limit.isascii() and limit.isdigit() and len(limit) < 5 and 1 <= int(limit) <= MAX_LIMIT):
-        raise InvalidParameter(f"?limit= must be a number from 1 to {MAX_LIMIT}")
+    limit = number_parameter(raw_query, "limit", 1, MAX_LIMIT) or DEFAULT_LIMIT
     return List(
         container=path,
         after=_after(path, parameter(raw_query, "after") or ""),
-        limit=NDJSON_PAGE if _is_stream(request) else int(limit),
+        limit=NDJSON_PAGE if _is_stream(request) else limit,
         descending=order == "desc",
         with_values=parameter(raw_query, "keys") is None,
         recursive=recursive,

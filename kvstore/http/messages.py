@@ -13,6 +13,7 @@ from urllib.parse import parse_qsl
 from kvstore.commands.containers import List
 from kvstore.core import json_text
 from kvstore.core.errors import InvalidParameter, Problem
+from kvstore.core.numbers import parse_number
 
 MAX_BODY_BYTES = json_text.MAX_BYTES
 
@@ -76,6 +77,17 @@ def raw_parameter(raw_query: bytes, name: str) -> bytes | None:
     if len(values) > 1:
         raise InvalidParameter(f"the query parameter {name} occurs {len(values)} times; send it once")
     return values[0].encode("utf-8", "surrogateescape") if values else None
+
+
+def number_parameter(raw_query: bytes, name: str, low: int, high: int) -> int | None:
+    """Return the value of a query parameter that is a whole number, None without one; raises InvalidParameter."""
+    text = parameter(raw_query, name)
+    if text is None:
+        return None
+    number = parse_number(text, low, high)
+    if number is None:
+        raise InvalidParameter(f"?{name}= must be a number from {low} to {high:,}")
+    return number
 
 
 MAX_CACHED_ACCEPT_BYTES = 256

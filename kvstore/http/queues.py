@@ -19,7 +19,6 @@ from kvstore.commands.jobs import (
     LeaseChanged,
     Take,
     Taken,
-    spell_reason,
 )
 from kvstore.commands.subscriptions import LongPoll
 from kvstore.core import json_text
@@ -27,7 +26,7 @@ from kvstore.core.errors import InvalidDocument, InvalidParameter, InvalidPrecon
 from kvstore.core.paths import Path, parse_path
 from kvstore.core.preconditions import check_unconditional, parse_preconditions
 from kvstore.core.settings import Settings
-from kvstore.http.messages import DOCUMENT, SAFE, Request, Response, parameter, parse_duration_s, ttl_s
+from kvstore.http.messages import DOCUMENT, SAFE, Request, Response, number_parameter, parameter, parse_duration_s, ttl_s
 
 MAX_LIMIT = 100
 MAX_WAIT_S = 25
@@ -47,8 +46,8 @@ def take(request: Request, path: Path, raw_query: bytes, settings: Settings) -> 
     parse_path((container.text + DEAD + "0" * LEASE_BYTES).encode())  # refuses a container with no room for dead jobs
     lease_s = _duration_s(raw_query, "lease", 1, settings.max_ttl_s)
     assert lease_s is not None
-    limit = _number(raw_query, "limit", 1, 1, MAX_LIMIT)
-    max_attempts = _number(raw_query, "max_attempts", DEFAULT_ATTEMPTS, 1, MAX_ATTEMPTS)
+    limit = number_parameter(raw_query, "limit", 1, MAX_LIMIT) or 1
+    max_attempts = number_parameter(raw_query, "max_attempts", 1, MAX_ATTEMPTS) or DEFAULT_ATTEMPTS
     asked = Take(container, lease_s * 1000, limit, max_attempts, settings.log_length)
     wait_s = _duration_s(raw_query, "wait", 0, MAX_WAIT_S)
     return LongPoll(asked, container, wait_s) if wait_s else asked
@@ -106,14 +105,15 @@ def _job(job: Job) -> bytes:
 
 
 def _reason(body: bytes) -> str:
-    """Return the reason in the body {"reason":"…"}, percent-encoded; `-` without one. Raises InvalidDocument."""
+    """Return the reason in the body {"reason":"…"}, "" without one. Raises InvalidDocument."""
     if not body:
-        return "-"
+        return ""
     json_text.check(body)
     given = json.loads(body)
     if not (isinstance(given, dict) and given.keys() <= {"reason"} and isinstance(given.get("reason", ""), str)):
         raise InvalidDocument('the body must be {"reason":"…"}, or empty, to give a job back')
-    return spell_reason(given.get("reason", ""))
+    reason: str = given.get("reason", "")
+    return reason
 
 
 def _duration_s(raw_query: bytes, name: str, low: int, high: int) -> int | None:
@@ -124,12 +124,3 @@ def _duration_s(raw_query: bytes, name: str, low: int, high: int) -> int | None:
     if duration_s is None or not low <= duration_s <= high:
         raise InvalidParameter(f"?{name}= must be a duration from {low} to {high:,} seconds, such as 90, 90s, 5m, 2h or 7d")
     return duration_s
-
-
-def _number(raw_query: bytes, name: str, default: int, low: int, high: int) -> int:
-    text = parameter(raw_query, name)
-    if text is None:
-        return default
-    if not (text.isascii() and text.isdigit() and len(text) < 8 and low <= int(text) <= high):
-        raise InvalidParameter(f"?{name}= must be a number from {low} to {high:,}")
-    return int(text)

@@ -112,7 +112,7 @@ class LongPolls:
         if task.cancelled() or task.exception() or not isinstance(task.result(), Taken):
             return
         for job in task.result().jobs:
-            self._begin(ChangeLease(job.path, f" {job.lease} ", 0, 0, "-"))
+            self._begin(ChangeLease.release(job))
 
 
 class WaitQueue:

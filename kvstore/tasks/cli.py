@@ -1,8 +1,7 @@
-"""The command line of tasks: `flask kvstore worker`, and working in a process of one's own."""
+"""How an application runs its tasks: the command `flask kvstore worker`, and queue_daemon()."""
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import click
 import flask
@@ -12,13 +11,8 @@ from kvstore.commands.jobs import DEFAULT_ATTEMPTS, MAX_ATTEMPTS
 from kvstore.core.errors import Problem
 from kvstore.core.settings import MAX_TTL_S, InvalidSetting
 from kvstore.stores.embedded import StartFailed
-from kvstore.tasks.connection import _connection
-from kvstore.tasks.decorators import (
-    QUEUE,
-    _queue,
-    _run,
-    _tasks,
-)
+from kvstore.tasks.connection import open_task_store
+from kvstore.tasks.decorators import QUEUE, TASKS, parse_queue, run_job
 from kvstore.tasks.supervisor import work_as_parent, work_here
 from kvstore.tasks.worker import JobWorker, Terms
 
@@ -36,41 +30,36 @@ def queue_daemon(  # noqa: PLR0913  # each has a use of its own, and a default
     max_attempts: int = DEFAULT_ATTEMPTS,
     retry_s: float = RETRY_S,
 ) -> None:
-    """Work a queue in this process until SIGTERM; `flask kvstore worker` does so in several and restarts those that die.
+    """Work a queue in this process until SIGTERM. `flask kvstore worker` starts several such processes and restarts them.
 
-    `rv_ttl` is for how many seconds a result is kept. A job is leased for `lease_s` at a time while it runs. One that failed is
-    tried again after `retry_s`, then twice that, and so on; after `max_attempts` it is dead. Raises ValueError.
+    A result is kept for `rv_ttl` seconds. While a job runs, its lease is renewed for `lease_s` at a time. A job that failed is
+    tried again after `retry_s`, then after twice that, and so on; after `max_attempts` it is dead. Raises ValueError.
     """
-    work_here(_maker(app, _terms(queue, rv_ttl=rv_ttl, lease_s=lease_s, max_attempts=max_attempts, retry_s=retry_s))())
+    work_here(_factory(app, _terms(queue, rv_ttl, lease_s, max_attempts, retry_s))())
 
 
-# What the terms of a worker may be: the least and the most, whole numbers where both are.
-_BOUNDS: dict[str, tuple[float, float]] = {
-    "rv_ttl": (1, MAX_TTL_S),
-    "lease_s": (0.5, float(MAX_TTL_S)),
-    "max_attempts": (1, MAX_ATTEMPTS),
-    "retry_s": (0.0, float(MAX_TTL_S)),
-}
+def _terms(queue: str, rv_ttl: int, lease_s: float, max_attempts: int, retry_s: float) -> Terms:
+    """Return the terms of a worker; raises ValueError, or Problem if `queue` is not a path."""
+    _check_range("rv_ttl", rv_ttl, 1, MAX_TTL_S)
+    _check_range("lease_s", lease_s, 0.5, float(MAX_TTL_S))
+    _check_range("max_attempts", max_attempts, 1, MAX_ATTEMPTS)
+    _check_range("retry_s", retry_s, 0.0, float(MAX_TTL_S))
+    return Terms(parse_queue(queue), rv_ttl, lease_s, max_attempts, retry_s)
 
 
-def _terms(queue: str, **given: Any) -> Terms:
-    """How a queue is to be worked; raises ValueError, or Problem where its path is none."""
-    for name, value in given.items():
-        low, high = _BOUNDS[name]
-        is_number = isinstance(value, int if isinstance(high, int) else (int, float)) and not isinstance(value, bool)
-        if not is_number or not low <= value <= high:
-            raise ValueError(
-                f"{name} is a {'whole ' if isinstance(high, int) else ''}number from {low} to {high:,}, not {value!r}"
-            )
-    return Terms(_queue(queue), *(given[name] for name in _BOUNDS))
+def _check_range(name: str, value: float, low: float, high: float) -> None:
+    """Refuse what is not a number from `low` to `high`, or not a whole one if `high` is; raises ValueError."""
+    is_whole = isinstance(high, int)
+    if not isinstance(value, int if is_whole else int | float) or isinstance(value, bool) or not low <= value <= high:
+        raise ValueError(f"{name} is a {'whole ' if is_whole else ''}number from {low} to {high:,}, not {value!r}")
 
 
-def _maker(app: flask.Flask, terms: Terms) -> Callable[[], JobWorker]:
-    """What makes a worker, with connections of its own; raises InvalidSetting or StartFailed."""
-    settings = _connection(app).settings
+def _factory(app: flask.Flask, terms: Terms) -> Callable[[], JobWorker]:
+    """Return a function that makes a worker with connections of its own; raises InvalidSetting or StartFailed."""
+    settings = open_task_store(app).settings
     if settings.redis_url == "fake://":
         raise StartFailed("a worker needs a Redis that others see as well: set REDIS_URL")
-    return lambda: JobWorker(settings, terms, functools.partial(_run, app))
+    return lambda: JobWorker(settings, terms, functools.partial(run_job, app))
 
 
 @click.group("kvstore")
@@ -112,15 +101,17 @@ def kvstore_group() -> None:
     help="Seconds before the second attempt, twice that before the third, and so on, 60 at most.",
 )
 @pass_script_info
-def worker_command(script: ScriptInfo, /, concurrency: int, queue: str, **terms: Any) -> None:
+def worker_command(  # noqa: PLR0913, PLR0917  # an option each
+    script: ScriptInfo, /, concurrency: int, queue: str, rv_ttl: int, lease_s: float, max_attempts: int, retry_s: float
+) -> None:
     """Run the jobs of functions decorated with queuefunc.
 
-    The first SIGTERM, or Ctrl-C, lets the jobs in hand finish; a second one gives them back.
+    The first SIGTERM, or Ctrl-C, lets running jobs finish. The second gives them back.
     """
     try:
-        make = _maker(script.load_app(), _terms(queue, **terms))
+        make_worker = _factory(script.load_app(), _terms(queue, rv_ttl, lease_s, max_attempts, retry_s))
     except (InvalidSetting, StartFailed, Problem, ValueError) as error:
         raise click.ClickException(str(error)) from None
-    tasks = ", ".join(sorted(_tasks)) or "no task"
+    tasks = ", ".join(sorted(TASKS)) or "no task"
     click.echo(f"{concurrency} {'worker' if concurrency == 1 else 'workers'} on {queue}: {tasks}")
-    work_as_parent(make, concurrency)
+    work_as_parent(make_worker, concurrency)

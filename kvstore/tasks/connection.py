@@ -1,4 +1,4 @@
-"""The store that tasks use: what the Flask application, or the environment, says of Redis."""
+"""The store that tasks use: the one that the Flask application, or the environment, names by REDIS_URL."""
 
 import os
 import threading
@@ -11,25 +11,30 @@ from kvstore.runtime import connect
 from kvstore.stores.blocking import BlockingStore
 
 
-class _Connection(NamedTuple):
+class TaskStore(NamedTuple):
+    """A store, and the settings that it was opened with."""
+
     store: BlockingStore
     settings: Settings
 
 
-_connections: dict[str, _Connection] = {}
-_connecting = threading.Lock()
+_opened: dict[str, TaskStore] = {}  # by REDIS_URL
+_opening = threading.Lock()
 
 
-def _connection(app: flask.Flask | None = None) -> _Connection:
-    """What `app`, or the current one, says of Redis, else the environment; raises InvalidSetting or StartFailed."""
+def open_task_store(app: flask.Flask | None = None) -> TaskStore:
+    """Return the store of `app`, else of the current application, else of the environment. A process opens each store once.
+
+    Raises InvalidSetting or StartFailed.
+    """
     if app is None and flask.has_app_context():
         app = flask.current_app
     redis_url = (app.config.get("REDIS_URL") if app else None) or os.environ.get("REDIS_URL", "")
-    found = _connections.get(redis_url)
+    found = _opened.get(redis_url)
     if found is None:
-        with _connecting:
-            found = _connections.get(redis_url)
+        with _opening:
+            found = _opened.get(redis_url)
             if found is None:
-                found = _Connection(*connect(read_settings({**os.environ, "REDIS_URL": redis_url})))
-                _connections[redis_url] = found
+                found = TaskStore(*connect(read_settings({**os.environ, "REDIS_URL": redis_url})))
+                _opened[redis_url] = found
     return found

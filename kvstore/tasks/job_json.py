@@ -7,8 +7,8 @@ from kvstore.core import json_text
 from kvstore.core.errors import Problem
 
 
-def _json(value: Any) -> bytes:
-    """A value as JSON text; raises TypeError for what JSON has no word for."""
+def dump_json(value: Any) -> bytes:
+    """Return a value as JSON text; raises TypeError for a value that JSON cannot represent."""
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
         _check_names(value)
@@ -18,7 +18,7 @@ def _json(value: Any) -> bytes:
 
 
 def _check_names(value: Any) -> None:
-    """Refuse names that are no strings, of which json.dumps would make strings."""
+    """Refuse names that are not strings; json.dumps would convert them."""
     if isinstance(value, dict):
         for name, part in value.items():
             if not isinstance(name, str):
@@ -29,8 +29,8 @@ def _check_names(value: Any) -> None:
             _check_names(part)
 
 
-def _check(text: bytes) -> None:
-    """Refuse JSON that is larger or deeper than what is stored; raises TypeError."""
+def check_storable(text: bytes) -> None:
+    """Refuse JSON text that is too large or too deep to be stored; raises TypeError."""
     try:
         json_text.check(text)
     except Problem as problem:

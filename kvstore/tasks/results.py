@@ -1,4 +1,4 @@
-"""What a job comes to: its status, its result, why it failed."""
+"""The state of a job for whoever queued it: its status, its result, why it failed."""
 
 import json
 import time
@@ -10,7 +10,7 @@ from kvstore.commands.documents import Delete, Get
 from kvstore.commands.jobs import DEAD, InspectJob, JobSeen
 from kvstore.core.paths import Path, parse_path
 from kvstore.core.preconditions import NONE
-from kvstore.tasks.connection import _connection
+from kvstore.tasks.connection import open_task_store
 from kvstore.tasks.worker import RESULTS
 
 
@@ -19,7 +19,7 @@ class TaskFailed(Exception):
 
 
 class DelayedResult:
-    """What a job comes to. `key` is the path of its result; `DelayedResult(key)` is the same again, in any process."""
+    """The result of a job that was queued. `key` is the path of the result; `DelayedResult(key)` works in any process."""
 
     def __init__(self, key: str) -> None:
         queue, results, name = key.rpartition(RESULTS)
@@ -35,14 +35,14 @@ class DelayedResult:
 
     @property
     def return_value(self) -> Any:
-        """What the function returned, None until then."""
+        """The value that the function returned, None until it has."""
         found = _document(self._result)
         return json.loads(found) if found else None
 
     @property
     def status(self) -> str:
-        """`queued`, also between two attempts, `running`, `done`, `failed` for good, or `expired`."""
-        # A job moves to one of the other places in one step, so looking there later never misses it.
+        """`queued` (also between two attempts), `running`, `done`, `failed` (no more attempts) or `expired`."""
+        # One script moves a job to one of the other places, so a reader that looks there later always finds it.
         job = self._seen()
         if job:
             return "running" if job.is_leased else "queued"
@@ -52,7 +52,7 @@ class DelayedResult:
 
     @property
     def error(self) -> str | None:
-        """Why the last attempt failed, None where none did."""
+        """Why the last attempt failed, None if none did."""
         job = self._seen()
         if job:
             return job.mark.reason or None
@@ -60,12 +60,12 @@ class DelayedResult:
         return json.loads(dead)["reason"] if dead else None
 
     def wait(self, timeout: float) -> Any:
-        """What the function returned, as soon as it has; raises TaskFailed, or TimeoutError after `timeout` seconds.
+        """Wait for the value that the function returns; raises TaskFailed, or TimeoutError after `timeout` seconds.
 
-        It holds a connection to Redis meanwhile. In a web application, ask for `return_value` again instead.
+        A waiting caller holds a connection to Redis. In a web application, poll `return_value` instead.
         """
         deadline = time.monotonic() + timeout
-        store, _ = _connection()
+        store, _ = open_task_store()
         pause_s = 0.0
         while True:
             at = store.execute(GetLogPosition(self._result))
@@ -79,20 +79,20 @@ class DelayedResult:
                 raise TimeoutError(f"{self.key} is not there after {timeout} s")
             if status != "done":
                 store.wait(self._result, (at.position, "$"), left_s)
-                time.sleep(pause_s)  # on a busy queue there is always a change
+                time.sleep(pause_s)  # a busy queue changes all the time
                 pause_s = min(0.02, 2 * pause_s + 0.001)
 
     def forget(self) -> None:
         """Delete the result, once it is there. A job that has not run yet is left alone."""
-        store, settings = _connection()
+        store, settings = open_task_store()
         store.execute(Delete(self._result, NONE, settings.log_length))
 
     def _seen(self) -> JobSeen | None:
-        seen = _connection().store.execute(InspectJob(self._job))
+        seen = open_task_store().store.execute(InspectJob(self._job))
         return seen if isinstance(seen, JobSeen) else None
 
 
 def _document(path: Path) -> bytes | None:
-    """The JSON text stored at a path, None for nothing."""
-    found = _connection().store.execute(Get(path))
+    """Return the JSON text stored at a path, None for nothing."""
+    found = open_task_store().store.execute(Get(path))
     return found.text if isinstance(found, Found) else None

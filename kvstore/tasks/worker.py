@@ -1,8 +1,8 @@
-"""Working a queue: a process that takes jobs one at a time, and the parent of several.
+"""A worker: a process that takes jobs from a queue, one at a time.
 
-A worker knows nothing of what a job means: it is given a function from a job's JSON text to its result. It holds the lease
-while that runs, stores the result and deletes the job in one script, and gives a job back that failed. Whatever happens to
-the worker, a job is in Redis until it is done or dead. Source: DESIGN.md 27; signal(7).
+A worker does not know what a job means. It calls a function that takes a job's JSON text and returns its result. While the
+function runs, the worker renews the job's lease. Then one script stores the result and deletes the job; a job that failed is
+given back. Whatever happens to the worker, a job is in Redis until it is done or dead. Source: DESIGN.md 27; signal(7).
 """
 
 import logging
@@ -27,7 +27,6 @@ from kvstore.commands.jobs import (
     Take,
     Taken,
     below_queue,
-    spell_reason,
 )
 from kvstore.core.codec import Encoded
 from kvstore.core.errors import Problem, StoreFull, StoreUnavailable
@@ -37,49 +36,49 @@ from kvstore.stores.blocking import BlockingStore, open_blocking_store
 
 log = logging.getLogger("kvstore")
 
-RESULTS = "results/"  # below the queue: where the results of its jobs are
+RESULTS = "results/"  # the container of results, below the queue
 
 MAX_RETRY_S = 60.0
 _MAX_IDLE_S = 30.0  # of one wait for a job
-_MAX_YIELD_S = 0.02
-_LOOK_S = 0.1  # between looks at a Redis that refuses to say whether there is a job
-_MAX_PAUSE_S = 2.0  # while Redis is away
-_STOP_S = 20.0  # for which a stopping worker tries to reach a Redis that is away; Heroku kills 30 s after SIGTERM
+_MAX_YIELD_S = 0.02  # for which a worker that found no job lets others take first
+_LOOK_S = 0.1  # between attempts to wait for a job where Redis refuses that
+_MAX_PAUSE_S = 2.0  # between attempts while Redis does not answer
+_STOP_S = 20.0  # for which a stopping worker retries to store its last result; Heroku kills 30 s after SIGTERM
 
 
 class Terms(NamedTuple):
-    """How a queue is worked."""
+    """How a worker works its queue."""
 
     queue: Path
     result_ttl_s: int
     lease_s: float
     max_attempts: int
-    retry_s: float  # before the second attempt; twice that before the third, and so on, up to MAX_RETRY_S
+    retry_s: float  # before the second attempt, doubled for each further one up to MAX_RETRY_S
 
 
 class _Idle(BaseException):
-    """A signal came while no job was in hand."""
+    """The worker was told to stop while it had no job."""
 
 
 class JobWorker:
-    """Works a queue until stop() is called. `run` makes a result of a job's JSON text; what it raises is a failed attempt."""
+    """Works a queue until stop() is called. `run` returns the result of a job's JSON text; if it raises, the attempt failed."""
 
     def __init__(self, settings: Settings, terms: Terms, run: Callable[[bytes], Encoded]) -> None:
         self._settings = settings
         self._store = self._open_store()
         self._terms = terms
         self._run = run
-        self._job: Job | None = None  # in hand
-        self._leased_at = 0.0  # or later
+        self._job: Job | None = None  # the one that runs
+        self._leased_at = 0.0  # no later than the lease began
         self._stopped_at: float | None = None
         self._is_idle = False
         self._is_away = False
-        self._idle_wakes = 0  # in a row, one soon after the other
+        self._idle_wakes = 0  # waits in a row that ended soon, and without a job
         self._has_ended = threading.Event()
         self._process = os.getpid()
 
     def work(self, parent: int | None = None) -> None:
-        """Take jobs and run them, one at a time, until stop(), or until the process `parent` has died that watches this one."""
+        """Take jobs and run them, one at a time, until stop(), or until the supervising process `parent` has died."""
         threading.Thread(target=self._hold_leases, args=(parent,), name="leases", daemon=True).start()
         taken: Taken | None = None
         try:
@@ -103,7 +102,7 @@ class JobWorker:
         return self._stopped_at is not None
 
     def stop(self) -> None:
-        """End after the job in hand; to be called by a signal handler, in the thread that works."""
+        """End after the job that runs. Call it from a signal handler, in the thread that works."""
         if self._stopped_at is None:
             self._stopped_at = time.monotonic()
         if self._is_idle:
@@ -111,11 +110,11 @@ class JobWorker:
             raise _Idle
 
     def quit(self) -> None:
-        """Give the job in hand back, and end the process at once; to be called by a signal handler."""
+        """Give back the job that runs, and end the process at once. Call it from a signal handler."""
         if job := self._job:
-            with suppress(Problem):  # then its lease will end by itself
-                # By another connection: the first may be in the middle of something.
-                self._open_store().execute(_given_back(job, 0, "the worker was told to quit"))
+            with suppress(Problem):  # its lease ends by itself
+                # On a new connection: the signal may have come in the middle of a command on the other.
+                self._open_store().execute(ChangeLease.release(job, reason="the worker was told to quit"))
         os._exit(1)
 
     def _open_store(self) -> BlockingStore:
@@ -126,13 +125,13 @@ class JobWorker:
         return Take(terms.queue, int(terms.lease_s * 1000), 1, terms.max_attempts, self._settings.log_length)
 
     def _attempt(self, job: Job) -> Taken | None:
-        """Run a job. What was taken in the same step as it was finished, None where nothing was asked for."""
+        """Run a job. Returns what was taken when it was finished; None if nothing was taken then."""
         self._idle_wakes = 0
         self._leased_at = time.monotonic()
         self._job = job
         try:
             result = self._run(job.document.text)
-        except BaseException as error:  # sys.exit() in a task is no order to the worker
+        except BaseException as error:  # sys.exit() in a task does not end the worker
             self._end_copy()
             self._fail(job, error)
             taken = None
@@ -143,7 +142,7 @@ class JobWorker:
         return taken
 
     def _end_copy(self) -> None:
-        """End this process where the task has forked it: it is no worker, and has nothing to say of the job."""
+        """End this process if the task has forked it. It is not the worker, so it does not finish the job."""
         if os.getpid() != self._process:
             os._exit(0)
 
@@ -158,9 +157,9 @@ class JobWorker:
             self._fail(job, problem)
             return None
         if outcome is None:
-            log.error("%s was done, and Redis did not answer to hear it: it will be run again", job.path.text)
+            log.error("%s is done, but Redis did not answer when it was to be finished: it will run again", job.path.text)
         elif isinstance(outcome, Lost):
-            log.warning("%s was done when its lease had ended, or Redis did not say at once that it heard of it", job.path.text)
+            log.warning("%s was finished after its lease had ended, or by a command whose reply was lost", job.path.text)
         return outcome if isinstance(outcome, Taken) else None
 
     def _fail(self, job: Job, error: BaseException) -> None:
@@ -170,7 +169,7 @@ class JobWorker:
         delay_s = 0.0 if is_last else min(MAX_RETRY_S, terms.retry_s * 2 ** min(job.attempts - 1, 20))
         reason = "".join(traceback.format_exception_only(error)).strip()
         try:
-            self._persist(_given_back(job, delay_s, reason))
+            self._persist(ChangeLease.release(job, int(delay_s * 1000), reason))
         except Problem as problem:
             log.error("%s cannot be given back: %s", job.path.text, problem)
 
@@ -182,18 +181,18 @@ class JobWorker:
             try:
                 self._store.wait(self._terms.queue, taken.positions, limit_s)
             except Problem:
-                time.sleep(_LOOK_S)  # the next take says what is wrong
+                time.sleep(_LOOK_S)  # the next take raises it again
             if time.monotonic() - begun > _LOOK_S:
                 self._idle_wakes = 0
             elif self._idle_wakes:
-                # Every change wakes all who wait. Those who came in vain just now let others go first.
+                # Each change wakes every waiting worker. One that has just found no job lets others take first.
                 time.sleep(min(_MAX_YIELD_S, 0.001 * 2 ** min(self._idle_wakes, 10)))
             self._idle_wakes += 1
 
     def _persist(self, command: Command[Outcome]) -> Outcome | None:
-        """The outcome of a command, which is safe to repeat, from a Redis that may be away; None where we were to stop.
+        """Execute a command that is safe to repeat until Redis answers; None if the worker is to stop before that.
 
-        Raises Problem where Redis refuses it, unless it is a take: that is tried again, whatever is wrong.
+        Raises Problem if Redis refuses the command, unless it is a take: a take is retried whatever the problem is.
         """
         pause_s = 0.05
         while True:
@@ -218,17 +217,17 @@ class JobWorker:
 
     @contextmanager
     def _idle(self) -> Iterator[None]:
-        """Let stop() end this at once, where no job is in hand."""
+        """Let stop() interrupt the block if there is no job."""
         self._is_idle = self._job is None
         try:
             if self._is_idle and self._stopped_at is not None:
-                raise _Idle  # the signal came just before
+                raise _Idle  # the signal came before the block
             yield
         finally:
             self._is_idle = False
 
     def _hold_leases(self, parent: int | None) -> None:
-        """Renew the lease of the job in hand long before it ends; and stop where the parent has died. A thread."""
+        """Renew the lease of the job that runs, long before it ends, and stop if the parent has died. Runs in a thread."""
         terms = self._terms
         lost: Job | None = None
         while not self._has_ended.wait(min(1.0, terms.lease_s / 6)):
@@ -238,15 +237,11 @@ class JobWorker:
             if not job or job is lost or now < self._leased_at + terms.lease_s / 3:
                 continue
             try:
-                outcome = self._store.execute(ChangeLease(job.path, f" {job.lease} ", int(terms.lease_s * 1000), 0, "-"))
+                outcome = self._store.execute(ChangeLease.renew(job, int(terms.lease_s * 1000)))
             except Problem:
-                continue  # whoever works says so
+                continue  # the working thread reports it
             if isinstance(outcome, LeaseChanged):
                 self._leased_at = now
             elif self._job is job:
                 lost = job
-                log.warning("%s is no longer leased to this worker, which goes on with it", job.path.text)
-
-
-def _given_back(job: Job, delay_s: float, reason: str) -> ChangeLease:
-    return ChangeLease(job.path, f" {job.lease} ", 0, int(delay_s * 1000), spell_reason(reason))
+                log.warning("%s is no longer leased to this worker, which continues with it", job.path.text)

@@ -1,4 +1,4 @@
-"""What a request leaves behind, in Redis and in a worker, is at most 16 times the bytes that it sent, and 16 KiB (section 9)."""
+"""What a request leaves behind, in Redis and in a worker, is at most 16 times the bytes it sent plus 16 KiB."""
 
 import asyncio
 import json
@@ -19,6 +19,8 @@ from tests.support.measures import kept_bytes, may_leave_bytes, peak_bytes, resi
 from tests.support.serving import Served, start_kvstore, wire
 from tests.support.stores import connect
 from tests.support.wires import unread
+
+pytestmark = pytest.mark.slow
 
 MEBIBYTE = 1024 * 1024
 LARGE = b'"%b"' % (b"x" * (MEBIBYTE - 2))

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import redis
 
-from kvstore.core.json_text import MAX_MEMBERS
 from kvstore.core.errors import Problem
+from kvstore.core.json_text import MAX_MEMBERS
 from kvstore.core.settings import read_settings
 from kvstore.http import protocol
 from kvstore.http.messages import Request
@@ -32,6 +32,8 @@ from tests.support.measures import (
 )
 from tests.support.serving import Served
 from tests.support.stores import Running
+
+pytestmark = pytest.mark.slow
 
 SETTINGS = read_settings({})
 MERGE, JSON_PATCH = ("Content-Type", "application/merge-patch+json"), ("Content-Type", "application/json-patch+json")
@@ -74,15 +76,17 @@ def with_header(name: str, value: str) -> Request:
 
 # What a client can lengthen, a size that takes some ms, and what is wrong with it today.
 READ: dict[str, tuple[Make, int]] = {
-    "batch, spaces after a path": (lambda n: batch_text('{"requests":[{"method":"GET","path":"/a/b"%s,"x":1}]}' % (" " * n)), 2000),
+    "batch, spaces after a path": (
+        lambda n: batch_text('{"requests":[{"method":"GET","path":"/a/b"%s,"x":1}]}' % (" " * n)), 4000,
+    ),
     "batch, spaces after a body": (
         lambda n: batch_text('{"requests":[{"method":"PUT","path":"/a/b","body":{}%s,"x":1}]}' % (" " * n)), 100_000,
     ),
     "batch, spaces in a body": (
-        lambda n: batch_text('{"requests":[{"method":"PUT","path":"/a/b","body":{%s}}]}' % (" " * n)), 100_000,
+        lambda n: batch_text('{"requests":[{"method":"POST","path":"/a/b","body":{%s}}]}' % (" " * n)), 100_000,
     ),
     "batch, spaces everywhere": (
-        lambda n: batch_text('{"requests":[{"method" : "PUT" , "path" : "/a/b" , "body" : 1 } ]}'.replace(" ", " " * n)), 10_000,
+        lambda n: batch_text('{"requests":[{"method" : "PUT" , "path" : "/a" , "body" : 1 } ]}'.replace(" ", " " * n)), 10_000,
     ),
     "batch, a long path": (lambda n: batch_text('{"requests":[{"method":"GET","path":"/a/%s"}]}' % ("b" * n)), 100_000),
     "batch, a long query": (lambda n: batch_text('{"requests":[{"method":"GET","path":"/a/?%s"}]}' % ("x&" * n)), 50_000),
@@ -102,7 +106,9 @@ READ: dict[str, tuple[Make, int]] = {
     "document, an integer that is too long": (lambda n: document("5" * n), 200_000),
     "document, quotes": (lambda n: document('"' * n), 200_000),
     "document, brackets": (lambda n: document("[" * n), 200_000),
-    "document, server values": (lambda n: document("{%s}" % ",".join('"m%d":{".sv":"timestamp"}' % at for at in range(n))), 2000),
+    "document, server values": (
+        lambda n: document("{%s}" % ",".join('"m%d":{".sv":"timestamp"}' % at for at in range(n))), 2000,
+    ),
     "a path of escapes": (lambda n: Request("GET", b"/a" + b"%2f" * n, {}), 100_000),
     "a path of slashes": (lambda n: Request("GET", b"/" * n, {}), 100_000),
     "a query": (lambda n: Request("GET", b"/a/?" + b"x=1&" * n, {}), 20_000),
@@ -116,14 +122,20 @@ READ: dict[str, tuple[Make, int]] = {
     "Prefer": (lambda n: Request("GET", b"/a/", {"prefer": "wait" + " " * n + "x"}), 2000),
     "Prefer, commas": (lambda n: Request("GET", b"/a/", {"prefer": "," + " " * n + "x"}), 2000),
     "Origin": (lambda n: with_header("origin", "http://localhost" + ":1" * n), 20_000),
-    "a merge patch": (lambda n: Request("PATCH", b"/a/b", {}, b'{"o":{%b}}' % b",".join(b'"m%d":{}' % at for at in range(n))), 3000),
+    "a merge patch": (
+        lambda n: Request("PATCH", b"/a/b", {}, b'{"o":{%b}}' % b",".join(b'"m%d":{}' % at for at in range(n))), 3000,
+    ),
     "a JSON Patch": (
         lambda n: Request(
             "PATCH", b"/a/b", {"content-type": JSON_PATCH[1]}, b'[{"op":"add","path":"%b","value":1}]' % (b"/~0" * n)
         ), 50_000,
     ),
 }  # fmt: skip
-WRONG_TODAY = {"batch, spaces after a path": "row 1"}
+WRONG_TODAY = {
+    "batch, spaces after a path": "row 1",
+    "batch, spaces everywhere": "row 1",
+    "batch, spaces in a body": "row 12",
+}
 
 
 def rows(table: dict[str, Any], wrong: dict[str, str]) -> list[Any]:
@@ -196,7 +208,7 @@ def test_a_query_is_read_once() -> None:
 @pytest.mark.xfail(strict=True, reason="row 2")
 @pytest.mark.parametrize("atomic", [False, True])
 def test_a_batch_counts_work(serving: Served, backing: redis.Redis, *, atomic: bool) -> None:
-    """Small patches of a large document: the longest script is no longer for more of them, which go on in another or are refused."""
+    """Small patches of a large document: more of them make no script longer, but more scripts, or they are refused."""
     put(serving, "/ns/large", {f"m{at}": at for at in range(MAX_MEMBERS - 10)})
 
     def cost(patches: int) -> float:
@@ -301,11 +313,14 @@ def test_a_batch_does_not_decode_everything_in_one_turn(looped: InProcess) -> No
 @pytest.mark.xfail(strict=True, reason="row 7")
 def test_a_number_is_read_once(serving: Served) -> None:
     """Twice as many tests of one long number cost about the same: what it is worth is known after the first."""
-    put(serving, "/ns/number", "[1.%s0]" % ("5" * 500_000))
+    put(serving, "/ns/number", "[1.5%s]" % ("0" * 500_000))
 
     def cost(tests: int) -> float:
-        value = "1." + "5" * 10
-        operations = ",".join([f'{{"op":"test","path":"/0","value":{value}}}'] * tests)
-        return worker_s(serving, lambda: serving.request("PATCH", "/ns/number", [JSON_PATCH], f"[{operations}]".encode()))
+        operations = ",".join(['{"op":"test","path":"/0","value":1.5}'] * tests).encode()
+
+        def test() -> None:
+            assert serving.request("PATCH", "/ns/number", [JSON_PATCH], b"[%b]" % operations).status == 200
+
+        return worker_s(serving, test)
 
     assert growth(cost, 100) < A_BIT

@@ -41,7 +41,9 @@ FOLLOWED: dict[str, Row] = {
     "PATCH in a new namespace": ([], "PATCH", b"/new/a", b'{"a":1}'),
     "nested PATCH in a new namespace": ([], "PATCH", b"/new/a", b'{"o":{"a":1}}'),
     "recursive DELETE": ([*many("/new/", 1000)], "DELETE", b"/new/?recursive", b""),
-    "batch in two namespaces": ([], "POST", b"/_/batch", batch_body([("PUT", "/one/a", 1), ("PUT", "/two/a", 1)], atomic=False)),
+    "batch in two namespaces": (
+        [], "POST", b"/_/batch", batch_body([("PUT", "/one/a", 1), ("PUT", "/two/a", 1)], atomic=False),
+    ),
     "batch in a new namespace": ([], "POST", b"/_/batch", batch_body([("PUT", "/new/a", 1), ("POST", "/new/", 1)])),
     "batch with a nested PATCH": (
         [], "POST", b"/_/batch", batch_body([("PATCH", "/new/a", {"o": {"a": 1}}), ("PUT", "/new/b", 1)]),
@@ -87,7 +89,7 @@ def pooled(client: Any, at: int, request: Request) -> Any:
 def test_nothing_was_changed_is_said_where_it_is_so(
     started: Callable[[str], Running], execute: Callable[..., Any], row: Row
 ) -> None:
-    """Whichever command of a request is not sent: where Redis holds something else than before, nobody says that it does not."""
+    """Whichever command of a request is not sent: nobody says so where Redis holds something else than before."""
     raw = started("redis").redis
     before, method, target, body = row
     lies = []
@@ -119,7 +121,7 @@ def late(directory: Path) -> Iterator[tuple[redis.Redis, str, Proxy]]:
     """A Redis, the URL of a proxy before it, and the proxy."""
     port, process = start_redis_on_tcp(directory)
     wait_for_redis(process, directory, lambda: answers(connect(f"redis://127.0.0.1:{port}")))
-    loop = Loop()
+    loop = Loop("asyncio")
     proxy = Proxy(port)
     loop.run(proxy.__aenter__())
     yield connect(f"redis://127.0.0.1:{port}"), f"redis://127.0.0.1:{proxy.port}", proxy
@@ -138,23 +140,32 @@ LONG: dict[str, tuple[str, str, bytes]] = {
 }
 
 
-@pytest.mark.xfail(strict=True, reason="row 16")
-@pytest.mark.parametrize("adapter", ["flask", "asgi", "served"])
-@pytest.mark.parametrize("row", LONG.values(), ids=LONG)
+IN_TIME_TODAY = {("asgi", name) for name in LONG if name != "batch"} | {("served", name) for name in LONG if name != "batch"}
+
+
+def lanes() -> list[Any]:
+    """Every adapter with every kind of request; those that fail today are marked."""
+    mark = pytest.mark.xfail(reason="row 16")  # by a moment, some of them
+    each = [(adapter, name) for adapter in ("flask", "asgi", "served") for name in LONG]
+    return [pytest.param(*row, marks=() if row in IN_TIME_TODAY else mark) for row in each]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("adapter", "name"), lanes())
 def test_a_request_of_many_commands_has_its_answer_in_time(
-    late: tuple[redis.Redis, str, Proxy], adapter: str, row: tuple[str, str, bytes]
+    late: tuple[redis.Redis, str, Proxy], adapter: str, name: str
 ) -> None:
     """The time is the request's, not each command's."""
     _, url, proxy = late
     client = ADAPTERS[adapter](Running(url, None, lambda: None), {})
     try:
-        for name in "abc":
-            assert client.request("PUT", f"/{name}/b", body=b"1").status == 201
+        for space in "abc":
+            assert client.request("PUT", f"/{space}/b", body=b"1").status == 201
         for _ in range(3):
             assert client.request("POST", "/_/batch", body=batch_body([("POST", "/large/", 1)] * 1000)).status == 200
         proxy.reply_after_s = LATE_S
         begun = time.monotonic()
-        answer = client.request(*row[:2], body=row[2])
+        answer = client.request(*LONG[name][:2], body=LONG[name][2])
         took_s = time.monotonic() - begun
         proxy.reply_after_s = 0
         assert took_s < TOLD_S, f"{took_s:.1f} s, {answer.status}"

@@ -191,6 +191,7 @@ def test_next(client: Checked, target: str, following: str | None) -> None:
 
 
 BAD = [
+    "limit=",
     "limit=0",
     "limit=-1",
     "limit=1001",

@@ -34,7 +34,6 @@ from tests.support.stores import (
     Running,
     free_ports,
     make_directory,
-    redis_server,
     start_redis_on_tcp,
     wait_for_redis,
     wait_until,

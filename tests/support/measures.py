@@ -1,7 +1,7 @@
 """What a request costs: time of a process, of a turn of an event loop, of a script in Redis; memory of a process, and of Redis.
 
-Nothing here is a stopwatch. Time is processor time where it can be, the least of several runs, and is compared with the time that
-another size takes on the same machine.
+Time is processor time where it can be, the least of several runs, and is compared with the time that another size takes on the
+same machine.
 """
 
 import asyncio

@@ -22,7 +22,7 @@ from kvstore.core.errors import InvalidPath
 from kvstore.core.paths import parse_path
 from kvstore.stores.blocking import BlockingStore
 from kvstore.tasks.cli import worker_command
-from kvstore.tasks.decorators import _tasks
+from kvstore.tasks.decorators import TASKS
 from tests.support import worked
 from tests.support.clients import Checked, FlaskClient
 from tests.support.serving import Served, bare_environ
@@ -221,9 +221,9 @@ def test_a_name_means_one_function_also_when_it_is_decorated() -> None:
         with pytest.raises(ValueError, match="another task is named 'first'"):
             queuefunc(careful(second))
     finally:
-        _tasks.pop("third", None)
-        _tasks.pop("decorated", None)
-        _tasks.pop("first", None)
+        TASKS.pop("third", None)
+        TASKS.pop("decorated", None)
+        TASKS.pop("first", None)
 
 
 def test_what_delay_leaves_behind(redis_: redis.Redis) -> None:
@@ -344,11 +344,11 @@ def test_status(redis_: redis.Redis, server: Running) -> None:
         result.wait(0.1)
     job = take(store)
     assert (result.status, result.error) == ("running", None)
-    store.execute(ChangeLease(job.path, f" {job.lease} ", 0, 0, "so%20it%20is"))
+    store.execute(ChangeLease.release(job, reason="so it is"))
     assert (result.status, result.error) == ("queued", "so it is")
     job = take(store)
     assert (result.status, result.error) == ("running", "so it is")
-    store.execute(ChangeLease(job.path, f" {job.lease} ", 0, 60_000, "-"))
+    store.execute(ChangeLease.release(job, 60_000))
     assert (result.status, result.error) == ("queued", None)
     other = worked.add.delay(1, 2)
     assert take(store).path.text == other.key.replace("results/", "")
@@ -438,7 +438,7 @@ def test_a_worker_that_is_held_up(server: Running, redis_: redis.Redis, alone: W
         wait_until(lambda: len(ran(redis_, "twice")) == 2, JOB_S)
         os.kill(pid, signal.SIGCONT)
         assert result.wait(JOB_S) == "twice"
-        wait_until(lambda: "was done when its lease had ended" in alone.said, JOB_S)
+        wait_until(lambda: "was finished after its lease had ended" in alone.said, JOB_S)
     finally:
         others.stop()
     changes = [next(iter(fields)) for _, fields in redis_.xrange("kv:{own}!log")]
@@ -488,7 +488,7 @@ def test_killed_again_and_again(server: Running, redis_: redis.Redis, directory:
     """kill -9 of a worker every second: every job ends done or dead, once, and none is lost."""
     jobs, concurrency, pause_s, every_s = (2000, 8, 0.02, 1.0) if LONG else (120, 3, 0.03, 0.4)
     monkeypatch.setenv("KVSTORE_LOG_LENGTH", WHOLE_LOG)  # what is queued here must not trim it either
-    monkeypatch.setattr("kvstore.tasks.connection._connections", {})
+    monkeypatch.setattr("kvstore.tasks.connection._opened", {})
     workers = Workers(
         directory,
         Path(worked.__file__),
@@ -568,7 +568,7 @@ def test_redis_does_not_come_back(directory: Path, monkeypatch: pytest.MonkeyPat
     """delay() says so after its time, and what it does not know."""
     running = start_valkey(directory)
     running.stop()
-    monkeypatch.setattr("kvstore.tasks.decorators.ASK_AGAIN_S", 0.5)
+    monkeypatch.setattr("kvstore.tasks.decorators.RETRY_FOR_S", 0.5)
     worked.app.config["REDIS_URL"] = running.url
     with worked.app.app_context(), pytest.raises(Exception, match="unknown whether the job is queued"):
         worked.add.delay(1, 2)

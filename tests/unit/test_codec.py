@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvstore.core.codec import META, VALUE, Decoded, Encoded, _remembered, decode, encode
+from kvstore.core.codec import META, VALUE, Decoded, Encoded, decode, encode, remembered_hashes
 from kvstore.core.errors import ContentTooLarge, InvalidDocument, InvalidTTL, Problem
 from kvstore.core.json_text import MAX_BYTES, MAX_DEPTH, MAX_MEMBERS
 
@@ -244,7 +244,7 @@ def test_what_is_remembered_is_small() -> None:
     for number, (order, value) in enumerate(((b' ["%b"]' % (b"x" * 5000), b"1"), (b"", b"[" + b" " * 5000 + b"]"))):
         tag = b"1800000000000-%d" % number
         assert len(decode([META, tag + b" object" + order, b"a", value]).text) < 10
-        assert not [key for key in _remembered if key.startswith(tag)]
+        assert not [key for key in remembered_hashes if key.startswith(tag)]
 
 
 @pytest.mark.parametrize("order", [b"", b' {"a":1}', b" [1,2]", b" [[]]", b" [", b" [" + b"[" * 9999 + b"]", b' ["\\ud800"]'])

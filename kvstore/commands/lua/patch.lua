@@ -8,21 +8,6 @@
 --        {'failed', what is there}, {'leased'}, {'no sum', field}, {'too many'}, {'too large'} where the
 --        document would have too many members or bytes
 
--- What follows the entity-tag in our own field, with no names in its list but those of `flat`. Names are all that cjson sees.
-local function without_gone(shape, flat)
-  local left, is_there = {}, {}
-  for i = 1, #flat, 2 do
-    is_there[flat[i]] = true
-  end
-  local is_json, names = pcall(cjson.decode, string.sub(shape, #' object ' + 1))
-  for _, name in ipairs(is_json and type(names) == 'table' and names or {}) do
-    if type(name) == 'string' and is_there[string.find(name, '^%$kv%$*$') and name .. '$' or name] then
-      left[#left + 1] = name
-    end
-  end
-  return ' object' .. (#left > 0 and ' ' .. cjson.encode(left) or '')
-end
-
 local function patch(key, at, last)
   local name, ttl_ms = ARGV[at], ARGV[at + 1]
   local exists, tag, meta, job = inspect(key)
@@ -45,7 +30,7 @@ local function patch(key, at, last)
     shape = tag and string.sub(meta, #tag + 1) or ' object'
   end
   local fields, place = {}, {} -- a value false: the member is taken away
-  local changed, gone, escaped = {}, {}, {}
+  local changed, added, gone, escaped = {}, {}, {}, {}
   if is_object then
     local stored = redis.call('HGETALL', key)
     for i = 1, #stored, 2 do
@@ -69,6 +54,7 @@ local function patch(key, at, last)
       if not place[field] then
         fields[#fields + 1] = field
         place[field] = #fields + 1
+        added[#added + 1] = field
       end
       fields[place[field]] = value
       changed[#changed + 1], changed[#changed + 2] = field, value
@@ -101,7 +87,10 @@ local function patch(key, at, last)
     return {'too large'}
   end
 
-  if #shape > 2 * bytes + 64 then -- the document has more names in our own field than it has in all
+  if is_object then
+    shape = with_added(shape, added)
+  end
+  if #shape > bytes + 64 then -- it has names that are gone, or that come twice
     shape = without_gone(shape, flat)
   end
 

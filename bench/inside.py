@@ -1,10 +1,8 @@
-#!/usr/bin/env python3
 """Measure this service alone: by shape of document, by number of documents stored, memory, and the time to start.
 
-Writes results/inside.json. `bench/inside --help` names the options.
+Writes results/inside.json. `python -m bench.inside --help` names the options.
 """
 
-import argparse
 import json
 import socket
 import sys
@@ -18,18 +16,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import measure
+from bench import measure, processes
+from bench.measure import METHODS
 
 CONNECTIONS = 32
 WORKERS = 2
 SHAPE_DOCUMENTS = 10_000
-ROUNDS = 3
-SECONDS = 2
 STARTS = 5
 SLOW = 200
-BATCH = 1000
-
-METHODS = ("PUT", "GET")
 
 TWO = {"value": 123, "text": "hello"}
 SHAPES: dict[str, dict[str, Any]] = {
@@ -65,27 +59,9 @@ def service(directory: Path) -> Iterator[tuple[Any, int, int]]:
 
 
 def fill(client: Any, namespace: str, documents: int, body: bytes) -> int:
-    """Store documents 1 to `documents` by the service's own commands, many in one round trip; the bytes each takes in Redis."""
-    from kvstore.core.settings import Settings
-    from kvstore.http.messages import Response, Request
-    from kvstore.http.protocol import parse
-
-    settings, before = Settings(), memory(client)
-    connection = client.connection_pool.get_connection()
-    for first in range(1, documents + 1, BATCH):
-        sent: list[bytes] = []
-        numbers = range(first, min(first + BATCH, documents + 1))
-        for number in numbers:
-            command = parse(Request("PUT", b"/%s/%d" % (namespace.encode(), number), {}, body), settings)
-            assert not isinstance(command, Response)
-            if number == 1:
-                client.script_load(command.script.text)
-            keys = command.keys
-            sent += connection.pack_command("EVALSHA", command.script.sha, len(keys), *keys, *command.arguments)
-        connection.send_packed_command(sent)
-        for _ in numbers:
-            connection.read_response()  # raises what Redis refused
-    client.connection_pool.release(connection)
+    """Store documents 1 to `documents`; the bytes each takes in Redis."""
+    before = memory(client)
+    measure.fill(client, f"/{namespace}/@", range(1, documents + 1), body)
     return round((memory(client) - before) / documents)
 
 
@@ -100,34 +76,34 @@ def cpu_s(client: Any) -> float:
     return float(used["used_cpu_user"]) + float(used["used_cpu_sys"])
 
 
-def load(case: Case, method: str) -> dict[str, float]:
+def load(case: Case, method: str, seconds: int) -> dict[str, float]:
     """PUT or GET random documents of the case, and what a request costs Redis in processor time."""
     arguments = [f"/{case.namespace}/@", str(case.asked)]
     before = cpu_s(case.client)
     if method == "PUT":
-        seen = measure.wrk(case.port, "put.lua", CONNECTIONS, SECONDS, [*arguments, case.body.decode()])
+        seen = measure.wrk(case.port, "put.lua", CONNECTIONS, seconds, [*arguments, case.body.decode()])
     else:
-        seen = measure.wrk(case.port, "get.lua", CONNECTIONS, SECONDS, arguments)
-    redis_us = (cpu_s(case.client) - before) / (seen.requests_s * SECONDS) * 1e6
+        seen = measure.wrk(case.port, "get.lua", CONNECTIONS, seconds, arguments)
+    redis_us = (cpu_s(case.client) - before) / (seen.requests_s * seconds) * 1e6
     return {**seen._asdict(), "redis_cpu_us": redis_us}
 
 
-def in_turns(cases: list[Case]) -> list[dict[str, Any]]:
+def in_turns(cases: list[Case], rounds: int, seconds: int) -> list[dict[str, Any]]:
     """A row for each case: medians over the rounds, and of the ratios to the first case within each round."""
     for case in cases:
         check(case)
-    rounds: dict[tuple[int, str], list[dict[str, float]]] = {}
-    for number in range(ROUNDS):
-        print(f"\r  round {number + 1} of {ROUNDS} ", end="", file=sys.stderr)
+    seen: dict[tuple[int, str], list[dict[str, float]]] = {}
+    for number in range(rounds):
+        print(f"\r  round {number + 1} of {rounds} ", end="", file=sys.stderr)
         for method in METHODS:
             for i, case in enumerate(cases):
-                rounds.setdefault((i, method), []).append(load(case, method))
+                seen.setdefault((i, method), []).append(load(case, method, seconds))
     print(file=sys.stderr)
     rows = []
     for i, case in enumerate(cases):
         row = dict(case.row)
         for method in METHODS:
-            mine, firsts = rounds[i, method], rounds[0, method]
+            mine, firsts = seen[i, method], seen[0, method]
             row[method] = {figure: round(median(of_round[figure] for of_round in mine), 2) for figure in mine[0]}
             row[method]["ratio_to_first"] = round(
                 median(a["requests_s"] / b["requests_s"] for a, b in zip(mine, firsts, strict=True)), 3
@@ -143,7 +119,7 @@ def check(case: Case) -> None:
         sys.exit(f"kvstore gave a wrong answer: {status} {answer[:300]!r}")
 
 
-def by_shape(directory: Path) -> list[dict[str, Any]]:
+def by_shape(directory: Path, rounds: int, seconds: int) -> list[dict[str, Any]]:
     """Documents of each shape, in a namespace of their own."""
     with service(directory / "shapes") as (client, port, _):
         cases = []
@@ -151,10 +127,10 @@ def by_shape(directory: Path) -> list[dict[str, Any]]:
             body = json.dumps(document, separators=(",", ":")).encode()
             row = {"document": name, "json_bytes": len(body), "redis_bytes": fill(client, f"shape{i}", SHAPE_DOCUMENTS, body)}
             cases.append(Case(row, client, port, f"shape{i}", SHAPE_DOCUMENTS, body))
-        return in_turns(cases)
+        return in_turns(cases, rounds, seconds)
 
 
-def by_number(directory: Path, numbers: list[int]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def by_number(directory: Path, most: int, rounds: int, seconds: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Documents of two members in one namespace: a service and a Redis for each number; and the memory of the last.
 
     The last row asks the fullest for as few documents as the first: what then is left of a difference is not the processor's
@@ -162,33 +138,20 @@ def by_number(directory: Path, numbers: list[int]) -> tuple[list[dict[str, Any]]
     """
     body, cases = json.dumps(TWO, separators=(",", ":")).encode(), []
     with ExitStack() as stack:
-        for number in sorted(numbers):
-            print(f"\r  storing {number:,} documents ", end="", file=sys.stderr)
+        for number in (most // 1000, most // 10, most):
             client, port, pid = stack.enter_context(service(directory / str(number)))
             row = {"documents": number, "asked": number, "redis_bytes": fill(client, "number", number, body)}
             cases.append(Case(row, client, port, "number", number, body))
-        print(file=sys.stderr)
-        if len(cases) > 1:
-            few = cases[0].asked
-            cases.append(replace(cases[-1], row=cases[-1].row | {"asked": few}, asked=few))
-        return in_turns(cases), processes(pid)
+        few = cases[0].asked
+        cases.append(replace(cases[-1], row=cases[-1].row | {"asked": few}, asked=few))
+        return in_turns(cases, rounds, seconds), memory_of(pid)
 
 
-def processes(master: int) -> list[dict[str, Any]]:
+def memory_of(master: int) -> list[dict[str, Any]]:
     """The memory of the master and its workers, in MiB: resident, and their share of it where pages are shared."""
-    found = []
-    for directory in Path("/proc").glob("[0-9]*"):
-        try:
-            parent = int((directory / "stat").read_text().rpartition(")")[2].split()[1])
-            if int(directory.name) != master and parent != master:
-                continue
-            kib = dict(line.split()[:2] for line in (directory / "smaps_rollup").read_text().splitlines()[1:])
-        except OSError:  # it has ended meanwhile
-            continue
-        role = "master" if int(directory.name) == master else "worker"
-        rss, pss = (round(int(kib[name]) / 1024, 1) for name in ("Rss:", "Pss:"))
-        found.append({"process": role, "rss_mib": rss, "pss_mib": pss})
-    return sorted(found, key=lambda row: row["process"])
+    roles = [("master", master), *(("worker", pid) for pid in processes.children(master))]
+    kib = [(role, processes.rss_kib(pid), processes.pss_kib(pid)) for role, pid in roles]
+    return [{"process": role, "rss_mib": round(rss / 1024, 1), "pss_mib": round(pss / 1024, 1)} for role, rss, pss in kib]
 
 
 def starts(directory: Path) -> dict[str, Any]:
@@ -227,7 +190,9 @@ class SlowClients:
 
     def _open(self, number: int) -> socket.socket:
         opened = socket.create_connection(("127.0.0.1", self._port))
-        opened.sendall(b"GET /slow" if number % 2 else b"PUT /slow/%d HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n" % number)
+        opened.sendall(
+            b"GET /slow" if number % 2 else b"PUT /slow/%d HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n" % number
+        )
         return opened
 
     def _trickle(self) -> None:
@@ -240,18 +205,18 @@ class SlowClients:
                     self._sockets[number] = self._open(number)
 
 
-def slow_clients(directory: Path) -> list[dict[str, Any]]:
+def slow_clients(directory: Path, rounds: int, seconds: int) -> list[dict[str, Any]]:
     """p99 of PUT and GET without and with slow clients, in turns, and the median of the ratios."""
     body = json.dumps(TWO, separators=(",", ":")).encode()
     with service(directory / "slow") as (client, port, _):
         fill(client, "slow", SHAPE_DOCUMENTS, body)
         case = Case({}, client, port, "slow", SHAPE_DOCUMENTS, body)
         seen: dict[str, list[tuple[float, float]]] = {method: [] for method in METHODS}
-        for _ in range(2 * ROUNDS + 1):
+        for _ in range(2 * rounds + 1):
             for method in METHODS:
-                alone = load(case, method)["p99_ms"]
+                alone = load(case, method, seconds)["p99_ms"]
                 with SlowClients(port):
-                    seen[method].append((alone, load(case, method)["p99_ms"]))
+                    seen[method].append((alone, load(case, method, seconds)["p99_ms"]))
     return [
         {
             "method": method,
@@ -264,22 +229,22 @@ def slow_clients(directory: Path) -> list[dict[str, Any]]:
     ]
 
 
-def run(numbers: list[int]) -> dict[str, Any]:
+def run(most: int, rounds: int, seconds: int) -> dict[str, Any]:
     """Measure all of it, and return what is saved as inside.json."""
     with tempfile.TemporaryDirectory(prefix="kvstore-bench-") as name:
         directory = Path(name)
         with measure.redis_server(directory) as (client, _):
             facts = measure.machine(client)
-        started, shapes = starts(directory), by_shape(directory)
-        slow = slow_clients(directory)
-        grown, held = by_number(directory, numbers)
+        started, shapes = starts(directory), by_shape(directory, rounds, seconds)
+        slow = slow_clients(directory, rounds, seconds)
+        grown, held = by_number(directory, most, rounds, seconds)
     return {
         "when": time.strftime("%Y-%m-%d"),
         "machine": facts,
         "workers": WORKERS,
         "connections": CONNECTIONS,
-        "rounds": ROUNDS,
-        "seconds": SECONDS,
+        "rounds": rounds,
+        "seconds": seconds,
         "by_shape": shapes,
         "by_number": grown,
         "memory": held,
@@ -301,8 +266,8 @@ def cells(row: dict[str, Any]) -> list[str]:
 
 def print_results(results: dict[str, Any]) -> None:
     """Print the tables and the machine."""
-    started = results["start"]
-    print(f"\n{CONNECTIONS} connections, medians of {ROUNDS} rounds of {SECONDS} s")
+    started, rounds = results["start"], results["rounds"]
+    print(f"\n{CONNECTIONS} connections, medians of {rounds} rounds of {results['seconds']} s")
     print("ratio: to the first row's requests/s; Redis µs: its processor time for one request; bytes each: in Redis, all told")
     print(f"\nBy shape, {SHAPE_DOCUMENTS:,} documents of each")
     measure.print_table(("document", *HEAD), [[row["document"], *cells(row)] for row in results["by_shape"]])
@@ -312,7 +277,7 @@ def print_results(results: dict[str, Any]) -> None:
     print("\nMemory of the service after this, in MiB (share: pages that several processes have in common are divided)")
     lines = [[row["process"], f"{row['rss_mib']:.1f}", f"{row['pss_mib']:.1f}"] for row in results["memory"]]
     measure.print_table(("process", "resident", "share"), lines)
-    print(f"\np99 in ms without and with {SLOW} clients beside that never finish a request, median of {2 * ROUNDS + 1} rounds")
+    print(f"\np99 in ms without and with {SLOW} clients beside that never finish a request, median of {2 * rounds + 1} rounds")
     slow = results["slow_clients"]
     lines = [[row["method"], *(f"{row[name]:.2f}" for name in ("alone_p99_ms", "beside_p99_ms", "ratio"))] for row in slow]
     measure.print_table(("", "without", "with", "ratio"), lines)
@@ -322,24 +287,18 @@ def print_results(results: dict[str, Any]) -> None:
     print(f"\n  {measure.machine_line(results['machine'])}")
 
 
-def counts(text: str) -> list[int]:
-    """The numbers of an option such as 1000,100000."""
-    found = [int(part) for part in text.split(",")]
-    if min(found) < 1:
-        raise ValueError(text)
-    return found
-
-
 def main() -> None:
-    measure.enter_venv()
-    options = argparse.ArgumentParser(prog="bench/inside", description="Measure kvstore alone.")
-    options.add_argument(
-        "--documents", type=counts, default="1000,100000,1000000", help="numbers to store (default: %(default)s)"
+    options = measure.read_options(
+        "Measure kvstore alone.",
+        needs=["wrk"],
+        documents=measure.Option(1_000_000, 10_000, "the most to store in one namespace"),
+        rounds=measure.Option(3, 1, "turns of every case"),
+        seconds=measure.Option(2, 1, "of every load"),
     )
-    results = run(options.parse_args().documents)
+    results = run(options.documents, options.rounds, options.seconds)
     print_results(results)
-    measure.save("inside.json", results)
-    print(f"\n  {measure.RESULTS / 'inside.json'}")
+    if not options.quick:
+        measure.save("inside.json", results)
 
 
 if __name__ == "__main__":

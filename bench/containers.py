@@ -1,65 +1,39 @@
-#!/usr/bin/env python3
 """Measure containers and batches: pages and a stream of many documents, deleting them, and documents a second by batch.
 
-Writes results/containers.json. `bench/containers --help` names the options.
+Writes results/containers.json. `python -m bench.containers --help` names the options.
 """
 
-import argparse
 import http.client
 import json
-import sys
 import tempfile
 import time
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import measure
+from bench import measure, processes
+from bench.measure import BODY
 
 WORKERS = 2
 CONNECTIONS = 4
 NAMESPACES = 16
-SECONDS = 3
-ROUNDS = 3
 PAGES = 200
-FILL = 1000
-BODY = '{"value":123,"text":"hello"}'
-
-
-def fill(client: Any, documents: int) -> None:
-    """Store the documents /many/00000000 and so on by the service's own command."""
-    from kvstore.commands.documents import Put
-    from kvstore.http.messages import Request
-    from kvstore.http.protocol import parse
-    from kvstore.core.settings import Settings
-
-    settings = Settings()
-    for first in range(0, documents, FILL):
-        pipeline = client.pipeline(transaction=False)
-        for number in range(first, min(first + FILL, documents)):
-            command = parse(Request("PUT", b"/many/%08d" % number, {}, BODY.encode()), settings)
-            assert isinstance(command, Put)
-            if number == 0:
-                client.script_load(command.script.text)
-            pipeline.execute_command("EVALSHA", command.script.sha, len(command.keys), *command.keys, *command.arguments)
-        pipeline.execute()
-        print(f"\r  storing {first + FILL:,} documents ", end="", file=sys.stderr)
-    print(file=sys.stderr)
+PAGE = 100
 
 
 def pages(port: int, documents: int) -> list[dict[str, Any]]:
     """The time of a page of 100 at the start, in the middle and at the end, each PAGES times in turns."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-    places = {"start": "", "middle": f"&after={documents // 2:08d}", "end": f"&after={documents - 101:08d}"}
+    places = {"start": "", "middle": f"&after={documents // 2:08d}", "end": f"&after={documents - PAGE - 1:08d}"}
     times_ms: dict[str, list[float]] = {place: [] for place in places}
     for _ in range(PAGES):
         for place, after in places.items():
             begun = time.perf_counter()
-            connection.request("GET", f"/many/?limit=100{after}")
+            connection.request("GET", f"/many/?limit={PAGE}{after}")
             answer = connection.getresponse()
             listed = json.loads(answer.read())["items"]
             times_ms[place].append((time.perf_counter() - begun) * 1000)
-            assert answer.status == 200 and len(listed) == 100, (answer.status, len(listed))
+            assert (answer.status, len(listed)) == (200, PAGE), (answer.status, len(listed))
     return [{"page": place, "median_ms": round(median(times), 2)} for place, times in times_ms.items()]
 
 
@@ -79,15 +53,7 @@ def stream(port: int, master: int, documents: int) -> dict[str, Any]:
 
 def peak_mib(master: int) -> float:
     """The most memory that the workers of a master ever had, summed."""
-    total = 0.0
-    for directory in Path("/proc").glob("[0-9]*"):
-        try:
-            if int((directory / "stat").read_text().rpartition(")")[2].split()[1]) == master:
-                status = dict(line.split(":", 1) for line in (directory / "status").read_text().splitlines())
-                total += int(status["VmHWM"].split()[0]) / 1024
-        except OSError:  # it has ended meanwhile
-            continue
-    return total
+    return sum(processes.peak_kib(pid) for pid in processes.children(master)) / 1024
 
 
 def delete(port: int, client: Any, documents: int) -> dict[str, Any]:
@@ -104,17 +70,17 @@ def delete(port: int, client: Any, documents: int) -> dict[str, Any]:
     return {"documents_s": round(documents / seconds), "longest_script_ms": round(longest_us / 1000, 1)}
 
 
-def batches(port: int) -> list[dict[str, Any]]:
+def batches(port: int, rounds: int, seconds: int) -> list[dict[str, Any]]:
     """Documents a second written and read by batches of 1,000."""
     seen: dict[str, list[float]] = {"PUT": [], "GET": []}
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for method, rates in seen.items():
             arguments = [method, str(NAMESPACES), BODY if method == "PUT" else ""]
-            rates.append(1000 * measure.wrk(port, "batch.lua", CONNECTIONS, SECONDS, arguments).requests_s)
+            rates.append(1000 * measure.wrk(port, "batch.lua", CONNECTIONS, seconds, arguments).requests_s)
     return [{"method": method, "documents_s": round(median(rates))} for method, rates in seen.items()]
 
 
-def run(documents: int) -> dict[str, Any]:
+def run(documents: int, rounds: int, seconds: int) -> dict[str, Any]:
     """Measure all of it, and return what is saved as containers.json."""
     with tempfile.TemporaryDirectory(prefix="kvstore-bench-") as name:
         directory = Path(name)
@@ -125,8 +91,8 @@ def run(documents: int) -> dict[str, Any]:
         ):
             measure.wait_for(lambda: measure.answers(port), process, log)
             results = {"when": time.strftime("%Y-%m-%d"), "machine": measure.machine(client), "documents": documents}
-            results["batches"] = batches(port)
-            fill(client, documents)
+            results |= {"rounds": rounds, "seconds": seconds, "batches": batches(port, rounds, seconds)}
+            measure.fill(client, "/many/@", [f"{number:08d}" for number in range(documents)], BODY.encode())
             results["pages"] = pages(port, documents)
             results["stream"] = stream(port, process.pid, documents)
             results["delete"] = delete(port, client, documents)
@@ -135,10 +101,10 @@ def run(documents: int) -> dict[str, Any]:
 
 def print_results(results: dict[str, Any]) -> None:
     """Print the tables and the machine."""
-    print(f"\nBy batches of 1,000, {CONNECTIONS} connections, medians of {ROUNDS} rounds of {SECONDS} s")
+    print(f"\nBy batches of 1,000, {CONNECTIONS} connections, medians of {results['rounds']} rounds of {results['seconds']} s")
     lines = [[row["method"], f"{row['documents_s']:,}"] for row in results["batches"]]
     measure.print_table(("method", "documents/s"), lines)
-    print(f"\nA page of 100 of {results['documents']:,} documents in one namespace, median of {PAGES}")
+    print(f"\nA page of {PAGE} of {results['documents']:,} documents in one namespace, median of {PAGES}")
     measure.print_table(("page", "ms"), [[row["page"], f"{row['median_ms']:.2f}"] for row in results["pages"]])
     streamed, deleted = results["stream"], results["delete"]
     print(f"\n  as NDJSON {streamed['items_s']:,} items/s; the workers' peak memory grew by {streamed['added_mib']} MiB")
@@ -147,13 +113,17 @@ def print_results(results: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    measure.enter_venv()
-    options = argparse.ArgumentParser(prog="bench/containers", description="Measure containers and batches.")
-    options.add_argument("--documents", type=int, default=1_000_000, help="to store in one namespace (default: %(default)s)")
-    results = run(options.parse_args().documents)
+    options = measure.read_options(
+        "Measure containers and batches.",
+        needs=["wrk"],
+        documents=measure.Option(1_000_000, 5_000, "to store in one namespace"),
+        rounds=measure.Option(3, 1, "of batches"),
+        seconds=measure.Option(3, 1, "of every load"),
+    )
+    results = run(options.documents, options.rounds, options.seconds)
     print_results(results)
-    measure.save("containers.json", results)
-    print(f"\n  {measure.RESULTS / 'containers.json'}")
+    if not options.quick:
+        measure.save("containers.json", results)
 
 
 if __name__ == "__main__":

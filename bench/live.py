@@ -1,11 +1,9 @@
-#!/usr/bin/env python3
 """Compare following in this service with nchan's: deliveries, latency, memory; and what idle streams cost everybody else.
 
-The load is readers.c, one process for all readers and their publisher. Writes results/live.json. `bench/live --help` names
-the options.
+The load is readers.c, one process for all readers and their publisher. Writes results/live.json.
+`python -m bench.live --help` names the options.
 """
 
-import argparse
 import json
 import os
 import resource
@@ -22,7 +20,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-import measure
+from bench import measure
+from bench.measure import BODY
+from bench.processes import children, cpu_s, pss_kib
 
 WORKERS = 2
 WINDOW = 32  # events under way while as many as possible are published
@@ -34,7 +34,6 @@ SETTLE_S = 1.0
 STREAMS = 5000  # that are idle, each on a namespace of its own, while others PUT and GET
 DOCUMENTS = 2000
 CONNECTIONS = 32
-BODY = '{"value":123,"text":"hello"}'
 IDLE_S = 10
 
 NGINX = """
@@ -102,19 +101,7 @@ class Server:
 
     def memory_kib(self) -> float:
         """Resident memory of the processes that hold the streams; what they share is counted once."""
-        return sum(memory_kib(pid) for pid in self.processes)
-
-
-def cpu_s(pid: int) -> float:
-    """The processor time of a process, user and system (proc(5): fields 14 and 15 of stat)."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def memory_kib(pid: int) -> float:
-    """The resident memory of a process, shared pages divided by those who share them (proc(5): Pss)."""
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
-    return float(dict(line.split()[:2] for line in lines)["Pss:"])
+        return sum(pss_kib(pid) for pid in self.processes)
 
 
 def family(master: int, workers: int) -> tuple[int, ...]:
@@ -122,18 +109,6 @@ def family(master: int, workers: int) -> tuple[int, ...]:
     while len(found := [master, *children(master)]) <= workers:
         time.sleep(0.1)
     return tuple(found)
-
-
-def children(master: int) -> list[int]:
-    """The processes that a process has started."""
-    found = []
-    for directory in Path("/proc").glob("[0-9]*"):
-        try:
-            if int((directory / "stat").read_text().rpartition(")")[2].split()[1]) == master:
-                found.append(int(directory.name))
-        except OSError:  # it has ended meanwhile
-            continue
-    return found
 
 
 @contextmanager
@@ -188,7 +163,8 @@ class Readers:
         return seen
 
     def _line(self) -> str:
-        assert self.process.stdout and self.process.stderr
+        assert self.process.stdout
+        assert self.process.stderr
         line = self.process.stdout.readline()
         if not line:
             sys.exit(f"readers failed, so nothing here counts: {self.process.stderr.read()}")
@@ -225,7 +201,7 @@ def flood(program: Path, server: Server, case: Case, seconds: float) -> dict[str
         }
 
 
-def stream_kib(program: Path, server: Server, case: Case) -> dict[str, float]:
+def stream_kib(program: Path, server: Server, case: Case) -> dict[str, str | float]:
     """The memory of a stream, before the first event and after many, of a server that has not had so many streams before."""
     before_kib = server.memory_kib()
     with readers(program, server, case) as following:
@@ -260,7 +236,8 @@ def in_turns(program: Path, servers: list[Server], rounds: int, seconds: float) 
                 seen.setdefault((case, server.name), []).append(of_round[server.name])
     print(file=sys.stderr)
     return [
-        {"case": case.name, "server": name} | {figure: round(median(one[figure] for one in of_rounds), 2) for figure in of_rounds[0]}
+        {"case": case.name, "server": name}
+        | {figure: round(median(one[figure] for one in of_rounds), 2) for figure in of_rounds[0]}
         for (case, name), of_rounds in seen.items()
     ]
 
@@ -354,7 +331,10 @@ def print_results(results: dict[str, Any]) -> None:
     print("\nMemory of a stream, and when it has had events")
     measure.print_table(("server", "KiB", "used KiB"), [[str(cell) for cell in row.values()] for row in results["memory"]])
     beside = results["beside"]
-    print(f"\nPUT and GET by {beside['connections']} connections at one worker, without and with {beside['streams']:,} idle streams")
+    print(
+        f"\nPUT and GET by {beside['connections']} connections at one worker, "
+        f"without and with {beside['streams']:,} idle streams"
+    )
     measure.print_table(
         ("", "without", "with"), [[row["figure"], f"{row['without']:,.2f}", f"{row['with']:,.2f}"] for row in beside["rows"]]
     )
@@ -364,17 +344,16 @@ def print_results(results: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    measure.enter_venv()
-    if not shutil.which("cc"):
-        sys.exit("this benchmark needs a C compiler: apt-get install gcc")
-    options = argparse.ArgumentParser(prog="bench/live", description="Measure following, beside nchan.")
-    options.add_argument("--rounds", type=int, default=3, help="turns of every server (default: %(default)s)")
-    options.add_argument("--seconds", type=int, default=5, help="of every single load (default: %(default)s)")
-    asked = options.parse_args()
-    results = run(asked.rounds, asked.seconds)
+    options = measure.read_options(
+        "Measure following, beside nchan.",
+        needs=["wrk", "cc"],
+        rounds=measure.Option(3, 1, "turns of every server"),
+        seconds=measure.Option(5, 1, "of every load"),
+    )
+    results = run(options.rounds, options.seconds)
     print_results(results)
-    measure.save("live.json", results)
-    print(f"\n  {measure.RESULTS / 'live.json'}")
+    if not options.quick:
+        measure.save("live.json", results)
 
 
 if __name__ == "__main__":

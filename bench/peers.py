@@ -1,10 +1,8 @@
-#!/usr/bin/env python3
 """Compare this service with webdis and with the article's Flask app: the same documents, the same Redis, in turns.
 
-Writes results/peers.json, and docs/peers.svg. `bench/peers --help` names the options.
+Writes results/peers.json, and docs/peers.svg. `python -m bench.peers --help` names the options.
 """
 
-import argparse
 import json
 import shutil
 import sys
@@ -17,16 +15,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import measure
-import picture
-from measure import Load
+from bench import measure, picture
+from bench.measure import BODY, METHODS, Load
+from kvstore.core.settings import YEAR_S
 
 DOCUMENTS = 2000  # as in the article's load test
 CONNECTIONS = (32, 128)
-METHODS = ("PUT", "GET")
 WORKERS = 2
-YEAR_MS = 31_536_000_000
-BODY = '{"value":123,"text":"hello"}'
+AGE_S = 500_000  # a document that is checked is younger than this
 
 # webdis answers one request with one Redis command, so the work of one request is a script, as it is in this service.
 WEBDIS_PUT = """
@@ -69,7 +65,7 @@ class Server:
 
 def is_document(_method: str, answer: Any) -> bool:
     """The document as it was sent, and the seconds that are left."""
-    return bool(answer.pop("ttl") > 31_000_000 and answer == json.loads(BODY))
+    return bool(answer.pop("ttl") > YEAR_S - AGE_S and answer == json.loads(BODY))
 
 
 @contextmanager
@@ -92,12 +88,12 @@ def webdis(directory: Path, redis_at: Path, client: Any) -> Iterator[Server]:
         reply = answer["EVALSHA"]
         if method == "PUT":
             return bool(reply == 1)
-        return bool(reply[:-1] == ["value", "123", "text", '"hello"'] and reply[-1] > 31_000_000_000)
+        return bool(reply[:-1] == ["value", "123", "text", '"hello"'] and reply[-1] > (YEAR_S - AGE_S) * 1000)
 
     with measure.running(["webdis", config], log) as process:
         measure.wait_for(lambda: measure.ask(port, "GET", "/PING")[0] == 200, process, log)
         # Of a PUT, webdis takes the body as the last argument.
-        put_path, get_path = f"/EVALSHA/{put}/1/webdis:@/{YEAR_MS}/value/123/text", f"/EVALSHA/{get}/1/webdis:@"
+        put_path, get_path = f"/EVALSHA/{put}/1/webdis:@/{YEAR_S * 1000}/value/123/text", f"/EVALSHA/{get}/1/webdis:@"
         yield Server("webdis", port, put_path, get_path, '"hello"', is_right)
 
 
@@ -112,7 +108,7 @@ def baseline(directory: Path, redis_at: Path) -> Iterator[Server]:
         str(WORKERS),
         "--no-control-socket",
     ]
-    command += ["--chdir", measure.BENCH, "baseline:app"]
+    command += ["--chdir", measure.ROOT, "bench.baseline:app"]
     with measure.running(command, log, REDIS_URL=f"unix://{redis_at}") as process:
         measure.wait_for(lambda: measure.answers(port), process, log)
         yield Server("baseline", port, "/baseline/@", "/baseline/@", BODY, is_document)
@@ -204,17 +200,18 @@ def print_results(results: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    measure.enter_venv()
-    options = argparse.ArgumentParser(prog="bench/peers", description="Compare kvstore, webdis and the article's Flask app.")
-    options.add_argument("--rounds", type=int, default=5, help="turns of every server (default: %(default)s)")
-    options.add_argument("--seconds", type=int, default=3, help="of every single load (default: %(default)s)")
-    asked = options.parse_args()
-    results = run(asked.rounds, asked.seconds)
+    options = measure.read_options(
+        "Compare kvstore, webdis and the article's Flask app.",
+        needs=["wrk"],
+        rounds=measure.Option(5, 1, "turns of every server"),
+        seconds=measure.Option(3, 1, "of every load"),
+    )
+    results = run(options.rounds, options.seconds)
     print_results(results)
-    measure.save("peers.json", results)
-    picture_at = measure.BENCH.parent / "docs" / "peers.svg"
-    picture_at.write_text(picture.draw(results), "utf-8")
-    print(f"\n  {measure.RESULTS / 'peers.json'}\n  {picture_at}")
+    svg = picture.draw(results)
+    if not options.quick:
+        measure.save("peers.json", results)
+        (measure.ROOT / "docs" / "peers.svg").write_text(svg, "utf-8")
 
 
 if __name__ == "__main__":

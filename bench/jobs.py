@@ -1,11 +1,9 @@
-#!/usr/bin/env python3
 """Compare the queue with RQ: jobs that do nothing, from being queued to being done, on the same Redis, in turns.
 
 RQ is installed into a venv of its own in a temporary directory; without that only this service is measured. Writes
-results/jobs.json. `bench/jobs --help` names the options.
+results/jobs.json. `python -m bench.jobs --help` names the options.
 """
 
-import argparse
 import json
 import subprocess
 import sys
@@ -19,7 +17,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import measure
+from bench import measure
 
 RQ = "2.12.0"
 WORKERS = (1, 8)
@@ -39,7 +37,7 @@ class Queue:
     @contextmanager
     def workers(self, count: int, directory: Path, redis_url: str) -> Iterator[None]:
         """So many workers, once they wait for jobs."""
-        command = [self.python.parent / self.worker[0], *self.worker[1:]]
+        command: list[str | Path] = [self.python.parent / self.worker[0], *self.worker[1:]]
         if self.is_one_command:
             command += ["--concurrency", str(count)]
         with ExitStack() as stack:
@@ -54,7 +52,7 @@ class Queue:
 
     def run(self, jobs: int, redis_url: str) -> tuple[float, float]:
         """The seconds until so many jobs were queued, and until they were done."""
-        command = [self.python, measure.BENCH / self.script, str(jobs)]
+        command: list[str | Path] = [self.python, measure.BENCH / self.script, str(jobs)]
         environment = measure.ENVIRONMENT | {"REDIS_URL": redis_url}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
         if done.returncode:
@@ -65,8 +63,8 @@ class Queue:
 
 def queues(directory: Path, jobs: int) -> list[Queue]:
     """This service, and RQ where it can be installed: as it comes, and with the worker that does not fork for each job."""
-    app = str(measure.BENCH / "noop_kvstore.py")
-    found = [Queue("kvstore", measure.BIN / "python", "noop_kvstore.py", ("flask", "--app", app, "worker"), True, jobs)]
+    worker = ("flask", "--app", str(measure.BENCH / "noop_kvstore.py"), "kvstore", "worker")
+    found = [Queue("kvstore", measure.BIN / "python", "noop_kvstore.py", worker, True, jobs)]
     try:
         python = install_rq(directory / "rq")
     except (OSError, subprocess.CalledProcessError) as error:
@@ -150,15 +148,15 @@ def print_results(results: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    measure.enter_venv()
-    options = argparse.ArgumentParser(prog="bench/jobs", description="Compare the queue with RQ.")
-    options.add_argument("--rounds", type=int, default=3, help="turns of every queue (default: %(default)s)")
-    options.add_argument("--jobs", type=int, default=4000, help="of every turn; RQ is given fewer (default: %(default)s)")
-    asked = options.parse_args()
-    results = run(asked.rounds, asked.jobs)
+    options = measure.read_options(
+        "Compare the queue with RQ.",
+        rounds=measure.Option(3, 1, "turns of every queue"),
+        jobs=measure.Option(4000, 400, "of every turn; RQ is given fewer"),
+    )
+    results = run(options.rounds, options.jobs)
     print_results(results)
-    measure.save("jobs.json", results)
-    print(f"\n  {measure.RESULTS / 'jobs.json'}")
+    if not options.quick:
+        measure.save("jobs.json", results)
 
 
 if __name__ == "__main__":
