@@ -179,7 +179,7 @@ async def _gone(receive: Receive) -> None:
 async def _send(reply: Response, method: str, send: Send) -> None:
     headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in reply.headers]
     goes_on = reply.more is not None and method != "HEAD"
-    if reply.more is None and reply.status not in (204, 304):
+    if reply.more is None and reply.status not in (204, 304) and (reply.body or method != "HEAD"):
         headers.append((b"content-length", b"%d" % len(reply.body)))
     await send({"type": "http.response.start", "status": reply.status, "headers": headers})
     await send({"type": "http.response.body", "body": b"" if method == "HEAD" else reply.body, "more_body": goes_on})

@@ -93,6 +93,9 @@ def _answer(store: BlockingStore, settings: Settings, environ: Environ, prefix_s
     except Exception as error:
         reply = refuse(problem_in(error))
     response = as_response(reply._replace(headers=reply.headers + shown_to(request, settings)))
+    if request.method == "HEAD" and not reply.body:
+        del response.headers["Content-Length"]
+        response.automatically_set_content_length = False
     if reply.more and request.method != "HEAD":
         response.response = _parts(store, request, reply)
     return response

@@ -265,7 +265,6 @@ def test_a_listing_of_the_root_asks_little(serving: Served, backing: redis.Redis
 NESTED = "[" + ",".join(["[[[]]]"] * 100_000) + "]"
 
 
-@pytest.mark.xfail(strict=True, reason="row 5")
 def test_head_does_not_read_the_value(serving: Served, backing: redis.Redis) -> None:
     """HEAD, and a GET that is answered 304, ask Redis for what they say, not for the document."""
     put(serving, "/ns/large", NESTED)
