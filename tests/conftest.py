@@ -101,18 +101,18 @@ def directory() -> Iterator[Path]:
 
 
 @pytest.fixture
-def browse(directory: Path) -> Iterator[Callable[[str], None]]:
-    """Opens a page in a browser without a window; skips the test where there is none."""
+def browse(directory: Path) -> Iterator[Callable[..., None]]:
+    """Opens a page in a browser without a window, with options of its own; skips the test where there is none."""
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if not chromium:
         pytest.skip("no chromium on the PATH")
     browsers: list[subprocess.Popen[bytes]] = []
 
-    def open_page(url: str) -> None:
+    def open_page(url: str, *more: str) -> None:
         options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
         own = [f"--user-data-dir={directory}/browser{len(browsers)}", "--remote-debugging-port=0"]
         process = subprocess.Popen(
-            [chromium, *options, *own, url],
+            [chromium, *options, *own, *more, url],
             env=os.environ | {"HOME": str(directory)},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

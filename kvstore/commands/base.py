@@ -71,9 +71,13 @@ class Failed(NamedTuple):
 
 
 class Again(NamedTuple, Generic[Outcome_co]):
-    """The outcome is not known yet: the store executes `command` next."""
+    """The outcome is not known yet: the store executes `command` next.
+
+    `has_written` False: the command before it has changed nothing.
+    """
 
     command: "Command[Outcome_co]"
+    has_written: bool = True
 
 
 class Replayed(NamedTuple, Generic[Outcome_co]):
@@ -191,7 +195,7 @@ class Idempotent(NamedTuple, Generic[Outcome]):
         if isinstance(command, RegisterNamespace):
             then = command.then
             return Again(command._replace(then=self._next(then))) if isinstance(then, Again) else again
-        return Again(self._replace(command=command, reader=self.reader or self.command))
+        return Again(self._replace(command=command, reader=self.reader or self.command), again.has_written)
 
 
 def _last(outcome: Outcome | Again[Outcome]) -> Outcome:

@@ -118,7 +118,7 @@ class Batch(NamedTuple, Generic[Request, Answer]):
             outcome = _outcome(command, reply[2])
             if isinstance(outcome, Again):
                 self._continue(index, outcome)
-                return Again(self)
+                return Again(self, has_written=False)
             if isinstance(outcome, Problem) and outcome.status >= 500:
                 raise outcome  # a full Redis refuses the batch, not one request of it
             # A refusal that came after reading is recorded here; the script has recorded any other.
@@ -138,7 +138,7 @@ class Batch(NamedTuple, Generic[Request, Answer]):
                 self.outcomes[index] = outcome
         following: Result[Request, Answer] | Again[Result[Request, Answer]]
         if is_unfinished:
-            following = Again(self)
+            following = Again(self, has_written=False)
         elif self.atomic:
             following = self.next()
         else:
@@ -171,7 +171,7 @@ class Batch(NamedTuple, Generic[Request, Answer]):
         if not (self.once and isinstance(outcome, Problem)):
             return refused
         words = (REFUSED.decode(), str(index), type(outcome).__name__, outcome.detail)
-        return Again(RecordReply(self.keys, words, refused))
+        return Again(RecordReply(self.keys, words, refused), has_written=False)
 
     def _commands(self) -> list[tuple[int, BatchCommand]]:
         """Return the commands of this run with their indexes: first only those that must read before they can write."""

@@ -175,7 +175,7 @@ class PutMany(NamedTuple, Generic[Outcome]):
 
     def outcome(self, reply: RedisReply) -> ManyWritten | Again[ManyWritten | Outcome]:
         if reply[0] == b"refused":
-            return Again(self.otherwise())
+            return Again(self.otherwise(), has_written=False)
         written = ManyWritten(self.path, self.names, self.documents, self.ttls_ms, reply[1], reply[2])
         return registered(self.path, reply[3], written)
 
@@ -205,5 +205,5 @@ class GetMany(NamedTuple, Generic[Outcome]):
     def outcome(self, reply: RedisReply) -> ManyRead | Again[ManyRead | Outcome]:
         time_ms, documents, expires_at_ms = reply
         if not all(documents) or 1 in documents:  # one does not exist, or was not read
-            return Again(self.otherwise())
+            return Again(self.otherwise(), has_written=False)
         return ManyRead([codec.decode(fields) for fields in documents], expires_at_ms, time_ms)

@@ -73,7 +73,7 @@ class List(NamedTuple):
 
     def outcome(self, reply: RedisReply) -> Listing | Unchanged | Again[Listing | Unchanged]:
         if reply[0] == b"again":
-            return Again(self)
+            return Again(self, has_written=False)
         tag = reply[1].decode()
         if reply[0] == b"same":
             return Unchanged(tag)
@@ -117,7 +117,7 @@ class DropEmptyNamespaces(NamedTuple):
 
     def outcome(self, reply: RedisReply) -> Listing | Again[Listing]:
         if reply[0] == b"again":
-            return Again(self)
+            return Again(self, has_written=False)
         if reply[0] == b"some":
             return self._replace(at=self.at + 1).next()
         del self.listing.items[self.at]
@@ -128,7 +128,7 @@ class DropEmptyNamespaces(NamedTuple):
         items = self.listing.items
         for at in range(self.at, len(items)):
             if items[at].document is None:
-                return Again(self._replace(at=at))
+                return Again(self._replace(at=at), has_written=False)
         return self.listing
 
 

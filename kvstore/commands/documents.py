@@ -289,10 +289,11 @@ class Edit(NamedTuple):
         except Problem as problem:
             if not self.once:
                 raise
-            return Again(RecordReply(self.keys, (type(problem).__name__, problem.detail), problem))
+            return Again(RecordReply(self.keys, (type(problem).__name__, problem.detail), problem), has_written=False)
         base = "!" if current is None else f"{current.tag or '-'} {_digest(reply[1][0])}"
         edit = self._replace(attempts=self.attempts + 1)
-        return Again(Put(self.path, encoded, ttl_ms, self.preconditions, self.log_length, edit, base))
+        put = Put(self.path, encoded, ttl_ms, self.preconditions, self.log_length, edit, base)
+        return Again(put, has_written=False)
 
 
 def _judged(preconditions: Preconditions) -> tuple[str, str, str | int]:

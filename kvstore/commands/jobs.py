@@ -139,7 +139,7 @@ class Take(NamedTuple):
 
     def outcome(self, reply: RedisReply) -> Taken | Again[Taken]:
         if reply[0] == b"more":
-            return Again(self)
+            return Again(self, has_written=False)
         if reply[0] == b"none":
             return Taken([], reply[1], (reply[2].decode(), reply[3].decode()))
         jobs = [self._job(*job) for job in reply[1]]
@@ -266,6 +266,8 @@ class FinishAndTake(NamedTuple):
         if reply[0] != b"finished":
             return Lost()
         following = self.take.outcome(reply[2]) if len(reply) > 2 else Again(self.take)
+        if isinstance(following, Again):
+            following = Again(following.command)  # the take has changed nothing yet, but finishing has
         return registered(self.take.container, reply[1], following)
 
 

@@ -33,7 +33,7 @@ from kvstore.http.batch import Answer, parse_batch, render_answers, render_refus
 from kvstore.http.bulk_batch import parse_bulk, render_responses
 from kvstore.http.containers import parse_list, render_listing, render_unchanged
 from kvstore.http.content import ACCEPT_PATCH, check_json
-from kvstore.http.cors import check_origin, preflight
+from kvstore.http.cors import check_hold_origin, check_origin, preflight
 from kvstore.http.documents import (
     apply_preference,
     parse_delete,
@@ -160,7 +160,7 @@ def _position(request: Request, raw_query: bytes) -> str | None:
 def _hold(request: Request, raw_query: bytes, settings: Settings) -> Hold | None:
     hold = parse_hold(raw_parameter(raw_query, "hold"), raw_parameter(raw_query, "as"), settings.log_length)
     if hold:
-        check_origin(request.headers, settings)
+        check_hold_origin(request.headers, settings)
     return hold
 
 

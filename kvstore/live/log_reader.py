@@ -14,7 +14,7 @@ from kvstore.core.errors import Problem
 from kvstore.core.paths import Path
 from kvstore.core.redis_url import Address
 from kvstore.stores.pipelined import AsyncStore, PipelinedStore
-from kvstore.stores.pooled import primary_address
+from kvstore.stores.redis_clients import primary_address
 
 log = logging.getLogger("kvstore")
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from kvstore.serving import connection as server
+from kvstore.serving import server as shared
 from tests.support.inprocess import InProcess
 from tests.support.serving import Served, start_kvstore
 from tests.support.serving import wire as request_bytes
@@ -147,8 +148,9 @@ def test_a_head_has_ten_seconds(serving: Served) -> None:
 @pytest.fixture
 def impatient(started: Callable[[str], Running], monkeypatch: pytest.MonkeyPatch) -> Iterator[InProcess]:
     """The production server with limits of half a second."""
-    for name, limit_s in (("HEAD_S", 0.5), ("BODY_S", 0.5), ("WRITE_S", 0.5), ("LINGER_S", 0.2), ("CHECK_S", 0.05)):
+    for name, limit_s in (("HEAD_S", 0.5), ("BODY_S", 0.5), ("WRITE_S", 0.5), ("LINGER_S", 0.2)):
         monkeypatch.setattr(server, name, limit_s)
+    monkeypatch.setattr(shared, "CHECK_S", 0.05)
     store = started("valkey")
     store.redis.flushall()
     running = InProcess(store.url)

@@ -18,8 +18,10 @@ from kvstore.commands.base import Missing
 from kvstore.commands.documents import Get
 from kvstore.core.errors import Problem, StoreUnavailable, problem_of_reply
 from kvstore.core.paths import parse_path
-from kvstore.stores.blocking import MAX_CONNECTIONS, BlockingStore, _Turns, problem_of
+from kvstore.stores.blocking import BlockingStore, _Turns
 from kvstore.stores.pooled import open_async_store
+from kvstore.stores.redis_clients import MAX_BLOCKING_CONNECTIONS
+from kvstore.stores.redis_errors import problem_of
 from tests.support.clients import ADAPTERS, LANES, Answer, Checked, FlaskClient
 from tests.support.loops import LOOPS, Loop
 from tests.support.serving import start_kvstore, wire
@@ -183,7 +185,7 @@ def test_more_threads_than_connections(started: Callable[[str], Running], name: 
     """They take turns, wherever Redis is."""
     store = started(name).open()
     get = Get(parse_path(b"/nobody/there"))
-    with ThreadPoolExecutor(4 * MAX_CONNECTIONS) as pool:
+    with ThreadPoolExecutor(4 * MAX_BLOCKING_CONNECTIONS) as pool:
         assert set(pool.map(lambda _: store.execute(get), range(500))) == {Missing()}
     store.close()
 

@@ -26,7 +26,7 @@ from kvstore.core.redis_url import parse_redis_url
 from kvstore.core.settings import read_settings
 from kvstore.http import protocol
 from kvstore.http.messages import Request, Response, refuse
-from kvstore.stores import redis_connection
+from kvstore.stores import redis_clients, redis_connection
 from kvstore.stores.blocking import BlockingStore
 from kvstore.stores.pipelined import PipelinedStore
 from tests.support.asking import documents_and_indexes, expire, on_few, on_one, on_two, scripts_run
@@ -433,7 +433,7 @@ def test_a_connection_that_is_lost(store: Running) -> None:
 @on_two
 def test_the_bound_on_what_waits(store: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each of the commands that were sent as one counts; the next is refused at once, and what waits is answered."""
-    monkeypatch.setattr(redis_connection, "MAX_WAITING", 50)
+    monkeypatch.setattr(redis_clients, "MAX_WAITING", 50)
 
     async def ask() -> tuple[list[Any], Any]:
         asked_of = PipelinedStore(parse_redis_url(store.url))

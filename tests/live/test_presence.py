@@ -16,7 +16,6 @@ from kvstore.commands.presence import HOLD_S
 from kvstore.core.paths import parse_path
 from kvstore.http.presence import parse_hold
 from kvstore.live import presence as holding
-from kvstore.serving import flask as web
 from tests.support.asking import entries, on_few
 from tests.support.clients import Checked
 from tests.support.serving import Served, start_kvstore
@@ -199,7 +198,6 @@ def test_a_document_that_somebody_stored(followed: Followed, store: Running) -> 
 def test_renewing(followed: Followed, store: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """It starts the TTL again, and nothing else; what others wrote into the document stays; what they deleted comes back."""
     monkeypatch.setattr(holding, "RENEW_S", 0.2)
-    monkeypatch.setattr(web, "RENEW_S", 0.2)
     with following(followed, named("Alice")) as reader:
         reader.wait_for(1)
         tag = ask(followed, "PATCH", ALICE, {"typing": True}) and store.redis.hget(KEY, "$kv")
@@ -219,7 +217,6 @@ def test_renewing(followed: Followed, store: Running, monkeypatch: pytest.Monkey
 def test_renewing_what_is_no_longer_ours(followed: Followed, store: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where others have stored a document meanwhile, the stream ends and the document stays."""
     monkeypatch.setattr(holding, "RENEW_S", 0.2)
-    monkeypatch.setattr(web, "RENEW_S", 0.2)
     pipe = store.redis.pipeline() if not store.url.startswith("redis+") else store.redis
     with following(followed, named("Alice")) as reader:
         reader.wait_for(1)
@@ -238,7 +235,6 @@ def test_renewing_what_is_no_longer_ours(followed: Followed, store: Running, mon
 def test_redis_is_full(followed: Followed, store: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who is there stays there, and may go; nobody comes."""
     monkeypatch.setattr(holding, "RENEW_S", 0.2)
-    monkeypatch.setattr(web, "RENEW_S", 0.2)
     with following(followed, named("Alice")) as reader:
         reader.wait_for(1)
         store.redis.config_set("maxmemory", 1)
@@ -281,7 +277,7 @@ def test_a_document_that_is_leased_as_a_job(followed: Followed, store: Running) 
     assert ops(store) == ["put", "delete"]
 
 
-@pytest.mark.parametrize("lane", [("served", "redis"), ("asgi", "redis")], ids="-".join, indirect=True)
+@on_each
 def test_a_stop_releases(lane: tuple[str, str], store: Running) -> None:
     """Streams are ended, and their documents deleted, before the server is gone."""
     followed = FOLLOWED[lane[0]](store)

@@ -22,9 +22,8 @@ from kvstore.http.messages import MAX_BODY_BYTES
 from kvstore.live import hub as live
 from kvstore.live import log_reader, stream_session
 from kvstore.live.stream_session import HEARTBEAT_S
-from kvstore.serving import asgi
+from kvstore.serving import buffered_stream
 from kvstore.serving import connection as server_module
-from kvstore.serving import flask as web
 from kvstore.serving.sse import Stream, Streams
 from tests.support.asking import entries
 from tests.support.clients import make_scope
@@ -328,7 +327,7 @@ def test_a_malformed_place(followed: Followed) -> None:
         assert reader.status == 400
 
 
-@pytest.mark.parametrize("lane", [("served", "redis"), ("asgi", "redis")], ids="-".join, indirect=True)
+@pytest.mark.parametrize("lane", [("served", "redis"), ("asgi", "redis"), ("flask", "redis")], ids="-".join, indirect=True)
 def test_no_more_streams_than_allowed(lane: tuple[str, str], store: Running) -> None:
     """503 and Retry-After; one that has gone makes room."""
     running = FOLLOWED[lane[0]](store, {"KVSTORE_MAX_STREAMS": "1"})
@@ -478,22 +477,11 @@ def test_the_largest_document(followed: Followed, ask: Callable[..., Any]) -> No
         assert reader.wait_for(3)[2].data["value"] == "next"
 
 
-@pytest.mark.parametrize("lane", [("flask", "redis")], ids="-".join, indirect=True)
-def test_readers_that_leave_flask(followed: Followed, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their threads are free at once: a page that is loaded again and again does not use them up."""
-    monkeypatch.setattr(web, "_streams", threading.BoundedSemaphore(1))
-    for _ in range(3):
-        with following(followed, "/room/") as reader:
-            assert reader.status == 200
-            reader.wait_for(1)
-        wait_until(lambda: web._streams._value, 15)
-
-
 @pytest.mark.parametrize("lane", [("asgi", "redis")], ids="-".join, indirect=True)
 @pytest.mark.parametrize("is_snapshot", [True, False])
 def test_a_reader_that_an_asgi_server_waits_for(store: Running, is_snapshot: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is dropped as by our own server, with what it holds, though the server never says that it has taken anything."""
-    monkeypatch.setattr(asgi, "PIECE_S", 0.3)
+    monkeypatch.setattr(buffered_stream, "PIECE_S", 0.3)
     running = AsgiApplication(store)
     sent: list[dict[str, Any]] = []
     begun = threading.Event()
@@ -540,11 +528,22 @@ def test_a_stop_ends_streams_cleanly(lane: tuple[str, str], store: Running) -> N
     assert wire.rest().endswith(b'"value":{"items":[]}}\n\n\r\n0\r\n\r\n')
 
 
+def test_readers_come_back_at_different_times(followed: Followed) -> None:
+    """A restart ends all streams at the same moment: each reader is told another time, once, between 1 and 5 s."""
+    told = []
+    for _ in range(12):
+        with following(followed, "/room/1") as reader:
+            reader.wait_for(1)
+            told += [int(block.removeprefix(b"retry: ")) for block in reader.blocks if block.startswith(b"retry: ")]
+    assert len(told) == 12
+    assert all(1000 <= each <= 5000 for each in told)
+    assert len(set(told)) > 6
+
+
 def test_heartbeats(followed: Followed, ask: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """A quiet reader hears something within 15 s, and its place moves on with what others write."""
     assert HEARTBEAT_S + 2 < 15
-    for module in (live, web):
-        monkeypatch.setattr(module, "HEARTBEAT_S", 0.2)
+    monkeypatch.setattr(live, "HEARTBEAT_S", 0.2)
     with following(followed, "/room/1") as reader:
         place = reader.wait_for(1)[0].id
         for number in range(3):
@@ -564,8 +563,7 @@ def test_heartbeats(followed: Followed, ask: Callable[..., Any], monkeypatch: py
 
 def test_a_reader_where_nothing_is(followed: Followed, ask: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Its place is of the clock, and moves on with it: one that is a day old would be taken for lost."""
-    for module in (live, web):
-        monkeypatch.setattr(module, "HEARTBEAT_S", 0.1)
+    monkeypatch.setattr(live, "HEARTBEAT_S", 0.1)
     monkeypatch.setattr(log_reader, "CHECK_S", 0.1)
     with following(followed, "/room/") as reader:
         wait_until(lambda: len({block for block in reader.blocks if block.startswith(b"id: ")}) > 2, LIMIT_S)

@@ -27,7 +27,8 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from kvstore.stores import embedded
-from kvstore.stores.blocking import NO_SETINFO, BlockingStore, open_blocking_store
+from kvstore.stores.blocking import BlockingStore, open_blocking_store
+from kvstore.stores.redis_clients import NO_SETINFO
 
 MAX_SOCKET_PATH_BYTES = 100  # the kernel's limit is 108, macOS's 104
 START_S = 30
