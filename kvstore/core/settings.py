@@ -6,7 +6,6 @@ This module does not read `os.environ`. An application that embeds the service d
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 from kvstore.core.numbers import parse_number
@@ -64,34 +63,15 @@ def _origins(text: str) -> Origins:
 LOCAL_ORIGINS = _origins(LOCAL)
 
 
-MAX_HOST_BYTES = 262  # the longest name, and a port
-
-
-@dataclass(frozen=True, slots=True)
-class Hosts:
-    """Names of hosts, in lower case and without a port."""
-
-    names: frozenset[str]
-
-    def allow(self, host: str) -> bool:
-        """Whether the value of a Host field, with a port or without, is one of them."""
-        return len(host) <= MAX_HOST_BYTES and _is_named(host, self.names)
-
-
-@lru_cache(maxsize=256)  # a client sends the same again and again
-def _is_named(host: str, names: frozenset[str]) -> bool:
-    return _PORT.sub("", host).lower() in names
-
-
 _LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
 _NAME = re.compile(r"[a-z0-9._-]{1,255}|\[[0-9a-f:.]+\]")
 
 
-def _hosts(text: str) -> Hosts:
+def _hosts(text: str) -> frozenset[str]:
     names = text.lower().split()
     if not all(map(_NAME.fullmatch, names)):
         raise ValueError("names of hosts without a port, such as app.example, separated by spaces")
-    return Hosts(frozenset((*_LOCAL_NAMES, *names)))
+    return frozenset((*_LOCAL_NAMES, *names))
 
 
 LOCAL_HOSTS = _hosts("")
@@ -149,7 +129,7 @@ class Settings:
     data: str = "data"
     max_memory_bytes: int = 0  # of the embedded server; 0: half of what this process may use
     origins: Origins = LOCAL_ORIGINS
-    hosts: Hosts = LOCAL_HOSTS
+    hosts: frozenset[str] = LOCAL_HOSTS  # in lower case and without a port
     max_ttl_s: int = YEAR_S
     default_ttl_s: int = YEAR_S  # of a document written without a TTL: one year, or max_ttl_s if that is less
     log_length: int = 1000

@@ -7,6 +7,7 @@ Sources: RFC 9112 (HTTP/1.1), RFC 9110 (Expect, Date).
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from http import HTTPStatus
 
 from kvstore.commands.containers import List
@@ -14,7 +15,7 @@ from kvstore.commands.subscriptions import Follow
 from kvstore.core.errors import Problem, RequestTimeout, unavailable
 from kvstore.http.messages import Headers, Request, Response
 from kvstore.http.protocol import Outcome, render
-from kvstore.serving.exchange import respond, stream_fields
+from kvstore.serving.exchange import decide, respond, stream_fields
 from kvstore.serving.http1 import HEAD, NOTHING, Reader
 from kvstore.serving.server import Server
 from kvstore.serving.sse import Stream
@@ -41,6 +42,7 @@ class ClientConnection(asyncio.Protocol):
     """One client's connection, as a loop over its requests."""
 
     __slots__ = (
+        "_accepted",
         "_busy",
         "_choked",
         "_ended",
@@ -65,6 +67,7 @@ class ClientConnection(asyncio.Protocol):
         self._transport: asyncio.Transport = None  # type: ignore[assignment]  # set by connection_made
         self._reader = Reader()
         self._lacked = NOTHING  # of a request when it was looked at last
+        self._accepted: Mapping[str, str] | None = None  # header fields of the last request that was not refused
         self._keep = True  # the connection after this request
         self._ended = False  # the client sends nothing more
         self._over = False  # the last reply of this connection is written
@@ -198,12 +201,15 @@ class ClientConnection(asyncio.Protocol):
 
     def _answer(self, request: Request) -> None:
         runtime = self._runtime
-        decision = self._server.decide(request, runtime.settings)
+        # The reader gives the same object for the same block of fields: its Host was looked at before.
+        deciding = decide if request.headers is self._accepted else self._server.decide
+        decision = deciding(request, runtime.settings)
         if isinstance(decision, Response):
             self._send(request, decision)
         elif isinstance(decision, Follow):
             self._follow(request, decision)
         else:
+            self._accepted = request.headers
             self._busy = True
             self.due = _NEVER
             self._wait = runtime.submit(decision, self._respond, request)
@@ -238,7 +244,7 @@ class ClientConnection(asyncio.Protocol):
             more = None
         elif more is None:
             parts.append(body)
-        self.due = server.loop.time() + IDLE_S
+        self.due = server.now + IDLE_S
         transport.write(b"".join(parts))  # may call pause_writing
         if more is not None:
             self._send_part(request, body, more)
@@ -270,6 +276,8 @@ class ClientConnection(asyncio.Protocol):
         if more is None:
             if self._reader.is_1_1:
                 self._transport.write(b"0\r\n\r\n")
+            if not self._choked:
+                self.due = self._server.loop.time() + IDLE_S
             self._finish()
         elif self._choked:
             self._next = (request, more)
@@ -299,7 +307,6 @@ class ClientConnection(asyncio.Protocol):
             return
         if self._choked:
             return
-        self.due = self._server.loop.time() + IDLE_S
         if self._paused:
             self._paused = False
             self._transport.resume_reading()

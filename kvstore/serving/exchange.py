@@ -25,7 +25,7 @@ def decide(request: Request, settings: Settings) -> Decision:
         decision = parse(request, settings)
     except Exception as error:
         return respond(request, error, settings)
-    return show(request, decision, settings) if isinstance(decision, Response) else decision
+    return _show(request, decision, settings) if isinstance(decision, Response) else decision
 
 
 def decide_for_host(request: Request, settings: Settings) -> Decision:
@@ -45,13 +45,11 @@ def respond(request: Request, outcome: Outcome | Exception, settings: Settings) 
         response = render(request, outcome)
     except Exception as error:
         response = refuse(problem_in(error))
-    return show(request, response, settings)
+    return _show(request, response, settings) if "origin" in request.headers else response
 
 
-def show(request: Request, response: Response, settings: Settings) -> Response:
+def _show(request: Request, response: Response, settings: Settings) -> Response:
     """The response with the header fields that let the web page which asked see it."""
-    if "origin" not in request.headers:
-        return response
     return response._replace(headers=response.headers + shown_to(request, settings))
 
 

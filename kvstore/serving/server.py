@@ -57,6 +57,7 @@ class Server:
         self.decide = decide
         self.max_connections = runtime.settings.max_connections
         self.stopping = False
+        self.now = 0.0  # of the loop's clock, when date was made
         self.date = b""
         self._unread_bytes = 0  # of all connections, as of the last count and of those that were choked since
         self._tick()
@@ -86,7 +87,7 @@ class Server:
     def _tick(self) -> None:
         self.loop.call_later(CHECK_S, self._tick)  # first: whatever fails below, time limits go on
         self.date = b"\r\nDate: " + http_date(int(time())).encode()
-        now = self.loop.time()
+        self.now = now = self.loop.time()
         for connection in tuple(self.connections):
             if connection.due <= now:
                 self._end_overdue(connection)

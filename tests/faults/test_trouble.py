@@ -22,10 +22,11 @@ from kvstore.stores.blocking import BlockingStore, _Turns
 from kvstore.stores.pooled import open_async_store
 from kvstore.stores.redis_clients import MAX_BLOCKING_CONNECTIONS
 from kvstore.stores.redis_errors import problem_of
-from tests.support.clients import ADAPTERS, LANES, Answer, Checked, FlaskClient
+from tests.support.clients import ADAPTERS, Answer, Checked, FlaskClient
+from tests.support.lanes import LANES
 from tests.support.loops import LOOPS, Loop
 from tests.support.serving import start_kvstore, wire
-from tests.support.stores import SERVERS, START_S, Running, contents, start_valkey, wait_until
+from tests.support.stores import SERVERS, START_S, Fake, Running, contents, start_valkey, wait_until
 from tests.support.wires import Wire
 
 ANSWER_S = 6.0  # the contract's limit for a 503
@@ -33,12 +34,18 @@ RETURN_S = 2.0  # and for serving again after Redis has returned
 
 
 @pytest.fixture(params=ADAPTERS)
-def connected(request: pytest.FixtureRequest) -> Iterator[Callable[[str], Checked]]:
+def adapter(request: pytest.FixtureRequest) -> str:
+    """An adapter's name."""
+    return str(request.param)
+
+
+@pytest.fixture
+def connected(adapter: str) -> Iterator[Callable[[str], Checked]]:
     """Makes a client of each adapter on the Redis at a URL, which may be none of ours and need not be there."""
     clients: list[Checked] = []
 
     def connect(url: str) -> Checked:
-        clients.append(Checked(ADAPTERS[request.param](Running(url, None, lambda: None), {})))
+        clients.append(Checked(ADAPTERS[adapter](Running(url, None, lambda: None), {})))
         return clients[-1]
 
     yield connect
@@ -54,7 +61,7 @@ def valkey(directory: Path) -> Iterator[Running]:
     running.stop()
 
 
-def timed(ask: Callable[[], Any]) -> Any:
+def timed(ask: Callable[..., Any]) -> Any:
     """An answer that must come within the limit."""
     begun = time.monotonic()
     answer = ask()
@@ -76,6 +83,7 @@ def changes(raw: redis.Redis, path: str) -> int:
 # --- Redis away, killed, halted -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_redis_comes_late(connected: Callable[[str], Checked], directory: Path) -> None:
     """The service starts without its Redis, says 503, and serves as soon as it is there."""
     first = start_valkey(directory)
@@ -337,7 +345,7 @@ def test_every_exception_over_http(kind: type[Exception]) -> None:
         def execute_command(self, *_: object, **__: object) -> None:
             raise make(kind)
 
-    class There:
+    class There(Fake):
         def open(self) -> BlockingStore:
             return BlockingStore(Raising)
 
@@ -558,7 +566,7 @@ def test_half_a_chunked_body(client: Checked, how: str, sent: bytes) -> None:
 
 def leave(client: Checked, data: bytes, how: str) -> None:
     """Send this and leave; the answer, if there is one, refuses it."""
-    with client.adapter.served.connect() as connection:
+    with client.served.connect() as connection:
         connection.sendall(data)
         if how == "close":
             return
@@ -580,7 +588,7 @@ def test_half_a_body_under_wsgi(client: Checked, headers: list[tuple[str, str]],
 def test_a_client_that_does_not_wait(client: Checked) -> None:
     """A client that has gone before its answer: the write was applied, or not, and the server serves on."""
     for _ in range(50):
-        with client.adapter.served.connect() as connection:
+        with client.served.connect() as connection:
             connection.sendall(wire("PUT", "/ns/a", body=b"1"))
     assert client.put("/ns/b", "2").status == 201
 

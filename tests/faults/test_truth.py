@@ -23,6 +23,7 @@ from kvstore.http.messages import Request, Response, refuse
 from kvstore.stores import pipelined, redis_clients
 from kvstore.stores.blocking import BlockingStore, open_blocking_store
 from kvstore.stores.pooled import open_async_store
+from tests.support.asking import command_of
 from tests.support.faulty import FAULTS, FaultyProxy
 from tests.support.stores import (
     KEEPS_NOTHING,
@@ -199,7 +200,7 @@ def documents(raw: redis.Redis) -> list[Any]:
     """All documents, and how often each was taken, but for ids and times, which differ from run to run."""
     found = []
     for key in raw.scan_iter(match="*}/*", count=1000):
-        fields = raw.hgetall(key)
+        fields: dict[bytes, bytes] = dict(raw.hgetall(key))  # type: ignore[arg-type]
         taken = re.match(rb"job (\d+)", fields.pop(b"$kv", b""))
         shown = repr((key, sorted(fields.items()), taken and taken[1]))
         found.append(re.sub(r"\d{13,}[a-z]?\d*", "#", shown))
@@ -213,7 +214,7 @@ def prepare(backing: Backing, row: Row) -> None:
     for each in row.before:
         assert answer(as_request(*each), store.execute).status < 300, each
     if row.before == DEAD:
-        store.execute(protocol.parse(as_request("PATCH", "/ns/q/1?lease=0", "", {"if-match": "*"}), SETTINGS))
+        store.execute(command_of(as_request("PATCH", "/ns/q/1?lease=0", "", {"if-match": "*"})))
 
 
 def haste(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -144,6 +144,15 @@ def test_a_page_that_rebinds_its_name(start: Callable[..., Served], store: Runni
         assert served.request("PUT", "/ns/a", [("Host", host)], b"1").status in (200, 201)
 
 
+def test_on_one_connection(start: Callable[..., Served]) -> None:
+    """Each request is looked at, however often one like it came before."""
+    wire = Wire(start().at)
+    good, bad = (request_bytes("GET", "/ns/a", [("Host", host)]) for host in ("localhost:8000", EVIL))
+    wire.send((good + good + bad + bad) * 3)
+    assert [wire.answer().status for _ in range(12)] == [404, 404, 421, 421] * 3
+    wire.close()
+
+
 def test_a_name_that_is_allowed(start: Callable[..., Served]) -> None:
     """As a proxy on this machine passes it on."""
     served = start(KVSTORE_HOSTS="app.example")

@@ -115,6 +115,7 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
     writer.close()
 
 
+@pytest.mark.slow
 def test_a_browser(directory: Path, store: Running, served: OwnServer, browse: Callable[[str], None]) -> None:
     """EventSource follows, comes back after a restart of the server with what it has missed, and its page is present."""
 

@@ -243,7 +243,15 @@ def blocks(page: Path, *languages: str) -> list[str]:
 
 
 @pytest.mark.skipif(not shutil.which("curl") or not shutil.which("bash"), reason="no curl or no bash on the PATH")
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "console", "python")], ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=() if page.name == "README.md" else pytest.mark.slow)
+        for page in PAGES
+        if blocks(page, "console", "python")
+    ],
+    ids=lambda page: page.stem,
+)
 def test_a_page_prints_what_it_shows(page: Path, directory: Path) -> None:
     """Every command, every session, every stream, line by line."""
     text = page.read_text("utf-8")

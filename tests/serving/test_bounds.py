@@ -114,7 +114,7 @@ class Reading:
 
 
 # What connections have unread, in MiB, and for how many seconds; which of them are cut.
-HELD: dict[str, tuple[list[tuple[int, float]], list[int]]] = {
+HELD: dict[str, tuple[list[tuple[int, int]], list[int]]] = {
     "less than allowed": ([(16, 20)] * 15, []),
     "as much as allowed": ([(16, 20)] * 16, []),
     "one too many": ([(16, 20)] * 16 + [(16, 1)], [0]),

@@ -1,4 +1,4 @@
-"""One way to speak HTTP to the service, whatever carries it. ADAPTERS is the table of what can, LANES of what on which store.
+"""One way to speak HTTP to the service, whatever carries it. ADAPTERS is the table of what can.
 
 A client takes a raw request target, as it would stand on the wire, and gives an Answer. `Checked` holds every answer
 against what the contract promises of all of them.
@@ -27,7 +27,7 @@ from kvstore.serving.asgi import Application
 from kvstore.serving.background import Background
 from kvstore.serving.flask import FlaskRuntime, make_blueprint
 from kvstore.stores.pooled import PooledStore
-from tests.support.serving import READ_S, start_kvstore
+from tests.support.serving import READ_S, Served, start_kvstore
 from tests.support.stores import Fake, Running, make_directory
 
 Lines = Iterable[tuple[str, str | bytes]]
@@ -235,19 +235,6 @@ class ServedClient:
 
 
 ADAPTERS: dict[str, type[Client]] = {"flask": FlaskClient, "asgi": AsgiClient, "served": ServedClient}
-# Every adapter over every kind of store that it reaches in a way of its own; a Redis in this process cannot be served by
-# another one.
-LANES = [
-    ("flask", "valkey"),
-    ("flask", "redis"),
-    ("flask", "cluster"),
-    ("flask", "fake"),
-    ("asgi", "valkey"),
-    ("asgi", "cluster"),
-    ("asgi", "redis"),
-    ("served", "valkey"),
-    ("served", "redis"),
-]
 
 
 class Checked:
@@ -256,6 +243,12 @@ class Checked:
     def __init__(self, adapter: Client) -> None:
         self.adapter = adapter
         self.close = adapter.close
+
+    @property
+    def served(self) -> Served:
+        """The process of the command `kvstore`."""
+        assert isinstance(self.adapter, ServedClient)
+        return self.adapter.served
 
     def request(self, method: str, target: str | bytes, headers: Lines = (), body: bytes = b"") -> Answer:
         answer = self.adapter.request(method, target, headers, body)
