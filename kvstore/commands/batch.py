@@ -21,7 +21,7 @@ from kvstore.commands.base import (
     below,
     registered,
 )
-from kvstore.commands.documents import Delete, Edit, Get, Patch, Post, Put, SetTTL
+from kvstore.commands.documents import ConditionalGet, Delete, Edit, Patch, Post, Put, SetTTL
 from kvstore.commands.scripts import BATCH, Script
 from kvstore.core.errors import PROBLEMS, ContentTooLarge, Problem, problem_of_reply
 from kvstore.core.paths import Path
@@ -31,7 +31,7 @@ MAX_READ_BYTES = 16 * 1024 * 1024  # of the documents in the responses of a batc
 # So an atomic batch writes 20,000 members at most, about, or reads 60,000, or has 1,000 requests of 10.
 MAX_WORK = 60_000
 
-BatchCommand: TypeAlias = Get | Put | Patch | SetTTL | Delete | Post | Edit
+BatchCommand: TypeAlias = ConditionalGet | Put | Patch | SetTTL | Delete | Post | Edit
 BatchOutcome: TypeAlias = Found | Missing | Stored | Appended | Deleted | Failed
 
 Request = TypeVar("Request")  # a request of a batch, for whoever renders its response
@@ -107,7 +107,7 @@ class Batch(NamedTuple, Generic[Request, Answer]):
         prefix, _ = below(self.path)
         arguments: list[bytes | str | int] = [prefix, "atomic" if self.atomic else "each", self.left_bytes, MAX_WORK]
         for _, command in self._commands():
-            own = _arguments(command)
+            own = command.arguments
             arguments += (command.script.name, len(own), *own)
         return tuple(arguments)
 
@@ -205,14 +205,6 @@ def _joins(step: Step[Answer], namespace: str) -> bool:
     return isinstance(step, Answered) or (not isinstance(step, Edit) and step.path.namespace == namespace)
 
 
-def _arguments(command: BatchCommand) -> Arguments:
-    if not isinstance(command, Get):
-        return command.arguments
-    preconditions = command.preconditions
-    since_s = preconditions.unmodified_since_s
-    return (command.path.name, preconditions.match, "" if since_s is None else since_s)
-
-
 def _outcome(command: BatchCommand, reply: RedisReply) -> BatchOutcome | Problem | Again[BatchOutcome]:
     """Return the outcome of a command from its reply, or its Problem."""
     try:
@@ -220,8 +212,6 @@ def _outcome(command: BatchCommand, reply: RedisReply) -> BatchOutcome | Problem
             raise problem_of_reply(reply[1].decode("utf-8", "replace"))
         if reply[0] == b"too much":
             raise ContentTooLarge("the answers of a batch have at most 16 MiB together: ask for this in another batch")
-        if isinstance(command, Get):
-            return Missing() if reply[0] == b"missing" else command.outcome(reply[1])
         return command.outcome(reply)
     except Problem as problem:
         return problem

@@ -10,7 +10,7 @@ from contextlib import suppress
 
 from kvstore.commands.base import Command, Found, Idempotent, Missing, Outcome
 from kvstore.commands.containers import Unchanged
-from kvstore.commands.documents import Get
+from kvstore.commands.documents import ConditionalGet
 from kvstore.commands.jobs import ChangeLease, Taken
 from kvstore.commands.subscriptions import LongPoll
 from kvstore.core.paths import Path
@@ -24,10 +24,10 @@ def is_settled(command: Command[object], outcome: object) -> bool:
     """Whether an outcome is one to answer with, where the client would rather wait for another."""
     if isinstance(outcome, Taken):
         return bool(outcome.jobs)
-    if isinstance(outcome, Found) and isinstance(command, Get):
+    if isinstance(outcome, Found) and isinstance(command, ConditionalGet):
         return read_status(command.preconditions, outcome.tag) != 304
     if isinstance(outcome, Missing):  # whoever has a document's tag wants to know that it is gone
-        return isinstance(command, Get) and bool(command.preconditions.none_match)
+        return isinstance(command, ConditionalGet) and bool(command.preconditions.none_match)
     return not isinstance(outcome, Unchanged)
 
 

@@ -144,7 +144,7 @@ async def _gone(receive: Receive) -> None:
 
 async def _send(runtime: Runtime, request: Request, response: Response, send: Send) -> None:
     headers = _encoded(response.headers)
-    if response.more is None and response.status not in (204, 304):
+    if response.more is None and response.status not in (204, 304) and (response.body or request.method != "HEAD"):
         headers.append((b"content-length", b"%d" % len(response.body)))
     await send({"type": "http.response.start", "status": response.status, "headers": headers})
     if request.method == "HEAD":

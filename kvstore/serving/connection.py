@@ -238,7 +238,7 @@ class ClientConnection(asyncio.Protocol):
                 parts.append(b"\r\nTransfer-Encoding: chunked")
             else:
                 self._keep = False
-        elif status not in (204, 304):
+        elif status not in (204, 304) and (body or request.method != "HEAD"):
             parts.append(b"\r\nContent-Length: %d" % len(body))
         if not self._keep:
             parts.append(b"\r\nConnection: close")

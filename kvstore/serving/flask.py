@@ -100,6 +100,9 @@ def _answer(runtime: FlaskRuntime, environ: Environ, prefix_segments: int) -> fl
         outcome = error
     response = respond(request, outcome, runtime.settings)
     answer = as_response(response)
+    if request.method == "HEAD" and not response.body:
+        del answer.headers["Content-Length"]
+        answer.automatically_set_content_length = False
     if response.more and request.method != "HEAD":
         answer.response = _parts(runtime.store, request, response)
     return answer
