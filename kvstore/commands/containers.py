@@ -113,7 +113,7 @@ class List(NamedTuple):
 
 
 class DropEmptyNamespaces(NamedTuple):
-    """Remove empty namespaces from a listing of the root: Listing. `names` are those not looked into yet, with their slashes."""
+    """Remove empty namespaces from a listing of the root: Listing. `names` are those left to look into, with slashes."""
 
     listing: Listing
     names: list[str]

@@ -127,8 +127,8 @@ class JobSeen(NamedTuple):
 class Take(NamedTuple):
     """Take up to `limit` jobs for `lease_ms`: Taken. A job that was taken `max_attempts` times is dead, and is moved first.
 
-    `low` is where a take goes on that Redis does in several steps, and `positions` are those of the first step: a job may come to
-    what it has passed since.
+    A take that Redis does in several steps goes on at `low`. `positions` are those of the first step: a job may since have come
+    to what the take has passed.
     """
 
     container: Path
