@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 from zlib import crc32
 
 import pytest
@@ -30,7 +31,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: ROOMS.index(item.path.parent.name))
     tests: dict[str, list[tuple[pytest.Item, Lane, str]]] = {}
     for item in items:
-        params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+        params: dict[str, Any] = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
         for axis in params.keys() & AXES:
             lane = (params[axis],) if isinstance(params[axis], str) else params[axis]
             row = item.nodeid.replace("-".join(lane), "", 1)
@@ -91,7 +92,8 @@ def opened(started: Callable[[str], Running]) -> Iterator[Callable[..., Checked]
 @pytest.fixture(params=LANES, ids="-".join)
 def lane(request: pytest.FixtureRequest) -> tuple[str, str]:
     """An adapter and a store."""
-    return request.param
+    lane: tuple[str, str] = request.param
+    return lane
 
 
 @pytest.fixture
@@ -105,7 +107,8 @@ def store(lane: tuple[str, str], started: Callable[[str], Running]) -> Running:
 @pytest.fixture
 def raw(store: Running) -> redis.Redis:
     """What somebody with redis-cli sees of the lane's store."""
-    return store.redis
+    client: redis.Redis = store.redis
+    return client
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -178,7 +179,7 @@ BEGUN = [
 
 @pytest.mark.parametrize("trickles", [False, True], ids=["still", "trickling"])
 @pytest.mark.parametrize("begun", [row[1] for row in BEGUN], ids=[row[0] for row in BEGUN])
-def test_what_takes_too_long_is_closed(impatient: InProcess, started: Callable, begun: bytes, trickles: bool) -> None:
+def test_what_takes_too_long_is_closed(impatient: InProcess, started: Callable[..., Any], begun: bytes, trickles: bool) -> None:
     """The time counts from the first byte, however steadily the others trickle; 408, and nothing is stored."""
     wire = impatient.connect()
     wire.send(begun)
@@ -256,7 +257,9 @@ def test_a_client_that_reads_slowly_is_served(impatient: InProcess) -> None:
 
 
 @pytest.mark.parametrize("fields", [[], [("Connection", "close")]], ids=["kept", "closed"])
-def test_a_long_listing_is_read_to_its_end(impatient: InProcess, monkeypatch: pytest.MonkeyPatch, fields: list) -> None:
+def test_a_long_listing_is_read_to_its_end(
+    impatient: InProcess, monkeypatch: pytest.MonkeyPatch, fields: list[tuple[str, str]]
+) -> None:
     """A client that takes a second over a reply gets all of it, also where the connection ends with it."""
     monkeypatch.setattr(server, "WRITE_S", 5)
     wire = impatient.connect()

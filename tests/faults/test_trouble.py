@@ -26,7 +26,7 @@ from tests.support.clients import ADAPTERS, Answer, Checked, FlaskClient
 from tests.support.lanes import LANES
 from tests.support.loops import LOOPS, Loop
 from tests.support.serving import start_kvstore, wire
-from tests.support.stores import SERVERS, START_S, Running, contents, start_valkey, wait_until
+from tests.support.stores import SERVERS, START_S, Fake, Running, contents, start_valkey, wait_until
 from tests.support.wires import Wire
 
 ANSWER_S = 6.0  # the contract's limit for a 503
@@ -61,7 +61,7 @@ def valkey(directory: Path) -> Iterator[Running]:
     running.stop()
 
 
-def timed(ask: Callable[[], Any]) -> Any:
+def timed(ask: Callable[..., Any]) -> Any:
     """An answer that must come within the limit."""
     begun = time.monotonic()
     answer = ask()
@@ -345,7 +345,7 @@ def test_every_exception_over_http(kind: type[Exception]) -> None:
         def execute_command(self, *_: object, **__: object) -> None:
             raise make(kind)
 
-    class There:
+    class There(Fake):
         def open(self) -> BlockingStore:
             return BlockingStore(Raising)
 
@@ -566,7 +566,7 @@ def test_half_a_chunked_body(client: Checked, how: str, sent: bytes) -> None:
 
 def leave(client: Checked, data: bytes, how: str) -> None:
     """Send this and leave; the answer, if there is one, refuses it."""
-    with client.adapter.served.connect() as connection:
+    with client.served.connect() as connection:
         connection.sendall(data)
         if how == "close":
             return
@@ -588,7 +588,7 @@ def test_half_a_body_under_wsgi(client: Checked, headers: list[tuple[str, str]],
 def test_a_client_that_does_not_wait(client: Checked) -> None:
     """A client that has gone before its answer: the write was applied, or not, and the server serves on."""
     for _ in range(50):
-        with client.adapter.served.connect() as connection:
+        with client.served.connect() as connection:
             connection.sendall(wire("PUT", "/ns/a", body=b"1"))
     assert client.put("/ns/b", "2").status == 201
 

@@ -246,7 +246,7 @@ def test_a_stream(kind: str, started: Callable[[str], Running]) -> None:
             assert reader.headers["Access-Control-Allow-Origin"] == LOCAL
             reader.wait_for(1)
             assert ask(followed, "GET", "/people/ada") is None, "null"
-        for foreign in ({"Origin": FOREIGN}, {"Sec_Fetch_Site": "cross-site"}):
+        for foreign in ({"Origin": FOREIGN}, {"Sec_Fetch_Site": "cross-site"}, {"User_Agent": FIREFOX}):
             with following(followed, "/room/?hold=/people/bob", **foreign) as reader:
                 assert reader.status == 403
                 assert "access-control-allow-origin" not in reader.headers
@@ -299,7 +299,7 @@ class Page(http.server.BaseHTTPRequestHandler):
             self.wfile.write(self.server.page)  # type: ignore[attr-defined]
 
     def pass_on(self) -> None:
-        connection = http.client.HTTPConnection(*self.server.service, timeout=10)  # type: ignore[attr-defined]
+        connection = http.client.HTTPConnection(*self.server.service, timeout=10)  # type: ignore[attr-defined, misc]
         connection.request("GET", self.path, headers=dict(self.headers.items()))
         answer = connection.getresponse()
         self.send_response(answer.status)

@@ -43,7 +43,7 @@ def prefer_wait(wait_s: int, tag: str | None = None) -> list[tuple[str, str]]:
     return [("Prefer", f"wait={wait_s}"), *([("If-None-Match", tag)] if tag else [])]
 
 
-def later(ask: Callable[[], Answer]) -> "Future[Answer]":
+def later(ask: Callable[..., Answer]) -> "Future[Answer]":
     """The answer to a request that is waiting by now."""
     answer: Future[Answer] = Future()
 
@@ -255,7 +255,8 @@ class Serving:
 
     def waiting(self) -> int:
         """How many requests wait."""
-        return sum(connection._wait is not None for connection in tuple(self.running.server.connections))
+        connections: list[Any] = list(self.running.server.connections)
+        return sum(connection._wait is not None for connection in connections)
 
     def wait_for(self, count: int) -> None:
         """Until so many requests wait, and stand in line."""
@@ -535,7 +536,7 @@ def test_gone_from_asgi(server: Running, is_before: bool) -> None:
 
         loop.run(enqueue())
         assert sent[0]["status"] == 201
-        assert b"job" not in server.redis.hget("kv:{ns}/q/a", "$kv")
+        assert b"job" not in (server.redis.hget("kv:{ns}/q/a", "$kv") or b"")
         loop.run(app.open().close())
     finally:
         loop.close()

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -50,7 +51,8 @@ def named(name: str) -> str:
 @pytest.fixture(params=STREAM_LANES, ids="-".join)
 def lane(request: pytest.FixtureRequest) -> tuple[str, str]:
     """What serves streams, and a store."""
-    return request.param
+    kind: tuple[str, str] = request.param
+    return kind
 
 
 on_each = pytest.mark.parametrize(
@@ -218,7 +220,7 @@ def test_renewing(followed: Followed, store: Running, monkeypatch: pytest.Monkey
 def test_renewing_what_is_no_longer_ours(followed: Followed, store: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where others have stored a document meanwhile, the stream ends and the document stays."""
     monkeypatch.setattr(holding, "RENEW_S", 0.2)
-    pipe = store.redis.pipeline() if not store.url.startswith("redis+") else store.redis
+    pipe: Any = store.redis.pipeline() if not store.url.startswith("redis+") else store.redis
     with following(followed, named("Alice")) as reader:
         reader.wait_for(1)
         pipe.delete(HOLDS)

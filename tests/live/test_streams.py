@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,8 @@ on_served = pytest.mark.parametrize("lane", [("served", "redis")], ids="-".join,
 @pytest.fixture(params=STREAM_LANES, ids="-".join)
 def lane(request: pytest.FixtureRequest) -> tuple[str, str]:
     """What serves streams, and a store."""
-    return request.param
+    kind: tuple[str, str] = request.param
+    return kind
 
 
 @pytest.fixture
@@ -211,7 +212,7 @@ def test_a_log_in_which_nothing_is(followed: Followed, ask: Callable[..., Any], 
 
 
 # What another client may have added to a log, field by field.
-NO_CHANGES = [
+NO_CHANGES: list[list[Any]] = [
     ["foo", "bar"],
     ["put", "1"],
     ["put", "1", "a", "b"],
@@ -245,7 +246,7 @@ def test_a_batch_with_one_large_change(followed: Followed, ask: Callable[..., An
     ask("PUT", "/room/gone", 0)
     with following(followed, "/room/") as reader:
         reader.wait_for(1)
-        puts = [{"method": "PUT", "path": "/room/large", "body": "x" * 800_000}]
+        puts: list[Any] = [{"method": "PUT", "path": "/room/large", "body": "x" * 800_000}]
         puts += [{"method": "PUT", "path": f"/room/{number:03}", "body": number} for number in range(100)]
         ask("POST", "/_/batch", {"requests": [{"method": "DELETE", "path": "/room/gone"}, *puts]})
         told = [event.data["path"] for event in reader.wait_for(102)[1:]]
@@ -399,7 +400,7 @@ def test_a_long_snapshot(followed: Followed, ask: Callable[..., Any], many: list
     assert len({event.data["etag"] for event in snapshots}) == 1
 
 
-def read_slowly(at: tuple[str, int], target: str) -> Iterator[bytes]:
+def read_slowly(at: tuple[str, int], target: str) -> Generator[bytes]:
     """A stream, 32 KiB at a time."""
     wire = Wire(at)
     wire.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32 * 1024)
@@ -488,7 +489,9 @@ def test_a_reader_that_an_asgi_server_waits_for(store: Running, is_snapshot: boo
     begun = threading.Event()
 
     async def receive() -> dict[str, Any]:
-        return sent.pop(0) if sent else await asyncio.Event().wait()  # type: ignore[func-returns-value]
+        if not sent:
+            await asyncio.Event().wait()
+        return sent.pop(0)
 
     async def send(message: dict[str, Any]) -> None:
         if message.get("body"):

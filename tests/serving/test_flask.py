@@ -11,6 +11,7 @@ from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
 import kvstore
 from kvstore.serving.flask import make_blueprint
+from tests.support.asking import Lines
 from tests.support.clients import Answer, Checked, call_wsgi, flask_runtime, make_environ
 from tests.support.serving import Served
 from tests.support.stores import Running, wait_until
@@ -28,7 +29,7 @@ class Mounted:
     def __init__(self, app: object) -> None:
         self.app = app
 
-    def request(self, method: str, target: str | bytes, headers: object = (), body: bytes = b"") -> Answer:
+    def request(self, method: str, target: str | bytes, headers: Lines = (), body: bytes = b"") -> Answer:
         return call_wsgi(self.app, make_environ(method, target, headers, body))
 
     def close(self) -> None:

@@ -27,7 +27,7 @@ from kvstore.serving.asgi import Application
 from kvstore.serving.background import Background
 from kvstore.serving.flask import FlaskRuntime, make_blueprint
 from kvstore.stores.pooled import PooledStore
-from tests.support.serving import READ_S, start_kvstore
+from tests.support.serving import READ_S, Served, start_kvstore
 from tests.support.stores import Fake, Running, make_directory
 
 Lines = Iterable[tuple[str, str | bytes]]
@@ -243,6 +243,12 @@ class Checked:
     def __init__(self, adapter: Client) -> None:
         self.adapter = adapter
         self.close = adapter.close
+
+    @property
+    def served(self) -> Served:
+        """The process of the command `kvstore`."""
+        assert isinstance(self.adapter, ServedClient)
+        return self.adapter.served
 
     def request(self, method: str, target: str | bytes, headers: Lines = (), body: bytes = b"") -> Answer:
         answer = self.adapter.request(method, target, headers, body)

@@ -27,7 +27,8 @@ class InProcess:
         self._runtime = Application({**environ, "REDIS_URL": redis_url}).open()
         self.server = Server(self._runtime)
         self._listener = await asyncio.get_running_loop().create_server(partial(ClientConnection, self.server), "127.0.0.1", 0)
-        return self._listener.sockets[0].getsockname()
+        at: Address = self._listener.sockets[0].getsockname()
+        return at
 
     def connect(self, *, limit_s: float = 15) -> Wire:
         """A new connection to it."""
