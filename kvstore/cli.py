@@ -30,7 +30,7 @@ def main() -> None:
 
 def usage() -> str:
     """The help text, with a line for every setting."""
-    return _USAGE + "".join(f"  {row.name:<20} {row.meaning} (default: {row.default or 'empty'})\n" for row in SETTINGS)
+    return _USAGE + "".join(f"  {row.name:<24} {row.meaning} (default: {row.default or 'empty'})\n" for row in SETTINGS)
 
 
 def _serve() -> None:

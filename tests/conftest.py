@@ -7,13 +7,42 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
+from zlib import crc32
 
 import pytest
 import redis
 from hypothesis import HealthCheck, settings
 
-from tests.support.clients import ADAPTERS, LANES, Checked
+from tests.support.clients import ADAPTERS, Checked
+from tests.support.lanes import LANES, Lane, selected
 from tests.support.stores import STORES, Running, die_with_parent, make_directory
+
+# What waits most begins first, so that no process is left with it in the end.
+ROOMS = ("project", "tasks", "faults", "stores", "serving", "live", "http", "unit")
+
+
+AXES = ("lane", "adapter")  # the parameters of which `make test` runs a selection: lanes, and adapters alone
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order the tests, and mark as slow the lanes of a test that `make test` leaves to `make test-all`."""
+    items.sort(key=lambda item: ROOMS.index(item.path.parent.name))
+    tests: dict[str, list[tuple[pytest.Item, Lane, str]]] = {}
+    for item in items:
+        params: dict[str, Any] = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+        for axis in params.keys() & AXES:
+            lane = (params[axis],) if isinstance(params[axis], str) else params[axis]
+            row = item.nodeid.replace("-".join(lane), "", 1)
+            tests.setdefault(item.nodeid.partition("[")[0], []).append((item, lane, row))
+    for name, cells in tests.items():
+        only = cells[crc32(name.encode()) % len(cells)][1] if cells[0][0].get_closest_marker("heavy") else None
+        wanted = selected([(lane, row) for _, lane, row in cells])
+        for (item, lane, _), is_wanted in zip(cells, wanted, strict=True):
+            if lane != only if only else not is_wanted:
+                item.add_marker(pytest.mark.slow)
+
 
 settings.register_profile(
     "kvstore",
@@ -63,7 +92,8 @@ def opened(started: Callable[[str], Running]) -> Iterator[Callable[..., Checked]
 @pytest.fixture(params=LANES, ids="-".join)
 def lane(request: pytest.FixtureRequest) -> tuple[str, str]:
     """An adapter and a store."""
-    return request.param
+    lane: tuple[str, str] = request.param
+    return lane
 
 
 @pytest.fixture
@@ -77,7 +107,8 @@ def store(lane: tuple[str, str], started: Callable[[str], Running]) -> Running:
 @pytest.fixture
 def raw(store: Running) -> redis.Redis:
     """What somebody with redis-cli sees of the lane's store."""
-    return store.redis
+    client: redis.Redis = store.redis
+    return client
 
 
 @pytest.fixture
@@ -101,18 +132,18 @@ def directory() -> Iterator[Path]:
 
 
 @pytest.fixture
-def browse(directory: Path) -> Iterator[Callable[[str], None]]:
-    """Opens a page in a browser without a window; skips the test where there is none."""
+def browse(directory: Path) -> Iterator[Callable[..., None]]:
+    """Opens a page in a browser without a window, with options of its own; skips the test where there is none."""
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if not chromium:
         pytest.skip("no chromium on the PATH")
     browsers: list[subprocess.Popen[bytes]] = []
 
-    def open_page(url: str) -> None:
+    def open_page(url: str, *more: str) -> None:
         options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
         own = [f"--user-data-dir={directory}/browser{len(browsers)}", "--remote-debugging-port=0"]
         process = subprocess.Popen(
-            [chromium, *options, *own, url],
+            [chromium, *options, *own, *more, url],
             env=os.environ | {"HOME": str(directory)},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

@@ -18,6 +18,10 @@ from kvstore.core.preconditions import NONE, tag_time_ms
 
 MAX_COALESCED_BYTES = 4096  # of a document; the time that a larger one takes outweighs what coalescing saves
 
+MAX_COALESCED_MEMBERS = 100  # of a document: 64 of them take some 5 ms of Redis
+
+MAX_MEMBERS_AT_ONCE = 50_000  # that put_many.lua writes: 25 ms of Redis
+
 MAX_COALESCED_READ_BYTES = 256 * 1024  # of documents that one command reads, so that other clients do not wait long
 
 CREATED = ord("c")  # in the reply of put_many.lua
@@ -105,7 +109,8 @@ def coalescing_key(command: Command[object]) -> CoalescingKey | None:
         return Get, command.path.namespace, 0
     if type(command) is Put and command.preconditions is NONE and not command.edit:
         encoded = command.encoded
-        if not encoded.has_server_values and len(encoded.text) <= MAX_COALESCED_BYTES:
+        is_small = len(encoded.text) <= MAX_COALESCED_BYTES and len(encoded.fields) <= 2 * MAX_COALESCED_MEMBERS
+        if is_small and not encoded.has_server_values:
             return Put, command.path.namespace, command.log_length
     return None
 

@@ -1,7 +1,7 @@
 """Commands on one document: read, replace, change, append, delete."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from kvstore.commands.base import (
@@ -65,8 +65,8 @@ class Get(NamedTuple):
 class Put(NamedTuple):
     """Replace a document, or create it: Stored or Failed.
 
-    With `edit`, the document is written back only if it is still what `edit` read, `base`; otherwise it is edited again. Then
-    `ttl_ms` None keeps its expiry.
+    With `edit`, the document is written back only if it is still what `edit` read: `base`, with the fields `base_names`;
+    otherwise it is edited again. Then `ttl_ms` None keeps its expiry.
     """
 
     path: Path
@@ -76,6 +76,7 @@ class Put(NamedTuple):
     log_length: int
     edit: "Edit | None" = None
     base: str = ""
+    base_names: Sequence[bytes] = ()
     script: Script[Stored | Failed] = PUT
 
     @property
@@ -88,7 +89,7 @@ class Put(NamedTuple):
         if self.preconditions is NONE and not self.edit and not encoded.has_server_values:
             return (self.path.name, ttl_ms, self.log_length, encoded.shape, "", *encoded.fields)
         op, server_values = "patch" if self.edit else "put", "sv" if encoded.has_server_values else ""
-        options = (op, *_judged(self.preconditions), self.base, server_values)
+        options = (op, *_judged(self.preconditions), self.base, server_values, len(self.base_names), *self.base_names)
         return (self.path.name, ttl_ms, self.log_length, encoded.shape, *options, *encoded.fields)
 
     def outcome(self, reply: RedisReply) -> Stored | Failed | Again[Stored | Failed]:
@@ -263,9 +264,11 @@ class Edit(NamedTuple):
             if not self.once:
                 raise
             return Again(RecordReply(self.keys, (type(problem).__name__, problem.detail), problem), has_written=False)
-        base = "!" if current is None else f"{current.tag or '-'} {_digest(reply[1][0])}"
         edit = self._replace(attempts=self.attempts + 1)
-        put = Put(self.path, encoded, ttl_ms, self.preconditions, self.log_length, edit, base)
+        put = Put(self.path, encoded, ttl_ms, self.preconditions, self.log_length, edit, "!")
+        if current is not None:
+            fields = reply[1][0]
+            put = put._replace(base=f"{current.tag or '-'} {_digest(fields[1::2])}", base_names=fields[::2])
         return Again(put, has_written=False)
 
 
@@ -277,11 +280,10 @@ def _judged(preconditions: Preconditions) -> tuple[str, str, str | int]:
     return preconditions.match, preconditions.none_match, "" if since_s is None else since_s
 
 
-def _digest(fields: list[bytes]) -> int:
-    """Return a digest of all fields of a hash, whatever their order: the same as in put.lua."""
-    pairs = zip(fields[::2], fields[1::2], strict=True)
-    hexes = (hashlib.sha1(b"%d:%b%b" % (len(name), name, value), usedforsecurity=False).hexdigest() for name, value in pairs)
-    return sum(int(hex_[:12], 16) for hex_ in hexes) % 2**48
+def _digest(values: list[bytes]) -> str:
+    """What stands for the values of a hash: the same as in put.lua, which is given the names in the same order."""
+    sizes = " ".join([str(len(value)) for value in values])
+    return hashlib.sha1(b"%b:%b" % (sizes.encode(), b"".join(values)), usedforsecurity=False).hexdigest()
 
 
 def _stored(reply: RedisReply, encoded: Encoded | None) -> Stored:

@@ -92,8 +92,8 @@ def _envelope(request: Request) -> tuple[bool, list[Request]]:
 
 # A request as most clients write it, in one match of the regular expression. Its body is checked when the request is parsed.
 _is_usual = re.compile(
-    r'\{\s*"method"\s*:\s*"([A-Z]+)"\s*,\s*"path"\s*:\s*"([^"\\\x00-\x1f]*)"\s*'
-    r'(?:,\s*"body"\s*:\s*(\{(?:[^{}\[\]"\\]|"[^"\\]*")*\}))?\s*\}\s*([,\]])\s*'
+    r' \{ "method" : "([A-Z]++)" , "path" : "([^"\\\x00-\x1f]*+)" '
+    r'(?:, "body" : (\{(?:[^{}\[\]"\\]++|"[^"\\]*+")*+\}) )?+\} ([,\]]) '.replace(" ", r"[ \t\n\r]*+")
 ).match
 
 

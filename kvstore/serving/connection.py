@@ -7,21 +7,18 @@ Sources: RFC 9112 (HTTP/1.1), RFC 9110 (Expect, Date).
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from http import HTTPStatus
-from time import time
 
 from kvstore.commands.containers import List
-from kvstore.commands.subscriptions import Follow, LongPoll
-from kvstore.core.errors import Problem, RequestTimeout, problem_in
-from kvstore.core.settings import Settings
-from kvstore.http.cors import shown_to
-from kvstore.http.messages import Headers, Request, Response, http_date, refuse
-from kvstore.http.protocol import STREAM, Outcome, parse, render
-from kvstore.live.hub import Hub
-from kvstore.live.long_poll import LongPolls
+from kvstore.commands.subscriptions import Follow
+from kvstore.core.errors import Problem, RequestTimeout, unavailable
+from kvstore.http.messages import Headers, Request, Response
+from kvstore.http.protocol import Outcome, render
+from kvstore.serving.exchange import decide, respond, stream_fields
 from kvstore.serving.http1 import HEAD, NOTHING, Reader
-from kvstore.serving.sse import Stream, Streams
-from kvstore.stores.pipelined import AsyncStore
+from kvstore.serving.server import Server
+from kvstore.serving.sse import Stream
 
 log = logging.getLogger("kvstore")
 
@@ -30,44 +27,10 @@ BODY_S = 30.0
 WRITE_S = 30.0
 LINGER_S = 2.0  # that a client may go on sending after its last reply
 IDLE_S = 95.0  # Heroku's router keeps an idle connection for 90 s
-CHECK_S = 0.5  # between looks at what is overdue
 MAX_READ_AHEAD_BYTES = 64 * 1024  # of requests that wait for the one before them
 
 _STATUS = {status.value: f"HTTP/1.1 {status.value} {status.phrase}".encode() for status in HTTPStatus}
 _NEVER = float("inf")
-
-
-class Server:
-    """What the connections of one event loop share: the store, the settings, what is open and what is overdue."""
-
-    def __init__(self, settings: Settings, store: AsyncStore, hub: Hub, long_polls: LongPolls) -> None:
-        self.settings = settings
-        self.store = store
-        self.streams = Streams(hub)
-        self.long_polls = long_polls
-        self.loop = asyncio.get_running_loop()
-        self.connections: set[ClientConnection] = set()
-        self.stopping = False
-        self.date = b""
-        self._tick()
-
-    def connection(self) -> "ClientConnection":
-        """A protocol for asyncio's create_server."""
-        return ClientConnection(self)
-
-    def stop(self) -> None:
-        """Close the connections that are idle now, and the others after the request they are in."""
-        self.stopping = True
-        for connection in tuple(self.connections):
-            connection.stop()
-
-    def _tick(self) -> None:
-        self.date = b"\r\nDate: " + http_date(int(time())).encode()
-        now = self.loop.time()
-        for connection in tuple(self.connections):
-            if connection.due <= now:
-                connection.overdue()
-        self.loop.call_later(CHECK_S, self._tick)
 
 
 def _lines(headers: Headers) -> bytes:
@@ -79,6 +42,7 @@ class ClientConnection(asyncio.Protocol):
     """One client's connection, as a loop over its requests."""
 
     __slots__ = (
+        "_accepted",
         "_busy",
         "_choked",
         "_ended",
@@ -88,18 +52,22 @@ class ClientConnection(asyncio.Protocol):
         "_over",
         "_paused",
         "_reader",
+        "_runtime",
         "_server",
         "_stream",
         "_transport",
         "_wait",
+        "choked_at",
         "due",
     )
 
     def __init__(self, server: Server) -> None:
         self._server = server
+        self._runtime = server.runtime
         self._transport: asyncio.Transport = None  # type: ignore[assignment]  # set by connection_made
         self._reader = Reader()
         self._lacked = NOTHING  # of a request when it was looked at last
+        self._accepted: Mapping[str, str] | None = None  # header fields of the last request that was not refused
         self._keep = True  # the connection after this request
         self._ended = False  # the client sends nothing more
         self._over = False  # the last reply of this connection is written
@@ -109,13 +77,20 @@ class ClientConnection(asyncio.Protocol):
         self._next: tuple[Request, List] | None = None  # of a reply that goes on when the client has read
         self._stream: Stream | None = None
         self._wait: asyncio.Task[None] | None = None  # of a request that waits for something to answer with
+        self.choked_at = 0.0  # when the client took no more of what was written; 0.0 where it takes it
         self.due = server.loop.time() + HEAD_S
 
     # What asyncio calls
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]
-        self._server.connections.add(self)
+        server = self._server
+        server.connections.add(self)
+        if server.is_full:
+            if server.is_flooded:
+                self.cut()
+            else:
+                self._fail(unavailable("this server has as many connections as it takes; come back later"))
 
     def connection_lost(self, _: Exception | None) -> None:
         self._server.connections.discard(self)
@@ -144,12 +119,15 @@ class ClientConnection(asyncio.Protocol):
         return (self._busy or self._choked) and self._stream is None and self._wait is None
 
     def pause_writing(self) -> None:
+        self.choked_at = self._server.loop.time()
+        self._server.choked(self)
         if self._stream and not self._stream.choke():
             return
         self._choked = True
-        self.due = self._server.loop.time() + WRITE_S
+        self.due = self.choked_at + WRITE_S
 
     def resume_writing(self) -> None:
+        self.choked_at = 0.0
         self._choked = False
         if self._stream:
             self.due = _NEVER
@@ -160,7 +138,7 @@ class ClientConnection(asyncio.Protocol):
         self.due = _NEVER if self._busy else self._server.loop.time() + IDLE_S
         if self._next:
             (request, more), self._next = self._next, None
-            self._server.store.submit(more, self._went_on, request)
+            self._runtime.store.submit(more, self._went_on, request)
         elif not self._busy:
             self._finish()
 
@@ -174,6 +152,14 @@ class ClientConnection(asyncio.Protocol):
             self._fail(RequestTimeout(f"a head has {HEAD_S:.0f} s to arrive and a body {BODY_S:.0f} s; nothing was changed"))
         else:
             self._transport.close()
+
+    def unread(self) -> int:
+        """Bytes that were written and that the client has not taken."""
+        return self._transport.get_write_buffer_size()
+
+    def cut(self) -> None:
+        """End the connection at once, whatever is still to be written."""
+        self._transport.abort()
 
     def stop(self) -> None:
         """Close now if idle, after the reply if not."""
@@ -214,46 +200,33 @@ class ClientConnection(asyncio.Protocol):
     # From a request to bytes
 
     def _answer(self, request: Request) -> None:
-        server = self._server
-        try:
-            command = parse(request, server.settings)
-        except Exception as error:
-            self._send(request, refuse(problem_in(error)))
-            return
-        if isinstance(command, Response):
-            self._send(request, command)
-            return
-        if isinstance(command, Follow):
-            self._follow(request, command)
-            return
-        if isinstance(command, LongPoll):
+        runtime = self._runtime
+        # The reader gives the same object for the same block of fields: its Host was looked at before.
+        deciding = decide if request.headers is self._accepted else self._server.decide
+        decision = deciding(request, runtime.settings)
+        if isinstance(decision, Response):
+            self._send(request, decision)
+        elif isinstance(decision, Follow):
+            self._follow(request, decision)
+        else:
+            self._accepted = request.headers
             self._busy = True
             self.due = _NEVER
-            self._wait = server.loop.create_task(self._answer_late(request, command))
-            return
-        self._busy = True
-        self.due = _NEVER
-        server.store.submit(command, self._answered, request)
+            self._wait = runtime.submit(decision, self._respond, request)
 
-    def _answered(self, request: Request, outcome: Outcome | Exception) -> None:
-        try:
-            if isinstance(outcome, Exception):
-                raise outcome
-            reply = render(request, outcome)
-        except Exception as error:
-            reply = refuse(problem_in(error))
-        self._send(request, reply)
-        if reply.more is None or request.method == "HEAD":
+    def _respond(self, request: Request, outcome: Outcome | Exception) -> None:
+        self._wait = None
+        response = respond(request, outcome, self._runtime.settings)
+        self._send(request, response)
+        if response.more is None or request.method == "HEAD":
             self._finish()
 
-    def _send(self, request: Request, reply: Response) -> None:
+    def _send(self, request: Request, response: Response) -> None:
         server, transport = self._server, self._transport
-        if transport.is_closing():  # the client has gone meanwhile
+        if transport.is_closing():  # the client has gone
             self._over = True
             return
-        status, headers, body, more = reply
-        if "origin" in request.headers:
-            headers += shown_to(request, server.settings)
+        status, headers, body, more = response
         parts = [_STATUS[status], server.date, _lines(headers)]
         if more is not None:
             if self._reader.is_1_1:
@@ -271,7 +244,7 @@ class ClientConnection(asyncio.Protocol):
             more = None
         elif more is None:
             parts.append(body)
-        self.due = server.loop.time() + IDLE_S
+        self.due = server.now + IDLE_S
         transport.write(b"".join(parts))  # may call pause_writing
         if more is not None:
             self._send_part(request, body, more)
@@ -303,11 +276,13 @@ class ClientConnection(asyncio.Protocol):
         if more is None:
             if self._reader.is_1_1:
                 self._transport.write(b"0\r\n\r\n")
+            if not self._choked:
+                self.due = self._server.loop.time() + IDLE_S
             self._finish()
         elif self._choked:
             self._next = (request, more)
         else:
-            self._server.store.submit(more, self._went_on, request)
+            self._runtime.store.submit(more, self._went_on, request)
 
     def _went_on(self, request: Request, outcome: Outcome | Exception) -> None:
         if self._transport.is_closing():
@@ -315,12 +290,12 @@ class ClientConnection(asyncio.Protocol):
         try:
             if isinstance(outcome, Exception):
                 raise outcome
-            reply = render(request, outcome)
+            response = render(request, outcome)
         except Exception as error:
-            log.error("a reply was cut off: %s", type(error).__name__)
+            log.error("a response was cut off: %s", type(error).__name__)
             self._transport.abort()  # so that the client does not take half of it for the whole
             return
-        self._send_part(request, reply.body, reply.more)
+        self._send_part(request, response.body, response.more)
 
     def _finish(self) -> None:
         """The reply is written: on with the next request, if the connection stays."""
@@ -332,7 +307,6 @@ class ClientConnection(asyncio.Protocol):
             return
         if self._choked:
             return
-        self.due = self._server.loop.time() + IDLE_S
         if self._paused:
             self._paused = False
             self._transport.resume_reading()
@@ -341,32 +315,23 @@ class ClientConnection(asyncio.Protocol):
         if self._ended and not (self._busy or self._choked):
             self._close()
 
-    async def _answer_late(self, request: Request, wait: LongPoll[Outcome]) -> None:
-        outcome: Outcome | Exception
-        try:
-            outcome = await self._server.long_polls.outcome(wait)
-        except Exception as error:
-            outcome = error
-        self._wait = None
-        self._answered(request, outcome)
-
     def _follow(self, request: Request, follow: Follow) -> None:
         server = self._server
         self._busy = True
         self.due = _NEVER
         is_1_1 = self._reader.is_1_1
         framing = b"\r\nTransfer-Encoding: chunked\r\n\r\n" if is_1_1 else b"\r\nConnection: close\r\n\r\n"
-        head = _STATUS[200] + server.date + _lines(STREAM + shown_to(request, server.settings)) + framing
+        head = _STATUS[200] + server.date + _lines(stream_fields(request, self._runtime.settings)) + framing
         self._stream = Stream(server.streams, self._transport, follow.path, head=head, is_chunked=is_1_1)
         self._stream.start(follow, lambda problem: self._refused(request, problem))
 
     def _refused(self, request: Request, problem: Problem) -> None:
         """A stream has not begun."""
         self._stream = None
-        self._send(request, refuse(problem))
-        self._finish()
+        self._respond(request, problem)
 
     def _fail(self, problem: Problem) -> None:
-        """Refuse what cannot be read any further, and close."""
+        """Refuse a request that cannot be read any further, and close."""
         self._keep = False
-        self._send(Request(*self._reader.asked), refuse(problem))
+        request = Request(*self._reader.asked)
+        self._send(request, respond(request, problem, self._runtime.settings))

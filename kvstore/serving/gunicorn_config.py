@@ -15,6 +15,7 @@ from kvstore import __version__
 from kvstore.core.redis_url import parse_redis_url
 from kvstore.core.settings import InvalidSetting, Settings, read_settings
 from kvstore.runtime import NOTHING_IS_KEPT
+from kvstore.serving.server import listens_on_loopback
 from kvstore.stores import embedded
 
 
@@ -94,6 +95,13 @@ def when_ready(server: Any) -> None:
         f"try:   curl -X PUT -d '{{\"value\":123}}' {at}/any/path",
         flush=True,
     )
+    if not listens_on_loopback(listener.sock for listener in server.LISTENERS):
+        print(
+            "WARNING: kvstore has no access control, and this address is not loopback: whoever reaches it can read, change and"
+            " delete everything. Listen on 127.0.0.1, or let a proxy decide who may pass.",
+            file=sys.stderr,
+            flush=True,
+        )
     if _server and _read.disk_is_lost:
         print(
             "WARNING: this machine's disk does not last, and there is no REDIS_URL: everything stored is lost at its next"

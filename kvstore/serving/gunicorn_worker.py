@@ -1,4 +1,4 @@
-"""gunicorn's worker for production: an event loop with the server of `connection.py` on gunicorn's sockets.
+"""gunicorn's worker for production: an event loop with the server of `server.py` on gunicorn's sockets.
 
 gunicorn's master watches it, restarts it and stops it; what it serves is the `Application` of `asgi.py`, without going
 through ASGI's messages. Source: gunicorn.workers.base, "your worker subclass must".
@@ -11,13 +11,17 @@ import resource
 import signal
 import sys
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from gunicorn.workers.base import Worker
 
 from kvstore.serving.asgi import Application
-from kvstore.serving.connection import Server
+from kvstore.serving.connection import ClientConnection
+from kvstore.serving.exchange import decide_for_host
+from kvstore.serving.server import Server, listens_on_loopback
 
+SPARE_DESCRIPTORS = 512  # file descriptors for connections to Redis, for those that are refused, and for what is open besides
 _NOTIFY_S = 1.0  # gunicorn's master kills a worker that has been silent for its `timeout`
 
 
@@ -63,11 +67,16 @@ class WorkerProcess(Worker):  # type: ignore[misc]  # gunicorn has no types
         gc.set_threshold(50_000, 10, 10)
         self._stopped, self._quitting = asyncio.Event(), False
         self._handle_signals()
-        opened = application.open()
-        server = Server(*opened)
+        runtime = application.open()
+        server = Server(runtime)
+        if listens_on_loopback(listener.sock for listener in self.sockets):
+            server.decide = decide_for_host
+        descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        server.max_connections = min(server.max_connections, max(1, descriptors - SPARE_DESCRIPTORS))
+        connect = partial(ClientConnection, server)
         listeners: list[Any] = []
         for listener in self.sockets:
-            listeners.append(await self._loop.create_server(server.connection, sock=listener.sock, backlog=self.cfg.backlog))
+            listeners.append(await self._loop.create_server(connect, sock=listener.sock, backlog=self.cfg.backlog))
         while self.alive and self.ppid == os.getppid():
             self.notify()
             try:
@@ -77,10 +86,10 @@ class WorkerProcess(Worker):  # type: ignore[misc]  # gunicorn has no types
         for listener in listeners:
             listener.close()
         server.stop()
-        await opened.long_polls.close()
-        await opened.hub.close()
+        await runtime.long_polls.close()
+        await runtime.hub.close()
         await self._drain(server)
-        await opened.store.close()
+        await runtime.store.close()
 
     async def _drain(self, server: Server) -> None:
         """Wait for the requests in flight, at most gunicorn's graceful_timeout."""

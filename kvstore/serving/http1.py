@@ -9,7 +9,6 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from kvstore.core.errors import (
-    ContentTooLarge,
     HeadersTooLarge,
     InvalidRequest,
     NotImplementedHere,
@@ -18,6 +17,7 @@ from kvstore.core.errors import (
     VersionNotSupported,
 )
 from kvstore.http.messages import MAX_BODY_BYTES, Request
+from kvstore.serving.exchange import add_field, too_large
 
 MAX_LINE_BYTES = 8190  # a path of 1,024 bytes, each escaped, and a query
 MAX_HEAD_BYTES = 32 * 1024
@@ -31,7 +31,7 @@ CR = ord("\r")
 _LINE = re.compile(rb"([A-Za-z0-9!#$%&'*+.^_`|~-]{1,32}) ([!-~\x80-\xff]+) HTTP/1\.([01])").fullmatch
 _OTHER_VERSION = re.compile(rb"[A-Za-z0-9!#$%&'*+.^_`|~-]+ [!-~\x80-\xff]+ HTTP/[0-9](?:\.[0-9])?").fullmatch
 _EMPTY_LINES = re.compile(rb"(?:\r\n)+").match
-_FIELD = re.compile(rb"([A-Za-z0-9!#$%&'*+.^_`|~-]+):[ \t]*([\t -~\x80-\xff]*)").fullmatch
+_FIELD = re.compile(rb"([A-Za-z0-9!#$%&'*+.^_`|~-]+):[ \t]*+([\t -~\x80-\xff]*)").fullmatch
 # RFC 9110 section 7.2, RFC 3986 section 3.2.2: a name, an address, or nothing, and perhaps a port.
 _HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+;=%-]*)(?::[0-9]*)?").fullmatch
 _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;[\t -~\x80-\xff]*)?").fullmatch
@@ -62,11 +62,9 @@ def parse_fields(block: bytes) -> Fields:
             raise InvalidRequest("a header field is a name, a colon and a value on one line")
         name = field[1].decode("ascii").lower()
         value = field[2].rstrip(b" \t").decode("latin-1")
-        if name in headers:
-            if name in _SINGLE:
-                raise InvalidRequest(f"the header field {name} comes twice")
-            value = f"{headers[name]}, {value}"
-        headers[name] = value
+        if name in headers and name in _SINGLE:
+            raise InvalidRequest(f"the header field {name} comes twice")
+        add_field(headers, name, value)
     if "host" in headers and not _HOST(headers["host"]):
         raise InvalidRequest("Host is a name or an address, and perhaps a port")
     connection = {token.strip() for token in headers.get("connection", "").lower().split(",")}
@@ -183,7 +181,7 @@ class Reader:
             raise InvalidRequest("a request of HTTP/1.1 has a Host header field")
         self.keeps = not fields.close and (is_1_1 or fields.keep_alive)
         if fields.length > MAX_BODY_BYTES:
-            raise _body_too_large()
+            raise too_large()
         if fields.length < 0:
             if not is_1_1:
                 raise InvalidRequest("HTTP/1.0 has no Transfer-Encoding")
@@ -224,13 +222,13 @@ class _Chunks:
     """The chunked transfer coding, decoded as it comes (RFC 9112 section 7.1); raises a Problem."""
 
     def __init__(self) -> None:
-        self._parts: list[bytes] = []
+        self._body = bytearray()  # not a list of chunks: an object for each tiny one would take many times its bytes
         self._size = 0
         self._left = 0  # bytes of the present chunk that have not come, its CRLF included
         self._in_trailers = False
 
     def body(self) -> bytes:
-        return b"".join(self._parts)
+        return bytes(self._body)
 
     def feed(self, buffer: bytes | bytearray) -> tuple[int, bool]:
         """Take what is complete from the buffer: how many bytes that was, and whether the body has ended."""
@@ -242,7 +240,7 @@ class _Chunks:
                     return at, False
                 if buffer[end - 2 : end] != b"\r\n":
                     raise InvalidRequest("a chunk is as long as it says, and ends in CRLF")
-                self._parts.append(bytes(buffer[at : end - 2]))
+                self._body += buffer[at : end - 2]
                 self._left, at = 0, end
                 continue
             end = buffer.find(b"\r\n", at)
@@ -263,7 +261,7 @@ class _Chunks:
             size = int(chunk[1], 16)
             self._size += size
             if self._size > MAX_BODY_BYTES:
-                raise _body_too_large()
+                raise too_large()
             if size:
                 self._left = size + 2
             else:
@@ -287,7 +285,3 @@ def _line_too_long() -> Problem:
 
 def _head_too_large() -> Problem:
     return HeadersTooLarge(f"the header fields have at most {MAX_HEAD_BYTES:,} bytes together")
-
-
-def _body_too_large() -> Problem:
-    return ContentTooLarge(f"a body has at most {MAX_BODY_BYTES:,} bytes; split the document into several")

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import redis
@@ -121,7 +122,7 @@ def blocking_client(address: Address) -> Any:
     if address.kind == "fake":
         import fakeredis
 
-        return fakeredis.FakeRedis(server=fakeredis.FakeServer())
+        return fakeredis.FakeRedis(server=_fake_server())
     options = _options(address, BLOCKING) | {"retry": Retry(NoBackoff(), 0)}
     over_tcp = redis.SSLConnection if address.tls else redis.Connection
     if address.kind == "cluster":
@@ -150,7 +151,7 @@ def pooled_client(address: Address) -> Any:
     if address.kind == "fake":
         import fakeredis
 
-        return fakeredis.FakeAsyncRedis(server=fakeredis.FakeServer())
+        return fakeredis.FakeAsyncRedis(server=_fake_server())
     # Twice as many as we use: those that are being closed count too.
     options = _options(address, POOLED) | {"retry": AsyncRetry(NoBackoff(), 0), "max_connections": 2 * MAX_POOLED_CONNECTIONS}
     if address.kind == "cluster":
@@ -226,3 +227,11 @@ async def _close_sentinels(sentinels: Any) -> None:
 
 def _url_host(host: str) -> str:
     return f"[{host}]" if ":" in host else host
+
+
+@cache
+def _fake_server() -> Any:
+    """The memory that `fake://` means: one for each process, whichever stores of it use it."""
+    import fakeredis
+
+    return fakeredis.FakeServer()

@@ -21,7 +21,7 @@ def served(started: Callable[[str], Running]) -> Iterator[Served]:
 @pytest.fixture
 def backing(started: Callable[[str], Running]) -> redis.Redis:
     """The Redis behind it, empty."""
-    client = started("redis").redis
+    client: redis.Redis = started("redis").redis
     client.flushall()
     return client
 

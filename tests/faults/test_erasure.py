@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import redis
 
-from tests.support.asking import JSON, batch, entries, json_patch, listed, on_few, on_served, on_two, patch, post
+from tests.support.asking import JSON, batch, entries, json_patch, listed, patch, post
 from tests.support.clients import Checked
+from tests.support.lanes import on_few, on_served, on_two
 from tests.support.stores import Running, contents, wait_until
 from tests.support.streams import FOLLOWED, Followed, ask, following
 
@@ -207,6 +208,7 @@ def test_what_was_trimmed_is_still_a_loss(followed: Followed, started: Callable[
         assert [event.name for event in reader.wait_for(2)] == ["reset", "snapshot"]
 
 
+@pytest.mark.slow
 def test_a_live_stream_goes_on(followed: Followed) -> None:
     """It was told, is told that it went, and stays."""
     with following(followed, "/n/") as reader:

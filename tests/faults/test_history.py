@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 import pytest
 import redis
 
-from tests.support.asking import MERGE, as_body, on_served
+from tests.support.asking import MERGE, as_body
 from tests.support.clients import Answer, Checked
+from tests.support.lanes import on_served
 from tests.support.stores import Running, wait_until
 
 FOREVER = float("inf")
@@ -280,6 +281,7 @@ def lasting(seconds: float) -> Callable[[], bool]:
 SERVED = pytest.mark.parametrize("lane", [("served", "valkey"), ("served", "redis")], ids="-".join, indirect=True)
 
 
+@pytest.mark.heavy
 @SERVED
 def test_some_order_explains(client: Checked, raw: redis.Redis) -> None:
     """Eight threads, all kinds of operations, several histories."""
@@ -290,6 +292,7 @@ def test_some_order_explains(client: Checked, raw: redis.Redis) -> None:
         recorder.check()
 
 
+@pytest.mark.slow
 @on_served
 def test_while_redis_hesitates(client: Checked, store: Running) -> None:
     """Redis stands still for moments: everything waits, nothing is lost, nothing is done twice."""
@@ -313,6 +316,7 @@ def test_while_redis_hesitates(client: Checked, store: Running) -> None:
     recorder.check()
 
 
+@pytest.mark.slow
 @on_served
 def test_while_redis_is_away(client: Checked, store: Running) -> None:
     """Redis stands still for so long that requests are answered 503: each was applied once, later, or never."""

@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 import pytest
 import redis
 
-from tests.support.asking import keys_of, listed, on_served
+from tests.support.asking import keys_of, listed
 from tests.support.clients import Checked
+from tests.support.lanes import on_served
 
 SECONDS = float(os.environ.get("KVSTORE_MODEL_SECONDS", "0")) or 1.5
 LEASE_S = 1

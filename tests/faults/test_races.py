@@ -9,7 +9,8 @@ from email.utils import parsedate_to_datetime
 import pytest
 import redis
 
-from tests.support.clients import LANES, Answer, Checked
+from tests.support.clients import Answer, Checked
+from tests.support.lanes import LANES
 from tests.support.stores import SERVERS
 
 WRITERS = 50
@@ -18,7 +19,7 @@ RACING = [lane for lane in LANES if lane[1] in SERVERS]
 pytestmark = pytest.mark.parametrize("lane", RACING, ids="-".join, indirect=True)
 
 
-def at_once(ask: Callable[[int], Answer]) -> list[Answer]:
+def at_once(ask: Callable[..., Answer]) -> list[Answer]:
     """The answers of as many threads as there are writers, let go together."""
     gate = threading.Barrier(WRITERS)
 
@@ -102,6 +103,7 @@ def alternating(client: Checked) -> Iterator[list[Answer]]:
     assert {answer.status for answer in answers} <= {200, 201, 204, 404}
 
 
+@pytest.mark.heavy
 def test_no_reader_sees_a_mix(client: Checked, alternating: list[Answer]) -> None:
     """Members, TTL, dates and entity-tag that are read together belong together."""
     seen: dict[str, int] = {"large": 0, "small": 0}

@@ -210,7 +210,7 @@ def stop_all(serving: Served) -> None:
         os.kill(pid, signal.SIGTERM)
 
 
-STOPS = [stop_master, stop_all]
+STOPS = [pytest.param(stop_master, marks=pytest.mark.slow), stop_all]
 
 
 @pytest.mark.parametrize("stop", STOPS)
@@ -250,6 +250,7 @@ def test_what_is_in_flight_is_finished(serving: Served, store: Running, stop: Ca
     assert all(store.redis.exists(f"kv:{{load}}/w{number}") for number in range(len(wires)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", STOPS)
 def test_a_body_that_is_on_its_way_is_awaited(serving: Served, store: Running, stop: Callable[[Served], None]) -> None:
     """A request half of which has come is taken to its end; an idle connection is closed at once."""
@@ -268,6 +269,7 @@ def test_a_body_that_is_on_its_way_is_awaited(serving: Served, store: Running, s
     assert store.redis.exists("kv:{load}/a")
 
 
+@pytest.mark.slow
 def test_a_client_that_never_ends_does_not_hold_the_stop_up(directory: Path, store: Running) -> None:
     """Half a request that stays half is given up when the grace time is over."""
     running = start_kvstore(directory, REDIS_URL=store.url, GUNICORN_CMD_ARGS="--graceful-timeout 2")
@@ -286,6 +288,7 @@ def test_a_client_that_never_ends_does_not_hold_the_stop_up(directory: Path, sto
         running.kill()
 
 
+@pytest.mark.slow
 def test_stopped_with_the_embedded_server(directory: Path) -> None:
     """SIGTERM to every process, the embedded server's among them: what was acknowledged is there at the next start."""
     running = start_kvstore(directory, KVSTORE_LOG_LENGTH=LONG_LOG)
@@ -378,6 +381,7 @@ def check_outage(load: Load, probes: list[Probe], raw: redis.Redis, back_at: flo
     assert statuses[503] >= len(load.writers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("halted_s", [8])
 def test_redis_is_halted(serving: Served, store: Running, halted_s: float) -> None:
     """kill -STOP for 8 s under the load of many writers."""
@@ -406,6 +410,7 @@ def start_lasting_redis(directory: Path, client: redis.Redis) -> "subprocess.Pop
     return process
 
 
+@pytest.mark.slow
 def test_redis_is_killed_and_started_again(directory: Path) -> None:
     """kill -9 under load, twice, and some seconds later it is back on the same data."""
     url = f"unix://{directory}/lasting.sock"

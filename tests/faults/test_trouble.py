@@ -21,7 +21,8 @@ from kvstore.core.paths import parse_path
 from kvstore.stores.blocking import _Turns
 from kvstore.stores.pooled import open_async_store
 from kvstore.stores.redis_clients import MAX_BLOCKING_CONNECTIONS
-from tests.support.clients import ADAPTERS, LANES, Answer, Checked
+from tests.support.clients import ADAPTERS, Answer, Checked
+from tests.support.lanes import LANES
 from tests.support.loops import LOOPS, Loop
 from tests.support.serving import start_kvstore, wire
 from tests.support.stores import SERVERS, START_S, Running, contents, start_valkey, wait_until
@@ -32,12 +33,18 @@ RETURN_S = 2.0  # and for serving again after Redis has returned
 
 
 @pytest.fixture(params=ADAPTERS)
-def connected(request: pytest.FixtureRequest) -> Iterator[Callable[[str], Checked]]:
+def adapter(request: pytest.FixtureRequest) -> str:
+    """An adapter's name."""
+    return str(request.param)
+
+
+@pytest.fixture
+def connected(adapter: str) -> Iterator[Callable[[str], Checked]]:
     """Makes a client of each adapter on the Redis at a URL, which may be none of ours and need not be there."""
     clients: list[Checked] = []
 
     def connect(url: str) -> Checked:
-        clients.append(Checked(ADAPTERS[request.param](Running(url, None, lambda: None), {})))
+        clients.append(Checked(ADAPTERS[adapter](Running(url, None, lambda: None), {})))
         return clients[-1]
 
     yield connect
@@ -53,7 +60,7 @@ def valkey(directory: Path) -> Iterator[Running]:
     running.stop()
 
 
-def timed(ask: Callable[[], Any]) -> Any:
+def timed(ask: Callable[..., Any]) -> Any:
     """An answer that must come within the limit."""
     begun = time.monotonic()
     answer = ask()
@@ -75,6 +82,7 @@ def changes(raw: redis.Redis, path: str) -> int:
 # --- Redis away, killed, halted -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_redis_comes_late(connected: Callable[[str], Checked], directory: Path) -> None:
     """The service starts without its Redis, says 503, and serves as soon as it is there."""
     first = start_valkey(directory)
@@ -479,7 +487,7 @@ def test_half_a_chunked_body(client: Checked, how: str, sent: bytes) -> None:
 
 def leave(client: Checked, data: bytes, how: str) -> None:
     """Send this and leave; the answer, if there is one, refuses it."""
-    with client.adapter.served.connect() as connection:
+    with client.served.connect() as connection:
         connection.sendall(data)
         if how == "close":
             return
@@ -501,7 +509,7 @@ def test_half_a_body_under_wsgi(client: Checked, headers: list[tuple[str, str]],
 def test_a_client_that_does_not_wait(client: Checked) -> None:
     """A client that has gone before its answer: the write was applied, or not, and the server serves on."""
     for _ in range(50):
-        with client.adapter.served.connect() as connection:
+        with client.served.connect() as connection:
             connection.sendall(wire("PUT", "/ns/a", body=b"1"))
     assert client.put("/ns/b", "2").status == 201
 

@@ -14,10 +14,10 @@ import redis
 
 from kvstore.commands import containers
 from kvstore.core.errors import UNKNOWN
-from kvstore.http import protocol
 from kvstore.http.messages import Request, Response
 from kvstore.stores.blocking import BlockingStore
-from tests.support.faulty import FAULTS, SETTINGS, STORES, Backing, answer, as_request, hasten
+from tests.support.asking import command_of
+from tests.support.faulty import FAULTS, STORES, Backing, answer, as_request, hasten
 from tests.support.stores import contents
 
 UNCHANGED = "othing was changed"
@@ -92,7 +92,7 @@ def documents(raw: redis.Redis) -> list[Any]:
     """All documents, and how often each was taken, but for ids and times, which differ from run to run."""
     found = []
     for key in raw.scan_iter(match="*}/*", count=1000):
-        fields = raw.hgetall(key)
+        fields: dict[bytes, bytes] = dict(raw.hgetall(key))  # type: ignore[arg-type]
         taken = re.match(rb"job (\d+)", fields.pop(b"$kv", b""))
         shown = repr((key, sorted(fields.items()), taken and taken[1]))
         found.append(re.sub(r"\d{13,}[a-z]?\d*", "#", shown))
@@ -106,7 +106,7 @@ def prepare(backing: Backing, row: Row) -> None:
     for each in row.before:
         assert answer(as_request(*each), store.execute).status < 300, each
     if row.before == DEAD:
-        store.execute(protocol.parse(as_request("PATCH", "/ns/q/1?lease=0", "", {"if-match": "*"}), SETTINGS))
+        store.execute(command_of(as_request("PATCH", "/ns/q/1?lease=0", "", {"if-match": "*"})))
 
 
 # In seconds: a single Redis, and faults that are seen at once. The rest takes minutes.

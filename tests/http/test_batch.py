@@ -23,16 +23,13 @@ from tests.support.asking import (
     json_patch,
     keys_of,
     listed,
-    on_few,
-    on_one,
-    on_servers,
-    on_two,
     patch,
     post,
     same,
     without_ttl,
 )
 from tests.support.clients import Answer, Checked
+from tests.support.lanes import on_few, on_one, on_servers, on_two
 from tests.support.stores import contents
 
 AS_JSON_PATCH = dict([JSON])
@@ -43,7 +40,8 @@ def responses(answer: Answer) -> list[Any]:
     """The responses of a batch that was carried out."""
     assert (answer.status, list(answer.json)) == (200, ["responses"]), answer.body[:500]
     assert all(list(response) == ["status", "headers", "body"] for response in answer.json["responses"])
-    return answer.json["responses"]
+    found: list[Any] = answer.json["responses"]
+    return found
 
 
 def statuses(answer: Answer) -> list[int]:
@@ -90,7 +88,7 @@ def test_every_request(client: Checked, raw: redis.Redis, atomic: bool | None) -
         sent = b"" if len(request) < 3 else as_body(json.dumps(body))
         alone = client.request(method, target.encode(), list((headers or {}).items()), sent)
         assert alone.status == response["status"], request
-        shown = alone.json if alone.body else None
+        shown: Any = alone.json if alone.body else None
         if method == "POST":
             assert list(shown) == list(response["body"])
         else:
@@ -485,6 +483,7 @@ def test_a_thousand(client: Checked, atomic: bool) -> None:
     assert statuses(batch(client, [("DELETE", f"/ns/{n}") for n in range(1000)], atomic=atomic)) == [204] * 1000
 
 
+@pytest.mark.heavy
 @on_servers
 def test_a_thousand_nested_patches(client: Checked) -> None:
     """Each must be read before it can be written."""
@@ -495,6 +494,7 @@ def test_a_thousand_nested_patches(client: Checked) -> None:
     assert len(client.get("/ns/0").json["o"]) == 101
 
 
+@pytest.mark.heavy
 @on_few
 def test_a_thousand_undone(client: Checked, raw: redis.Redis) -> None:
     """The last of a thousand is refused, and the others are undone."""
@@ -506,13 +506,14 @@ def test_a_thousand_undone(client: Checked, raw: redis.Redis) -> None:
     assert now == before
 
 
+@pytest.mark.heavy
 @on_servers
 def test_large_documents(client: Checked, raw: redis.Redis) -> None:
     """As much as fits a body; documents with thousands of members among them."""
-    members = {f"m{n}": n for n in range(9000)}
+    members = {f"m{n}": n for n in range(2000)}
     requests = [("PUT", f"/ns/{n}", members) for n in range(5)] + [("PATCH", "/ns/0", {"m1": None, "x": "y" * 100_000})]
     assert statuses(batch(client, requests)) == [201] * 5 + [200]
-    assert len(client.get("/ns/0").json) == 9001
+    assert len(client.get("/ns/0").json) == 2001
     before = documents_and_indexes(raw)
     assert batch(client, [*requests, ("GET", "/ns/none")]).status == 409
     assert documents_and_indexes(raw) == before
@@ -725,6 +726,7 @@ def test_large_answers(client: Checked, raw: redis.Redis, request_: Any, writes:
     assert documents_and_indexes(raw) == before
 
 
+@pytest.mark.heavy
 @on_two
 def test_large_answers_of_many_documents(client: Checked) -> None:
     """The same, of documents that are read once, or before they are written."""
@@ -736,6 +738,34 @@ def test_large_answers_of_many_documents(client: Checked) -> None:
     told = responses(batch(client, [("GET", f"/ns/{number}") for number in range(20)], atomic=False))
     assert [response["status"] == 413 for response in told] == [number >= ANSWERED for number in range(20)]
     assert list(client.get("/ns/0").json) == ["x", "ttl"]
+
+
+@pytest.mark.parametrize("method", ["PATCH", "PUT", "GET", "DELETE"])
+def test_an_atomic_batch_that_is_too_much_work(client: Checked, raw: redis.Redis, method: str) -> None:
+    """Redis would be held up by it: 413, and nothing is changed."""
+    members = {f"m{n}": n for n in range(9000)}
+    for number in range(9):
+        client.put(f"/ns/{number}", as_body(members))
+    bodies = {"PATCH": [{"x": 1}] * 9, "PUT": [members] * 6, "GET": [None] * 9, "DELETE": [None] * 9}
+    requests = [("PUT", "/ns/small", 1), *((method, f"/ns/{number}", body) for number, body in enumerate(bodies[method]))]
+    before = documents_and_indexes(raw)
+    refused = batch(client, requests)
+    assert (refused.status, refused.json["type"]) == (413, "urn:kvstore:content-too-large")
+    assert "Nothing was changed" in refused.json["detail"] and '"atomic":false' in refused.json["detail"]
+    assert documents_and_indexes(raw) == before
+    replayed = [client.request("POST", "/_/batch", [("Idempotency-Key", "one")], batch_body(requests)) for _ in range(2)]
+    assert [(answer.status, answer.body) for answer in replayed] == [(413, refused.body)] * 2
+    assert documents_and_indexes(raw) == before
+
+
+def test_a_batch_that_is_too_much_work_at_once(client: Checked) -> None:
+    """Not an atomic one: Redis does something else in between, and every request is carried out once, in order."""
+    client.put("/ns/large", as_body({f"m{n}": n for n in range(9000)}))
+    increment = {"count": {".sv": {"increment": 1}}}
+    requests = [("PATCH", "/ns/large", increment), ("POST", "/ns/log/", 1), ("GET", "/other/a")] * 6
+    told = responses(batch(client, requests, atomic=False))
+    assert [response["status"] for response in told] == [200, 201, 404] * 6
+    assert [response["body"]["count"] for response in told[::3]] == [1, 2, 3, 4, 5, 6]
 
 
 # --- At once ------------------------------------------------------------------------------------------------------------
@@ -796,6 +826,7 @@ def test_transfers(client: Checked, how: str) -> None:
     assert total(responses(batch(client, accounts))) == ACCOUNTS * MONEY
 
 
+@pytest.mark.heavy
 @on_servers
 def test_nested_patches_in_parallel_batches(client: Checked) -> None:
     """Atomic batches that patch the same documents deep down all arrive, however often they must read again."""
@@ -810,6 +841,7 @@ def test_nested_patches_in_parallel_batches(client: Checked) -> None:
     assert client.get("/ns/count").json["n"] == 30
 
 
+@pytest.mark.heavy
 @on_servers
 def test_batches_and_single_writes(client: Checked, raw: redis.Redis) -> None:
     """A batch that is refused while others write undoes nothing of theirs."""

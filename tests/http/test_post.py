@@ -19,15 +19,13 @@ from tests.support.asking import (
     expire,
     keys_of,
     listed,
-    on_few,
-    on_served,
-    on_servers,
     patch,
     post,
     wires_to,
     without_ttl,
 )
 from tests.support.clients import Checked
+from tests.support.lanes import on_few, on_served, on_servers
 from tests.support.stores import Running, contents
 
 IS_ID = re.compile(r"[A-Za-z0-9._~-]+").fullmatch  # unreserved characters of a URL (RFC 3986 section 2.3)
@@ -82,9 +80,10 @@ def test_names_sort_as_they_were_made(client: Checked, raw: redis.Redis) -> None
     paths = [post(client, "/ns/", str(n)).json["path"] for n in range(60)]
     assert paths == sorted(paths)
     assert [item["value"] for item in listed(client, "/ns/")] == list(range(60))
-    assert [json.loads(entry.text) for entry in entries(raw)] == list(range(60))
+    assert [json.loads(entry.text or b"") for entry in entries(raw)] == list(range(60))
 
 
+@pytest.mark.heavy
 @on_few
 def test_many_in_one_ms(client: Checked) -> None:
     """A batch appends a thousand in one script, whose clock may stand still: names sort all the same."""
@@ -188,6 +187,7 @@ def test_what_was_appended_expires(client: Checked, raw: redis.Redis) -> None:
 WRITERS, EACH = 50, 200
 
 
+@pytest.mark.heavy
 @on_served
 def test_parallel_writers(client: Checked, raw: redis.Redis) -> None:
     """50 writers × 200 documents: all there, none twice, the listing in the order of the commits."""

@@ -22,9 +22,10 @@ import pytest
 from kvstore.commands.changelog import ChangesRead, ReadChanges
 from kvstore.serving import flask as web
 from kvstore.serving.asgi import Application
-from tests.support.asking import batch, on_servers, patch, post
+from tests.support.asking import batch, patch, post
 from tests.support.clients import Answer, Checked, make_scope
 from tests.support.inprocess import InProcess
+from tests.support.lanes import on_servers
 from tests.support.loops import PRODUCTION, Loop
 from tests.support.serving import start_kvstore
 from tests.support.serving import wire as request_bytes
@@ -42,7 +43,7 @@ def prefer_wait(wait_s: int, tag: str | None = None) -> list[tuple[str, str]]:
     return [("Prefer", f"wait={wait_s}"), *([("If-None-Match", tag)] if tag else [])]
 
 
-def later(ask: Callable[[], Answer]) -> "Future[Answer]":
+def later(ask: Callable[..., Answer]) -> "Future[Answer]":
     """The answer to a request that is waiting by now."""
     answer: Future[Answer] = Future()
 
@@ -254,7 +255,8 @@ class Serving:
 
     def waiting(self) -> int:
         """How many requests wait."""
-        return sum(connection._wait is not None for connection in tuple(self.running.server.connections))
+        connections: list[Any] = list(self.running.server.connections)
+        return sum(connection._wait is not None for connection in connections)
 
     def wait_for(self, count: int) -> None:
         """Until so many requests wait, and stand in line."""
@@ -335,7 +337,7 @@ def test_requests_behind_one_that_waits(serving: Serving) -> None:
 
 def test_while_all_changes(serving: Serving) -> None:
     """Changes without an end, none of them a job: who waits is answered in time, and not when they end."""
-    waits_in_server, is_over = serving.running.server.long_polls, threading.Event()
+    waits_in_server, is_over = serving.running.server.runtime.long_polls, threading.Event()
 
     async def ring(seconds: float) -> None:
         until = time.monotonic() + seconds
@@ -391,6 +393,7 @@ def test_gone_while_the_job_was_on_its_way(serving: Serving, server: Running, ke
     assert serving.ask("DELETE", job["path"], [("If-Match", f'"{job["lease"]}"')]).status == 204
 
 
+@pytest.mark.slow
 def test_takers_that_go_at_random(serving: Serving) -> None:
     """While jobs come: each goes to a taker that is there, or can be taken again."""
     chance = random.Random(5)
@@ -458,20 +461,32 @@ def test_gone_from_flask(server: Running, goes: str) -> None:
 
 
 def test_who_has_gone_is_known_of_any_socket() -> None:
-    """Also beyond the 1,024 that select(2) can look at."""
-    ours, theirs = socket.socketpair()
-    high = socket.socket(fileno=fcntl.fcntl(ours, fcntl.F_DUPFD, 1500))
-    with ours, high:
-        for there in (ours, high):
-            assert not web._has_gone({"werkzeug.socket": there})
-        theirs.send(b"x")
-        assert not web._has_gone({"werkzeug.socket": high}), "who sends more is there"
-        assert high.recv(1) == b"x"
+    """Also beyond the 1,024 that select(2) can look at; who sends more is there, and what is sent stays to be read."""
+
+    async def watch(ours: socket.socket, theirs: socket.socket) -> None:
+        high, other, none = (
+            asyncio.create_task(web.closed(each))
+            for each in (socket.socket(fileno=fcntl.fcntl(ours, fcntl.F_DUPFD, 1500)), ours.dup(), None)
+        )
+        await asyncio.sleep(0.05)
+        assert not any(each.done() for each in (high, other, none))
         theirs.close()
-        for there in (ours, high):
-            assert web._has_gone({"gunicorn.socket": there})
-    assert web._has_gone({"werkzeug.socket": high}), "closed already"
-    assert not web._has_gone({})
+        await asyncio.wait_for(asyncio.gather(high, other), LIMIT_S)
+        assert not none.done()
+        none.cancel()
+
+    async def watch_one_that_sends(ours: socket.socket, theirs: socket.socket) -> None:
+        watching = asyncio.create_task(web.closed(ours.dup()))
+        theirs.send(b"x")
+        await asyncio.sleep(0.05)
+        assert not watching.done()
+        assert ours.recv(1) == b"x"
+        watching.cancel()
+
+    for watched in (watch, watch_one_that_sends):
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            asyncio.run(watched(ours, theirs))
 
 
 @pytest.mark.parametrize("is_before", [True, False])
@@ -521,7 +536,7 @@ def test_gone_from_asgi(server: Running, is_before: bool) -> None:
 
         loop.run(enqueue())
         assert sent[0]["status"] == 201
-        assert b"job" not in server.redis.hget("kv:{ns}/q/a", "$kv")
+        assert b"job" not in (server.redis.hget("kv:{ns}/q/a", "$kv") or b"")
         loop.run(app.open().close())
     finally:
         loop.close()
@@ -591,6 +606,7 @@ def test_a_stop_in_process(server: Running) -> None:
         wire.close()
 
 
+@pytest.mark.slow
 def test_connections_to_redis_that_are_cut(serving: Serving, server: Running) -> None:
     """Who waits gets a job that comes afterwards, or is told 503; every job is still there for somebody."""
     wires = [serving.send("POST", "/ns/q/?lease=60s&wait=5") for _ in range(10)]

@@ -51,7 +51,7 @@ SERVER = re.compile(r"(?:\w+=\S* )*(?:kvstore$|flask --app \w+ (?:run|kvstore wo
 # What differs from one run to the next, by name.
 VOLATILE = re.compile(
     r"(?P<TAG>\b\d{13}-\d+)|(?P<ID>\b\d{13}[a-z]\d+)|(?P<MS>\b\d{13}\b)"
-    r"|(?P<DATE>\w{3}, \d\d \w{3} \d{4} \d\d:\d\d:\d\d GMT)|(?P<TTL>(?<=\"ttl\":)\d+)"
+    r"|(?P<DATE>\w{3}, \d\d \w{3} \d{4} \d\d:\d\d:\d\d GMT)|(?P<TTL>(?<=\"ttl\":)\d+)|(?P<RETRY>(?<=retry: )\d+)"
 )
 TTL_S = 30  # that a page may take to run
 PORT = re.compile(r"(?<=127\.0\.0\.1:)\d+|(?<=localhost:)\d+|(?<=PORT=)\d+|(?<=listen )\d+")
@@ -243,7 +243,15 @@ def blocks(page: Path, *languages: str) -> list[str]:
 
 
 @pytest.mark.skipif(not shutil.which("curl") or not shutil.which("bash"), reason="no curl or no bash on the PATH")
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "console", "python")], ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=() if page.name == "README.md" else pytest.mark.slow)
+        for page in PAGES
+        if blocks(page, "console", "python")
+    ],
+    ids=lambda page: page.stem,
+)
 def test_a_page_prints_what_it_shows(page: Path, directory: Path) -> None:
     """Every command, every session, every stream, line by line."""
     text = page.read_text("utf-8")

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.support.serving import Served, start_kvstore
 from tests.support.stores import Running, wait_until
 from tests.support.workers import Workers
@@ -92,6 +94,7 @@ class Pages(http.server.SimpleHTTPRequestHandler):
         pass
 
 
+@pytest.mark.slow
 def test_chat(directory: Path, started: Callable[[str], Running], browse: Callable[[str], None]) -> None:
     """A page of another origin says something, is there also after it was refused, and runs nothing of what others say."""
     store = started("redis")

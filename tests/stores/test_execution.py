@@ -28,6 +28,12 @@ def again(*, has_written: bool = True) -> Again[Any]:
     return Again(Says(), has_written)  # type: ignore[arg-type]
 
 
+def problem(outcome: object) -> str:
+    """The detail of the problem that an outcome is."""
+    assert isinstance(outcome, Problem)
+    return outcome.detail
+
+
 def test_prompt_answers_cost_nothing() -> None:
     """However many there are, the next command has as long as the first."""
     request, now = begin(), 0.0
@@ -57,10 +63,10 @@ def test_what_was_changed(written: list[bool], is_known: bool) -> None:
     request = begin()
     for has_written in written:
         request.settle(again(has_written=has_written), 0.1)
-    problem = request.settle(BUSY, 0.2)
-    assert isinstance(problem, StoreUnavailable)
-    assert (problem is BUSY) == is_known
-    assert (UNKNOWN in problem.detail) != is_known
+    outcome = request.settle(BUSY, 0.2)
+    assert isinstance(outcome, StoreUnavailable)
+    assert (outcome is BUSY) == is_known
+    assert (UNKNOWN in outcome.detail) != is_known
 
 
 def test_a_refusal_of_a_later_command() -> None:
@@ -72,7 +78,7 @@ def test_a_refusal_of_a_later_command() -> None:
 
     request = begin()
     request.settle(Again(Refuses()), 0.1)  # type: ignore[arg-type]
-    assert UNKNOWN in request.settle(b"", 0.2).detail
+    assert UNKNOWN in problem(request.settle(b"", 0.2))
 
 
 def test_a_namespace_that_cannot_be_registered() -> None:
@@ -86,11 +92,11 @@ def test_a_namespace_that_cannot_be_registered() -> None:
     due = request.due
     assert isinstance(request.settle(BUSY, 3.0), Again)
     assert request.due == due
-    assert UNKNOWN in request.settle(BUSY, 3.1).detail
+    assert UNKNOWN in problem(request.settle(BUSY, 3.1))
 
 
 def test_a_request_that_cannot_go_on() -> None:
     """The connection is lost between a write and what follows: unknown."""
     request = begin()
     request.settle(Again(RegisterNamespace("ns", 1, again(has_written=False))), 0.1)
-    assert UNKNOWN in request.ended(BUSY).detail
+    assert UNKNOWN in problem(request.ended(BUSY))

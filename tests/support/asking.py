@@ -9,11 +9,15 @@ from email.utils import parsedate_to_datetime
 from types import SimpleNamespace
 from typing import Any, NamedTuple, TypeVar
 
-import pytest
 import redis
 
+from kvstore.commands.base import Command
+from kvstore.commands.subscriptions import Follow, LongPoll
 from kvstore.core import codec
 from kvstore.core.paths import OWN_KEYS, own_key, parse_path
+from kvstore.core.settings import Settings
+from kvstore.http.messages import Request, Response
+from kvstore.http.protocol import parse
 from tests.support.clients import Answer, Checked
 from tests.support.stores import Running, contents
 from tests.support.wires import Wire
@@ -23,18 +27,6 @@ Result = TypeVar("Result")
 
 MERGE = ("Content-Type", "application/merge-patch+json")
 JSON = ("Content-Type", "application/json-patch+json")
-
-
-def _on(lanes: list[tuple[str, str]]) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("lane", lanes, ids="-".join, indirect=True)
-
-
-# Every adapter and every kind of store once: for what has many rows, or takes long.
-on_few = _on([("flask", "valkey"), ("asgi", "cluster"), ("served", "redis"), ("flask", "fake")])
-on_servers = _on([("flask", "valkey"), ("asgi", "valkey"), ("served", "redis")])  # where requests can run at once
-on_two = _on([("flask", "valkey"), ("served", "redis")])
-on_served = _on([("served", "redis")])
-on_one = _on([("flask", "valkey")])
 
 
 def as_body(value: Any) -> bytes:
@@ -128,7 +120,22 @@ def at_once(ask: Callable[[int], Result], count: int) -> list[Result]:
 
 def wires_to(client: Checked, count: int) -> list[Wire]:
     """Connections to the command `kvstore`, to send many requests on each without waiting."""
-    return [Wire(client.adapter.served.at, limit_s=60) for _ in range(count)]
+    return [Wire(client.served.at, limit_s=60) for _ in range(count)]
+
+
+DEFAULTS = Settings()
+
+
+def command_of(request: Request, settings: Settings = DEFAULTS) -> Command[Any]:
+    """The command of a request that the store is needed for."""
+    command = parse(request, settings)
+    assert not isinstance(command, Follow | LongPoll | Response)
+    return command
+
+
+def run_script(raw: redis.Redis, command: Command[Any]) -> Any:
+    """What one script of a command comes to: its outcome, or Again."""
+    return command.outcome(raw.eval(command.script.text, len(command.keys), *command.keys, *command.arguments))
 
 
 def without_ttl(document: Any) -> Any:

@@ -112,7 +112,7 @@ class FaultyProxy:
 
     def _pass(self, client: socket.socket, redis: socket.socket, words: list[bytes]) -> bool:
         """Pass a command on, or make the fault; returns False where the connection ends."""
-        packed = hiredis.pack_command(tuple(words))
+        packed = hiredis.pack_command(tuple(words))  # type: ignore[arg-type]  # its hint knows tuples of one word
         is_script = words[0].upper() in SCRIPTS
         fault = self._next_fault() if is_script else ""
         if fault == "late":

@@ -109,7 +109,8 @@ def longest_turn_s(running: InProcess, action: Callable[[], object]) -> float:
 
     watched = running.run(begin())
     action()
-    return running.run(end(*watched))
+    longest_s: float = running.run(end(*watched))
+    return longest_s
 
 
 # --- Redis --------------------------------------------------------------------------------------------------------------
@@ -118,7 +119,7 @@ def longest_turn_s(running: InProcess, action: Callable[[], object]) -> float:
 class Scripts(NamedTuple):
     """What an action asked of Redis: how many scripts, and how long the longest of them took."""
 
-    count: int
+    number: int
     longest_s: float
 
 
@@ -135,7 +136,7 @@ def scripts(raw: redis.Redis, action: Callable[[], object]) -> Scripts:
     return Scripts(len(run), max((each["duration"] for each in run), default=0) / 1e6)
 
 
-def sent_by_redis_bytes(raw: redis.Redis, action: Callable[[], object]) -> int:
+def sent_by_redis_bytes(raw: redis.Redis, action: Callable[..., object]) -> int:
     """How much Redis has answered during an action (INFO stats), to all of its clients."""
     begun = raw.info("stats")["total_net_output_bytes"]
     action()

@@ -41,7 +41,7 @@ local function list(_, at)
     pass(after)
   end
 
-  local items, bytes, expired = {}, 0, 0
+  local items, bytes, members, expired = {}, 0, 0, 0
   while true do
     local names
     if descending then
@@ -74,13 +74,14 @@ local function list(_, at)
         end
         if fields and #fields > 0 then
           item = {relative, fields, redis.call('PEXPIRETIME', prefix .. name), redis.call('PTTL', prefix .. name)}
+          members = members + #fields / 2
           for _, part in ipairs(fields) do
             bytes = bytes + #part
           end
         end
       end
       if item then
-        if #items == most or (bytes > most_bytes and #items > 0) then
+        if #items == most or ((bytes > most_bytes or members > MOST_MEMBERS) and #items > 0) then
           return {'listing', tag, 'more', items, time}
         end
         items[#items + 1] = item

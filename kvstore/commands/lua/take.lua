@@ -64,8 +64,8 @@ local function take(_, at)
   end
 
   local low, high = range_below(container)
-  local jobs, word, bytes, passed = {}, 'taken', 0, 0
-  while #jobs < (word == 'dead' and MOST_DEAD or most) and bytes < most_bytes and passed < MOST_DUE do
+  local jobs, word, bytes, members, passed = {}, 'taken', 0, 0, 0
+  while #jobs < (word == 'dead' and MOST_DEAD or most) and bytes < most_bytes and members < MOST_MEMBERS and passed < MOST_DUE do
     local name = first_free(low, high)
     if not name then
       break
@@ -98,6 +98,7 @@ local function take(_, at)
         block(name, leased_until)
         local found = {fields, redis.call('PEXPIRETIME', prefix .. name), redis.call('PTTL', prefix .. name)}
         jobs[#jobs + 1] = {name, found, attempts, lease, job.reason}
+        members = members + #fields / 2
         for _, part in ipairs(fields) do
           bytes = bytes + #part
         end

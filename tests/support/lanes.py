@@ -1,0 +1,59 @@
+"""Which lanes a test runs on. A lane is an adapter over a store.
+
+`make test-all` runs every test on each of its lanes. `make test` runs a selection (`selected`): a test with a table of rows
+takes the rows in turns on its lanes, each row on one of them; a test without rows runs on lanes that have each adapter and
+each store once.
+"""
+
+from collections.abc import Sequence
+
+import pytest
+
+Lane = tuple[str, ...]
+
+# Every adapter over every kind of store that it reaches in a way of its own; a Redis in this process cannot be served by
+# another one. The first four have every adapter and every kind of store once.
+LANES = [
+    ("flask", "valkey"),
+    ("asgi", "cluster"),
+    ("served", "redis"),
+    ("flask", "fake"),
+    ("flask", "cluster"),
+    ("flask", "redis"),
+    ("asgi", "valkey"),
+    ("asgi", "redis"),
+    ("served", "valkey"),
+]
+
+
+def on(lanes: Sequence[Lane]) -> pytest.MarkDecorator:
+    """Run a test on these lanes."""
+    return pytest.mark.parametrize("lane", lanes, ids="-".join, indirect=True)
+
+
+on_few = on(LANES[:4])
+on_servers = on([("flask", "valkey"), ("asgi", "valkey"), ("served", "redis")])  # where requests can run at once
+on_two = on([("flask", "valkey"), ("served", "redis")])
+on_served = on([("served", "redis")])
+on_one = on([("flask", "valkey")])
+
+
+def selected(cells: Sequence[tuple[Lane, str]]) -> list[bool]:
+    """Which of a test's cells, each a lane and a row, `make test` runs: every row once, and every adapter and store."""
+    rows = list(dict.fromkeys(row for _, row in cells))
+    lanes = list(dict.fromkeys(lane for lane, _ in cells))
+    if len(rows) < len(lanes):
+        lanes = cover(lanes)
+    turn = min(len(rows), len(lanes))
+    return [lane in lanes and (lanes.index(lane) - rows.index(row)) % turn == 0 for lane, row in cells]
+
+
+def cover(lanes: Sequence[Lane]) -> list[Lane]:
+    """Those of the lanes that have a part, an adapter or a store, that none before them has."""
+    seen: set[tuple[int, str]] = set()
+    found: list[Lane] = []
+    for lane in lanes:
+        if not seen.issuperset(enumerate(lane)):
+            found.append(lane)
+        seen.update(enumerate(lane))
+    return found
