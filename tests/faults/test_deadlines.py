@@ -115,7 +115,8 @@ def test_a_request_of_many_commands_has_its_answer_in_time(late: tuple[str, Prox
         for _ in range(3):
             assert client.request("POST", "/_/batch", body=batch_body([("POST", "/ns/q/", 1)] * 1000)).status == 200
         proxy.reply_after_s = LATE_S
-        asked: Request = as_request(*LONG[name][1])
+        row: tuple[Any, ...] = LONG[name][1]
+        asked: Request = as_request(*row)
         begun = time.monotonic()
         answer = client.request(asked.method, asked.target, body=asked.body)
         took_s = time.monotonic() - begun
