@@ -30,7 +30,7 @@ local function post(_, at, last)
   local new_expiry = index(name, nil, now + ARGV[at + 2])
   sweep_sometimes(ARGV[at], now)
   if delay_ms > 0 then
-    write_mark(key, id .. ARGV[at + 4], 0, now + delay_ms, '-', '-')
+    write_mark(key, id .. ARGV[at + 4], 0, nil, now + delay_ms, '-', '-')
     block(name, now + delay_ms)
     work_as_queue(container)
   end
