@@ -7,7 +7,22 @@ costs Redis. A batch of similar requests is one command as well.
 from collections.abc import Callable, Iterable, Sequence
 from typing import Generic, NamedTuple, TypeAlias, cast
 
-from kvstore.commands.base import Again, Arguments, Command, Found, Missing, Outcome, RedisReply, Stored, below, registered
+from kvstore.commands.base import (
+    Again,
+    Arguments,
+    Command,
+    Found,
+    Later,
+    Missing,
+    Outcome,
+    RedisReply,
+    Stored,
+    Turns,
+    below,
+    each_read,
+    in_turns,
+    registered,
+)
 from kvstore.commands.batch import MAX_READ_BYTES
 from kvstore.commands.documents import Get, Put
 from kvstore.commands.scripts import GET_MANY, PUT_MANY, Script
@@ -207,8 +222,12 @@ class GetMany(NamedTuple, Generic[Outcome]):
     def arguments(self) -> Arguments:
         return (below(self.path)[0], MAX_READ_BYTES, *self.names)
 
-    def outcome(self, reply: RedisReply) -> ManyRead | Again[ManyRead | Outcome]:
+    def outcome(self, reply: RedisReply) -> ManyRead | Again[ManyRead | Outcome] | Later[ManyRead | Outcome]:
         time_ms, documents, expires_at_ms = reply
         if not all(documents) or 1 in documents:  # one does not exist, or was not read
             return Again(self.otherwise(), has_written=False)
-        return ManyRead([codec.decode(fields) for fields in documents], expires_at_ms, time_ms)
+        return in_turns(self._read(time_ms, documents, expires_at_ms))
+
+    @staticmethod
+    def _read(time_ms: int, documents: list[RedisReply], expires_at_ms: list[int]) -> Turns[ManyRead]:
+        return ManyRead((yield from each_read(documents, codec.decode)), expires_at_ms, time_ms)

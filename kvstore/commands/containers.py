@@ -2,7 +2,20 @@
 
 from typing import NamedTuple
 
-from kvstore.commands.base import MAX_PAGE_BYTES, Again, Arguments, Found, RecordReply, RedisReply, below, found_in
+from kvstore.commands.base import (
+    MAX_PAGE_BYTES,
+    Again,
+    Arguments,
+    Found,
+    Later,
+    RecordReply,
+    RedisReply,
+    Turns,
+    below,
+    each_read,
+    found_in,
+    in_turns,
+)
 from kvstore.commands.jobs import read_mark
 from kvstore.commands.scripts import DELETE_RECURSIVE, INSPECT_NAMESPACES, LIST, Script
 from kvstore.core.paths import Path, parse_path
@@ -71,14 +84,17 @@ class List(NamedTuple):
             self.none_match,
         )
 
-    def outcome(self, reply: RedisReply) -> Listing | Unchanged | Again[Listing | Unchanged]:
+    def outcome(self, reply: RedisReply) -> Listing | Unchanged | Again[Listing | Unchanged] | Later[Listing | Unchanged]:
         if reply[0] == b"again":
             return Again(self, has_written=False)
         tag = reply[1].decode()
         if reply[0] == b"same":
             return Unchanged(tag)
+        return in_turns(self._listed(tag, reply))
+
+    def _listed(self, tag: str, reply: RedisReply) -> Turns[Listing | Again[Listing]]:
         now_ms = reply[4] and int(reply[4])
-        items = [self._item(*parts, now_ms=now_ms) for parts in reply[3]]
+        items = yield from each_read(reply[3], lambda parts: self._item(*parts, now_ms=now_ms))
         more = self._replace(after=items[-1].name, none_match="") if reply[2] else None
         if self.container.text != "/":
             return Listing(items, tag, more)
@@ -97,7 +113,7 @@ class List(NamedTuple):
 
 
 class DropEmptyNamespaces(NamedTuple):
-    """Remove empty namespaces from a listing of the root: Listing. `names` are those not looked into yet, with their slashes."""
+    """Remove empty namespaces from a listing of the root: Listing. `names` are those left to look into, with slashes."""
 
     listing: Listing
     names: list[str]

@@ -21,7 +21,7 @@ from kvstore.commands.base import (
     refused,
     registered,
 )
-from kvstore.commands.scripts import DELETE, PATCH, POST, PUT, READ, READ_FOR_UPDATE, SET_TTL, Script
+from kvstore.commands.scripts import DELETE, GET, PATCH, POST, PUT, READ, READ_FOR_UPDATE, SET_TTL, Script
 from kvstore.core.codec import Encoded, decode
 from kvstore.core.errors import (
     Problem,
@@ -41,13 +41,9 @@ Transform = Callable[[Found | None], tuple[Encoded, int | None]]
 
 
 class Get(NamedTuple):
-    """Read a document: Found or Missing.
-
-    `preconditions` are judged when the outcome is rendered, or by the script of an atomic batch.
-    """
+    """Read a document: Found or Missing."""
 
     path: Path
-    preconditions: Preconditions = NONE
     script: Script[Found | Missing] = READ
 
     @property
@@ -60,6 +56,37 @@ class Get(NamedTuple):
 
     def outcome(self, reply: RedisReply) -> Found | Missing:
         return found_in(reply) if reply else Missing()
+
+
+class ConditionalGet(NamedTuple):
+    """Read a document: Found, Missing or Failed.
+
+    The text of what is found is empty with `is_head`, or if the client has the document, as If-None-Match and
+    If-Modified-Since say.
+    """
+
+    path: Path
+    preconditions: Preconditions
+    is_head: bool = False
+    script: Script[Found | Missing | Failed] = GET
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return self.path.keys
+
+    @property
+    def arguments(self) -> Arguments:
+        match, none_match, unmodified_since_s, modified_since_s = self.preconditions
+        unmodified, modified = ("" if since_s is None else since_s for since_s in (unmodified_since_s, modified_since_s))
+        return (self.path.name, match, unmodified, none_match, modified, "head" if self.is_head else "")
+
+    def outcome(self, reply: RedisReply) -> Found | Missing | Failed:
+        if reply[0] == b"missing":
+            return Missing()
+        if reply[0] == b"failed":
+            return refused(reply)
+        found = found_in(reply[1])
+        return found if reply[0] == b"read" else found._replace(text=b"")
 
 
 class Put(NamedTuple):

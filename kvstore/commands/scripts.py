@@ -59,6 +59,7 @@ def _idempotent(name: str, *called: str) -> Script[Any]:
 _SHARED = ("_log", "_jobs", "_index", "_documents", "_order")  # each uses only those before it
 
 READ = _script("read", main=_text("read"))
+GET = _act("get")
 PUT = _act("put")
 PATCH = _act("patch")
 SET_TTL = _act("set_ttl")

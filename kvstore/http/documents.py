@@ -128,11 +128,10 @@ def _canonical(request: Request) -> str:
 
 
 def render_found(request: Request, found: Found) -> Response:
-    """Return the response to a GET or HEAD of a document; raises PreconditionFailed."""
-    status = read_status(parse_preconditions(request.headers), found.tag)
-    if status == 412:
-        raise _failed(found)
-    return _document(200, found, ()) if status == 200 else Response(304, (*tag_header(found.tag), *UNCHANGED))
+    """Return the response to a GET or HEAD of a document whose preconditions hold."""
+    if read_status(parse_preconditions(request.headers), found.tag) == 304:
+        return Response(304, (*tag_header(found.tag), *UNCHANGED))
+    return _document(200, found, ())
 
 
 def _written(request: Request, status: int, document: Found, headers: Headers) -> Response:
@@ -184,9 +183,8 @@ def _failed(current: Found | None) -> PreconditionFailed:
 def _document(status: int, found: Found, headers: Headers) -> Response:
     text, is_object, tag, expires_at_ms, ttl_ms = found
     dates = _dates(None if tag is None else tag_time_ms(tag) // 1000, None if expires_at_ms is None else expires_at_ms // 1000)
-    return Response(
-        status, (*DOCUMENT, *tag_header(tag), *dates, *headers), with_ttl(text, ttl_ms if is_object else None) + b"\n"
-    )
+    body = with_ttl(text, ttl_ms if is_object else None) + b"\n" if text else b""  # the value was not read, for a HEAD
+    return Response(status, (*DOCUMENT, *tag_header(tag), *dates, *headers), body)
 
 
 @lru_cache(maxsize=1024)  # documents written in one second with one TTL have the same dates

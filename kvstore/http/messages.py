@@ -39,9 +39,10 @@ class Request(NamedTuple):
 class Response(NamedTuple):
     """An HTTP response.
 
-    The adapter adds Content-Length, and sends no body if the method is HEAD or the status 204 or 304. With `more` the body is
-    not complete: the adapter executes that command, renders its outcome for the same request, and sends the body of that
-    response next, until `more` is None. If that fails, it closes the connection.
+    The adapter adds Content-Length, and sends no body if the method is HEAD or the status 204 or 304. For HEAD an empty body
+    has an unknown length, since the document was not read, and the adapter adds no Content-Length. With `more` the body is not
+    complete: the adapter executes that command, renders its outcome for the same request, and sends the body of that response
+    next, until `more` is None. If that fails, it closes the connection.
     """
 
     status: int

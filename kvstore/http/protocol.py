@@ -13,7 +13,7 @@ from kvstore.commands.base import Appended, Command, Deleted, Failed, Found, Ide
 from kvstore.commands.batch import Answered, Answers, Batch, Refused
 from kvstore.commands.bulk import ManyRead, ManyWritten
 from kvstore.commands.containers import DeletedRecursive, Listing, Unchanged
-from kvstore.commands.documents import Get
+from kvstore.commands.documents import ConditionalGet, Get
 from kvstore.commands.jobs import LeaseChanged, Taken
 from kvstore.commands.presence import Hold
 from kvstore.commands.subscriptions import Follow, LongPoll
@@ -28,7 +28,7 @@ from kvstore.core.errors import (
     Problem,
 )
 from kvstore.core.paths import Path, own_key, parse_path, split_target
-from kvstore.core.preconditions import parse_preconditions
+from kvstore.core.preconditions import NONE, parse_preconditions
 from kvstore.core.settings import Settings
 from kvstore.http.batch import Answer, parse_batch, render_answers, render_refused
 from kvstore.http.bulk_batch import parse_bulk, render_responses
@@ -115,7 +115,7 @@ def parse(request: Request, settings: Settings) -> Command[Outcome] | Follow | L
         recursive = path.text != "/" and parameter(query, "recursive") is not None
         return Follow(path, _position(request, query), recursive, _hold(request, query, settings))
     if method == "GET" and not query and not path.is_container and "prefer" not in request.headers:
-        return Get(path)
+        return _get(request, path)
     allow = ALLOW_CONTAINER if path.is_container else ALLOW_DOCUMENT
     if method == "OPTIONS":
         return _options(request, allow)
@@ -125,7 +125,7 @@ def parse(request: Request, settings: Settings) -> Command[Outcome] | Follow | L
         if parameter(query, "hold") is not None:
             raise InvalidParameter("?hold= requires a stream; send Accept: text/event-stream with it")
         is_listing = path.is_container or (path.text == "/" and parameter(query, "list") is not None)
-        read = parse_list(request, path, query) if is_listing else Get(path, parse_preconditions(request.headers))
+        read = parse_list(request, path, query) if is_listing else _get(request, path)
         wait_s = _wait_s(request)
         return LongPoll(read, path, wait_s) if wait_s else read
     check_origin(request.headers, settings)
@@ -147,6 +147,11 @@ def render(request: Request, outcome: Outcome) -> Response:
     if "prefer" in request.headers and (wait_s := _wait_s(request)):
         return reply._replace(headers=(*reply.headers, ("Preference-Applied", f"wait={wait_s}")))
     return reply
+
+
+def _get(request: Request, path: Path) -> Get | ConditionalGet:
+    preconditions, is_head = parse_preconditions(request.headers), request.method == "HEAD"
+    return Get(path) if preconditions is NONE and not is_head else ConditionalGet(path, preconditions, is_head)
 
 
 def _position(request: Request, query: Query) -> str | None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import redis
 
-from kvstore.commands.base import Again, Command, Outcome, RedisReply
+from kvstore.commands.base import Again, Command, Later, Outcome, RedisReply
 from kvstore.core.errors import Problem
 from kvstore.core.paths import Path, own_key
 from kvstore.core.redis_url import parse_redis_url
@@ -82,6 +82,8 @@ class BlockingStore:
         execution = Execution(command, began, began + redis_clients.BLOCKING.answer_s)
         while True:
             outcome = execution.settle(self._reply(execution), time.monotonic())
+            while isinstance(outcome, Later):
+                outcome = execution.resume(outcome, time.monotonic())
             if isinstance(outcome, Problem):
                 raise outcome
             if not isinstance(outcome, Again):

@@ -3,9 +3,10 @@
 A store adds the waiting. Nothing here does I/O. Source: EVALSHA, EVAL.
 """
 
+from collections.abc import Callable
 from typing import Any, Generic
 
-from kvstore.commands.base import Again, Command, Outcome, RedisReply, RegisterNamespace
+from kvstore.commands.base import Again, Command, Later, Outcome, RedisReply, RegisterNamespace
 from kvstore.core.errors import Problem
 from kvstore.stores import redis_clients
 from kvstore.stores.redis_errors import as_unknown
@@ -39,20 +40,31 @@ class Execution(Generic[Outcome]):
         self.due = due
         self.has_written = False
 
-    def settle(self, reply: RedisReply | Problem, now: float) -> Outcome | Again[Outcome] | Problem:
+    def settle(self, reply: RedisReply | Problem, now: float) -> Outcome | Again[Outcome] | Later[Outcome] | Problem:
         """Take in the reply to the command, or the Problem that came in its place.
 
-        Returns the outcome, which may be a Problem; or Again, and then `command` is the one to send next.
+        Returns the outcome, which may be a Problem; Again, and then `command` is the one to send next; or Later, for resume().
         """
-        outcome: Outcome | Again[Outcome] | Problem
-        if isinstance(reply, Problem):
-            outcome = self.failed(reply)
-            self.began = now  # only an answer extends the deadline
-        else:
-            try:
-                outcome = self.command.outcome(reply)
-            except Problem as problem:
-                outcome = self.failed(problem)
+        if not isinstance(reply, Problem):
+            return self._taken(lambda: self.command.outcome(reply), now)
+        self.began = now  # only an answer extends the deadline
+        outcome = self.failed(reply)
+        if isinstance(outcome, Again):
+            self.follow(outcome, now)
+        return outcome
+
+    def resume(self, later: Later[Outcome], now: float) -> Outcome | Again[Outcome] | Later[Outcome] | Problem:
+        """Go on with the work on the reply; as settle()."""
+        return self._taken(later.resume, now)
+
+    def _taken(
+        self, read: Callable[[], Outcome | Again[Outcome] | Later[Outcome]], now: float
+    ) -> Outcome | Again[Outcome] | Later[Outcome] | Problem:
+        outcome: Outcome | Again[Outcome] | Later[Outcome] | Problem
+        try:
+            outcome = read()
+        except Problem as problem:
+            outcome = self.failed(problem)
         if isinstance(outcome, Again):
             self.follow(outcome, now)
         return outcome

@@ -10,7 +10,7 @@ from typing import Any
 
 import redis
 
-from kvstore.commands.base import Again, Command, Outcome, RedisReply
+from kvstore.commands.base import Again, Command, Later, Outcome, RedisReply
 from kvstore.core.errors import Problem
 from kvstore.core.redis_url import parse_redis_url
 from kvstore.stores import redis_clients
@@ -51,6 +51,9 @@ class PooledStore:
         execution = Execution(command, loop.time(), loop.time() + redis_clients.POOLED.answer_s)
         while True:
             outcome = execution.settle(await self._reply(execution), loop.time())
+            while isinstance(outcome, Later):
+                await asyncio.sleep(0)
+                outcome = execution.resume(outcome, loop.time())
             if isinstance(outcome, Problem):
                 raise outcome
             if not isinstance(outcome, Again):

@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 
 import hiredis
 
-from kvstore.commands.base import Again, Command, Outcome
+from kvstore.commands.base import Again, Command, Later, Outcome
 from kvstore.commands.bulk import CoalescingKey, coalesce, slot_among
 from kvstore.core.errors import UNKNOWN, Problem, unavailable
 from kvstore.core.redis_url import Address
@@ -189,10 +189,28 @@ class RedisConnection(asyncio.Protocol):
                     pending.follow(outcome, self._loop.time())
                     self._send_next(pending.pack())
                     continue
+                if type(outcome) is Later:
+                    self._loop.call_soon(self._resume, pending, outcome)
+                    continue
                 pending.tell(outcome)
         except hiredis.ProtocolError:
             log.warning("what Redis sent is not its protocol; closing the connection")
             self.abort()
+
+    def _resume(self, pending: PendingCommand, later: Later[Any]) -> None:
+        """Go on with the work on a reply."""
+        try:
+            outcome = pending.resume(later, self._loop.time())
+        except Exception as error:  # a bug of ours
+            outcome = error
+        if type(outcome) is Later:
+            self._loop.call_soon(self._resume, pending, outcome)
+        elif type(outcome) is not Again:
+            pending.tell(outcome)
+        elif self._transport.is_closing():
+            pending.tell(pending.ended(unavailable(f"Redis did not answer; {UNKNOWN}")))
+        else:
+            self._send_next(pending.pack())
 
     def _pushed(self, push: Any) -> None:
         """Keys have changed; None: all of them. Source: the invalidation messages of CLIENT TRACKING."""

@@ -297,7 +297,6 @@ def test_a_listing_of_the_root_asks_little(serving: Served, backing: redis.Redis
 NESTED = "[" + ",".join(["[[[]]]"] * 100_000) + "]"
 
 
-@pytest.mark.xfail(strict=True, reason="row 5")
 def test_head_does_not_read_the_value(serving: Served, backing: redis.Redis) -> None:
     """HEAD, and a GET that is answered 304, ask Redis for what they say, not for the document."""
     put(serving, "/ns/large", NESTED)
@@ -310,7 +309,6 @@ def test_head_does_not_read_the_value(serving: Served, backing: redis.Redis) -> 
         assert sent < 16 * 1024, (method, headers)
 
 
-@pytest.mark.xfail(strict=True, reason="row 5")
 def test_what_we_wrote_is_not_checked_again(serving: Served) -> None:
     """To read a document of a million brackets costs about what a string of that length costs."""
     put(serving, "/ns/nested", NESTED)

@@ -105,13 +105,16 @@ def test_headers_of_a_document(client: Checked, body: str) -> None:
 @pytest.mark.parametrize("condition", [None, "If-Match", "If-None-Match"])
 @pytest.mark.parametrize("tag", ["*", '"1-1"'])
 def test_head_is_get_without_a_body(client: Checked, path: str, condition: str | None, tag: str) -> None:
-    """HEAD answers as GET does, Content-Length included, and sends no body."""
+    """HEAD answers as GET does and sends no body; the length of a document is left out, since it is not read for that."""
     client.put("/ns/a", '{"é":1}')
     headers = [(condition, tag)] if condition else []
     got, head = client.get(path, headers), client.head(path, headers)
     assert head.body == b""
     for answer in (head, got):
         answer.headers.pop("date", None)
+    if got.status == 200:
+        assert "Content-Length" not in head.headers
+        got.headers.pop("content-length", None)
     assert (head.status, head.headers) == (got.status, got.headers)
 
 

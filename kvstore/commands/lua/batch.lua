@@ -9,7 +9,7 @@
 --        one was undone. A reply is what the script of that name answers, {'error', what Redis said}, or {'too much'}. Where
 --        Redis refuses an atomic one as a whole, what it said is an error.
 
-local ACTS = {read = get, put = put, patch = patch, set_ttl = set_ttl, delete = delete, post = post, read_for_update = read_for_update}
+local ACTS = {get = get, put = put, patch = patch, set_ttl = set_ttl, delete = delete, post = post, read_for_update = read_for_update}
 local REFUSALS = {
   failed = true, missing = true, leased = true, lost = true, error = true,
   ['no sum'] = true, ['too large'] = true, ['too many'] = true, ['too much'] = true,
@@ -52,7 +52,7 @@ local function act(act_name, key, first, last, before)
   if before and act_name == 'post' then
     local queue = ARGV[first + 1] .. '/'
     before.queues[queue] = before.queues[queue] or redis.call('ZSCORE', READY_AT, queue) or 'new'
-  elseif before and act_name ~= 'read' and act_name ~= 'read_for_update' then
+  elseif before and act_name ~= 'get' and act_name ~= 'read_for_update' then
     remember(before, key, ARGV[first])
   end
   return ACTS[act_name](key, first, last)
