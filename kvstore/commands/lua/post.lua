@@ -31,7 +31,7 @@ local function post(_, at, last)
   know_latest(name, id, tonumber(ARGV[at + 2]), false)
   sweep_sometimes(ARGV[at], now)
   if delay_ms > 0 then
-    write_mark(key, id .. ARGV[at + 4], 0, now + delay_ms, '-', '-')
+    write_mark(key, id .. ARGV[at + 4], 0, nil, now + delay_ms, '-', '-')
     block(name, now + delay_ms)
     work_as_queue(container)
   end
