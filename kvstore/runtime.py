@@ -1,17 +1,25 @@
-"""Putting it together: which store the settings mean, and the service as a Flask application."""
+"""What a process opens once: its Redis, a store, and what serves the requests of an event loop."""
 
+import asyncio
 import atexit
 import logging
+from collections.abc import Coroutine
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from kvstore.commands.base import Command, Outcome
+from kvstore.commands.subscriptions import LongPoll
+from kvstore.core.redis_url import parse_redis_url
 from kvstore.core.settings import Settings
 from kvstore.live.hub import Hub
 from kvstore.live.long_poll import LongPolls
 from kvstore.stores import embedded
 from kvstore.stores.blocking import BlockingStore, open_blocking_store
+from kvstore.stores.edit_queue import EditQueue
 from kvstore.stores.pipelined import AsyncStore
+from kvstore.stores.pooled import open_async_store
+from kvstore.stores.redis_connection import Context, Done
 
 log = logging.getLogger("kvstore")
 
@@ -21,9 +29,9 @@ NOTHING_IS_KEPT = (
 
 
 def locate(settings: Settings) -> Settings:
-    """The settings with a REDIS_URL that is there; an embedded server that was started for that ends with this process.
+    """Return the settings with a REDIS_URL; if they have none, start the embedded server, which ends with this process.
 
-    Raises embedded.StartFailed where the embedded server is wanted, exists for this machine, and does not start.
+    Raises embedded.StartFailed if the embedded server is installed but does not start.
     """
     if settings.redis_url:
         return settings
@@ -38,7 +46,7 @@ def locate(settings: Settings) -> Settings:
 
 
 def connect(settings: Settings) -> tuple[BlockingStore, Settings]:
-    """A store on what locate() finds, and the settings."""
+    """Return a blocking store on the Redis of the settings, and the settings as locate() completes them."""
     settings = locate(settings)
     return open_blocking_store(settings.redis_url, verify_tls=settings.verify_tls), settings
 
@@ -51,8 +59,60 @@ class Runtime(NamedTuple):
     hub: Hub
     long_polls: LongPolls
 
+    def submit(
+        self, asked: Command[Outcome] | LongPoll[Outcome], done: Done[Context, Outcome], context: Context
+    ) -> asyncio.Task[None] | None:
+        """Execute a command or a long poll; `done(context, outcome)` is called once, with the outcome or the exception.
+
+        Returns the task of a long poll, None for a command. If you cancel the task, `done` is not called, and a job that was
+        taken is given back.
+        """
+        if isinstance(asked, LongPoll):
+            return asyncio.get_running_loop().create_task(self._wait(asked, done, context))
+        self.store.submit(asked, done, context)
+        return None
+
+    async def outcome(self, asked: Command[Outcome] | LongPoll[Outcome]) -> Outcome:
+        """Return the outcome of a command or a long poll; raises Problem."""
+        if isinstance(asked, LongPoll):
+            return await self.long_polls.outcome(asked)
+        return await self.store.execute(asked)
+
+    async def outcome_unless(self, gone: Coroutine[Any, Any, None], asked: LongPoll[Outcome]) -> Outcome:
+        """Do the same until `gone` returns, which means that the client has disconnected; raises Problem, or ClientGone."""
+        tasks = asyncio.ensure_future(self.outcome(asked)), asyncio.ensure_future(gone)
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if not tasks[0].done():
+                raise ClientGone
+            return tasks[0].result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
     async def close(self) -> None:
-        """Answer those who wait, end the streams, then the store."""
+        """Answer the long polls, end the streams, then close the store."""
         await self.long_polls.close()
         await self.hub.close()
         await self.store.close()
+
+    async def _wait(self, asked: LongPoll[Outcome], done: Done[Context, Outcome], context: Context) -> None:
+        outcome: Outcome | Exception
+        try:
+            outcome = await self.long_polls.outcome(asked)
+        except Exception as error:
+            outcome = error
+        done(context, outcome)
+
+
+class ClientGone(Exception):
+    """The client has disconnected; nobody reads the response."""
+
+
+def open_runtime(settings: Settings) -> Runtime:
+    """Return what serves the requests of one event loop, on the Redis of the settings. Nothing is connected yet."""
+    address = parse_redis_url(settings.redis_url, verify_tls=settings.verify_tls)
+    store = EditQueue(open_async_store(settings.redis_url, verify_tls=settings.verify_tls))
+    hub = Hub(store, address, settings.max_streams)
+    return Runtime(settings, store, hub, LongPolls(store, hub))

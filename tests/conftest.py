@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 from zlib import crc32
 
 import pytest
@@ -31,7 +32,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: ROOMS.index(item.path.parent.name))
     tests: dict[str, list[tuple[pytest.Item, Lane, str]]] = {}
     for item in items:
-        params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+        params: dict[str, Any] = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
         for axis in params.keys() & AXES:
             lane = (params[axis],) if isinstance(params[axis], str) else params[axis]
             row = item.nodeid.replace("-".join(lane), "", 1)
@@ -99,7 +100,8 @@ def opened(started: Callable[[str], Running]) -> Iterator[Callable[..., Checked]
 @pytest.fixture(params=LANES, ids="-".join)
 def lane(request: pytest.FixtureRequest) -> tuple[str, str]:
     """An adapter and a store."""
-    return request.param
+    lane: tuple[str, str] = request.param
+    return lane
 
 
 @pytest.fixture
@@ -113,7 +115,8 @@ def store(lane: tuple[str, str], started: Callable[[str], Running]) -> Running:
 @pytest.fixture
 def raw(store: Running) -> redis.Redis:
     """What somebody with redis-cli sees of the lane's store."""
-    return store.redis
+    client: redis.Redis = store.redis
+    return client
 
 
 @pytest.fixture
@@ -137,18 +140,18 @@ def directory() -> Iterator[Path]:
 
 
 @pytest.fixture
-def browse(directory: Path) -> Iterator[Callable[[str], None]]:
-    """Opens a page in a browser without a window; skips the test where there is none."""
+def browse(directory: Path) -> Iterator[Callable[..., None]]:
+    """Opens a page in a browser without a window, with options of its own; skips the test where there is none."""
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if not chromium:
         pytest.skip("no chromium on the PATH")
     browsers: list[subprocess.Popen[bytes]] = []
 
-    def open_page(url: str) -> None:
+    def open_page(url: str, *more: str) -> None:
         options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
         own = [f"--user-data-dir={directory}/browser{len(browsers)}", "--remote-debugging-port=0"]
         process = subprocess.Popen(
-            [chromium, *options, *own, url],
+            [chromium, *options, *own, *more, url],
             env=os.environ | {"HOME": str(directory)},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

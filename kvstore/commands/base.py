@@ -3,6 +3,7 @@
 A command knows its script, keys and arguments, and how to read the reply; a store only carries it. Nothing here does I/O.
 """
 
+from collections.abc import Callable, Generator
 from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from kvstore.commands.scripts import IDEMPOTENT, RECORD_REPLY, REGISTER_NAMESPACE, Outcome_co, Script
@@ -26,6 +27,7 @@ MAX_PAGE_BYTES = 4 * 1024 * 1024  # of values in a page of a listing, or one doc
 DAY_MS = 86_400_000
 
 Outcome = TypeVar("Outcome")
+Part = TypeVar("Part")
 
 RedisReply: TypeAlias = Any  # what Redis answers: bytes, int, None, or a list of these
 
@@ -71,9 +73,19 @@ class Failed(NamedTuple):
 
 
 class Again(NamedTuple, Generic[Outcome_co]):
-    """The outcome is not known yet: the store executes `command` next."""
+    """The outcome is not known yet: the store executes `command` next.
+
+    `has_written` False: the command before it has changed nothing.
+    """
 
     command: "Command[Outcome_co]"
+    has_written: bool = True
+
+
+class Later(NamedTuple, Generic[Outcome_co]):
+    """The outcome needs more work than one turn of an event loop should do: the store calls `resume` in another turn."""
+
+    resume: "Callable[[], Outcome_co | Again[Outcome_co] | Later[Outcome_co]]"
 
 
 class Replayed(NamedTuple, Generic[Outcome_co]):
@@ -97,8 +109,52 @@ class Command(Protocol[Outcome_co]):
     def arguments(self) -> Arguments:
         """The arguments that the script is given."""
 
-    def outcome(self, reply: RedisReply) -> Outcome_co | Again[Outcome_co]:
+    def outcome(self, reply: RedisReply) -> Outcome_co | Again[Outcome_co] | Later[Outcome_co]:
         """What the script's reply means; raises Problem."""
+
+
+Turns: TypeAlias = Generator[None, None, Outcome]  # the work on an outcome: each yield ends a turn of the event loop
+
+TURN_WEIGHT = 256 * 1024  # of the replies that are read in one turn, as weigh() has it: some ms
+
+
+def in_turns(turns: Turns[Outcome | Again[Outcome]]) -> Outcome | Again[Outcome] | Later[Outcome]:
+    """Do the work of one turn, and return the outcome, or Later if that was not all of it."""
+    try:
+        next(turns)
+    except StopIteration as stop:
+        outcome: Outcome | Again[Outcome] = stop.value
+        return outcome
+    return Later(lambda: in_turns(turns))
+
+
+def at_once(outcome: Outcome | Again[Outcome] | Later[Outcome]) -> Outcome | Again[Outcome]:
+    """Do all of the work now: for who has no event loop to hold up, or knows that it is little."""
+    while isinstance(outcome, Later):
+        outcome = outcome.resume()
+    return outcome
+
+
+def weigh(reply: RedisReply) -> int:
+    """Return about how much work it is to read a reply: its bytes, and 32 for each value."""
+    if not isinstance(reply, list):
+        return len(reply) if isinstance(reply, bytes) else 0
+    try:
+        return 32 * len(reply) + sum(map(len, reply))
+    except TypeError:  # not only strings
+        return sum(map(weigh, reply))
+
+
+def each_read(replies: list[RedisReply], read: Callable[[RedisReply], Part]) -> Turns[list[Part]]:
+    """Return `read(reply)` of each, over as many turns as they need."""
+    parts, weight = [], 0
+    for reply in replies:
+        if weight > TURN_WEIGHT:
+            weight = 0
+            yield
+        weight += weigh(reply)
+        parts.append(read(reply))
+    return parts
 
 
 class RegisterNamespace(NamedTuple, Generic[Outcome]):
@@ -173,16 +229,25 @@ class Idempotent(NamedTuple, Generic[Outcome]):
     def arguments(self) -> Arguments:
         return (*self.command.arguments, self.keep_ms, self.request)
 
-    def outcome(self, reply: RedisReply) -> Outcome | Replayed[Outcome] | Again[Outcome | Replayed[Outcome]]:
+    def outcome(
+        self, reply: RedisReply
+    ) -> Outcome | Replayed[Outcome] | Again[Outcome | Replayed[Outcome]] | Later[Outcome | Replayed[Outcome]]:
         if reply[0] == b"reused":
             raise KeyReused("this Idempotency-Key came with another request before; use a new one for each request")
         if reply[0] == b"replayed":
             try:
-                return Replayed(_last((self.reader or self.command).outcome(_checked(reply[1]))))
+                return Replayed(_last(at_once((self.reader or self.command).outcome(_checked(reply[1])))))
             except Problem as problem:
                 problem.headers["Idempotency-Replayed"] = "true"
                 raise
-        outcome = self.command.outcome(_checked(reply))
+        return self._after(self.command.outcome(_checked(reply)))
+
+    def _after(
+        self, outcome: Outcome | Again[Outcome] | Later[Outcome]
+    ) -> Outcome | Again[Outcome | Replayed[Outcome]] | Later[Outcome | Replayed[Outcome]]:
+        if isinstance(outcome, Later):
+            resume = outcome.resume
+            return Later(lambda: self._after(resume()))
         return self._next(outcome) if isinstance(outcome, Again) else outcome
 
     def _next(self, again: Again[Outcome]) -> Again[Outcome | Replayed[Outcome]]:
@@ -191,7 +256,7 @@ class Idempotent(NamedTuple, Generic[Outcome]):
         if isinstance(command, RegisterNamespace):
             then = command.then
             return Again(command._replace(then=self._next(then))) if isinstance(then, Again) else again
-        return Again(self._replace(command=command, reader=self.reader or self.command))
+        return Again(self._replace(command=command, reader=self.reader or self.command), again.has_written)
 
 
 def _last(outcome: Outcome | Again[Outcome]) -> Outcome:

@@ -21,14 +21,17 @@ from kvstore.commands.base import (
     below,
     registered,
 )
-from kvstore.commands.documents import Delete, Edit, Get, Patch, Post, Put, SetTTL
+from kvstore.commands.documents import ConditionalGet, Delete, Edit, Patch, Post, Put, SetTTL
 from kvstore.commands.scripts import BATCH, Script
 from kvstore.core.errors import PROBLEMS, ContentTooLarge, Problem, problem_of_reply
 from kvstore.core.paths import Path
 
 MAX_READ_BYTES = 16 * 1024 * 1024  # of the documents in the responses of a batch, about
+# Of one script, in the time of reading a member (lua/batch.lua): 30 ms of Redis, with undoing, where 50 ms are the limit.
+# So an atomic batch writes 20,000 members at most, about, or reads 60,000, or has 1,000 requests of 10.
+MAX_WORK = 60_000
 
-BatchCommand: TypeAlias = Get | Put | Patch | SetTTL | Delete | Post | Edit
+BatchCommand: TypeAlias = ConditionalGet | Put | Patch | SetTTL | Delete | Post | Edit
 BatchOutcome: TypeAlias = Found | Missing | Stored | Appended | Deleted | Failed
 
 Request = TypeVar("Request")  # a request of a batch, for whoever renders its response
@@ -102,9 +105,9 @@ class Batch(NamedTuple, Generic[Request, Answer]):
     @property
     def arguments(self) -> Arguments:
         prefix, _ = below(self.path)
-        arguments: list[bytes | str | int] = [prefix, "atomic" if self.atomic else "each", self.left_bytes]
+        arguments: list[bytes | str | int] = [prefix, "atomic" if self.atomic else "each", self.left_bytes, MAX_WORK]
         for _, command in self._commands():
-            own = _arguments(command)
+            own = command.arguments
             arguments += (command.script.name, len(own), *own)
         return tuple(arguments)
 
@@ -114,18 +117,16 @@ class Batch(NamedTuple, Generic[Request, Answer]):
             index = int(reply[1])
             return Refused(index, self.requests[index], PROBLEMS[reply[2].decode()](reply[3].decode()))
         if word in (b"undone", b"lost"):
-            index, command = self._commands()[reply[1]]
-            outcome = _outcome(command, reply[2])
-            if isinstance(outcome, Again):
-                self._continue(index, outcome)
-                return Again(self)
-            if isinstance(outcome, Problem) and outcome.status >= 500:
-                raise outcome  # a full Redis refuses the batch, not one request of it
-            # A refusal that came after reading is recorded here; the script has recorded any other.
-            return self._refused(index, outcome) if word == b"lost" else Refused(index, self.requests[index], outcome)
+            return self._undone(reply, is_recorded=word == b"undone")
+        if word == b"too much work":
+            raise ContentTooLarge(
+                "an atomic batch is one step for Redis, and this one would take too long: its documents have too many members."
+                ' Send fewer requests at once, or "atomic":false. Nothing was changed'
+            )
         is_unfinished = False
         new_expiry: int | None = None  # of the namespace's own keys
-        for (index, command), part in zip(self._commands(), reply[1], strict=True):
+        commands = self._commands()
+        for (index, command), part in zip(commands, reply[1], strict=False):
             outcome = _outcome(command, part)
             if isinstance(outcome, Again) and isinstance(outcome.command, RegisterNamespace):
                 new_expiry, outcome = outcome.command.expires_at_ms, outcome.command.then
@@ -138,12 +139,26 @@ class Batch(NamedTuple, Generic[Request, Answer]):
                 self.outcomes[index] = outcome
         following: Result[Request, Answer] | Again[Result[Request, Answer]]
         if is_unfinished:
-            following = Again(self)
+            following = Again(self, has_written=False)
         elif self.atomic:
             following = self.next()
         else:
-            following = self._replace(left_bytes=self.left_bytes - reply[2]).next()
+            left = self._replace(left_bytes=self.left_bytes - reply[2])
+            done = len(reply[1])
+            following = left.next() if done == len(commands) else Again(left._replace(at=commands[done][0]))
         return registered(self.path, new_expiry, following)
+
+    def _undone(self, reply: RedisReply, *, is_recorded: bool) -> Result[Request, Answer] | Again[Result[Request, Answer]]:
+        """Return the refusal of an atomic batch, or the next attempt where a document is no longer as it was read."""
+        index, command = self._commands()[reply[1]]
+        outcome = _outcome(command, reply[2])
+        if isinstance(outcome, Again):
+            self._continue(index, outcome)
+            return Again(self, has_written=False)
+        if isinstance(outcome, Problem) and outcome.status >= 500:
+            raise outcome  # a full Redis refuses the batch, not one request of it
+        # A refusal that came after reading is recorded here; the script has recorded any other.
+        return Refused(index, self.requests[index], outcome) if is_recorded else self._refused(index, outcome)
 
     def next(self) -> Answers[Request, Answer] | Again[Result[Request, Answer]]:
         """Return the batch from its next run of commands on, or the answers if there is none."""
@@ -171,7 +186,7 @@ class Batch(NamedTuple, Generic[Request, Answer]):
         if not (self.once and isinstance(outcome, Problem)):
             return refused
         words = (REFUSED.decode(), str(index), type(outcome).__name__, outcome.detail)
-        return Again(RecordReply(self.keys, words, refused))
+        return Again(RecordReply(self.keys, words, refused), has_written=False)
 
     def _commands(self) -> list[tuple[int, BatchCommand]]:
         """Return the commands of this run with their indexes: first only those that must read before they can write."""
@@ -194,14 +209,6 @@ def _joins(step: Step[Answer], namespace: str) -> bool:
     return isinstance(step, Answered) or (not isinstance(step, Edit) and step.path.namespace == namespace)
 
 
-def _arguments(command: BatchCommand) -> Arguments:
-    if not isinstance(command, Get):
-        return command.arguments
-    preconditions = command.preconditions
-    since_s = preconditions.unmodified_since_s
-    return (command.path.name, preconditions.match, "" if since_s is None else since_s)
-
-
 def _outcome(command: BatchCommand, reply: RedisReply) -> BatchOutcome | Problem | Again[BatchOutcome]:
     """Return the outcome of a command from its reply, or its Problem."""
     try:
@@ -209,8 +216,6 @@ def _outcome(command: BatchCommand, reply: RedisReply) -> BatchOutcome | Problem
             raise problem_of_reply(reply[1].decode("utf-8", "replace"))
         if reply[0] == b"too much":
             raise ContentTooLarge("the answers of a batch have at most 16 MiB together: ask for this in another batch")
-        if isinstance(command, Get):
-            return Missing() if reply[0] == b"missing" else command.outcome(reply[1])
         return command.outcome(reply)
     except Problem as problem:
         return problem

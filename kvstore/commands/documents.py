@@ -1,7 +1,7 @@
 """Commands on one document: read, replace, change, append, delete."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from kvstore.commands.base import (
@@ -21,7 +21,7 @@ from kvstore.commands.base import (
     refused,
     registered,
 )
-from kvstore.commands.scripts import DELETE, PATCH, POST, PUT, READ, READ_FOR_UPDATE, SET_TTL, Script
+from kvstore.commands.scripts import DELETE, GET, PATCH, POST, PUT, READ, READ_FOR_UPDATE, SET_TTL, Script
 from kvstore.core.codec import Encoded, decode
 from kvstore.core.errors import (
     Problem,
@@ -41,13 +41,9 @@ Transform = Callable[[Found | None], tuple[Encoded, int | None]]
 
 
 class Get(NamedTuple):
-    """Read a document: Found or Missing.
-
-    `preconditions` are judged when the outcome is rendered, or by the script of an atomic batch.
-    """
+    """Read a document: Found or Missing."""
 
     path: Path
-    preconditions: Preconditions = NONE
     script: Script[Found | Missing] = READ
 
     @property
@@ -62,11 +58,42 @@ class Get(NamedTuple):
         return found_in(reply) if reply else Missing()
 
 
+class ConditionalGet(NamedTuple):
+    """Read a document: Found, Missing or Failed.
+
+    The text of what is found is empty with `is_head`, or if the client has the document, as If-None-Match and
+    If-Modified-Since say.
+    """
+
+    path: Path
+    preconditions: Preconditions
+    is_head: bool = False
+    script: Script[Found | Missing | Failed] = GET
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return self.path.keys
+
+    @property
+    def arguments(self) -> Arguments:
+        match, none_match, unmodified_since_s, modified_since_s = self.preconditions
+        unmodified, modified = ("" if since_s is None else since_s for since_s in (unmodified_since_s, modified_since_s))
+        return (self.path.name, match, unmodified, none_match, modified, "head" if self.is_head else "")
+
+    def outcome(self, reply: RedisReply) -> Found | Missing | Failed:
+        if reply[0] == b"missing":
+            return Missing()
+        if reply[0] == b"failed":
+            return refused(reply)
+        found = found_in(reply[1])
+        return found if reply[0] == b"read" else found._replace(text=b"")
+
+
 class Put(NamedTuple):
     """Replace a document, or create it: Stored or Failed.
 
-    With `edit`, the document is written back only if it is still what `edit` read, `base`; otherwise it is edited again. Then
-    `ttl_ms` None keeps its expiry.
+    With `edit`, the document is written back only if it is still what `edit` read: `base`, with the fields `base_names`;
+    otherwise it is edited again. Then `ttl_ms` None keeps its expiry.
     """
 
     path: Path
@@ -76,6 +103,7 @@ class Put(NamedTuple):
     log_length: int
     edit: "Edit | None" = None
     base: str = ""
+    base_names: Sequence[bytes] = ()
     script: Script[Stored | Failed] = PUT
 
     @property
@@ -88,7 +116,7 @@ class Put(NamedTuple):
         if self.preconditions is NONE and not self.edit and not encoded.has_server_values:
             return (self.path.name, ttl_ms, self.log_length, encoded.shape, "", *encoded.fields)
         op, server_values = "patch" if self.edit else "put", "sv" if encoded.has_server_values else ""
-        options = (op, *_judged(self.preconditions), self.base, server_values)
+        options = (op, *_judged(self.preconditions), self.base, server_values, len(self.base_names), *self.base_names)
         return (self.path.name, ttl_ms, self.log_length, encoded.shape, *options, *encoded.fields)
 
     def outcome(self, reply: RedisReply) -> Stored | Failed | Again[Stored | Failed]:
@@ -262,10 +290,13 @@ class Edit(NamedTuple):
         except Problem as problem:
             if not self.once:
                 raise
-            return Again(RecordReply(self.keys, (type(problem).__name__, problem.detail), problem))
-        base = "!" if current is None else f"{current.tag or '-'} {_digest(reply[1][0])}"
+            return Again(RecordReply(self.keys, (type(problem).__name__, problem.detail), problem), has_written=False)
         edit = self._replace(attempts=self.attempts + 1)
-        return Again(Put(self.path, encoded, ttl_ms, self.preconditions, self.log_length, edit, base))
+        put = Put(self.path, encoded, ttl_ms, self.preconditions, self.log_length, edit, "!")
+        if current is not None:
+            fields = reply[1][0]
+            put = put._replace(base=f"{current.tag or '-'} {_digest(fields[1::2])}", base_names=fields[::2])
+        return Again(put, has_written=False)
 
 
 def _judged(preconditions: Preconditions) -> tuple[str, str, str | int]:
@@ -276,11 +307,10 @@ def _judged(preconditions: Preconditions) -> tuple[str, str, str | int]:
     return preconditions.match, preconditions.none_match, "" if since_s is None else since_s
 
 
-def _digest(fields: list[bytes]) -> int:
-    """Return a digest of all fields of a hash, whatever their order: the same as in put.lua."""
-    pairs = zip(fields[::2], fields[1::2], strict=True)
-    hexes = (hashlib.sha1(b"%d:%b%b" % (len(name), name, value), usedforsecurity=False).hexdigest() for name, value in pairs)
-    return sum(int(hex_[:12], 16) for hex_ in hexes) % 2**48
+def _digest(values: list[bytes]) -> str:
+    """What stands for the values of a hash: the same as in put.lua, which is given the names in the same order."""
+    sizes = " ".join([str(len(value)) for value in values])
+    return hashlib.sha1(b"%b:%b" % (sizes.encode(), b"".join(values)), usedforsecurity=False).hexdigest()
 
 
 def _stored(reply: RedisReply, encoded: Encoded | None) -> Stored:

@@ -59,6 +59,7 @@ def _idempotent(name: str, *called: str) -> Script[Any]:
 _SHARED = ("_log", "_jobs", "_index", "_documents", "_order")  # each uses only those before it
 
 READ = _script("read", main=_text("read"))
+GET = _act("get")
 PUT = _act("put")
 PATCH = _act("patch")
 SET_TTL = _act("set_ttl")
@@ -78,7 +79,7 @@ PUT_MANY = _act("put_many")
 GET_MANY = _act("get_many")
 LIST = _act("list")
 REGISTER_NAMESPACE = _act("register_namespace")
-IS_NAMESPACE_EMPTY = _act("is_namespace_empty")
+INSPECT_NAMESPACES = _act("inspect_namespaces")
 LOG_POSITION = _act("log_position")
 READ_CHANGES = _act("read_changes")
 HOLD = _act("hold", "put")

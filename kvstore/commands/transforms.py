@@ -3,8 +3,6 @@
 `documents.Edit` calls a transform again for each attempt to write the document back.
 """
 
-from typing import Any
-
 from kvstore.commands.base import Found
 from kvstore.commands.documents import Transform
 from kvstore.core import codec, json_text, patch
@@ -48,7 +46,7 @@ def json_patch_transform(body: bytes, *, asked_ms: int | None) -> Transform:
     return transform
 
 
-def _applied(tree: Any, operations: list[dict[str, Any]]) -> bytes:
+def _applied(tree: patch.Tree, operations: list[dict[str, patch.Tree]]) -> bytes:
     try:
         return patch.dump(patch.apply(tree, operations))
     except RecursionError:

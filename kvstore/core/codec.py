@@ -14,15 +14,27 @@ not an object is stored in one field, `$value`, and its kind is `value`.
 Sources: RFC 8259 (JSON), RFC 3629 (UTF-8), HGETALL.
 """
 
+import hashlib
 import json
 import re
-from collections.abc import Collection
+from array import array
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 from json.encoder import encode_basestring
 from typing import Any, NamedTuple
 
 from kvstore.core.errors import InvalidDocument, InvalidTTL
-from kvstore.core.json_text import check_end, check_limits, compact, find_value, parse_text, scan_checked, skip, split_members
+from kvstore.core.json_text import (
+    check_end,
+    check_limits,
+    compact,
+    find_value,
+    parse_text,
+    scanner,
+    skip,
+    split_members,
+    uncollected,
+)
 
 MAX_PLAIN_BYTES = 16 * 1024
 MAX_CACHED_BYTES = 1024  # of the names of a document: longer ones are not cached
@@ -32,6 +44,7 @@ VALUE = b"$value"
 OBJECT = b" object"  # what follows the entity-tag in META
 SCALAR = b" value"
 SERVER_VALUE = ".sv"  # Firebase's spelling
+MAX_SERVER_VALUE_BYTES = 256  # without whitespace; each character may be an escape
 TIMESTAMP = b"@"  # in place of a value: the time in ms
 
 # The state of a job precedes the rest, on a line of its own (commands/lua/_jobs.lua, read_mark).
@@ -94,6 +107,44 @@ def decode(flat: list[bytes]) -> Decoded:
     return _decode(flat)
 
 
+# The digests of large documents that this process has written or checked: what it reads again is not checked again. A digest
+# covers the length of each value too: another client may have written a value that is two members in the text of a document.
+_checked: set[bytes] = set()
+MAX_CHECKED = 16_384  # digests, some 1.5 MB
+MIN_CHECKED_BYTES = 4096  # of a document; to check a smaller one costs at most 0.2 ms
+
+
+def _fingerprint(text: bytes, values: Sequence[bytes]) -> bytes:
+    digest = hashlib.sha256(array("Q", map(len, (text, *values))), usedforsecurity=False)
+    digest.update(text)
+    return digest.digest()
+
+
+def _note(fingerprint: bytes) -> None:
+    if len(_checked) >= MAX_CHECKED:
+        _checked.clear()
+    _checked.add(fingerprint)
+
+
+def _checked_text(names: Sequence[bytes] | None, values: list[bytes]) -> bytes:
+    """Return the document of an object's values, after their quoted names, or of one value. All are checked."""
+    text = _join(names, values)
+    if len(text) < MIN_CHECKED_BYTES:
+        return _join(names, [value if _is_plain(value) else _json_text(value) for value in values])
+    fingerprint = _fingerprint(text, values)
+    if fingerprint in _checked:
+        return text
+    checked = [value if _is_plain(value) else _json_text(value) for value in values]
+    if checked != values:
+        return _join(names, checked)
+    _note(fingerprint)
+    return text
+
+
+def _join(names: Sequence[bytes] | None, values: Sequence[bytes]) -> bytes:
+    return values[0] if names is None else b"{%b}" % b",".join(map(bytes.__add__, names, values))
+
+
 # A cache of decode() for small hashes, by entity-tag. An entry is used only if every byte is the same: other clients change a
 # hash without changing its tag.
 remembered_hashes: dict[bytes, tuple[list[bytes], "Decoded"]] = {}
@@ -142,7 +193,7 @@ def _decode_any(flat: list[bytes]) -> Decoded:
         del hash_[META]
         tag = ours[1].decode()
         if ours[2] == b"value":
-            return Decoded(_json_text(hash_.get(VALUE, b"null")), False, tag)
+            return Decoded(_checked_text(None, [hash_.get(VALUE, b"null")]), False, tag)
         order = ours[3]
     hash_.pop(b"ttl", None)  # the name is reserved: a value that another client stored there would look like the TTL
     names = _in_order(hash_, order)
@@ -151,11 +202,7 @@ def _decode_any(flat: list[bytes]) -> Decoded:
         quote = _quote_foreign
     if not _is_utf8(names):
         quote = _quote_bytes if tag is None else _quote_own_bytes
-    members = []
-    for name in names:
-        value = hash_[name]
-        members.append(quote(name) + (value if _is_plain(value) else _json_text(value)))
-    return Decoded(b"{" + b",".join(members) + b"}", True, tag)
+    return Decoded(_checked_text(list(map(quote, names)), [hash_[name] for name in names]), True, tag)
 
 
 def _encode(text: str) -> Encoded:
@@ -163,10 +210,12 @@ def _encode(text: str) -> Encoded:
     if text[start : start + 1] != "{":
         start, end = find_value(text)
         if _MAYBE_SERVER_VALUE.search(text):
-            _check_no_server_value(json.loads(text))
+            uncollected(_check_objects, text)
         value = compact(text[start:end])
+        if len(value) >= MIN_CHECKED_BYTES:
+            _note(_fingerprint(value, [value]))
         return Encoded(SCALAR, [VALUE, value], value, None)
-    members, end = split_members(text, start, scan_checked)
+    members, end = split_members(text, start, scanner(text))
     check_end(text, end)
     check_limits(text)
     ttl_s = _ttl_member(members.pop("ttl")) if "ttl" in members else None
@@ -177,7 +226,9 @@ def _encode(text: str) -> Encoded:
     shape = OBJECT
     if len(names) > 1 and names != sorted(names):
         shape += b" [" + b",".join([name[:-1] for name in quoted]) + b"]"
-    whole = b"{" + b",".join(map(bytes.__add__, quoted, values)) + b"}"
+    whole = _join(quoted, values)
+    if len(whole) >= MIN_CHECKED_BYTES and not has_server_values:
+        _note(_fingerprint(whole, values))
     return Encoded(shape, [part for pair in zip(names, values, strict=True) for part in pair], whole, ttl_s, has_server_values)
 
 
@@ -223,11 +274,15 @@ def _template(quoted: list[bytes]) -> bytes:
 
 def _server_values(members: dict[str, str], values: list[bytes]) -> bool:
     """Replace server values in `values` by `@` and `+n`; return whether there was one. Raises InvalidDocument."""
+    if SERVER_VALUE in members:
+        raise _bad_server_value()
     found = False
-    for index, (name, text) in enumerate(members.items()):
-        value = json.loads(text)
-        if name == SERVER_VALUE or not isinstance(value, dict) or SERVER_VALUE not in value:
-            _check_no_server_value({name: value})
+    for index, text in enumerate(members.values()):
+        if not _MAYBE_SERVER_VALUE.search(text):
+            continue
+        value = json.loads(text) if len(values[index]) <= MAX_SERVER_VALUE_BYTES else None
+        if not isinstance(value, dict) or SERVER_VALUE not in value:
+            uncollected(_check_objects, text)
             continue
         asked = value[SERVER_VALUE]
         if len(value) == 1 and asked == "timestamp":
@@ -244,14 +299,12 @@ def _is_int64(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
 
 
-def _check_no_server_value(value: Any) -> None:
-    if isinstance(value, dict):
-        if SERVER_VALUE in value:
-            raise _bad_server_value()
-        value = list(value.values())
-    if isinstance(value, list):
-        for part in value:
-            _check_no_server_value(part)
+def _refuse_server_value(pairs: list[tuple[str, Any]]) -> None:
+    if any(name == SERVER_VALUE for name, _ in pairs):
+        raise _bad_server_value()
+
+
+_check_objects = json.JSONDecoder(object_pairs_hook=_refuse_server_value).decode
 
 
 def _bad_server_value() -> InvalidDocument:
@@ -333,7 +386,7 @@ def _json_text(value: bytes) -> bytes:
     """Return a field's value as JSON text: unchanged if it is JSON text, otherwise as a JSON string."""
     try:
         text = value.decode("utf-8")
-        start, end = find_value(text)
+        start, end = uncollected(find_value, text)
         return compact(text[start:end])
     except (StopIteration, ValueError, RecursionError, InvalidDocument):
         return encode_basestring(value.decode("utf-8", "backslashreplace")).encode()

@@ -203,6 +203,12 @@ class KeyReused(Problem):
     status = 422
 
 
+class MisdirectedRequest(Problem):
+    """The service does not answer for this host."""
+
+    status = 421
+
+
 class HeadersTooLarge(Problem):
     """The header fields are too large."""
 

@@ -1,8 +1,10 @@
 """JSON text: whether a body is JSON, where its values start and end, and our limits. Sources: RFC 8259, RFC 3629."""
 
+import gc
 import json
 import re
 from collections.abc import Callable
+from functools import reduce
 from json.decoder import scanstring  # type: ignore[attr-defined]  # typeshed leaves it out
 from typing import Any, TypeVar
 
@@ -11,11 +13,13 @@ from kvstore.core.errors import ContentTooLarge, InvalidDocument
 MAX_DEPTH = 64
 MAX_MEMBERS = 10_000
 MAX_BYTES = 1024 * 1024
+MANY_BYTES = 64 * 1024  # of a text whose values are so many that it pays to keep the garbage collector from them
 _whitespace = re.compile(r"[ \t\n\r]*").match
-_COMPACT = re.compile(r'("[^"\\]*(?:\\.[^"\\]*)*")|[ \t\n\r]+')
-_STRINGS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"')
-_BRACKETS = str.maketrans("{}", "[]")
-_NOT_BRACKET = re.compile(r"[^\[\]]+")
+_SQUARE = bytes.maketrans(b"{}", b"[]")
+_SPACES = b" \t\n\r"
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+# Brackets that are nested at most MAX_DEPTH deep, in one pass: each level of the pattern is a level of brackets.
+_is_shallow = re.compile(reduce(lambda inner, _: rb"(?:\[%b\])*+" % inner, range(MAX_DEPTH), b"")).fullmatch
 _MAYBE_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _NO_HALF = re.compile(r"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F]|[^u])")  # a pair, or an escape of one character
 # A member with a plain value, and the comma or brace after it, with whitespace, in one match.
@@ -26,6 +30,7 @@ _plain_member = re.compile(
 
 
 Parsed = TypeVar("Parsed")
+Scan = Callable[[str, int], tuple[Any, int]]  # of a value: (text, index) → (value, end)
 
 
 def check(body: bytes) -> None:
@@ -51,7 +56,7 @@ def parse_text(body: bytes, parse: Callable[[str], Parsed]) -> Parsed:
     """Return `parse(text)` for the text of a body; raises InvalidDocument if it is not JSON, or ContentTooLarge."""
     text = _text(body)
     try:
-        return parse(text)
+        return uncollected(parse, text)
     except StopIteration as stop:
         raise malformed(text, stop.value) from None
     except json.JSONDecodeError as error:
@@ -60,6 +65,20 @@ def parse_text(body: bytes, parse: Callable[[str], Parsed]) -> Parsed:
         raise _too_deep() from None
     except ValueError:
         raise InvalidDocument("an integer has more than 4,300 digits; send it as a string") from None
+
+
+def uncollected(parse: Callable[[str], Parsed], text: str) -> Parsed:
+    """Return `parse(text)`, with the collector of cyclic garbage off if the text is long.
+
+    A tree of JSON has no cycles, and the collector would look at its hundreds of thousands of lists again and again.
+    """
+    if len(text) < MANY_BYTES or not gc.isenabled():
+        return parse(text)
+    gc.disable()
+    try:
+        return parse(text)
+    finally:
+        gc.enable()
 
 
 def _text(body: bytes) -> str:
@@ -93,7 +112,7 @@ def skip(text: str, at: int) -> int:
 def _value(text: str) -> tuple[int, int]:
     """Return start and end of the one value that `text` contains."""
     start = skip(text, 0)
-    end = scan_checked(text, start)[1]
+    end = scanner(text)(text, start)[1]
     check_end(text, end)
     return start, end
 
@@ -119,7 +138,7 @@ def check_limits(text: str) -> None:
         _check_surrogates(text)
 
 
-def split_members(text: str, start: int, scan: Callable[[str, int], tuple[Any, int]]) -> tuple[dict[str, str], int]:
+def split_members(text: str, start: int, scan: Scan) -> tuple[dict[str, str], int]:
     """Return the members of the object at `start` as name → JSON text, and the index of the next token after the object."""
     members: dict[str, str] = {}
     at = skip(text, start + 1)
@@ -145,7 +164,7 @@ def split_members(text: str, start: int, scan: Callable[[str, int], tuple[Any, i
     return members, at
 
 
-def _member(text: str, at: int, scan: Callable[[str, int], tuple[Any, int]]) -> tuple[str, str, int]:
+def _member(text: str, at: int, scan: Scan) -> tuple[str, str, int]:
     """Return one member's name and JSON text, and the index of the next token."""
     if text[at : at + 1] != '"':
         raise malformed(text, at, "a member must start with its name in double quotes")
@@ -158,9 +177,16 @@ def _member(text: str, at: int, scan: Callable[[str, int], tuple[Any, int]]) -> 
     return name, text[at:end], skip(text, end)
 
 
-def _check_object(pairs: list[tuple[str, Any]]) -> None:
-    if len(pairs) > MAX_MEMBERS:
-        raise _too_many_members()
+def check_object(pairs: list[tuple[str, Any]]) -> None:
+    """Check the members of an object; raises InvalidDocument if a name occurs twice, or if there are too many."""
+    if len(pairs) > 1:
+        if len(dict(pairs)) < len(pairs):
+            _refuse_duplicate(pairs)
+        if len(pairs) > MAX_MEMBERS:
+            raise _too_many_members()
+
+
+def _refuse_duplicate(pairs: list[tuple[str, Any]]) -> None:
     seen: set[str] = set()
     for name, _ in pairs:
         if name in seen:
@@ -168,34 +194,41 @@ def _check_object(pairs: list[tuple[str, Any]]) -> None:
         seen.add(name)
 
 
-def _check_float(number: str) -> float:
-    value = float(number)
-    if value in (float("inf"), float("-inf")):
+def check_float(number: str) -> None:
+    """Check that a number is in a double's range; raises InvalidDocument."""
+    if float(number) in (float("inf"), float("-inf")):
         raise InvalidDocument(f"the number {number[:40]} is outside the range of a double; send it as a string")
-    return value
 
 
-def _refuse_constant(name: str) -> None:
+def refuse_constant(name: str) -> None:
     raise InvalidDocument(f"{name} is not JSON; send null or a string")
 
 
 # The C scanner of the standard library: (text, index) → (value, end). It raises StopIteration(index) if no value starts there.
-scan_checked = json.JSONDecoder(
-    object_pairs_hook=_check_object, parse_float=_check_float, parse_constant=_refuse_constant
+_scan_checked: Scan = json.JSONDecoder(object_pairs_hook=check_object, parse_constant=refuse_constant).scan_once  # type: ignore[attr-defined]
+_scan_checked_floats: Scan = json.JSONDecoder(
+    object_pairs_hook=check_object, parse_constant=refuse_constant, parse_float=check_float
 ).scan_once  # type: ignore[attr-defined]
+_AS_ZEROS = bytes.maketrans(b"123456789E", b"000000000e")
 
+
+def scanner(text: str) -> Scan:
+    """Return the scanner that checks the values in `text`."""
+    zeros = text.encode().translate(_AS_ZEROS)
+    # No number is too large that has at most two digits in its exponent and 200 before it.
+    if b"e000" in zeros or b"e+000" in zeros or _DIGITS in zeros:
+        return _scan_checked_floats
+    return _scan_checked
+
+
+_DIGITS = b"0" * 200
 # The same without our limits, for text that is split first and checked later.
-_scan_known = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
+_scan_known: Scan = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
 
 
 def _depth_exceeded(text: str) -> bool:
-    # Each round removes the innermost pairs of brackets, one level. If any are left after MAX_DEPTH rounds, it is deeper.
-    brackets = _NOT_BRACKET.sub("", _STRINGS.sub("", text).translate(_BRACKETS))
-    for _ in range(MAX_DEPTH):
-        brackets = brackets.replace("[]", "")
-        if not brackets:
-            return False
-    return True
+    outside = "".join(text.replace("\\\\", "").replace('\\"', "").split('"')[::2])
+    return not _is_shallow(outside.encode().translate(_SQUARE, _NO_BRACKETS))
 
 
 def _check_surrogates(text: str) -> None:
@@ -206,9 +239,17 @@ def _check_surrogates(text: str) -> None:
 
 def compact(value: str) -> bytes:
     """Return a JSON text in UTF-8, without whitespace between tokens."""
-    if value[0] not in '"' and (" " in value or "\n" in value or "\t" in value or "\r" in value):
-        value = _COMPACT.sub(r"\1", value)
-    return value.encode()
+    text = value.encode()
+    if value[0] == '"' or len(text) == len(text.translate(None, _SPACES)):
+        return text
+    # Strings are every other part between quotes. JSON text has no control characters, so two stand for the escapes.
+    has_escapes = b"\\" in text
+    if has_escapes:
+        text = text.replace(b"\\\\", b"\0").replace(b'\\"', b"\1")
+    parts = text.split(b'"')
+    parts[::2] = b'"'.join(parts[::2]).translate(None, _SPACES).split(b'"')
+    text = b'"'.join(parts)
+    return text.replace(b"\1", b'\\"').replace(b"\0", b"\\\\") if has_escapes else text
 
 
 def malformed(text: str, at: int, why: str = "no JSON value starts here") -> InvalidDocument:

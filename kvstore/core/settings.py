@@ -63,6 +63,20 @@ def _origins(text: str) -> Origins:
 LOCAL_ORIGINS = _origins(LOCAL)
 
 
+_LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
+_NAME = re.compile(r"[a-z0-9._-]{1,255}|\[[0-9a-f:.]+\]")
+
+
+def _hosts(text: str) -> frozenset[str]:
+    names = text.lower().split()
+    if not all(map(_NAME.fullmatch, names)):
+        raise ValueError("names of hosts without a port, such as app.example, separated by spaces")
+    return frozenset((*_LOCAL_NAMES, *names))
+
+
+LOCAL_HOSTS = _hosts("")
+
+
 _MEMORY = re.compile(r"([0-9]{1,15})(kb|mb|gb)?", re.IGNORECASE)
 _MEMORY_UNITS = {"": 1, "kb": 1024, "mb": 1024**2, "gb": 1024**3}
 MIN_MEMORY_BYTES = 8 * 1024**2  # an empty server has some 2 MiB
@@ -96,8 +110,10 @@ SETTINGS = (
     Setting(
         "KVSTORE_ORIGINS", LOCAL, _origins, "origins whose web pages may use it, separated by spaces; `*` for all, or `none`"
     ),
+    Setting("KVSTORE_HOSTS", "", _hosts, "names besides `localhost` for which it answers on loopback, separated by spaces"),
     Setting("KVSTORE_MAX_TTL", str(YEAR_S), _number(1, MAX_TTL_S), "largest TTL that a client may request, in seconds"),
     Setting("KVSTORE_MAX_STREAMS", "10000", _number(0, 1_000_000), "largest number of open streams, in each process"),
+    Setting("KVSTORE_MAX_CONNECTIONS", "16384", _number(1, 1_000_000), "largest number of connections, in each process"),
     Setting("KVSTORE_LOG_LENGTH", "1000", _number(1, 10_000_000), "changes kept in each namespace's change log"),
 )
 
@@ -113,10 +129,12 @@ class Settings:
     data: str = "data"
     max_memory_bytes: int = 0  # of the embedded server; 0: half of what this process may use
     origins: Origins = LOCAL_ORIGINS
+    hosts: frozenset[str] = LOCAL_HOSTS  # in lower case and without a port
     max_ttl_s: int = YEAR_S
     default_ttl_s: int = YEAR_S  # of a document written without a TTL: one year, or max_ttl_s if that is less
     log_length: int = 1000
     max_streams: int = 10_000
+    max_connections: int = 16_384
     disk_is_lost: bool = False  # a Heroku dyno loses its disk when it restarts
     verify_tls: bool = True  # Heroku's Redis has a self-signed certificate
 
@@ -140,10 +158,12 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         data=values["KVSTORE_DATA"],
         max_memory_bytes=values["KVSTORE_MAXMEMORY"] or 0,
         origins=values["KVSTORE_ORIGINS"],
+        hosts=values["KVSTORE_HOSTS"] or LOCAL_HOSTS,
         max_ttl_s=values["KVSTORE_MAX_TTL"],
         default_ttl_s=min(YEAR_S, values["KVSTORE_MAX_TTL"]),
         log_length=values["KVSTORE_LOG_LENGTH"],
         max_streams=values["KVSTORE_MAX_STREAMS"],
+        max_connections=values["KVSTORE_MAX_CONNECTIONS"],
         disk_is_lost=heroku,
         verify_tls=not heroku,
     )

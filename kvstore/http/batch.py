@@ -23,7 +23,7 @@ from kvstore.commands.batch import (
     Refused,
     Step,
 )
-from kvstore.commands.documents import Edit, Get
+from kvstore.commands.documents import ConditionalGet, Edit, Get
 from kvstore.core import json_text
 from kvstore.core.errors import (
     BatchRefused,
@@ -33,7 +33,7 @@ from kvstore.core.errors import (
     NotInBatch,
     Problem,
 )
-from kvstore.core.preconditions import parse_preconditions
+from kvstore.core.preconditions import NONE
 from kvstore.http.messages import DOCUMENT, SAFE, Request, Response, refuse
 
 MAX_REQUESTS = 1000
@@ -52,7 +52,7 @@ def parse_batch(request: Request, parse: Callable[[Request], Command[object] | R
         try:
             command = parse(part)
             if isinstance(command, Get):
-                command = command._replace(preconditions=parse_preconditions(part.headers))
+                command = ConditionalGet(command.path, NONE)
             if isinstance(command, Response):
                 steps.append(Answered(command))
             elif isinstance(command, BatchCommand):
@@ -72,7 +72,7 @@ def _check_atomic(steps: list[Step[Answer]]) -> None:
     commands = [step for step in steps if not isinstance(step, Answered)]
     if len({command.path.namespace for command in commands}) > 1:
         raise NotInBatch('the requests of an atomic batch must have paths with the same first segment; or send "atomic":false')
-    paths = [command.path.text for command in commands if not isinstance(command, Get)]
+    paths = [command.path.text for command in commands if not isinstance(command, ConditionalGet)]
     for command in commands:
         if isinstance(command, Edit) and paths.count(command.path.text) > 1:
             raise NotInBatch(
@@ -92,8 +92,8 @@ def _envelope(request: Request) -> tuple[bool, list[Request]]:
 
 # A request as most clients write it, in one match of the regular expression. Its body is checked when the request is parsed.
 _is_usual = re.compile(
-    r'\{\s*"method"\s*:\s*"([A-Z]+)"\s*,\s*"path"\s*:\s*"([^"\\\x00-\x1f]*)"\s*'
-    r'(?:,\s*"body"\s*:\s*(\{(?:[^{}\[\]"\\]|"[^"\\]*")*\}))?\s*\}\s*([,\]])\s*'
+    r' \{ "method" : "([A-Z]++)" , "path" : "([^"\\\x00-\x1f]*+)" '
+    r'(?:, "body" : (\{(?:[^{}\[\]"\\]++|"[^"\\]*+")*+\}) )?+\} ([,\]]) '.replace(" ", r"[ \t\n\r]*+")
 ).match
 
 

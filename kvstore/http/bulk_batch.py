@@ -12,7 +12,7 @@ from json.encoder import encode_basestring
 
 from kvstore.commands.base import Outcome
 from kvstore.commands.batch import Answers
-from kvstore.commands.bulk import CREATED, GetMany, ManyRead, ManyWritten, Otherwise, PutMany
+from kvstore.commands.bulk import CREATED, MAX_MEMBERS_AT_ONCE, GetMany, ManyRead, ManyWritten, Otherwise, PutMany
 from kvstore.core import codec
 from kvstore.core.errors import Problem
 from kvstore.core.paths import MAX_BYTES, PLAIN_SEGMENT, parse_path
@@ -40,6 +40,8 @@ def parse_bulk(
     try:
         documents = [codec.encode(body or b"") for body in bodies]
     except Problem:
+        return None
+    if sum([len(document.fields) for document in documents]) > 2 * MAX_MEMBERS_AT_ONCE:
         return None
     ttls_ms = []
     for _, _, _, asked_s, has_server_values in documents:

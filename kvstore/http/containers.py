@@ -16,6 +16,7 @@ from kvstore.http.messages import (
     SAFE,
     UNCHANGED,
     Headers,
+    Query,
     Request,
     Response,
     accepts,
@@ -33,31 +34,31 @@ NDJSON = "application/x-ndjson"
 VARY = ("Vary", "Accept")  # one URL, two formats; only JSON has an entity-tag
 
 
-def parse_list(request: Request, path: Path, raw_query: bytes) -> List:
+def parse_list(request: Request, path: Path, query: Query) -> List:
     """Return the command of a GET of a container; raises InvalidParameter or InvalidPrecondition."""
-    recursive = parameter(raw_query, "recursive") is not None
+    recursive = parameter(query, "recursive") is not None
     if recursive and path.text == "/":
         raise InvalidParameter("the root container cannot be listed with ?recursive; list each namespace by itself")
-    order = parameter(raw_query, "order") or "asc"
+    order = parameter(query, "order") or "asc"
     if order not in ("asc", "desc"):
         raise InvalidParameter("?order= must be asc or desc")
-    limit = number_parameter(raw_query, "limit", 1, MAX_LIMIT) or DEFAULT_LIMIT
+    limit = number_parameter(query, "limit", 1, MAX_LIMIT) or DEFAULT_LIMIT
     return List(
         container=path,
-        after=_after(path, parameter(raw_query, "after") or ""),
+        after=_after(path, parameter(query, "after") or ""),
         limit=NDJSON_PAGE if _is_stream(request) else limit,
         descending=order == "desc",
-        with_values=parameter(raw_query, "keys") is None,
+        with_values=parameter(query, "keys") is None,
         recursive=recursive,
         none_match=parse_preconditions(request.headers).none_match if path.text != "/" and not _is_stream(request) else "",
     )
 
 
-def parse_delete_recursive(request: Request, path: Path, raw_query: bytes) -> DeleteRecursive:
+def parse_delete_recursive(request: Request, path: Path, query: Query) -> DeleteRecursive:
     """Return the command of a DELETE of a container; raises InvalidParameter or InvalidPrecondition."""
     if path.text == "/" or not path.is_container:
         raise InvalidParameter("?recursive deletes a container other than the root; send a path that ends in a slash")
-    if parameter(raw_query, "recursive") is None:
+    if parameter(query, "recursive") is None:
         raise InvalidParameter("deleting a container deletes everything below it; add ?recursive to do that")
     check_unconditional(request.headers, "a recursive DELETE takes no precondition; send it without one")
     return DeleteRecursive(path, once="idempotency-key" in request.headers)

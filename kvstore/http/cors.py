@@ -5,6 +5,7 @@ pages whose origin is not allowed, so those that would change something are refu
 Sources: https://fetch.spec.whatwg.org/#http-cors-protocol, https://www.w3.org/TR/fetch-metadata/ (Sec-Fetch-Site).
 """
 
+import re
 from collections.abc import Mapping
 
 from kvstore.core.errors import OriginNotAllowed
@@ -50,10 +51,31 @@ def check_origin(headers: Mapping[str, str], settings: Settings) -> None:
         return
     if origin is None:
         raise OriginNotAllowed("a page of another origin sent this request without Origin; send it with fetch() in mode cors")
-    if settings.origins.allow(origin):
-        return
-    host = origin.partition("://")[2]
-    # A proxy sets X-Forwarded-Host. A foreign page cannot: the preflight would refuse it.
-    if host and host in (headers.get("host"), headers.get("x-forwarded-host")):
+    # A browser that names the site compares schemes as well, which are not known here: a proxy may do the TLS.
+    if settings.origins.allow(origin) or (site is None and _is_own(origin, headers)):
         return
     raise OriginNotAllowed(f"pages of {origin} may not change anything; add this origin to KVSTORE_ORIGINS to allow it")
+
+
+def check_hold_origin(headers: Mapping[str, str], settings: Settings) -> None:
+    """Check the same for a GET that holds a document; raises OriginNotAllowed.
+
+    With other changes a browser sends Origin. With a GET in mode no-cors it sends none, and to a host without TLS that is
+    not this machine no Sec-Fetch-Site either. Then only Referer shows a page of this origin: no page can set that of another.
+    """
+    if "sec-fetch-site" in headers or "origin" in headers or not headers.get("user-agent", "").startswith("Mozilla/"):
+        check_origin(headers, settings)
+        return
+    origin = _ORIGIN_OF_URL.match(headers.get("referer", ""))
+    if not (origin and (settings.origins.allow(origin[0]) or _is_own(origin[0], headers))):
+        raise OriginNotAllowed("a browser sent this request without Origin and Referer; open the stream with EventSource")
+
+
+_ORIGIN_OF_URL = re.compile(r"https?://[^/?#]+")
+
+
+def _is_own(origin: str, headers: Mapping[str, str]) -> bool:
+    """Whether the host of an origin is the one that the client has asked, or a proxy in front."""
+    host = origin.partition("://")[2]
+    # A proxy sets X-Forwarded-Host. A foreign page cannot: the preflight would refuse it.
+    return bool(host) and host in (headers.get("host"), headers.get("x-forwarded-host"))

@@ -30,6 +30,7 @@ from kvstore.http.messages import (
     DOCUMENT,
     UNCHANGED,
     Headers,
+    Query,
     Request,
     Response,
     http_date,
@@ -44,43 +45,43 @@ from kvstore.http.queues import delayed, lease, take
 _RETURN = re.compile(r"(?:^|[,;])\s*return\s*=\s*\"?(minimal|representation)\b", re.IGNORECASE)
 
 
-def parse_put(request: Request, path: Path, raw_query: bytes, settings: Settings) -> Put:
+def parse_put(request: Request, path: Path, query: Query, settings: Settings) -> Put:
     """Return the command of a PUT; raises Problem."""
     check_json(request.headers)
     encoded = codec.encode(request.body)
-    ttl_ms = _asked_ttl_ms(raw_query, encoded.ttl_s, settings) or settings.default_ttl_s * 1000
+    ttl_ms = _asked_ttl_ms(query, encoded.ttl_s, settings) or settings.default_ttl_s * 1000
     return Put(path, encoded, ttl_ms, parse_preconditions(request.headers), settings.log_length)
 
 
-def parse_post(request: Request, path: Path, raw_query: bytes, settings: Settings) -> Post | Take | LongPoll[Taken]:
+def parse_post(request: Request, path: Path, query: Query, settings: Settings) -> Post | Take | LongPoll[Taken]:
     """Return the command of a POST: an append, or a take with `?lease=`; raises Problem."""
-    if raw_query and parameter(raw_query, "lease") is not None:
-        return take(request, path, raw_query, settings)
+    if query and parameter(query, "lease") is not None:
+        return take(request, path, query, settings)
     check_json(request.headers)
     check_unconditional(request.headers, "POST always appends and takes no precondition; send it without one, or use PUT")
     encoded = codec.encode(request.body)
-    ttl_ms = _asked_ttl_ms(raw_query, encoded.ttl_s, settings) or settings.default_ttl_s * 1000
+    ttl_ms = _asked_ttl_ms(query, encoded.ttl_s, settings) or settings.default_ttl_s * 1000
     container = path.container
     parse_path(container.text.encode() + b"0" * ID_BYTES)  # refuses a container with no room for a document's id
     post = Post(container, encoded, ttl_ms, settings.log_length)
-    return delayed(post, raw_query) if raw_query else post
+    return delayed(post, query) if query else post
 
 
-def parse_delete(request: Request, path: Path, raw_query: bytes, settings: Settings) -> Delete | DeleteRecursive:
+def parse_delete(request: Request, path: Path, query: Query, settings: Settings) -> Delete | DeleteRecursive:
     """Return the command of a DELETE; raises Problem."""
-    if path.is_container or parameter(raw_query, "recursive") is not None:
-        return parse_delete_recursive(request, path, raw_query)
+    if path.is_container or parameter(query, "recursive") is not None:
+        return parse_delete_recursive(request, path, query)
     return Delete(path, parse_preconditions(request.headers), settings.log_length)
 
 
-def parse_patch(request: Request, path: Path, raw_query: bytes, settings: Settings) -> Patch | Edit | SetTTL | ChangeLease:
+def parse_patch(request: Request, path: Path, query: Query, settings: Settings) -> Patch | Edit | SetTTL | ChangeLease:
     """Return the command of a PATCH; raises Problem."""
-    if raw_query and parameter(raw_query, "lease") is not None:
+    if query and parameter(query, "lease") is not None:
         if request.body:
             check_json(request.headers)
-        return lease(request, path, raw_query, settings)
+        return lease(request, path, query, settings)
     preconditions = parse_preconditions(request.headers)
-    asked_ms = _asked_ttl_ms(raw_query, None, settings)
+    asked_ms = _asked_ttl_ms(query, None, settings)
     default_ms = settings.default_ttl_s * 1000
     if not request.body:
         if asked_ms is None:
@@ -92,7 +93,7 @@ def parse_patch(request: Request, path: Path, raw_query: bytes, settings: Settin
     else:
         check_json(request.headers)
         encoded = codec.encode(request.body)
-        asked_ms = _asked_ttl_ms(raw_query, encoded.ttl_s, settings)
+        asked_ms = _asked_ttl_ms(query, encoded.ttl_s, settings)
         # Redis applies a patch without objects field by field, so writers of different members never conflict.
         if encoded.is_object and not any(value.startswith(b"{") for value in encoded.fields[1::2]):
             return Patch(path, encoded, asked_ms, default_ms, preconditions, settings.log_length)
@@ -100,11 +101,11 @@ def parse_patch(request: Request, path: Path, raw_query: bytes, settings: Settin
     return Edit(path, transform, preconditions, settings.log_length, once="idempotency-key" in request.headers)
 
 
-def _asked_ttl_ms(raw_query: bytes, member_s: int | None, settings: Settings) -> int | None:
+def _asked_ttl_ms(query: Query, member_s: int | None, settings: Settings) -> int | None:
     """Return the requested TTL in ms: of the query, otherwise of the member `ttl`; both are checked. Raises InvalidTTL."""
-    if member_s is None and not raw_query:
+    if member_s is None and not query:
         return None
-    query_s = _ttl_parameter(raw_query) if raw_query else None
+    query_s = _ttl_parameter(query) if query else None
     for asked_s in (query_s, member_s):
         if asked_s is not None and not 1 <= asked_s <= settings.max_ttl_s:
             raise InvalidTTL(f"the TTL must be from 1 to {settings.max_ttl_s} seconds")
@@ -112,8 +113,8 @@ def _asked_ttl_ms(raw_query: bytes, member_s: int | None, settings: Settings) ->
     return None if asked_s is None else asked_s * 1000
 
 
-def _ttl_parameter(raw_query: bytes) -> int | None:
-    text = parameter(raw_query, "ttl")
+def _ttl_parameter(query: Query) -> int | None:
+    text = parameter(query, "ttl")
     if text is None:
         return None
     duration_s = parse_duration_s(text)
@@ -127,11 +128,10 @@ def _canonical(request: Request) -> str:
 
 
 def render_found(request: Request, found: Found) -> Response:
-    """Return the response to a GET or HEAD of a document; raises PreconditionFailed."""
-    status = read_status(parse_preconditions(request.headers), found.tag)
-    if status == 412:
-        raise _failed(found)
-    return _document(200, found, ()) if status == 200 else Response(304, (*tag_header(found.tag), *UNCHANGED))
+    """Return the response to a GET or HEAD of a document whose preconditions hold."""
+    if read_status(parse_preconditions(request.headers), found.tag) == 304:
+        return Response(304, (*tag_header(found.tag), *UNCHANGED))
+    return _document(200, found, ())
 
 
 def _written(request: Request, status: int, document: Found, headers: Headers) -> Response:
@@ -183,9 +183,8 @@ def _failed(current: Found | None) -> PreconditionFailed:
 def _document(status: int, found: Found, headers: Headers) -> Response:
     text, is_object, tag, expires_at_ms, ttl_ms = found
     dates = _dates(None if tag is None else tag_time_ms(tag) // 1000, None if expires_at_ms is None else expires_at_ms // 1000)
-    return Response(
-        status, (*DOCUMENT, *tag_header(tag), *dates, *headers), with_ttl(text, ttl_ms if is_object else None) + b"\n"
-    )
+    body = with_ttl(text, ttl_ms if is_object else None) + b"\n" if text else b""  # the value was not read, for a HEAD
+    return Response(status, (*DOCUMENT, *tag_header(tag), *dates, *headers), body)
 
 
 @lru_cache(maxsize=1024)  # documents written in one second with one TTL have the same dates

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from functools import lru_cache
 from time import gmtime
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 from urllib.parse import parse_qsl
 
 from kvstore.commands.containers import List
@@ -16,6 +16,7 @@ from kvstore.core.errors import InvalidParameter, Problem
 from kvstore.core.numbers import parse_number
 
 MAX_BODY_BYTES = json_text.MAX_BYTES
+MAX_TARGET_BYTES = 8190  # of a request in a batch: as much as a request line has
 
 Headers = tuple[tuple[str, str], ...]
 
@@ -38,9 +39,10 @@ class Request(NamedTuple):
 class Response(NamedTuple):
     """An HTTP response.
 
-    The adapter adds Content-Length, and sends no body if the method is HEAD or the status 204 or 304. With `more` the body is
-    not complete: the adapter executes that command, renders its outcome for the same request, and sends the body of that
-    response next, until `more` is None. If that fails, it closes the connection.
+    The adapter adds Content-Length, and sends no body if the method is HEAD or the status 204 or 304. For HEAD an empty body
+    has an unknown length, since the document was not read, and the adapter adds no Content-Length. With `more` the body is not
+    complete: the adapter executes that command, renders its outcome for the same request, and sends the body of that response
+    next, until `more` is None. If that fails, it closes the connection.
     """
 
     status: int
@@ -64,24 +66,42 @@ def refuse(problem: Problem) -> Response:
     return Response(problem.status, PROBLEM + tuple(problem.headers.items()), problem.body())
 
 
-def parameter(raw_query: bytes, name: str) -> str | None:
+Query: TypeAlias = Mapping[str, list[str]]  # the values of each parameter; bytes that are not UTF-8 as surrogates
+
+
+def parse_query(raw_query: bytes) -> Query:
+    """Return the parameters of a raw query, which is parsed once for each request."""
+    if not raw_query:
+        return _NO_PARAMETERS
+    query: dict[str, list[str]] = {}
+    text = raw_query.decode("utf-8", "surrogateescape")
+    for name, value in parse_qsl(text, keep_blank_values=True, errors="surrogateescape"):
+        query.setdefault(name, []).append(value)
+    return query
+
+
+_NO_PARAMETERS: Query = {}
+
+
+def parameter(query: Query, name: str) -> str | None:
     """Return the value of a query parameter, None without one; raises InvalidParameter if it occurs twice."""
-    raw = raw_parameter(raw_query, name)
+    raw = raw_parameter(query, name)
     return None if raw is None else raw.decode("utf-8", "replace")
 
 
-def raw_parameter(raw_query: bytes, name: str) -> bytes | None:
+def raw_parameter(query: Query, name: str) -> bytes | None:
     """Return the value as bytes, for callers that refuse a value that is not UTF-8; otherwise as parameter()."""
-    query = raw_query.decode("utf-8", "surrogateescape")
-    values = [value for key, value in parse_qsl(query, keep_blank_values=True, errors="surrogateescape") if key == name]
+    values = query.get(name)
+    if values is None:
+        return None
     if len(values) > 1:
         raise InvalidParameter(f"the query parameter {name} occurs {len(values)} times; send it once")
-    return values[0].encode("utf-8", "surrogateescape") if values else None
+    return values[0].encode("utf-8", "surrogateescape")
 
 
-def number_parameter(raw_query: bytes, name: str, low: int, high: int) -> int | None:
+def number_parameter(query: Query, name: str, low: int, high: int) -> int | None:
     """Return the value of a query parameter that is a whole number, None without one; raises InvalidParameter."""
-    text = parameter(raw_query, name)
+    text = parameter(query, name)
     if text is None:
         return None
     number = parse_number(text, low, high)

@@ -13,7 +13,7 @@ from kvstore.commands.base import Appended, Command, Deleted, Failed, Found, Ide
 from kvstore.commands.batch import Answered, Answers, Batch, Refused
 from kvstore.commands.bulk import ManyRead, ManyWritten
 from kvstore.commands.containers import DeletedRecursive, Listing, Unchanged
-from kvstore.commands.documents import Get
+from kvstore.commands.documents import ConditionalGet, Get
 from kvstore.commands.jobs import LeaseChanged, Taken
 from kvstore.commands.presence import Hold
 from kvstore.commands.subscriptions import Follow, LongPoll
@@ -24,16 +24,17 @@ from kvstore.core.errors import (
     MethodNotAllowed,
     NotFound,
     NotInBatch,
+    PathTooLong,
     Problem,
 )
 from kvstore.core.paths import Path, own_key, parse_path, split_target
-from kvstore.core.preconditions import parse_preconditions
+from kvstore.core.preconditions import NONE, parse_preconditions
 from kvstore.core.settings import Settings
 from kvstore.http.batch import Answer, parse_batch, render_answers, render_refused
 from kvstore.http.bulk_batch import parse_bulk, render_responses
 from kvstore.http.containers import parse_list, render_listing, render_unchanged
 from kvstore.http.content import ACCEPT_PATCH, check_json
-from kvstore.http.cors import check_origin, preflight
+from kvstore.http.cors import check_hold_origin, check_origin, preflight
 from kvstore.http.documents import (
     apply_preference,
     parse_delete,
@@ -48,12 +49,15 @@ from kvstore.http.documents import (
 )
 from kvstore.http.messages import (
     DOCUMENT,
+    MAX_TARGET_BYTES,
     SAFE,
     Headers,
+    Query,
     Request,
     Response,
     accepts,
     parameter,
+    parse_query,
     raw_parameter,
 )
 from kvstore.http.presence import parse_hold
@@ -104,27 +108,28 @@ def parse(request: Request, settings: Settings) -> Command[Outcome] | Follow | L
         if path.text == BATCH_PATH:
             return _batch(request, path, settings)
         raise NotFound("thing doesn't exist: paths below /_/ belong to the service, which has nothing at this path")
+    query = parse_query(raw_query)
     if method == "GET" and accepts(request.headers, EVENT_STREAM):
-        if path.text == "/" and parameter(raw_query, "list") is not None:
+        if path.text == "/" and parameter(query, "list") is not None:
             raise InvalidParameter("the root container cannot be followed; follow a namespace or a document")
-        recursive = path.text != "/" and parameter(raw_query, "recursive") is not None
-        return Follow(path, _position(request, raw_query), recursive, _hold(request, raw_query, settings))
-    if method == "GET" and not raw_query and not path.is_container and "prefer" not in request.headers:
-        return Get(path)
+        recursive = path.text != "/" and parameter(query, "recursive") is not None
+        return Follow(path, _position(request, query), recursive, _hold(request, query, settings))
+    if method == "GET" and not query and not path.is_container and "prefer" not in request.headers:
+        return _get(request, path)
     allow = ALLOW_CONTAINER if path.is_container else ALLOW_DOCUMENT
     if method == "OPTIONS":
         return _options(request, allow)
     if method not in _ALLOWED[path.is_container]:
         raise MethodNotAllowed(f"{path.text} allows {allow}; send one of these methods", headers={"Allow": allow})
     if method in ("GET", "HEAD"):
-        if b"hold=" in raw_query and parameter(raw_query, "hold") is not None:
+        if parameter(query, "hold") is not None:
             raise InvalidParameter("?hold= requires a stream; send Accept: text/event-stream with it")
-        is_listing = path.is_container or (path.text == "/" and parameter(raw_query, "list") is not None)
-        read = parse_list(request, path, raw_query) if is_listing else Get(path, parse_preconditions(request.headers))
+        is_listing = path.is_container or (path.text == "/" and parameter(query, "list") is not None)
+        read = parse_list(request, path, query) if is_listing else _get(request, path)
         wait_s = _wait_s(request)
         return LongPoll(read, path, wait_s) if wait_s else read
     check_origin(request.headers, settings)
-    command = _WRITES[method](request, path, raw_query, settings)
+    command = _WRITES[method](request, path, query, settings)
     key = request.headers.get("idempotency-key")
     if key is None:
         return command
@@ -144,18 +149,23 @@ def render(request: Request, outcome: Outcome) -> Response:
     return reply
 
 
-def _position(request: Request, raw_query: bytes) -> str | None:
+def _get(request: Request, path: Path) -> Get | ConditionalGet:
+    preconditions, is_head = parse_preconditions(request.headers), request.method == "HEAD"
+    return Get(path) if preconditions is NONE and not is_head else ConditionalGet(path, preconditions, is_head)
+
+
+def _position(request: Request, query: Query) -> str | None:
     """Return the position in the log after which the client wants changes; None for a snapshot first."""
-    position = request.headers.get("last-event-id") or parameter(raw_query, "last_event_id")
+    position = request.headers.get("last-event-id") or parameter(query, "last_event_id")
     if position and not _POSITION.fullmatch(position):
         raise InvalidParameter("Last-Event-ID must be the id of an event, unchanged; leave it out to start with a snapshot")
     return position or None
 
 
-def _hold(request: Request, raw_query: bytes, settings: Settings) -> Hold | None:
-    hold = parse_hold(raw_parameter(raw_query, "hold"), raw_parameter(raw_query, "as"), settings.log_length)
+def _hold(request: Request, query: Query, settings: Settings) -> Hold | None:
+    hold = parse_hold(raw_parameter(query, "hold"), raw_parameter(query, "as"), settings.log_length)
     if hold:
-        check_origin(request.headers, settings)
+        check_hold_origin(request.headers, settings)
     return hold
 
 
@@ -208,6 +218,8 @@ def _any_batch(request: Request, settings: Settings) -> Batch[Request, Answer] |
 
 
 def _in_batch(request: Request, settings: Settings) -> Command[Outcome] | Response:
+    if len(request.target) > MAX_TARGET_BYTES:
+        raise PathTooLong(f"a path in a batch has at most {MAX_TARGET_BYTES:,} bytes with its query; shorten it")
     if parse_path(split_target(request.target)[0]).text == BATCH_PATH:  # before its body is parsed, which may nest further
         raise NotInBatch("a batch cannot contain a batch; put its requests into the outer one, or send it by itself")
     command = parse(request, settings)
@@ -216,7 +228,7 @@ def _in_batch(request: Request, settings: Settings) -> Command[Outcome] | Respon
     return command
 
 
-_WRITES: dict[str, Callable[[Request, Path, bytes, Settings], Command[Executed] | LongPoll[Executed]]] = {
+_WRITES: dict[str, Callable[[Request, Path, Query, Settings], Command[Executed] | LongPoll[Executed]]] = {
     "PUT": parse_put,
     "PATCH": parse_patch,
     "POST": parse_post,

@@ -26,14 +26,14 @@ from kvstore.core.errors import InvalidDocument, InvalidParameter, InvalidPrecon
 from kvstore.core.paths import Path, parse_path
 from kvstore.core.preconditions import check_unconditional, parse_preconditions
 from kvstore.core.settings import Settings
-from kvstore.http.messages import DOCUMENT, SAFE, Request, Response, number_parameter, parameter, parse_duration_s, ttl_s
+from kvstore.http.messages import DOCUMENT, SAFE, Query, Request, Response, number_parameter, parameter, parse_duration_s, ttl_s
 
 MAX_LIMIT = 100
 MAX_WAIT_S = 25
 LEASE_BYTES = 40  # the lease (some 30 bytes) replaces a dead job's name if that is too long for its new path
 
 
-def take(request: Request, path: Path, raw_query: bytes, settings: Settings) -> Take | LongPoll[Taken]:
+def take(request: Request, path: Path, query: Query, settings: Settings) -> Take | LongPoll[Taken]:
     """Return the command of a POST with ?lease=.
 
     Raises InvalidParameter, InvalidDocument, InvalidPrecondition or InvalidPath.
@@ -44,19 +44,19 @@ def take(request: Request, path: Path, raw_query: bytes, settings: Settings) -> 
     container = path.container
     _check_queue(container)
     parse_path((container.text + DEAD + "0" * LEASE_BYTES).encode())  # refuses a container with no room for dead jobs
-    lease_s = _duration_s(raw_query, "lease", 1, settings.max_ttl_s)
+    lease_s = _duration_s(query, "lease", 1, settings.max_ttl_s)
     assert lease_s is not None
-    limit = number_parameter(raw_query, "limit", 1, MAX_LIMIT) or 1
-    max_attempts = number_parameter(raw_query, "max_attempts", 1, MAX_ATTEMPTS) or DEFAULT_ATTEMPTS
+    limit = number_parameter(query, "limit", 1, MAX_LIMIT) or 1
+    max_attempts = number_parameter(query, "max_attempts", 1, MAX_ATTEMPTS) or DEFAULT_ATTEMPTS
     asked = Take(container, lease_s * 1000, limit, max_attempts, settings.log_length)
-    wait_s = _duration_s(raw_query, "wait", 0, MAX_WAIT_S)
+    wait_s = _duration_s(query, "wait", 0, MAX_WAIT_S)
     return LongPoll(asked, container, wait_s) if wait_s else asked
 
 
-def lease(request: Request, path: Path, raw_query: bytes, settings: Settings) -> ChangeLease:
+def lease(request: Request, path: Path, query: Query, settings: Settings) -> ChangeLease:
     """Return the command of a PATCH with ?lease=; raises InvalidParameter, InvalidDocument or InvalidPrecondition."""
-    lease_s = _duration_s(raw_query, "lease", 0, settings.max_ttl_s)
-    delay_s = _duration_s(raw_query, "delay", 0, settings.max_ttl_s)
+    lease_s = _duration_s(query, "lease", 0, settings.max_ttl_s)
+    delay_s = _duration_s(query, "delay", 0, settings.max_ttl_s)
     assert lease_s is not None
     if lease_s and delay_s is not None:
         raise InvalidParameter("?delay= is allowed with ?lease=0 only, which gives the job back")
@@ -68,9 +68,9 @@ def lease(request: Request, path: Path, raw_query: bytes, settings: Settings) ->
     return ChangeLease(path, preconditions.match, lease_s * 1000, (delay_s or 0) * 1000, _reason(request.body))
 
 
-def delayed(post: Post, raw_query: bytes) -> Post:
+def delayed(post: Post, query: Query) -> Post:
     """Return a POST with the delay that `?delay=` asks for; raises InvalidParameter."""
-    delay_s = _duration_s(raw_query, "delay", 0, post.ttl_ms // 1000)
+    delay_s = _duration_s(query, "delay", 0, post.ttl_ms // 1000)
     if not delay_s:
         return post
     _check_queue(post.container)
@@ -116,8 +116,8 @@ def _reason(body: bytes) -> str:
     return reason
 
 
-def _duration_s(raw_query: bytes, name: str, low: int, high: int) -> int | None:
-    text = parameter(raw_query, name)
+def _duration_s(query: Query, name: str, low: int, high: int) -> int | None:
+    text = parameter(query, name)
     if text is None:
         return None
     duration_s = parse_duration_s(text)

@@ -5,6 +5,7 @@ for event loops, `flask.py` for threads.
 """
 
 from collections.abc import Generator
+from random import randint
 from typing import Any, TypeAlias
 
 from kvstore.commands.base import Command
@@ -26,7 +27,7 @@ from kvstore.http.events import block, event
 
 PAGE = 500  # items of a snapshot at once
 HEARTBEAT_S = 12.0  # a reader hears something every 15 s
-RETRY = b"retry: 2000\n\n"
+RETRY_MS = (1000, 5000)  # after which a reader comes back, each after another time: a restart ends all streams at once
 RESET = b"event: reset\ndata: {}\n\n"
 
 Steps: TypeAlias = Generator[Command[object] | bytes, Any, str]
@@ -37,7 +38,7 @@ def begin(asked: Follow) -> Steps:
 
     There is no block before Redis has answered what the first of them needs: what fails until then is answered as ever.
     """
-    steps, answer, head = _begin(asked), None, RETRY
+    steps, answer, head = _begin(asked), None, b"retry: %d\n\n" % randint(*RETRY_MS)  # noqa: S311  # no secret
     try:
         while True:
             step = steps.send(answer)

@@ -1,84 +1,49 @@
-"""A server of HTTP/1.1 for one event loop: the fast lane from a socket to `protocol` and back.
+"""One client's connection to the production server: from a socket to `exchange.py` and back, without ASGI in between.
 
-A connection handles one request at a time, so pipelined requests are answered in order. Nothing waits forever: a head has
-HEAD_S to arrive, a body BODY_S, a reply WRITE_S to be taken, counted from their first byte, however steadily they trickle.
+A connection handles one request at a time, so pipelined requests get their responses in order. Every step has a time limit:
+HEAD_S for the head to arrive, BODY_S for the body, WRITE_S for the client to read the response. The limits count from the
+first byte: a client that sends or reads slowly does not extend them.
 Sources: RFC 9112 (HTTP/1.1), RFC 9110 (Expect, Date).
 """
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from http import HTTPStatus
-from time import time
 
 from kvstore.commands.containers import List
-from kvstore.commands.subscriptions import Follow, LongPoll
-from kvstore.core.errors import Problem, RequestTimeout, problem_in
-from kvstore.core.settings import Settings
-from kvstore.http.cors import shown_to
-from kvstore.http.messages import Headers, Request, Response, http_date, refuse
-from kvstore.http.protocol import STREAM, Outcome, parse, render
-from kvstore.live.hub import Hub
-from kvstore.live.long_poll import LongPolls
+from kvstore.commands.subscriptions import Follow
+from kvstore.core.errors import Problem, RequestTimeout, unavailable
+from kvstore.http.messages import Headers, Request, Response
+from kvstore.http.protocol import Outcome, render
+from kvstore.serving.exchange import decide, respond, stream_fields
 from kvstore.serving.http1 import HEAD, NOTHING, Reader
-from kvstore.serving.sse import Stream, Streams
-from kvstore.stores.pipelined import AsyncStore
+from kvstore.serving.server import Server
+from kvstore.serving.sse import Stream
 
 log = logging.getLogger("kvstore")
 
 HEAD_S = 10.0
 BODY_S = 30.0
 WRITE_S = 30.0
-LINGER_S = 2.0  # that a client may go on sending after its last reply
+LINGER_S = 2.0  # for which a client may go on sending after its last response
 IDLE_S = 95.0  # Heroku's router keeps an idle connection for 90 s
-CHECK_S = 0.5  # between looks at what is overdue
-MAX_READ_AHEAD_BYTES = 64 * 1024  # of requests that wait for the one before them
+MAX_READ_AHEAD_BYTES = 64 * 1024  # of pipelined requests; beyond that, reading pauses
 
 _STATUS = {status.value: f"HTTP/1.1 {status.value} {status.phrase}".encode() for status in HTTPStatus}
 _NEVER = float("inf")
 
 
-class Server:
-    """What the connections of one event loop share: the store, the settings, what is open and what is overdue."""
-
-    def __init__(self, settings: Settings, store: AsyncStore, hub: Hub, long_polls: LongPolls) -> None:
-        self.settings = settings
-        self.store = store
-        self.streams = Streams(hub)
-        self.long_polls = long_polls
-        self.loop = asyncio.get_running_loop()
-        self.connections: set[ClientConnection] = set()
-        self.stopping = False
-        self.date = b""
-        self._tick()
-
-    def connection(self) -> "ClientConnection":
-        """A protocol for asyncio's create_server."""
-        return ClientConnection(self)
-
-    def stop(self) -> None:
-        """Close the connections that are idle now, and the others after the request they are in."""
-        self.stopping = True
-        for connection in tuple(self.connections):
-            connection.stop()
-
-    def _tick(self) -> None:
-        self.date = b"\r\nDate: " + http_date(int(time())).encode()
-        now = self.loop.time()
-        for connection in tuple(self.connections):
-            if connection.due <= now:
-                connection.overdue()
-        self.loop.call_later(CHECK_S, self._tick)
-
-
 def _lines(headers: Headers) -> bytes:
-    """Header fields, each after a line's end."""
+    """Header fields as lines, each preceded by CRLF."""
     return "".join([f"\r\n{name}: {value}" for name, value in headers]).encode("latin-1")
 
 
 class ClientConnection(asyncio.Protocol):
-    """One client's connection, as a loop over its requests."""
+    """A loop over the requests of one connection, driven by callbacks."""
 
     __slots__ = (
+        "_accepted",
         "_busy",
         "_choked",
         "_ended",
@@ -88,34 +53,45 @@ class ClientConnection(asyncio.Protocol):
         "_over",
         "_paused",
         "_reader",
+        "_runtime",
         "_server",
         "_stream",
         "_transport",
         "_wait",
+        "choked_at",
         "due",
     )
 
     def __init__(self, server: Server) -> None:
         self._server = server
+        self._runtime = server.runtime
         self._transport: asyncio.Transport = None  # type: ignore[assignment]  # set by connection_made
         self._reader = Reader()
-        self._lacked = NOTHING  # of a request when it was looked at last
-        self._keep = True  # the connection after this request
-        self._ended = False  # the client sends nothing more
-        self._over = False  # the last reply of this connection is written
-        self._busy = False  # a command is with the store
-        self._paused = False  # reading
-        self._choked = False  # writing
-        self._next: tuple[Request, List] | None = None  # of a reply that goes on when the client has read
+        self._lacked = NOTHING  # the part of a request that was missing when it was last looked at
+        self._accepted: Mapping[str, str] | None = None  # header fields of the last request that passed the check of Host
+        self._keep = True  # keep the connection open after this request
+        self._ended = False  # the client has sent EOF
+        self._over = False  # the last response of this connection is written
+        self._busy = False  # a command is being executed
+        self._paused = False  # reading is paused
+        self._choked = False  # writing is paused, and the client has WRITE_S to read
+        self._next: tuple[Request, List] | None = None  # the next part of a long response, for when the client has read
         self._stream: Stream | None = None
-        self._wait: asyncio.Task[None] | None = None  # of a request that waits for something to answer with
+        self._wait: asyncio.Task[None] | None = None  # of a long poll
+        self.choked_at = 0.0  # when writing was paused; 0.0 if it is not
         self.due = server.loop.time() + HEAD_S
 
     # What asyncio calls
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]
-        self._server.connections.add(self)
+        server = self._server
+        server.connections.add(self)
+        if server.is_full:
+            if server.is_flooded:
+                self.cut()
+            else:
+                self._fail(unavailable("this server has as many connections as it allows; try again later"))
 
     def connection_lost(self, _: Exception | None) -> None:
         self._server.connections.discard(self)
@@ -139,17 +115,20 @@ class ClientConnection(asyncio.Protocol):
         self._advance()
 
     def eof_received(self) -> bool:
-        # Half-closed: what has come whole is answered, then the connection ends.
+        # Half-closed: complete requests still get their responses, then the connection ends.
         self._ended = True
         return (self._busy or self._choked) and self._stream is None and self._wait is None
 
     def pause_writing(self) -> None:
+        self.choked_at = self._server.loop.time()
+        self._server.choked(self)
         if self._stream and not self._stream.choke():
             return
         self._choked = True
-        self.due = self._server.loop.time() + WRITE_S
+        self.due = self.choked_at + WRITE_S
 
     def resume_writing(self) -> None:
+        self.choked_at = 0.0
         self._choked = False
         if self._stream:
             self.due = _NEVER
@@ -160,23 +139,35 @@ class ClientConnection(asyncio.Protocol):
         self.due = _NEVER if self._busy else self._server.loop.time() + IDLE_S
         if self._next:
             (request, more), self._next = self._next, None
-            self._server.store.submit(more, self._went_on, request)
+            self._runtime.store.submit(more, self._went_on, request)
         elif not self._busy:
             self._finish()
 
     # What the server calls
 
     def overdue(self) -> None:
-        """The client has taken too long with a head, a body, or with reading a reply."""
+        """A time limit is over: of a head, of a body, of reading a response, or of an idle connection."""
         if self._over or self._transport.get_write_buffer_size():
             self._transport.abort()
         elif self._reader.lacks is not NOTHING:
-            self._fail(RequestTimeout(f"a head has {HEAD_S:.0f} s to arrive and a body {BODY_S:.0f} s; nothing was changed"))
+            self._fail(
+                RequestTimeout(
+                    f"the head must arrive within {HEAD_S:.0f} s, the body within {BODY_S:.0f} s; nothing was changed"
+                )
+            )
         else:
             self._transport.close()
 
+    def unread(self) -> int:
+        """Bytes that were written and that the kernel has not taken."""
+        return self._transport.get_write_buffer_size()
+
+    def cut(self) -> None:
+        """Drop the connection at once, with whatever is still to be written."""
+        self._transport.abort()
+
     def stop(self) -> None:
-        """Close now if idle, after the reply if not."""
+        """Close now if idle, otherwise after the response."""
         self._keep = False
         if not self._busy and self._reader.lacks is NOTHING:
             self._transport.close()
@@ -184,7 +175,7 @@ class ClientConnection(asyncio.Protocol):
     # From bytes to a request
 
     def _advance(self) -> None:
-        """Answer the requests that are there whole, one after the other, until one is with the store."""
+        """Answer the complete requests, one after the other, until one of them has to wait for its outcome."""
         reader = self._reader
         try:
             while not (self._busy or self._over or self._choked):
@@ -200,8 +191,8 @@ class ClientConnection(asyncio.Protocol):
             self._fail(problem)
 
     def _await(self, lacked: str) -> None:
-        """A head, or a body, has begun: from now on the client has so long to send the rest."""
-        if lacked is NOTHING:  # an empty line, in pieces: the time for what follows goes on
+        """Start the time limit of a head or a body that has begun to arrive."""
+        if lacked is NOTHING:  # a part of an empty line: the limit that runs goes on
             return
         self._lacked = lacked
         if lacked is HEAD:
@@ -214,53 +205,40 @@ class ClientConnection(asyncio.Protocol):
     # From a request to bytes
 
     def _answer(self, request: Request) -> None:
-        server = self._server
-        try:
-            command = parse(request, server.settings)
-        except Exception as error:
-            self._send(request, refuse(problem_in(error)))
-            return
-        if isinstance(command, Response):
-            self._send(request, command)
-            return
-        if isinstance(command, Follow):
-            self._follow(request, command)
-            return
-        if isinstance(command, LongPoll):
+        runtime = self._runtime
+        # For an identical block of fields the reader returns the same object, whose Host has been checked.
+        deciding = decide if request.headers is self._accepted else self._server.decide
+        decision = deciding(request, runtime.settings)
+        if isinstance(decision, Response):
+            self._send(request, decision)
+        elif isinstance(decision, Follow):
+            self._follow(request, decision)
+        else:
+            self._accepted = request.headers
             self._busy = True
             self.due = _NEVER
-            self._wait = server.loop.create_task(self._answer_late(request, command))
-            return
-        self._busy = True
-        self.due = _NEVER
-        server.store.submit(command, self._answered, request)
+            self._wait = runtime.submit(decision, self._respond, request)
 
-    def _answered(self, request: Request, outcome: Outcome | Exception) -> None:
-        try:
-            if isinstance(outcome, Exception):
-                raise outcome
-            reply = render(request, outcome)
-        except Exception as error:
-            reply = refuse(problem_in(error))
-        self._send(request, reply)
-        if reply.more is None or request.method == "HEAD":
+    def _respond(self, request: Request, outcome: Outcome | Exception) -> None:
+        self._wait = None
+        response = respond(request, outcome, self._runtime.settings)
+        self._send(request, response)
+        if response.more is None or request.method == "HEAD":
             self._finish()
 
-    def _send(self, request: Request, reply: Response) -> None:
+    def _send(self, request: Request, response: Response) -> None:
         server, transport = self._server, self._transport
-        if transport.is_closing():  # the client has gone meanwhile
+        if transport.is_closing():  # the client has gone
             self._over = True
             return
-        status, headers, body, more = reply
-        if "origin" in request.headers:
-            headers += shown_to(request, server.settings)
+        status, headers, body, more = response
         parts = [_STATUS[status], server.date, _lines(headers)]
         if more is not None:
             if self._reader.is_1_1:
                 parts.append(b"\r\nTransfer-Encoding: chunked")
             else:
                 self._keep = False
-        elif status not in (204, 304):
+        elif status not in (204, 304) and (body or request.method != "HEAD"):
             parts.append(b"\r\nContent-Length: %d" % len(body))
         if not self._keep:
             parts.append(b"\r\nConnection: close")
@@ -271,7 +249,7 @@ class ClientConnection(asyncio.Protocol):
             more = None
         elif more is None:
             parts.append(body)
-        self.due = server.loop.time() + IDLE_S
+        self.due = server.now + IDLE_S
         transport.write(b"".join(parts))  # may call pause_writing
         if more is not None:
             self._send_part(request, body, more)
@@ -279,7 +257,7 @@ class ClientConnection(asyncio.Protocol):
             self._close()
 
     def _close(self) -> None:
-        """Close after what is written. Reading goes on for a while: what nobody reads would make TCP take the reply back."""
+        """Close when the response is sent. Keep reading for LINGER_S: unread input would make TCP reset the connection."""
         if self._over:
             return
         self._over = True
@@ -294,7 +272,7 @@ class ClientConnection(asyncio.Protocol):
             self._transport.resume_reading()
 
     def _send_part(self, request: Request, part: bytes, more: List | None) -> None:
-        """Send a part of a body, then what follows it, as fast as the client reads."""
+        """Send one part of a response body, then the next, as fast as the client reads."""
         self._busy = True
         if not self._choked:
             self.due = _NEVER
@@ -303,11 +281,13 @@ class ClientConnection(asyncio.Protocol):
         if more is None:
             if self._reader.is_1_1:
                 self._transport.write(b"0\r\n\r\n")
+            if not self._choked:
+                self.due = self._server.loop.time() + IDLE_S
             self._finish()
         elif self._choked:
             self._next = (request, more)
         else:
-            self._server.store.submit(more, self._went_on, request)
+            self._runtime.store.submit(more, self._went_on, request)
 
     def _went_on(self, request: Request, outcome: Outcome | Exception) -> None:
         if self._transport.is_closing():
@@ -315,15 +295,15 @@ class ClientConnection(asyncio.Protocol):
         try:
             if isinstance(outcome, Exception):
                 raise outcome
-            reply = render(request, outcome)
+            response = render(request, outcome)
         except Exception as error:
-            log.error("a reply was cut off: %s", type(error).__name__)
-            self._transport.abort()  # so that the client does not take half of it for the whole
+            log.error("a response was cut off: %s", type(error).__name__)
+            self._transport.abort()  # so that the client does not take a part for the whole
             return
-        self._send_part(request, reply.body, reply.more)
+        self._send_part(request, response.body, response.more)
 
     def _finish(self) -> None:
-        """The reply is written: on with the next request, if the connection stays."""
+        """The response is written: go on with the next request, or close."""
         self._busy = False
         if self._over:
             return
@@ -332,7 +312,6 @@ class ClientConnection(asyncio.Protocol):
             return
         if self._choked:
             return
-        self.due = self._server.loop.time() + IDLE_S
         if self._paused:
             self._paused = False
             self._transport.resume_reading()
@@ -341,32 +320,23 @@ class ClientConnection(asyncio.Protocol):
         if self._ended and not (self._busy or self._choked):
             self._close()
 
-    async def _answer_late(self, request: Request, wait: LongPoll[Outcome]) -> None:
-        outcome: Outcome | Exception
-        try:
-            outcome = await self._server.long_polls.outcome(wait)
-        except Exception as error:
-            outcome = error
-        self._wait = None
-        self._answered(request, outcome)
-
     def _follow(self, request: Request, follow: Follow) -> None:
         server = self._server
         self._busy = True
         self.due = _NEVER
         is_1_1 = self._reader.is_1_1
         framing = b"\r\nTransfer-Encoding: chunked\r\n\r\n" if is_1_1 else b"\r\nConnection: close\r\n\r\n"
-        head = _STATUS[200] + server.date + _lines(STREAM + shown_to(request, server.settings)) + framing
+        head = _STATUS[200] + server.date + _lines(stream_fields(request, self._runtime.settings)) + framing
         self._stream = Stream(server.streams, self._transport, follow.path, head=head, is_chunked=is_1_1)
         self._stream.start(follow, lambda problem: self._refused(request, problem))
 
     def _refused(self, request: Request, problem: Problem) -> None:
-        """A stream has not begun."""
+        """Answer a stream that could not begin."""
         self._stream = None
-        self._send(request, refuse(problem))
-        self._finish()
+        self._respond(request, problem)
 
     def _fail(self, problem: Problem) -> None:
-        """Refuse what cannot be read any further, and close."""
+        """Refuse a request that cannot be parsed any further, and close."""
         self._keep = False
-        self._send(Request(*self._reader.asked), refuse(problem))
+        request = Request(*self._reader.asked)
+        self._send(request, respond(request, problem, self._runtime.settings))

@@ -1,7 +1,7 @@
-"""The stores for one event loop that go through redis-py: a cluster, a primary behind Sentinel, and fakeredis.
+"""The pooled store: for an event loop, a cluster, a primary behind Sentinels, or fakeredis, through redis-py.
 
-What one connection and one write a turn give, `pipelined.py`, is for a single Redis. Here a command takes a connection of its
-own for as long as it runs; the rules are the same: nothing is sent twice, and a client has its answer within 6 s.
+Each command takes a connection for as long as it runs; `pipelined.py`, for a single Redis, shares one. The rules are the same:
+nothing is sent twice, and a request ends within 6 s. Source: EVALSHA, EVAL.
 """
 
 import asyncio
@@ -9,28 +9,26 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import redis
-import redis.asyncio
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 
-from kvstore.commands.base import Again, Command, Outcome, RedisReply
-from kvstore.core.errors import UNKNOWN, unavailable
-from kvstore.core.redis_url import Address, parse_redis_url
-from kvstore.stores.blocking import ERRORS, client_options, problem_of, sentinel_options
+from kvstore.commands.base import Again, Command, Later, Outcome, RedisReply
+from kvstore.core.errors import Problem
+from kvstore.core.redis_url import parse_redis_url
+from kvstore.stores import redis_clients
+from kvstore.stores.execution import Execution, Words, eval_words, evalsha_words
 from kvstore.stores.pipelined import AsyncStore, PipelinedStore
+from kvstore.stores.redis_clients import MAX_POOLED_CONNECTIONS, close_pooled_client, pooled_client
 from kvstore.stores.redis_connection import Context, Done
-
-MAX_CONNECTIONS = 32  # to each node
-ANSWER_S = 5.0  # the turn of a command, waiting for a connection included
+from kvstore.stores.redis_errors import LOOP_ERRORS, all_busy, problem_of, too_many_waiting
 
 
 class PooledStore:
-    """A store on a client of redis.asyncio, which `connect` makes at the first command."""
+    """A store on a client of redis.asyncio. `connect` makes the client, when the first command comes."""
 
     def __init__(self, connect: Callable[[], Any]) -> None:
         self._connect = connect
         self._client: Any = None
-        self._turns = asyncio.Semaphore(MAX_CONNECTIONS)
+        self._turns = asyncio.Semaphore(MAX_POOLED_CONNECTIONS)
+        self._waiting = self._waiting_bytes = 0  # commands without a reply
         self._tasks: set[asyncio.Task[None]] = set()
 
     def submit(self, command: Command[Outcome], done: Done[Context, Outcome], context: Context) -> None:
@@ -48,81 +46,65 @@ class PooledStore:
         done(context, outcome)
 
     async def execute(self, command: Command[Outcome]) -> Outcome:
-        """The outcome of a command; raises Problem. Source: EVALSHA, EVAL."""
+        """Execute a command and those that follow it, and return the outcome; raises Problem."""
+        loop = asyncio.get_running_loop()
+        execution = Execution(command, loop.time(), loop.time() + redis_clients.POOLED.answer_s)
         while True:
-            outcome = command.outcome(await self._reply(command))
+            outcome = execution.settle(await self._reply(execution), loop.time())
+            while isinstance(outcome, Later):
+                await asyncio.sleep(0)
+                outcome = execution.resume(outcome, loop.time())
+            if isinstance(outcome, Problem):
+                raise outcome
             if not isinstance(outcome, Again):
                 return outcome
-            command = outcome.command
 
-    async def _reply(self, command: Command[object]) -> RedisReply:
-        keys, arguments = command.keys, command.arguments
+    async def _reply(self, execution: Execution[Any]) -> RedisReply | Problem:
+        """The reply to a command, or the Problem that came in its place."""
+        words = evalsha_words(execution.command)
+        size = sum(len(word) for word in words if not isinstance(word, int))
+        if self._waiting >= redis_clients.MAX_WAITING or self._waiting_bytes + size > redis_clients.MAX_WAITING_BYTES:
+            return too_many_waiting()
+        self._waiting += 1
+        self._waiting_bytes += size
         try:
-            async with asyncio.timeout(ANSWER_S), self._turns:
+            async with asyncio.timeout_at(min(execution.due, execution.began + redis_clients.POOLED.queue_s)):
+                await self._turns.acquire()
+        except TimeoutError:
+            return all_busy()
+        else:
+            return await self._answered(execution, words)
+        finally:
+            self._waiting -= 1
+            self._waiting_bytes -= size
+
+    async def _answered(self, execution: Execution[Any], words: Words) -> RedisReply | Problem:
+        """The same, with a turn that is taken."""
+        try:
+            async with asyncio.timeout_at(execution.due):
                 if self._client is None:
                     self._client = self._connect()
                 call: Callable[..., Awaitable[Any]] = self._client.execute_command
                 try:
-                    return await call("EVALSHA", command.script.sha, len(keys), *keys, *arguments)
+                    return await call(*words)
                 except redis.exceptions.NoScriptError:
-                    return await call("EVAL", command.script.text, len(keys), *keys, *arguments)
-        except TimeoutError:
-            raise unavailable(f"Redis did not answer in time; {UNKNOWN}") from None
-        except ERRORS as error:
-            raise problem_of(error) from error
-        except (RuntimeError, AttributeError) as error:  # uvloop's and asyncio's word for a connection that was reset before
-            raise problem_of(redis.ConnectionError()) from error
+                    return await call(*eval_words(execution.command))
+        except LOOP_ERRORS as error:
+            return problem_of(error)
+        finally:
+            self._turns.release()
 
     async def close(self) -> None:
         """Wait for what runs and close the connections."""
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._client is not None:
-            await self._client.aclose()
-            pool = getattr(self._client, "connection_pool", None)
-            if isinstance(pool, redis.asyncio.SentinelConnectionPool):
-                await close_sentinels(pool.sentinel_manager)
+            await close_pooled_client(self._client)
 
 
 def open_async_store(redis_url: str, *, verify_tls: bool = True) -> AsyncStore:
-    """A store on the Redis at `redis_url` (see redis_url.py), for the running event loop; nothing is connected yet."""
+    """Return a store for the running event loop on the Redis at `redis_url` (see redis_url.py); raises InvalidRedisURL.
+
+    Nothing is connected yet.
+    """
     address = parse_redis_url(redis_url, verify_tls=verify_tls)
-    if address.kind == "single":
-        return PipelinedStore(address)
-    if address.kind == "fake":
-        from fakeredis import FakeAsyncRedis, FakeServer
-
-        return PooledStore(lambda: FakeAsyncRedis(server=FakeServer()))
-    return PooledStore(lambda: _client(address))
-
-
-def sentinels(address: Address) -> Any:
-    """redis-py's client of the Sentinels at an address."""
-    return redis.asyncio.Sentinel(address.nodes, sentinel_kwargs=sentinel_options(address) | {"retry": Retry(NoBackoff(), 0)})
-
-
-async def close_sentinels(client: Any) -> None:
-    """Close the connections to the Sentinels, which redis-py leaves open."""
-    for sentinel in client.sentinels:
-        await sentinel.aclose()
-
-
-def _client(address: Address) -> Any:
-    options = client_options(address) | {"retry": Retry(NoBackoff(), 0), "max_connections": 2 * MAX_CONNECTIONS}
-    if address.kind == "cluster":
-        nodes = [redis.asyncio.cluster.ClusterNode(host, port) for host, port in address.nodes]
-        # Else every fifth MOVED would close all connections, with commands on them that others wait for.
-        return redis.asyncio.RedisCluster(startup_nodes=nodes, ssl=address.tls, reinitialize_steps=0, **options)
-    return sentinels(address).master_for(address.primary, ssl=address.tls, **options)
-
-
-async def primary_address(address: Address) -> Address:
-    """The address of the single Redis that commands go to; raises OSError."""
-    if address.kind != "sentinel":
-        return address
-    client = sentinels(address)
-    try:
-        return address._replace(kind="single", nodes=(await client.discover_master(address.primary),))
-    except redis.RedisError as error:
-        raise OSError(f"no Sentinel knows the primary: {error}") from error
-    finally:
-        await close_sentinels(client)
+    return PipelinedStore(address) if address.kind == "single" else PooledStore(lambda: pooled_client(address))

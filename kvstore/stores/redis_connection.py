@@ -1,70 +1,68 @@
-"""One connection to a Redis: packs what one turn of the event loop asks into one write, and matches the replies.
+"""One connection to a Redis: packs the commands of one turn of the event loop into one write, and matches the replies.
 
-Replies come in the order of the commands, so matching them is taking the oldest. Source:
+Replies come in the order of the commands, so each belongs to the oldest command without one. Source:
 https://redis.io/docs/latest/develop/reference/protocol-spec/, EVALSHA, EVAL, AUTH, SELECT, CLIENT TRACKING.
 """
 
 import asyncio
 import logging
-import ssl
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 import hiredis
 
-from kvstore.commands.base import Again, Command, Outcome
+from kvstore.commands.base import Again, Command, Later, Outcome
 from kvstore.commands.bulk import CoalescingKey, coalesce, slot_among
-from kvstore.core.errors import UNKNOWN, problem_of_reply, unavailable
+from kvstore.core.errors import UNKNOWN, Problem, unavailable
 from kvstore.core.redis_url import Address
+from kvstore.stores import redis_clients
+from kvstore.stores.execution import Execution, Words, eval_words, evalsha_words
+from kvstore.stores.redis_errors import no_answer, problem_of
 
 log = logging.getLogger("kvstore")
 
-ANSWER_S = 3.5  # from sending a command to its reply; with UNSENT_S under the 6 s in which a client is told
-MAX_COALESCED = 64  # commands sent as one: more of them would gain little, and hold Redis up for the other clients
-MAX_WAITING = 20_000  # commands without a reply
-MAX_WAITING_BYTES = 64 * 1024 * 1024  # of commands without a reply
+MAX_COALESCED = 64  # commands in one script: more gain little, and other clients of Redis wait for all of them
 
 Context = TypeVar("Context")
 
-Done: TypeAlias = Callable[[Context, Outcome | Exception], None]  # what a command is submitted with, to be told its outcome
+Done: TypeAlias = Callable[[Context, Outcome | Exception], None]  # called with the context and outcome of a command
 
 
-class PendingCommand:
-    """A command without a reply: what to call with its outcome, and when that is overdue."""
+class PendingCommand(Execution[Any]):
+    """A request without an outcome: `done(context, outcome)` is called with it, once."""
 
-    __slots__ = ("command", "context", "count", "done", "due", "packed", "size")
+    __slots__ = ("context", "count", "done", "packed", "size", "timer")
 
-    def __init__(self, command: Command[Any], done: Done[Any, Any], context: Any, due: float, count: int = 1) -> None:
+    def __init__(self, command: Command[Any], done: Done[Any, Any], context: Any, began: float, due: float) -> None:
         self.command = command
-        self.done = done
-        self.context = context
+        self.began = began
         self.due = due
-        self.count = count  # of the commands that it stands for
+        self.has_written = False
+        self.done: Done[Any, Any] | None = done  # None after the call
+        self.context = context
+        self.count = 1  # of the commands that it stands for
+        self.timer: asyncio.TimerHandle | None = None
 
     def tell(self, outcome: Any) -> None:
-        """Hand the outcome over. A bug in who gets it must not take the other requests along."""
+        """Hand the outcome over. A bug in `done` must not break the requests of others."""
+        done, self.done = self.done, None
+        if done is None:
+            return
         try:
-            self.done(self.context, outcome)
+            done(self.context, outcome)
         except Exception:
             log.exception("an outcome was lost by a bug of ours")
 
-    def pack(self) -> "PendingCommand":
-        """Put the command into Redis's protocol, by EVALSHA."""
-        return self.pack_as("EVALSHA", self.command.script.sha)
-
-    def pack_as(self, *script: str) -> "PendingCommand":
-        """The same, by EVALSHA or EVAL."""
-        command = self.command
-        keys = command.keys
-        words: tuple[Any, ...] = (*script, len(keys), *keys, *command.arguments)
-        self.packed = hiredis.pack_command(words)
+    def pack(self, words: Words | None = None) -> "PendingCommand":
+        """Put the command, or these words of it, into Redis's protocol."""
+        self.packed = hiredis.pack_command(words or evalsha_words(self.command))
         self.size = len(self.packed)
         return self
 
 
 class Owner(Protocol):
-    """Whoever opened a connection: is told when it is lost and, where it wants that, which keys have changed."""
+    """Whoever opened a connection: hears when it is lost and, with `on_invalidate`, which keys have changed."""
 
     on_invalidate: Callable[[bytes | None], None] | None
     is_tracking: bool
@@ -73,7 +71,7 @@ class Owner(Protocol):
 
 
 class RedisConnection(asyncio.Protocol):
-    """A connection to Redis whose handshake is being made, or is done."""
+    """A connection to Redis, during and after its handshake."""
 
     def __init__(self, owner: Owner, loop: asyncio.AbstractEventLoop) -> None:
         self.has_room = True
@@ -83,9 +81,7 @@ class RedisConnection(asyncio.Protocol):
         self._sent: deque[PendingCommand] = deque()
         self._bytes = self._count = 0  # of the commands in _sent
         self._buffer: list[bytes] = []
-        self._gathered: dict[
-            CoalescingKey, dict[str | int, PendingCommand]
-        ] = {}  # commands that are packed at the end of this turn
+        self._gathered: dict[CoalescingKey, dict[str | int, PendingCommand]] = {}  # packed at the end of this turn of the loop
         self._is_scheduled = False  # the end of this turn
         self._transport: asyncio.Transport = None  # type: ignore[assignment]  # set by connection_made
         self._greeting: asyncio.Future[Any] | None = None
@@ -104,25 +100,25 @@ class RedisConnection(asyncio.Protocol):
         if isinstance(reply, hiredis.ReplyError):
             raise reply
 
-    def send(self, waiting: PendingCommand) -> None:
+    def send(self, pending: PendingCommand) -> None:
         """Write a packed command with the others of this turn of the loop."""
-        packed, waiting.packed = waiting.packed, b""
-        self._bytes += waiting.size
-        self._count += waiting.count
-        self._sent.append(waiting)
-        if self._bytes > MAX_WAITING_BYTES or self._count >= MAX_WAITING:
+        packed, pending.packed = pending.packed, b""
+        self._bytes += pending.size
+        self._count += pending.count
+        self._sent.append(pending)
+        if self._bytes > redis_clients.MAX_WAITING_BYTES or self._count >= redis_clients.MAX_WAITING:
             self.has_room = False
         self._buffer.append(packed)
         self._schedule()
 
-    def gather(self, key: CoalescingKey, waiting: PendingCommand) -> None:
-        """Keep a command to the end of this turn of the loop, to send it with others of its kin as one (commands/bulk.py)."""
+    def gather(self, key: CoalescingKey, pending: PendingCommand) -> None:
+        """Keep a command until the end of this turn of the loop, and send those with the same key as one (commands/bulk.py)."""
         gathered = self._gathered.setdefault(key, {})
-        slot = slot_among(waiting.command, len(gathered))
+        slot = slot_among(pending.command, len(gathered))
         if slot in gathered:
-            self.send(waiting.pack())
+            self.send(pending.pack())
             return
-        gathered[slot] = waiting
+        gathered[slot] = pending
         if len(gathered) == MAX_COALESCED:
             self._send_coalesced(self._gathered.pop(key))
         else:
@@ -130,31 +126,34 @@ class RedisConnection(asyncio.Protocol):
 
     def _send_coalesced(self, gathered: dict[str | int, PendingCommand]) -> None:
         coalesced = list(gathered.values())
+        first = coalesced[0]
         if len(coalesced) == 1:
-            self.send(coalesced[0].pack())
+            self.send(first.pack())
             return
-        command = coalesce([waiting.command for waiting in coalesced])
-        self.send(PendingCommand(command, self._part, coalesced, coalesced[0].due, len(coalesced)).pack())
+        command = coalesce([pending.command for pending in coalesced])
+        pending = PendingCommand(command, self._distribute, coalesced, first.began, first.due)
+        pending.count = len(coalesced)
+        self.send(pending.pack())
+
+    def _distribute(self, coalesced: list[PendingCommand], outcomes: Any) -> None:
+        """Give each of the commands that were sent as one its outcome. One that has none, None, is sent by itself."""
+        if isinstance(outcomes, Exception):
+            outcomes = [outcomes] * len(coalesced)
+        for pending, outcome in zip(coalesced, outcomes, strict=True):
+            if outcome is None:
+                self._send_next(pending.pack())
+            else:
+                pending.tell(outcome)
 
     def _schedule(self) -> None:
         if not self._is_scheduled:
             self._is_scheduled = True
             self._loop.call_soon(self._flush)
 
-    def _part(self, coalesced: list[PendingCommand], outcomes: Any) -> None:
-        """Give each of the commands that were sent as one its outcome; one that has none is sent by itself."""
-        if isinstance(outcomes, Exception):
-            outcomes = [outcomes] * len(coalesced)
-        for waiting, outcome in zip(coalesced, outcomes, strict=True):
-            if outcome is None:
-                self.send(waiting.pack())
-            else:
-                waiting.tell(outcome)
-
     def _flush(self) -> None:
         gathered, self._gathered = self._gathered, {}
-        for key in gathered.values():
-            self._send_coalesced(key)
+        for alike in gathered.values():
+            self._send_coalesced(alike)
         self._is_scheduled = False
         buffer, self._buffer = self._buffer, []
         if buffer and not self._transport.is_closing():
@@ -171,26 +170,47 @@ class RedisConnection(asyncio.Protocol):
                 if not sent:
                     self._greeted(reply)
                     continue
-                waiting = sent.popleft()
-                self._bytes -= waiting.size
-                self._count -= waiting.count
+                pending = sent.popleft()
+                self._bytes -= pending.size
+                self._count -= pending.count
                 self.has_room = True
+                if pending.timer is not None:
+                    pending.timer.cancel()
+                    if pending.done is None:
+                        continue  # overdue, so that its outcome was told
                 if isinstance(reply, hiredis.ReplyError):
-                    self._refused(waiting, reply)
+                    self._refused(pending, reply)
                     continue
                 try:
-                    outcome = waiting.command.outcome(reply)
+                    outcome = pending.command.outcome(reply)
                 except Exception as error:  # a Problem, or a bug of ours
-                    outcome = error
+                    outcome = pending.failed(error) if isinstance(error, Problem) else error
                 if type(outcome) is Again:
-                    waiting.command = outcome.command
-                    waiting.due = self._loop.time() + ANSWER_S
-                    self.send(waiting.pack())
+                    pending.follow(outcome, self._loop.time())
+                    self._send_next(pending.pack())
                     continue
-                waiting.tell(outcome)
+                if type(outcome) is Later:
+                    self._loop.call_soon(self._resume, pending, outcome)
+                    continue
+                pending.tell(outcome)
         except hiredis.ProtocolError:
             log.warning("what Redis sent is not its protocol; closing the connection")
             self.abort()
+
+    def _resume(self, pending: PendingCommand, later: Later[Any]) -> None:
+        """Go on with the work on a reply."""
+        try:
+            outcome = pending.resume(later, self._loop.time())
+        except Exception as error:  # a bug of ours
+            outcome = error
+        if type(outcome) is Later:
+            self._loop.call_soon(self._resume, pending, outcome)
+        elif type(outcome) is not Again:
+            pending.tell(outcome)
+        elif self._transport.is_closing():
+            pending.tell(pending.ended(unavailable(f"Redis did not answer; {UNKNOWN}")))
+        else:
+            self._send_next(pending.pack())
 
     def _pushed(self, push: Any) -> None:
         """Keys have changed; None: all of them. Source: the invalidation messages of CLIENT TRACKING."""
@@ -201,18 +221,30 @@ class RedisConnection(asyncio.Protocol):
 
     def _greeted(self, reply: Any) -> None:
         if self._greeting is None or self._greeting.done():
-            self.abort()  # a reply that nobody asked for
+            self.abort()  # a reply that belongs to no command
         else:
             self._greeting.set_result(reply)
 
-    def _refused(self, waiting: PendingCommand, reply: Any) -> None:
-        text = str(reply)
-        if text.startswith("NOSCRIPT"):  # nothing was run, so this is not a second sending
-            self.send(waiting.pack_as("EVAL", waiting.command.script.text))
+    def _refused(self, pending: PendingCommand, error: Any) -> None:
+        """Redis has run nothing of the command."""
+        if str(error).startswith("NOSCRIPT"):  # so this is no second sending
+            self._send_next(pending.pack(eval_words(pending.command)))
+            return
+        if type(outcome := pending.settle(problem_of(error), self._loop.time())) is Again:
+            self._send_next(pending.pack())
         else:
-            waiting.tell(problem_of_reply(text))
+            pending.tell(outcome)
+
+    def _send_next(self, pending: PendingCommand) -> None:
+        """Send another command of a request. It may be due before those that were sent earlier, so it has its own timer."""
+        pending.timer = self._loop.call_at(pending.due, self._overdue, pending)
+        self.send(pending)
+
+    def _overdue(self, pending: PendingCommand) -> None:
+        pending.tell(pending.ended(no_answer()))
 
     def is_overdue(self, now: float) -> bool:
+        """Whether the oldest command is."""
         return bool(self._sent) and self._sent[0].due <= now
 
     def abort(self) -> None:
@@ -225,15 +257,17 @@ class RedisConnection(asyncio.Protocol):
         sent, self._sent = self._sent, deque()
         self._buffer, self._bytes, self._count = [], 0, 0
         gathered, self._gathered = self._gathered, {}
-        for waiting in (*sent, *(each for key in gathered.values() for each in key.values())):
-            waiting.tell(unavailable(f"Redis did not answer; {UNKNOWN}"))
+        for pending in (*sent, *(each for alike in gathered.values() for each in alike.values())):
+            if pending.timer is not None:
+                pending.timer.cancel()
+            pending.tell(pending.ended(unavailable(f"Redis did not answer; {UNKNOWN}")))
 
     def connection_lost(self, _: Exception | None) -> None:
         self.abort()
 
 
 async def open_connection(address: Address, owner: Owner) -> RedisConnection:
-    """A connection that is ready for commands; raises OSError or hiredis.ReplyError."""
+    """Open a connection that is ready for commands; raises OSError or hiredis.ReplyError."""
     loop = asyncio.get_running_loop()
 
     def make() -> RedisConnection:
@@ -242,8 +276,8 @@ async def open_connection(address: Address, owner: Owner) -> RedisConnection:
     if address.path:
         _, connection = await loop.create_unix_connection(make, address.path)
     else:
-        host, port = address.nodes[0]
-        _, connection = await loop.create_connection(make, host, port, ssl=_tls(address) if address.tls else None)
+        tls = redis_clients.tls_context(address) if address.tls else None
+        _, connection = await loop.create_connection(make, *address.nodes[0], ssl=tls)
     try:
         if address.password:
             await connection.greet(("AUTH", *filter(None, (address.user, address.password))))
@@ -259,19 +293,11 @@ async def open_connection(address: Address, owner: Owner) -> RedisConnection:
 
 
 async def _track(connection: RedisConnection) -> bool:
-    """Have Redis say which keys change that are read on this connection; False where it cannot, or may not."""
+    """Have Redis say which keys change that are read on this connection; returns False where it cannot, or may not."""
     try:
         await connection.greet(("HELLO", 3))
         await connection.greet(("CLIENT", "TRACKING", "ON"))
     except hiredis.ReplyError as error:
-        log.warning("Redis does not track keys for us, so changes are looked for all the time: %s", error)
+        log.warning("Redis does not track keys for us, so the change logs are polled: %s", error)
         return False
     return True
-
-
-def _tls(address: Address) -> ssl.SSLContext:
-    context = ssl.create_default_context(cafile=address.ca_file)
-    if not address.verify_tls:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context

@@ -90,7 +90,7 @@ def test_the_embedded_server_has_a_limit(directory: Any) -> None:
     try:
         embedded = connect(f"unix://{directory}/data/valkey.sock")
         assert embedded.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
-        assert int(embedded.config_get("maxmemory")["maxmemory"]) > 0
+        assert int(embedded.config_get("maxmemory")["maxmemory"] or 0) > 0
         embedded.close()
     finally:
         running.kill()
@@ -126,7 +126,6 @@ OWN_BYTES = 96 * MEBIBYTE  # that a worker may need to make them, one after the 
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="row 13")
 def test_unread_replies_have_a_limit_in_all(serving: Served) -> None:
     """Thirty clients ask for 14 MiB each, and read nothing: the worker does not hold all of it."""
     assert serving.request("PUT", "/ns/large", body=LARGE).status == 201
@@ -155,7 +154,6 @@ class Silent:
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="row 13")
 def test_the_clients_of_clusters_do_not_queue_without_limit() -> None:
     """As many commands as the pipeline holds wait for a cluster; the next is refused at once, and says so."""
     command, outcomes = Get(parse_path(b"/ns/a")), []

@@ -16,6 +16,7 @@ from kvstore.core.json_text import MAX_MEMBERS
 from kvstore.core.settings import read_settings
 from kvstore.http import protocol
 from kvstore.http.messages import Request
+from kvstore.serving.http1 import Reader
 from tests.support.asking import batch_body
 from tests.support.inprocess import InProcess
 from tests.support.measures import (
@@ -74,7 +75,7 @@ def with_header(name: str, value: str) -> Request:
     return Request("PUT", b"/a/b", {name: value}, b"1")
 
 
-# What a client can lengthen, a size that takes some ms, and what is wrong with it today.
+# What a client can lengthen, and a size that takes some ms.
 READ: dict[str, tuple[Make, int]] = {
     "batch, spaces after a path": (
         lambda n: batch_text('{"requests":[{"method":"GET","path":"/a/b"%s,"x":1}]}' % (" " * n)), 4000,
@@ -131,20 +132,14 @@ READ: dict[str, tuple[Make, int]] = {
         ), 50_000,
     ),
 }  # fmt: skip
-WRONG_TODAY = {
-    "batch, spaces after a path": "row 1",
-    "batch, spaces everywhere": "row 1",
-    "batch, spaces in a body": "row 12",
-}
 
 
-def rows(table: dict[str, Any], wrong: dict[str, str]) -> list[Any]:
-    """The rows of a table of cases; those that fail today are marked."""
-    marks = {name: (pytest.mark.xfail(strict=True, reason=reason),) for name, reason in wrong.items()}
-    return [pytest.param(*row, id=name, marks=marks.get(name, ())) for name, row in table.items()]
+def rows(table: dict[str, Any]) -> list[Any]:
+    """The rows of a table of cases, by name."""
+    return [pytest.param(*row, id=name) for name, row in table.items()]
 
 
-@pytest.mark.parametrize(("make", "size"), rows(READ, WRONG_TODAY))
+@pytest.mark.parametrize(("make", "size"), rows(READ))
 def test_reading_is_linear(make: Make, size: int) -> None:
     """Whatever a request is, to parse twice as much costs twice as much."""
     requests = {each: make(each) for each in (size, 2 * size)}
@@ -159,12 +154,51 @@ def test_reading_is_linear(make: Make, size: int) -> None:
     assert growth(cost, size) < TWICE_AND_A_BIT
 
 
-NEEDS_MEMORY_TODAY = {"batch, spaces in a body": "row 12"}
+# What a client can lengthen of a request before that is read: bytes as they come, and the piece in which they come.
+GET = b"GET /a/b HTTP/1.1\r\nHost: x\r\n"
+CHUNKED = b"PUT /a/b HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+SENT: dict[str, tuple[Callable[[int], bytes], int]] = {
+    "spaces before what is no value": (lambda n: GET + b"a:" + b" " * n + b"\0\r\n\r\n", 8000),
+    "spaces after a value": (lambda n: GET + b"a:b" + b" " * n + b"\0\r\n\r\n", 8000),
+    "a name": (lambda n: GET + b"a" * n + b" : b\r\n\r\n", 8000),
+    "fields": (lambda n: GET + b"a:\r\n" * n + b"\r\n", 3000),
+    "fields of many names": (lambda n: GET + b"".join(b"a%d:\r\n" % at for at in range(n)) + b"\r\n", 1500),
+    "a host": (lambda n: b"GET /a/b HTTP/1.1\r\nHost: " + b"a" * n + b"[\r\n\r\n", 8000),
+    "an address": (lambda n: b"GET /a/b HTTP/1.1\r\nHost: [" + b":" * n + b"\r\n\r\n", 8000),
+    "a Connection": (lambda n: GET + b"Connection: " + b"a," * n + b"\r\n\r\n", 8000),
+    "a request line": (lambda n: b"GET " + b"/a" * n + b" HTTP/1.1\r\nHost: x\r\n\r\n", 2000),
+    "what is no request line": (lambda n: b"GET" + b"x" * n + b"\r\n\r\n", 4000),
+    "empty lines": (lambda n: b"\r\n" * n + GET + b"\r\n", 100_000),
+    "chunks": (lambda n: CHUNKED + b"1\r\nx\r\n" * n + b"0\r\n\r\n", 20_000),
+    "a chunk's extension": (lambda n: CHUNKED + b"1" + b" " * n + b"x\r\nx\r\n0\r\n\r\n", 4000),
+    "trailers": (lambda n: CHUNKED + b"0\r\n" + b"a:\r\n" * n + b"\r\n", 3000),
+}
+
+
+@pytest.mark.parametrize("piece", [1460, 1_000_000])
+@pytest.mark.parametrize(("make", "size"), rows(SENT))
+def test_receiving_is_linear(make: Callable[[int], bytes], size: int, piece: int) -> None:
+    """However a request comes, to receive twice as much costs twice as much."""
+    sent = {each: make(each) for each in (size, 2 * size)}
+
+    def cost(each: int) -> float:
+        def receive() -> None:
+            reader = Reader()
+            with suppress(Problem):
+                for at in range(0, len(sent[each]), piece):
+                    reader.feed(sent[each][at : at + piece])
+                    reader.next()
+
+        return processor_s(receive)
+
+    assert growth(cost, size) < TWICE_AND_A_BIT
+
+
 STATE_FACTOR = 64  # of the bytes that are read: an object of Python is some 50 bytes, and a member may have two bytes
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("make", "size"), rows(READ, NEEDS_MEMORY_TODAY))
+@pytest.mark.parametrize(("make", "size"), rows(READ))
 def test_reading_takes_little_memory(make: Make, size: int) -> None:
     """At the worst moment too: no parser keeps state for each character."""
     request = make(2 * size)
@@ -178,7 +212,6 @@ def test_reading_takes_little_memory(make: Make, size: int) -> None:
     assert peak_bytes(parse) <= STATE_FACTOR * (sent + 1024)
 
 
-@pytest.mark.xfail(strict=True, reason="row 11")
 def test_a_path_in_a_batch_is_as_long_as_by_itself(serving: Served) -> None:
     """A request line has 8,190 bytes; so has what stands for one in a batch."""
     targets = ["/ns/a?" + "x&" * 5000, "/ns/?" + "x&" * 5000]
@@ -188,7 +221,6 @@ def test_a_path_in_a_batch_is_as_long_as_by_itself(serving: Served) -> None:
     assert [part["status"] for part in json.loads(answer.content)["responses"]] == alone
 
 
-@pytest.mark.xfail(strict=True, reason="row 11")
 def test_a_query_is_read_once() -> None:
     """A listing, which knows five parameters, reads a query in about the time of a DELETE, which knows one."""
     junk = b"x=1&" * 2000
@@ -207,7 +239,6 @@ def test_a_query_is_read_once() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="row 2")
 @pytest.mark.parametrize("atomic", [False, True])
 def test_a_batch_counts_work(serving: Served, backing: redis.Redis, *, atomic: bool) -> None:
     """Small patches of a large document: more of them make no script longer, but more scripts, or they are refused."""
@@ -215,18 +246,17 @@ def test_a_batch_counts_work(serving: Served, backing: redis.Redis, *, atomic: b
 
     def cost(patches: int) -> float:
         body = batch_body([("PATCH", "/ns/large", {"x": at}) for at in range(patches)], atomic=atomic)
-        return scripts(backing, lambda: serving.request("POST", "/_/batch", body=body)).longest_s
+        return scripts(backing, lambda: serving.request("POST", "/_/batch", body=body)).each_s
 
     assert growth(cost, 10, runs=3) < A_BIT
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="row 9")
 def test_a_take_passes_over_what_is_no_job(serving: Served, backing: redis.Redis) -> None:
     """However many containers lie below a queue, the longest script of a take is as long."""
 
     def cost(containers: int) -> float:
-        return scripts(backing, lambda: serving.request("POST", f"/queue{containers}/?lease=1s")).longest_s
+        return scripts(backing, lambda: serving.request("POST", f"/queue{containers}/?lease=1s")).each_s
 
     def fill(containers: int) -> None:
         for first in range(0, containers, 1000):
@@ -239,7 +269,6 @@ def test_a_take_passes_over_what_is_no_job(serving: Served, backing: redis.Redis
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="row 9")
 def test_a_listing_of_containers_is_linear(serving: Served, backing: redis.Redis) -> None:
     """A page of twice as many sub-containers costs Redis twice as much, not the square."""
     long_name = "x" * 500
@@ -247,19 +276,18 @@ def test_a_listing_of_containers_is_linear(serving: Served, backing: redis.Redis
     assert serving.request("POST", "/_/batch", body=batch_body(puts)).status == 200
 
     def cost(limit: int) -> float:
-        return scripts(backing, lambda: serving.request("GET", f"/ns/?limit={limit}")).longest_s
+        return scripts(backing, lambda: serving.request("GET", f"/ns/?limit={limit}")).each_s
 
     assert growth(cost, 400, runs=3) < TWICE_AND_A_BIT
 
 
-@pytest.mark.xfail(strict=True, reason="row 9")
 def test_a_listing_of_the_root_asks_little(serving: Served, backing: redis.Redis) -> None:
     """It does not run a script for each namespace."""
     puts = [("PUT", f"/ns{at:03}/x", 1) for at in range(100)]
     assert serving.request("POST", "/_/batch", body=batch_body(puts, atomic=False)).status == 200
 
     def count(limit: int) -> int:
-        return scripts(backing, lambda: serving.request("GET", f"/?list&limit={limit}")).count
+        return scripts(backing, lambda: serving.request("GET", f"/?list&limit={limit}")).number
 
     assert count(100) <= count(10) + 10
 
@@ -269,7 +297,6 @@ def test_a_listing_of_the_root_asks_little(serving: Served, backing: redis.Redis
 NESTED = "[" + ",".join(["[[[]]]"] * 100_000) + "]"
 
 
-@pytest.mark.xfail(strict=True, reason="row 5")
 def test_head_does_not_read_the_value(serving: Served, backing: redis.Redis) -> None:
     """HEAD, and a GET that is answered 304, ask Redis for what they say, not for the document."""
     put(serving, "/ns/large", NESTED)
@@ -282,7 +309,6 @@ def test_head_does_not_read_the_value(serving: Served, backing: redis.Redis) -> 
         assert sent < 16 * 1024, (method, headers)
 
 
-@pytest.mark.xfail(strict=True, reason="row 5")
 def test_what_we_wrote_is_not_checked_again(serving: Served) -> None:
     """To read a document of a million brackets costs about what a string of that length costs."""
     put(serving, "/ns/nested", NESTED)

@@ -230,10 +230,10 @@ class Machine(RuleBasedStateMachine):
             if there:
                 check_document(answer.json["current"], there)
         elif status < 300:
-            keeps = method == "PATCH" and there is not None and ttl_s is None
-            self.wrote(path, answer, value, there.ttl_s if keeps else ttl_s or YEAR_S)
-            if keeps:
-                self.stored[path].since = there.since
+            kept = there if method == "PATCH" and ttl_s is None else None
+            self.wrote(path, answer, value, kept.ttl_s if kept else ttl_s or YEAR_S)
+            if kept:
+                self.stored[path].since = kept.since
         if once:
             again = self.client.request(method, target, headers, body)
             assert (again.status, again.body, again.headers.get("ETag")) == (
@@ -247,7 +247,8 @@ class Machine(RuleBasedStateMachine):
     def put(self, *, path: str, document: Any, ttl_s: int | None, kind: str, once: bool, by: int | None) -> None:
         if by is not None and isinstance(document, dict):
             document = {**document, "n": {".sv": {"increment": by}}}
-        wanted = ("PUT", path + (f"?ttl={ttl_s}" if ttl_s else ""), [], dumped(document))
+        headers: list[tuple[str, str]] = []
+        wanted = ("PUT", path + (f"?ttl={ttl_s}" if ttl_s else ""), headers, dumped(document))
         self.write(path, wanted, kind, change=lambda there, _: counted(there, document), ttl_s=ttl_s, once=once)
 
     @rule(path=paths, merge_patch=documents, ttl_s=ttls, kind=preconditions, once=st.booleans(), by=increments | st.none())
@@ -393,8 +394,8 @@ class Machine(RuleBasedStateMachine):
     def batch_wrote(self, path: str, value: Any, response: Any) -> None:
         document, ttl_s = value
         there = self.stored.get(path)
-        self.noted(path, response["headers"]["ETag"], document, ttl_s or there.ttl_s)
-        if ttl_s is None:
+        self.noted(path, response["headers"]["ETag"], document, ttl_s or (there.ttl_s if there else 0))
+        if ttl_s is None and there:
             self.stored[path].since = there.since
         check_document(response["body"], self.stored[path])
 
@@ -434,9 +435,9 @@ class Machine(RuleBasedStateMachine):
         ordered = sorted(names, key=str.encode, reverse=descending)
         assert [item["name"] for item in items] == ordered
         for item in items:
-            path = names[item["name"]]
+            found = names[item["name"]]
             assert item["path"] == container + item["name"]
-            if path is None:
+            if found is None:
                 assert set(item) == {"name", "path"}
                 continue
             there = self.stored[path]
@@ -529,7 +530,7 @@ def test_as_a_dict(client: Checked, raw: redis.Redis) -> None:
     until = time.monotonic() + (SECONDS or SHORT_S)
     while time.monotonic() < until:
         run_state_machine_as_test(
-            machine,
+            machine,  # type: ignore[arg-type]  # what makes one does as well
             settings=settings(
                 max_examples=200 if SECONDS else 8,
                 derandomize=not SECONDS,  # or the same requests would come again and again

@@ -19,7 +19,7 @@ RACING = [lane for lane in LANES if lane[1] in SERVERS]
 pytestmark = pytest.mark.parametrize("lane", RACING, ids="-".join, indirect=True)
 
 
-def at_once(ask: Callable[[int], Answer]) -> list[Answer]:
+def at_once(ask: Callable[..., Answer]) -> list[Answer]:
     """The answers of as many threads as there are writers, let go together."""
     gate = threading.Barrier(WRITERS)
 

@@ -8,10 +8,12 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
 from kvstore.serving import connection as server
+from kvstore.serving import server as shared
 from tests.support.inprocess import InProcess
 from tests.support.serving import Served, start_kvstore
 from tests.support.serving import wire as request_bytes
@@ -148,8 +150,9 @@ def test_a_head_has_ten_seconds(serving: Served) -> None:
 @pytest.fixture
 def impatient(started: Callable[[str], Running], monkeypatch: pytest.MonkeyPatch) -> Iterator[InProcess]:
     """The production server with limits of half a second."""
-    for name, limit_s in (("HEAD_S", 0.5), ("BODY_S", 0.5), ("WRITE_S", 0.5), ("LINGER_S", 0.2), ("CHECK_S", 0.05)):
+    for name, limit_s in (("HEAD_S", 0.5), ("BODY_S", 0.5), ("WRITE_S", 0.5), ("LINGER_S", 0.2)):
         monkeypatch.setattr(server, name, limit_s)
+    monkeypatch.setattr(shared, "CHECK_S", 0.05)
     store = started("valkey")
     store.redis.flushall()
     running = InProcess(store.url)
@@ -176,7 +179,7 @@ BEGUN = [
 
 @pytest.mark.parametrize("trickles", [False, True], ids=["still", "trickling"])
 @pytest.mark.parametrize("begun", [row[1] for row in BEGUN], ids=[row[0] for row in BEGUN])
-def test_what_takes_too_long_is_closed(impatient: InProcess, started: Callable, begun: bytes, trickles: bool) -> None:
+def test_what_takes_too_long_is_closed(impatient: InProcess, started: Callable[..., Any], begun: bytes, trickles: bool) -> None:
     """The time counts from the first byte, however steadily the others trickle; 408, and nothing is stored."""
     wire = impatient.connect()
     wire.send(begun)
@@ -254,7 +257,9 @@ def test_a_client_that_reads_slowly_is_served(impatient: InProcess) -> None:
 
 
 @pytest.mark.parametrize("fields", [[], [("Connection", "close")]], ids=["kept", "closed"])
-def test_a_long_listing_is_read_to_its_end(impatient: InProcess, monkeypatch: pytest.MonkeyPatch, fields: list) -> None:
+def test_a_long_listing_is_read_to_its_end(
+    impatient: InProcess, monkeypatch: pytest.MonkeyPatch, fields: list[tuple[str, str]]
+) -> None:
     """A client that takes a second over a reply gets all of it, also where the connection ends with it."""
     monkeypatch.setattr(server, "WRITE_S", 5)
     wire = impatient.connect()

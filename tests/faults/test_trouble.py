@@ -18,13 +18,15 @@ from kvstore.commands.base import Missing
 from kvstore.commands.documents import Get
 from kvstore.core.errors import Problem, StoreUnavailable, problem_of_reply
 from kvstore.core.paths import parse_path
-from kvstore.stores.blocking import MAX_CONNECTIONS, BlockingStore, _Turns, problem_of
+from kvstore.stores.blocking import BlockingStore, _Turns
 from kvstore.stores.pooled import open_async_store
+from kvstore.stores.redis_clients import MAX_BLOCKING_CONNECTIONS
+from kvstore.stores.redis_errors import problem_of
 from tests.support.clients import ADAPTERS, Answer, Checked, FlaskClient
 from tests.support.lanes import LANES
 from tests.support.loops import LOOPS, Loop
 from tests.support.serving import start_kvstore, wire
-from tests.support.stores import SERVERS, START_S, Running, contents, start_valkey, wait_until
+from tests.support.stores import SERVERS, START_S, Fake, Running, contents, start_valkey, wait_until
 from tests.support.wires import Wire
 
 ANSWER_S = 6.0  # the contract's limit for a 503
@@ -59,7 +61,7 @@ def valkey(directory: Path) -> Iterator[Running]:
     running.stop()
 
 
-def timed(ask: Callable[[], Any]) -> Any:
+def timed(ask: Callable[..., Any]) -> Any:
     """An answer that must come within the limit."""
     begun = time.monotonic()
     answer = ask()
@@ -191,7 +193,7 @@ def test_more_threads_than_connections(started: Callable[[str], Running], name: 
     """They take turns, wherever Redis is."""
     store = started(name).open()
     get = Get(parse_path(b"/nobody/there"))
-    with ThreadPoolExecutor(4 * MAX_CONNECTIONS) as pool:
+    with ThreadPoolExecutor(4 * MAX_BLOCKING_CONNECTIONS) as pool:
         assert set(pool.map(lambda _: store.execute(get), range(500))) == {Missing()}
     store.close()
 
@@ -343,7 +345,7 @@ def test_every_exception_over_http(kind: type[Exception]) -> None:
         def execute_command(self, *_: object, **__: object) -> None:
             raise make(kind)
 
-    class There:
+    class There(Fake):
         def open(self) -> BlockingStore:
             return BlockingStore(Raising)
 
@@ -564,7 +566,7 @@ def test_half_a_chunked_body(client: Checked, how: str, sent: bytes) -> None:
 
 def leave(client: Checked, data: bytes, how: str) -> None:
     """Send this and leave; the answer, if there is one, refuses it."""
-    with client.adapter.served.connect() as connection:
+    with client.served.connect() as connection:
         connection.sendall(data)
         if how == "close":
             return
@@ -586,7 +588,7 @@ def test_half_a_body_under_wsgi(client: Checked, headers: list[tuple[str, str]],
 def test_a_client_that_does_not_wait(client: Checked) -> None:
     """A client that has gone before its answer: the write was applied, or not, and the server serves on."""
     for _ in range(50):
-        with client.adapter.served.connect() as connection:
+        with client.served.connect() as connection:
             connection.sendall(wire("PUT", "/ns/a", body=b"1"))
     assert client.put("/ns/b", "2").status == 201
 

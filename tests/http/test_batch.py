@@ -17,6 +17,7 @@ from tests.support.asking import (
     as_body,
     at_once,
     batch,
+    batch_body,
     documents_and_indexes,
     entries,
     expire,
@@ -40,7 +41,8 @@ def responses(answer: Answer) -> list[Any]:
     """The responses of a batch that was carried out."""
     assert (answer.status, list(answer.json)) == (200, ["responses"]), answer.body[:500]
     assert all(list(response) == ["status", "headers", "body"] for response in answer.json["responses"])
-    return answer.json["responses"]
+    found: list[Any] = answer.json["responses"]
+    return found
 
 
 def statuses(answer: Answer) -> list[int]:
@@ -87,7 +89,7 @@ def test_every_request(client: Checked, raw: redis.Redis, atomic: bool | None) -
         sent = b"" if len(request) < 3 else as_body(json.dumps(body))
         alone = client.request(method, target.encode(), list((headers or {}).items()), sent)
         assert alone.status == response["status"], request
-        shown = alone.json if alone.body else None
+        shown: Any = alone.json if alone.body else None
         if method == "POST":
             assert list(shown) == list(response["body"])
         else:
@@ -509,10 +511,10 @@ def test_a_thousand_undone(client: Checked, raw: redis.Redis) -> None:
 @on_servers
 def test_large_documents(client: Checked, raw: redis.Redis) -> None:
     """As much as fits a body; documents with thousands of members among them."""
-    members = {f"m{n}": n for n in range(9000)}
+    members = {f"m{n}": n for n in range(2000)}
     requests = [("PUT", f"/ns/{n}", members) for n in range(5)] + [("PATCH", "/ns/0", {"m1": None, "x": "y" * 100_000})]
     assert statuses(batch(client, requests)) == [201] * 5 + [200]
-    assert len(client.get("/ns/0").json) == 9001
+    assert len(client.get("/ns/0").json) == 2001
     before = documents_and_indexes(raw)
     assert batch(client, [*requests, ("GET", "/ns/none")]).status == 409
     assert documents_and_indexes(raw) == before
@@ -737,6 +739,34 @@ def test_large_answers_of_many_documents(client: Checked) -> None:
     told = responses(batch(client, [("GET", f"/ns/{number}") for number in range(20)], atomic=False))
     assert [response["status"] == 413 for response in told] == [number >= ANSWERED for number in range(20)]
     assert list(client.get("/ns/0").json) == ["x", "ttl"]
+
+
+@pytest.mark.parametrize("method", ["PATCH", "PUT", "GET", "DELETE"])
+def test_an_atomic_batch_that_is_too_much_work(client: Checked, raw: redis.Redis, method: str) -> None:
+    """Redis would be held up by it: 413, and nothing is changed."""
+    members = {f"m{n}": n for n in range(9000)}
+    for number in range(9):
+        client.put(f"/ns/{number}", as_body(members))
+    bodies: dict[str, list[Any]] = {"PATCH": [{"x": 1}] * 9, "PUT": [members] * 6, "GET": [None] * 9, "DELETE": [None] * 9}
+    requests = [("PUT", "/ns/small", 1), *((method, f"/ns/{number}", body) for number, body in enumerate(bodies[method]))]
+    before = documents_and_indexes(raw)
+    refused = batch(client, requests)
+    assert (refused.status, refused.json["type"]) == (413, "urn:kvstore:content-too-large")
+    assert "Nothing was changed" in refused.json["detail"]
+    assert '"atomic":false' in refused.json["detail"]
+    assert documents_and_indexes(raw) == before
+    replayed = [client.request("POST", "/_/batch", [("Idempotency-Key", "one")], batch_body(requests)) for _ in range(2)]
+    assert [(answer.status, answer.body) for answer in replayed] == [(413, refused.body)] * 2
+
+
+def test_a_batch_that_is_too_much_work_at_once(client: Checked) -> None:
+    """Not an atomic one: Redis does something else in between, and every request is carried out once, in order."""
+    client.put("/ns/large", as_body({f"m{n}": n for n in range(9000)}))
+    increment = {"count": {".sv": {"increment": 1}}}
+    requests = [("PATCH", "/ns/large", increment), ("POST", "/ns/log/", 1), ("GET", "/other/a")] * 6
+    told = responses(batch(client, requests, atomic=False))
+    assert [response["status"] for response in told] == [200, 201, 404] * 6
+    assert [response["body"]["count"] for response in told[::3]] == [1, 2, 3, 4, 5, 6]
 
 
 # --- At once ------------------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvstore.commands import bulk, scripts
+from kvstore.commands.base import Idempotent
 from kvstore.commands.batch import Batch
 from kvstore.commands.bulk import GetMany, PutMany
 from kvstore.core import codec, json_text
@@ -26,10 +27,10 @@ from kvstore.core.redis_url import parse_redis_url
 from kvstore.core.settings import read_settings
 from kvstore.http import protocol
 from kvstore.http.messages import Request, Response, refuse
-from kvstore.stores import redis_connection
+from kvstore.stores import redis_clients, redis_connection
 from kvstore.stores.blocking import BlockingStore
 from kvstore.stores.pipelined import PipelinedStore
-from tests.support.asking import documents_and_indexes, expire, scripts_run
+from tests.support.asking import command_of, documents_and_indexes, expire, scripts_run
 from tests.support.lanes import on_few, on_one, on_two
 from tests.support.stores import Running
 
@@ -60,7 +61,7 @@ def prepare(running: Running, store: BlockingStore) -> None:
     """A namespace with documents of all kinds, and what other clients put there."""
     running.redis.flushall()
     for target, body in PREPARED:
-        store.execute(protocol.parse(Request("PUT", f"/ns/{target}".encode(), {}, body.encode()), SETTINGS))
+        store.execute(command_of(Request("PUT", f"/ns/{target}".encode(), {}, body.encode()), SETTINGS))
     running.redis.hset("kv:{ns}/other", mapping={"x": "02139", "ttl": "1", "y": "1"})
     running.redis.hset("kv:{ns}/immortal", mapping={b"\xff": "x"})
     time.sleep(0.002)  # so that the tags of the batch come after all of these, in whatever namespace
@@ -109,7 +110,7 @@ def without_times(told: str) -> tuple[str, list[float]]:
 
 def all_told(running: Running, reply: Response) -> str:
     """A reply and all that is in Redis then, in an order that does not hang on the time."""
-    held = []
+    held: list[tuple[Any, ...]] = []
     for key, value in sorted(documents_and_indexes(running.redis).items()):
         if key.endswith(b"!expiry") and not isinstance(value, bytes):
             held.append((key, sorted(value)))
@@ -214,7 +215,7 @@ def test_more_than_is_read_at_once(store: Running, monkeypatch: pytest.MonkeyPat
     assert texts == [outcome.text for outcome in one_by_one(store, requests)]
 
 
-TWO = [("PUT", "/ns/a:1@b,(c)", "1"), ("PUT", "/ns/b/c", '{"x":[{"y":[]}]}')]
+TWO: list[tuple[str, str, str | None]] = [("PUT", "/ns/a:1@b,(c)", "1"), ("PUT", "/ns/b/c", '{"x":[{"y":[]}]}')]
 
 
 @pytest.mark.parametrize(
@@ -232,13 +233,13 @@ TWO = [("PUT", "/ns/a:1@b,(c)", "1"), ("PUT", "/ns/b/c", '{"x":[{"y":[]}]}')]
         (envelope([*TWO, ("PUT", "/ns/x", OTHER[1])]), Batch),
         (envelope([*TWO, ("PUT", "/ns/" + "x/" * 31 + "y", "1")], atomic='"atomic":false,'), Batch),
         (envelope([*TWO, ("PUT", "/ns/" + "x" * 1021, "1")], atomic='"atomic":false,'), Batch),
-        (envelope([*TWO, ("PUT", "/ns/x", "1")])._replace(headers={"idempotency-key": "k"}), protocol.Idempotent),
+        (envelope([*TWO, ("PUT", "/ns/x", "1")])._replace(headers={"idempotency-key": "k"}), Idempotent),
     ],
     ids=lambda case: case.__name__ if isinstance(case, type) else None,
 )
 def test_which_way(request_: Request, way: type) -> None:
     """Most batches go the straight way; what is special about a request takes the other."""
-    assert type(protocol.parse(request_, SETTINGS)) is way
+    assert type(command_of(request_, SETTINGS)) is way
 
 
 LONG = 200_000
@@ -259,7 +260,7 @@ LONG = 200_000
 def test_no_text_takes_long(text: str) -> None:
     """A text that is never what is looked for is refused at once: with quadratic time these would take minutes."""
     with pytest.raises(Problem):
-        protocol.parse(Request("POST", b"/_/batch", {}, text.encode()), SETTINGS)
+        command_of(Request("POST", b"/_/batch", {}, text.encode()), SETTINGS)
 
 
 plain = st.dictionaries(st.sampled_from(["a", "b", "$kv", "%b", "ttl", ".sv", "é", ""]), st.sampled_from(["1", '"x"', "1.50"]))
@@ -288,12 +289,12 @@ def in_one_turn(
 
     async def ask() -> list[Any]:
         asked_of = PipelinedStore(parse_redis_url(running.url))
-        await asked_of.execute(protocol.parse(Request("GET", b"/x/y", {}), SETTINGS))
+        await asked_of.execute(command_of(Request("GET", b"/x/y", {}), SETTINGS))
         running.redis.config_resetstat()
-        asked = [asyncio.create_task(asked_of.execute(protocol.parse(request, SETTINGS))) for request in requests]
+        asked = [asyncio.create_task(asked_of.execute(command_of(request, SETTINGS))) for request in requests]
         await asyncio.sleep(0)
         act(asked_of)
-        outcomes = await asyncio.gather(*asked, return_exceptions=True)
+        outcomes: list[Any] = await asyncio.gather(*asked, return_exceptions=True)
         await asked_of.close()
         return outcomes
 
@@ -302,10 +303,11 @@ def in_one_turn(
 
 def one_by_one(running: Running, requests: list[Request]) -> list[Any]:
     """What they come to one after the other."""
-    store, outcomes = running.open(), []
+    store = running.open()
+    outcomes: list[Any] = []
     for request in requests:
         try:
-            outcomes.append(store.execute(protocol.parse(request, SETTINGS)))
+            outcomes.append(store.execute(command_of(request, SETTINGS)))
         except Problem as problem:
             outcomes.append(problem)
     store.close()
@@ -422,9 +424,11 @@ def test_a_connection_that_is_lost(store: Running) -> None:
     requests = [single("PUT", f"/ns/{n}", "1") for n in range(10)]
 
     def lose(lost: PipelinedStore) -> None:
+        assert lost._connection
         lost._connection.abort()
 
     def send_and_lose(lost: PipelinedStore) -> None:
+        assert lost._connection
         lost._connection._flush()
         lost._connection.abort()
 
@@ -436,17 +440,17 @@ def test_a_connection_that_is_lost(store: Running) -> None:
 @on_two
 def test_the_bound_on_what_waits(store: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each of the commands that were sent as one counts; the next is refused at once, and what waits is answered."""
-    monkeypatch.setattr(redis_connection, "MAX_WAITING", 50)
+    monkeypatch.setattr(redis_clients, "MAX_WAITING", 50)
 
     async def ask() -> tuple[list[Any], Any]:
         asked_of = PipelinedStore(parse_redis_url(store.url))
-        await asked_of.execute(protocol.parse(single("GET", "/x/y"), SETTINGS))
+        await asked_of.execute(command_of(single("GET", "/x/y"), SETTINGS))
         store.signal(signal.SIGSTOP)
         try:
-            puts = [protocol.parse(single("PUT", f"/ns/{n}", "1"), SETTINGS) for n in range(50)]
+            puts = [command_of(single("PUT", f"/ns/{n}", "1"), SETTINGS) for n in range(50)]
             waiting = [asyncio.create_task(asked_of.execute(put)) for put in puts]
             await asyncio.sleep(0.01)
-            (refused,) = await asyncio.gather(asked_of.execute(puts[0]), return_exceptions=True)
+            refused = (await asyncio.gather(asked_of.execute(puts[0]), return_exceptions=True))[0]
         finally:
             store.signal(signal.SIGCONT)
         outcomes = await asyncio.gather(*waiting, return_exceptions=True)

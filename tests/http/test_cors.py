@@ -1,19 +1,26 @@
 """Web pages: which of them may read what is answered, and which may change something."""
 
+import contextlib
+import http.client
+import http.server
 import json
 import re
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import redis
 
 from kvstore.core.errors import OriginNotAllowed
 from kvstore.core.settings import InvalidSetting, Settings, read_settings
-from kvstore.http.cors import check_origin, shown_to
+from kvstore.http.cors import check_hold_origin, check_origin, shown_to
 from kvstore.http.messages import Request
 from tests.support.clients import Answer, Checked, Headers
 from tests.support.lanes import on_few, on_two
-from tests.support.stores import Running, contents
+from tests.support.serving import start_kvstore
+from tests.support.stores import Running, contents, wait_until
 from tests.support.streams import FOLLOWED, ask, following
 
 LOCAL, FOREIGN = "http://localhost:5173", "https://elsewhere.example"
@@ -36,6 +43,15 @@ PAGES: list[tuple[str, dict[str, str], bool, bool]] = [
     ("behind a proxy", {"origin": "https://x.example", "host": "10.0.0.1", "x-forwarded-host": "x.example"}, True, False),
     ("a page of this origin, says the browser", {"origin": "https://x.example", "sec-fetch-site": "same-origin"}, True, False),
     ("without an Origin", {"sec-fetch-site": "same-origin"}, True, False),
+    *(
+        (
+            "this host by another scheme",
+            {"origin": "http://x.example", "host": "x.example", "sec-fetch-site": site},
+            False,
+            False,
+        )
+        for site in ("cross-site", "same-site")
+    ),
     ("the person at the browser", {"sec-fetch-site": "none"}, True, False),
     ("a name that only begins like ours", {"origin": "http://localhost.elsewhere.example"}, False, False),
     ("a name that only ends like ours", {"origin": "http://not-localhost"}, False, False),
@@ -58,6 +74,47 @@ def test_pages(*, headers: dict[str, str], may_write: bool, may_see: bool) -> No
             check_origin(headers, settings)
     fields = dict(shown_to(Request("GET", b"/a", headers), settings))
     assert fields.get("Access-Control-Allow-Origin") == (headers["origin"] if may_see else None)
+
+
+FIREFOX = "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0"
+LAN = "box.lan:8000"
+
+# The header fields of a GET with ?hold=, besides Host, and whether it may hold the document.
+HOLDERS: list[tuple[str, dict[str, str], bool]] = [
+    ("curl", {"user-agent": "curl/8.5.0"}, True),
+    ("a client that does not say what it is", {}, True),
+    ("a page of this origin", {"user-agent": FIREFOX, "referer": f"http://{LAN}/room.html"}, True),
+    (
+        "the same behind a proxy",
+        {"user-agent": FIREFOX, "referer": "https://x.example/", "x-forwarded-host": "x.example"},
+        True,
+    ),
+    ("a page of this machine", {"user-agent": FIREFOX, "referer": LOCAL + "/"}, True),
+    ("a page that an https service can trust", {"user-agent": FIREFOX, "sec-fetch-site": "same-origin"}, True),
+    ("an EventSource of an allowed origin", {"user-agent": FIREFOX, "origin": LOCAL}, True),
+    ("an EventSource of another origin", {"user-agent": FIREFOX, "origin": FOREIGN}, False),
+    ("an EventSource of another origin that is no browser's", {"origin": FOREIGN}, False),
+    ("an image of a foreign page", {"user-agent": FIREFOX, "referer": FOREIGN + "/"}, False),
+    ("an image of a foreign page that keeps silent", {"user-agent": FIREFOX}, False),
+    ("an empty Referer", {"user-agent": FIREFOX, "referer": ""}, False),
+    ("a Referer without a host", {"user-agent": FIREFOX, "referer": "about:blank"}, False),
+    ("a foreign page with our host in its path", {"user-agent": FIREFOX, "referer": f"{FOREIGN}/http://{LAN}/"}, False),
+    ("a foreign host that begins as ours", {"user-agent": FIREFOX, "referer": f"http://{LAN}.elsewhere.example/"}, False),
+    ("a foreign port", {"user-agent": FIREFOX, "referer": "http://box.lan:9000/"}, False),
+    ("a foreign page, with our Referer", {"referer": f"http://{LAN}/", "origin": FOREIGN}, False),
+    ("a site that a browser calls foreign", {"referer": f"http://{LAN}/", "sec-fetch-site": "cross-site"}, False),
+]
+
+
+@pytest.mark.parametrize(("headers", "may_hold"), [row[1:] for row in HOLDERS], ids=[row[0] for row in HOLDERS])
+def test_a_get_that_holds(*, headers: dict[str, str], may_hold: bool) -> None:
+    """A GET that writes: a browser sends one of any page without Origin, so a browser has to show whose page it is."""
+    asked = {"host": LAN} | headers
+    if may_hold:
+        check_hold_origin(asked, Settings())
+    else:
+        with pytest.raises(OriginNotAllowed):
+            check_hold_origin(asked, Settings())
 
 
 SETTINGS: list[tuple[str, list[str], list[str]]] = [
@@ -189,7 +246,7 @@ def test_a_stream(kind: str, started: Callable[[str], Running]) -> None:
             assert reader.headers["Access-Control-Allow-Origin"] == LOCAL
             reader.wait_for(1)
             assert ask(followed, "GET", "/people/ada") is None, "null"
-        for foreign in ({"Origin": FOREIGN}, {"Sec_Fetch_Site": "cross-site"}):
+        for foreign in ({"Origin": FOREIGN}, {"Sec_Fetch_Site": "cross-site"}, {"User_Agent": FIREFOX}):
             with following(followed, "/room/?hold=/people/bob", **foreign) as reader:
                 assert reader.status == 403
                 assert "access-control-allow-origin" not in reader.headers
@@ -204,3 +261,96 @@ def test_a_stream(kind: str, started: Callable[[str], Running]) -> None:
 def seen(answer: Answer) -> list[str]:
     """The header fields that speak of pages."""
     return [name for name in Headers(answer.headers.items()) if name.startswith("access-control-")]
+
+
+# --- A browser ----------------------------------------------------------------------------------------------------------
+
+# What a page does to hold documents by GETs: as an image, as a script, by fetch(), and by EventSource; then it says so.
+HOLDING = """<!doctype html><script type="module">
+const at = name => `http://box.test:SERVICE/room/?hold=/people/${name}-NAME`
+const tried = [
+  new Promise(done => { const image = new Image(); image.onerror = image.onload = done; image.src = at("image") }),
+  ...["no-referrer", "unsafe-url"].map(referrerPolicy =>
+    fetch(at(referrerPolicy), {mode: "no-cors", referrerPolicy, headers: {Accept: "text/event-stream"}}).catch(() => 0)),
+  fetch(at("cors"), {headers: {Accept: "text/event-stream"}}).catch(() => 0),
+  new Promise(done => {
+    const source = new EventSource(at("source"))
+    source.onerror = done
+    source.addEventListener("snapshot", done)
+  }),
+]
+await Promise.all(tried)
+await fetch("/done")
+</script>"""
+
+
+class Page(http.server.BaseHTTPRequestHandler):
+    """A page that tries to hold documents; what it asks of its own origin is passed on to the service."""
+
+    def do_GET(self) -> None:
+        if self.path.startswith("/room/"):
+            self.pass_on()
+            return
+        self.server.asked.append(self.path)  # type: ignore[attr-defined]
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html; charset=utf-8")
+        self.end_headers()
+        if self.path == "/":
+            self.wfile.write(self.server.page)  # type: ignore[attr-defined]
+
+    def pass_on(self) -> None:
+        connection = http.client.HTTPConnection(*self.server.service, timeout=10)  # type: ignore[attr-defined, misc]
+        connection.request("GET", self.path, headers=dict(self.headers.items()))
+        answer = connection.getresponse()
+        self.send_response(answer.status)
+        self.send_header("Content-Type", answer.getheader("Content-Type", ""))
+        self.end_headers()
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            while piece := answer.read1(65536):
+                self.wfile.write(piece)
+        connection.close()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def page_on(service: tuple[str, int], name: str, *, is_same_origin: bool) -> Iterator[http.server.ThreadingHTTPServer]:
+    """A server of the page; of its own origin is what it passes on."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Page)
+    port = server.server_port if is_same_origin else service[1]
+    server.service, server.asked = service, []  # type: ignore[attr-defined]
+    server.page = HOLDING.replace("SERVICE", str(port)).replace("NAME", name).encode()  # type: ignore[attr-defined]
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_pages_in_a_browser(directory: Path, started: Callable[[str], Running], browse: Callable[..., None]) -> None:
+    """Over HTTP, on a name of the local network, where a browser sends neither Sec-Fetch-Site nor, without CORS, Origin.
+
+    A foreign page holds nothing, however it tries. A page of the service's own origin does, by EventSource and fetch().
+    """
+    store = started("redis")
+    store.redis.flushall()
+    served = start_kvstore(directory, REDIS_URL=store.url, KVSTORE_HOSTS="box.test")
+    holders: set[str] = set()  # also those that have gone
+
+    def is_done(page: http.server.ThreadingHTTPServer) -> bool:
+        holders.update(name.decode() for name in store.redis.zrange("kv:{people}!names", 0, -1))
+        return "/done" in page.asked  # type: ignore[attr-defined]
+
+    try:
+        for name, is_same_origin in (("foreign", False), ("own", True)):
+            with page_on(served.at, name, is_same_origin=is_same_origin) as page:
+                host = "box.test" if is_same_origin else "foreign.test"
+                browse(f"http://{host}:{page.server_port}/", "--host-resolver-rules=MAP *.test 127.0.0.1")
+                wait_until(lambda page=page: is_done(page), 30)
+                time.sleep(0.5)
+                is_done(page)
+        assert holders == {"unsafe-url-own", "cors-own", "source-own"}
+    finally:
+        served.kill()

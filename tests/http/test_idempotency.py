@@ -11,7 +11,7 @@ import redis
 from kvstore.core.settings import read_settings
 from kvstore.http import protocol
 from kvstore.http.messages import Request
-from tests.support.asking import JSON, MERGE, as_body, at_once, batch, entries, listed, patch, post
+from tests.support.asking import JSON, MERGE, as_body, at_once, batch, command_of, entries, listed, patch, post, run_script
 from tests.support.clients import Answer, Checked
 from tests.support.lanes import on_few, on_served, on_servers, on_two
 from tests.support.stores import Running, contents, wait_until
@@ -335,11 +335,11 @@ def test_overtaken_by_the_same_request(client: Checked, store: Running, before: 
     asked = request_._replace(headers={**request_.headers, "idempotency-key": "one"})
     opened = store.open()
     client.put("/ns/a", before)
-    refused = protocol.parse(asked, SETTINGS)
-    conclude = refused.outcome(opened._reply(refused)).command
+    refused = command_of(asked)
+    conclude = run_script(store.redis, refused).command
     assert conclude.script.name == "record_reply idempotent"
     client.put("/ns/a", then)
-    first = protocol.render(asked, opened.execute(protocol.parse(asked, SETTINGS)))
+    first = protocol.render(asked, opened.execute(command_of(asked)))
     again = protocol.render(asked, opened.execute(conclude))
     opened.close()
     assert (first.status, again) == (200, first._replace(headers=(*first.headers, ("Idempotency-Replayed", "true"))))
@@ -364,8 +364,8 @@ def test_a_recursive_delete_that_was_cut_off(client: Checked, store: Running) ->
         for count in (1000, 500):
             batch(client, [("POST", f"/ns/{container}", n) for n in range(count)])
     opened = store.open()
-    begun = protocol.parse(Request("DELETE", b"/ns/x/?recursive", {"idempotency-key": "one"}), SETTINGS)
-    assert begun.outcome(opened._reply(begun)).command.script.name == "delete_recursive idempotent"  # and whoever asked it dies
+    begun = command_of(Request("DELETE", b"/ns/x/?recursive", {"idempotency-key": "one"}))
+    assert run_script(store.redis, begun).command.script.name == "delete_recursive idempotent"  # and whoever asked it dies
     opened.close()
     assert client.delete("/ns/y/?recursive", [key()]).status == 422
     assert client.put("/ns/a", "1", [key()]).status == 422

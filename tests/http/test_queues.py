@@ -13,18 +13,19 @@ import redis
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvstore.commands.jobs import Take
+from kvstore.commands.base import Again, Command
+from kvstore.commands.jobs import Take, Taken
 from kvstore.commands.scripts import TAKE
 from kvstore.core.paths import own_key, parse_path
-from kvstore.core.settings import Settings
 from kvstore.http.messages import Request
-from kvstore.http.protocol import parse, render
+from kvstore.http.protocol import render
 from tests.support.asking import (
     JSON,
     MERGE,
     as_body,
     at_once,
     batch,
+    command_of,
     documents_and_indexes,
     entries,
     expire,
@@ -32,6 +33,7 @@ from tests.support.asking import (
     listed,
     patch,
     post,
+    run_script,
     stream,
 )
 from tests.support.clients import Answer, Checked
@@ -69,7 +71,7 @@ def done(client: Checked, job: Any) -> int:
 def end_hold(raw: redis.Redis, path: str) -> None:
     """Let the time be over until which a job cannot be taken."""
     at = parse_path(path.encode())
-    mark = raw.hget(at.keys.document, "$kv")
+    mark: Any = raw.hget(at.keys.document, "$kv")
     assert re.match(rb"job \d+ \d+ \S+ \S+\n", mark), mark
     raw.hset(at.keys.document, "$kv", re.sub(rb"^(job \d+) \d+", rb"\1 1", mark))
     raw.zadd(own_key(at, "ready_at"), {at.name: 1})
@@ -334,7 +336,7 @@ def test_many_delayed_before_one(client: Checked, raw: redis.Redis) -> None:
         client.put("/ns/q/ready", "1")
         raw.config_resetstat()
         [job] = taken(client)
-        ran = sum(stat["calls"] for stat in raw.info("commandstats").values())
+        ran = sum(int(stat["calls"]) for stat in raw.info("commandstats").values())
         assert job["path"] == "/ns/q/ready"
         assert done(client, job) == 204
         return ran
@@ -352,7 +354,8 @@ def test_many_whose_time_is_over(client: Checked, raw: redis.Redis) -> None:
         batch(client, [("POST", "/ns/other/?delay=1h", n) for n in range(1000)])
     path = post(client, "/ns/q/?delay=1h", "1").json["path"]
     until = keys_of("ns").ready_at
-    raw.zadd(until, dict.fromkeys(raw.zrange(until, 0, -2), 1))
+    names: Any = raw.zrange(until, 0, -2)
+    raw.zadd(until, dict.fromkeys(names, 1))
     raw.zadd(until, {parse_path(path.encode()).name: 2})
     end_hold(raw, path)
     raw.zadd(until, {parse_path(path.encode()).name: 2})
@@ -364,9 +367,13 @@ def test_many_that_have_expired(client: Checked, raw: redis.Redis) -> None:
     """A take, or a listing, passes over any number of them, a thousand in a script, so that Redis is not held up for long."""
 
     def scripts() -> int:
-        return raw.info("commandstats")["cmdstat_evalsha"]["calls"]
+        return int(raw.info("commandstats")["cmdstat_evalsha"]["calls"])
 
-    for ask in (lambda: [job["path"] for job in taken(client)], lambda: [item["path"] for item in listed(client, "/ns/q/")]):
+    asked: list[Callable[[], list[str]]] = [
+        lambda: [job["path"] for job in taken(client)],
+        lambda: [item["path"] for item in listed(client, "/ns/q/")],
+    ]
+    for ask in asked:
         client.delete("/ns/?recursive")
         for first in range(0, 3000, 1000):
             batch(client, [("PUT", f"/ns/q/{number:04}", number) for number in range(first, first + 1000)])
@@ -476,7 +483,7 @@ def test_extending(client: Checked, raw: redis.Redis) -> None:
         assert answer.status == 200
         assert list(answer.json) == ["path", "lease", "ttl"]
         assert answer.json == {"path": job["path"], "lease": job["lease"], "ttl": 7200}
-        left_ms = raw.zscore(keys_of("ns").ready_at, "q/a") - time.time() * 1000
+        left_ms = (raw.zscore(keys_of("ns").ready_at, "q/a") or 0) - time.time() * 1000
         assert (lease_s - 30) * 1000 < left_ms <= (lease_s + 1) * 1000
     assert taken(client) == []
     assert done(client, job) == 204
@@ -1178,14 +1185,10 @@ def test_a_take_that_buries_overtaken_by_its_retry(client: Checked, raw: redis.R
     lease_for(client, job, "0")
     request = Request("POST", b"/ns/q/?lease=60s&limit=9&max_attempts=1", {KEY[0].lower(): KEY[1]})
 
-    def execute(command: Any) -> Any:
-        """One script of a command."""
-        return command.outcome(raw.eval(command.script.text, len(command.keys), *command.keys, *command.arguments))
-
-    moving = execute(parse(request, Settings())).command
+    moving = run_script(raw, command_of(request)).command
     retried = take(client, request.target.decode(), [KEY])
     assert [job["path"] for job in retried.json["items"]] == ["/ns/q/b"]
-    answer = render(request, execute(moving))
+    answer = render(request, run_script(raw, moving))
     assert (answer.status, answer.body) == (200, retried.body)
     assert ("Idempotency-Replayed", "true") in answer.headers
 
@@ -1288,7 +1291,8 @@ def test_the_first_that_is_free(client: Checked, raw: redis.Redis, names: list[s
         client.put(f"/ns/{name}", "1")
         if is_held.random() < share:
             held.add(name)
-            raw.hset(f"kv:{{ns}}/{name}", "$kv", b"job 1 9999999999999 - -\n" + raw.hget(f"kv:{{ns}}/{name}", "$kv"))
+            meta: Any = raw.hget(f"kv:{{ns}}/{name}", "$kv")
+            raw.hset(f"kv:{{ns}}/{name}", "$kv", b"job 1 9999999999999 - -\n" + meta)
             raw.zadd(keys_of("ns").blocked, {name: 0})
             raw.zadd(keys_of("ns").ready_at, {name: 9_999_999_999_999})
     free = sorted(
@@ -1300,3 +1304,48 @@ def test_the_first_that_is_free(client: Checked, raw: redis.Redis, names: list[s
         got += [job["path"].removeprefix("/ns/") for job in jobs]
         assert len(jobs) == min(limit, len(free) - len(got) + len(jobs))
     assert got == free
+
+
+# --- In several steps ---------------------------------------------------------------------------------------------------
+
+
+def fill_with_containers(client: Checked, count: int) -> None:
+    """Store documents below so many containers below /ns/q/, which are named by numbers."""
+    for first in range(0, count, 1000):
+        batch(client, [("PUT", f"/ns/q/{number:05}/x", 1) for number in range(first, min(count, first + 1000))])
+
+
+@on_one
+def test_containers_below_a_queue(client: Checked) -> None:
+    """However many there are, a take finds the jobs between them."""
+    fill_with_containers(client, 2500)
+    for name in ("0", "00000-", "01500-", "z"):
+        client.put(f"/ns/q/{name}", "1")
+    found = [taken(client, "/ns/q/?lease=60s&limit=9") for _ in range(4)]
+    assert [[job["path"] for job in jobs] for jobs in found] == [["/ns/q/0", "/ns/q/00000-"], ["/ns/q/01500-"], ["/ns/q/z"], []]
+
+
+@on_one
+def test_a_job_that_comes_to_what_a_take_has_passed(client: Checked, raw: redis.Redis) -> None:
+    """The change log has it after the place from which whoever finds nothing waits; one whose lease ends is found."""
+    fill_with_containers(client, 2500)
+
+    def step(command: Command[Taken]) -> Any:
+        words = command.script.text, len(command.keys), *command.keys, *command.arguments
+        return command.outcome(raw.execute_command("EVAL", *words))
+
+    take_one = Take(parse_path(b"/ns/q/"), 60_000, 1, 5, 1000)
+    again = step(take_one)
+    assert isinstance(again, Again)
+    client.put("/ns/q/-", "1")
+    while isinstance(again, Again):
+        again = step(again.command)
+    assert again.jobs == []
+    assert raw.xread({keys_of("ns").log: again.positions[0]})
+
+    assert taken(client)[0]["path"] == "/ns/q/-"
+    again = step(take_one)
+    end_hold(raw, "/ns/q/-")
+    while isinstance(again, Again):
+        again = step(again.command)
+    assert [job.path.text for job in again.jobs] == ["/ns/q/-"]

@@ -43,7 +43,7 @@ def prefer_wait(wait_s: int, tag: str | None = None) -> list[tuple[str, str]]:
     return [("Prefer", f"wait={wait_s}"), *([("If-None-Match", tag)] if tag else [])]
 
 
-def later(ask: Callable[[], Answer]) -> "Future[Answer]":
+def later(ask: Callable[..., Answer]) -> "Future[Answer]":
     """The answer to a request that is waiting by now."""
     answer: Future[Answer] = Future()
 
@@ -255,7 +255,8 @@ class Serving:
 
     def waiting(self) -> int:
         """How many requests wait."""
-        return sum(connection._wait is not None for connection in tuple(self.running.server.connections))
+        connections: list[Any] = list(self.running.server.connections)
+        return sum(connection._wait is not None for connection in connections)
 
     def wait_for(self, count: int) -> None:
         """Until so many requests wait, and stand in line."""
@@ -336,7 +337,7 @@ def test_requests_behind_one_that_waits(serving: Serving) -> None:
 
 def test_while_all_changes(serving: Serving) -> None:
     """Changes without an end, none of them a job: who waits is answered in time, and not when they end."""
-    waits_in_server, is_over = serving.running.server.long_polls, threading.Event()
+    waits_in_server, is_over = serving.running.server.runtime.long_polls, threading.Event()
 
     async def ring(seconds: float) -> None:
         until = time.monotonic() + seconds
@@ -460,20 +461,32 @@ def test_gone_from_flask(server: Running, goes: str) -> None:
 
 
 def test_who_has_gone_is_known_of_any_socket() -> None:
-    """Also beyond the 1,024 that select(2) can look at."""
-    ours, theirs = socket.socketpair()
-    high = socket.socket(fileno=fcntl.fcntl(ours, fcntl.F_DUPFD, 1500))
-    with ours, high:
-        for there in (ours, high):
-            assert not web._has_gone({"werkzeug.socket": there})
-        theirs.send(b"x")
-        assert not web._has_gone({"werkzeug.socket": high}), "who sends more is there"
-        assert high.recv(1) == b"x"
+    """Also beyond the 1,024 that select(2) can look at; who sends more is there, and what is sent stays to be read."""
+
+    async def watch(ours: socket.socket, theirs: socket.socket) -> None:
+        high, other, none = (
+            asyncio.create_task(web.closed(each))
+            for each in (socket.socket(fileno=fcntl.fcntl(ours, fcntl.F_DUPFD, 1500)), ours.dup(), None)
+        )
+        await asyncio.sleep(0.05)
+        assert not any(each.done() for each in (high, other, none))
         theirs.close()
-        for there in (ours, high):
-            assert web._has_gone({"gunicorn.socket": there})
-    assert web._has_gone({"werkzeug.socket": high}), "closed already"
-    assert not web._has_gone({})
+        await asyncio.wait_for(asyncio.gather(high, other), LIMIT_S)
+        assert not none.done()
+        none.cancel()
+
+    async def watch_one_that_sends(ours: socket.socket, theirs: socket.socket) -> None:
+        watching = asyncio.create_task(web.closed(ours.dup()))
+        theirs.send(b"x")
+        await asyncio.sleep(0.05)
+        assert not watching.done()
+        assert ours.recv(1) == b"x"
+        watching.cancel()
+
+    for watched in (watch, watch_one_that_sends):
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            asyncio.run(watched(ours, theirs))
 
 
 @pytest.mark.parametrize("is_before", [True, False])
@@ -523,7 +536,7 @@ def test_gone_from_asgi(server: Running, is_before: bool) -> None:
 
         loop.run(enqueue())
         assert sent[0]["status"] == 201
-        assert b"job" not in server.redis.hget("kv:{ns}/q/a", "$kv")
+        assert b"job" not in (server.redis.hget("kv:{ns}/q/a", "$kv") or b"")
         loop.run(app.open().close())
     finally:
         loop.close()

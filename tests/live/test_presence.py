@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -16,7 +17,6 @@ from kvstore.commands.presence import HOLD_S
 from kvstore.core.paths import parse_path
 from kvstore.http.presence import parse_hold
 from kvstore.live import presence as holding
-from kvstore.serving import flask as web
 from tests.support.asking import entries
 from tests.support.clients import Checked
 from tests.support.lanes import on_few
@@ -51,7 +51,8 @@ def named(name: str) -> str:
 @pytest.fixture(params=STREAM_LANES, ids="-".join)
 def lane(request: pytest.FixtureRequest) -> tuple[str, str]:
     """What serves streams, and a store."""
-    return request.param
+    kind: tuple[str, str] = request.param
+    return kind
 
 
 on_each = pytest.mark.parametrize(
@@ -200,7 +201,6 @@ def test_a_document_that_somebody_stored(followed: Followed, store: Running) -> 
 def test_renewing(followed: Followed, store: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """It starts the TTL again, and nothing else; what others wrote into the document stays; what they deleted comes back."""
     monkeypatch.setattr(holding, "RENEW_S", 0.2)
-    monkeypatch.setattr(web, "RENEW_S", 0.2)
     with following(followed, named("Alice")) as reader:
         reader.wait_for(1)
         tag = ask(followed, "PATCH", ALICE, {"typing": True}) and store.redis.hget(KEY, "$kv")
@@ -220,8 +220,7 @@ def test_renewing(followed: Followed, store: Running, monkeypatch: pytest.Monkey
 def test_renewing_what_is_no_longer_ours(followed: Followed, store: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where others have stored a document meanwhile, the stream ends and the document stays."""
     monkeypatch.setattr(holding, "RENEW_S", 0.2)
-    monkeypatch.setattr(web, "RENEW_S", 0.2)
-    pipe = store.redis.pipeline() if not store.url.startswith("redis+") else store.redis
+    pipe: Any = store.redis.pipeline() if not store.url.startswith("redis+") else store.redis
     with following(followed, named("Alice")) as reader:
         reader.wait_for(1)
         pipe.delete(HOLDS)
@@ -239,7 +238,6 @@ def test_renewing_what_is_no_longer_ours(followed: Followed, store: Running, mon
 def test_redis_is_full(followed: Followed, store: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who is there stays there, and may go; nobody comes."""
     monkeypatch.setattr(holding, "RENEW_S", 0.2)
-    monkeypatch.setattr(web, "RENEW_S", 0.2)
     with following(followed, named("Alice")) as reader:
         reader.wait_for(1)
         store.redis.config_set("maxmemory", 1)
@@ -282,7 +280,7 @@ def test_a_document_that_is_leased_as_a_job(followed: Followed, store: Running) 
     assert ops(store) == ["put", "delete"]
 
 
-@pytest.mark.parametrize("lane", [("served", "redis"), ("asgi", "redis")], ids="-".join, indirect=True)
+@on_each
 def test_a_stop_releases(lane: tuple[str, str], store: Running) -> None:
     """Streams are ended, and their documents deleted, before the server is gone."""
     followed = FOLLOWED[lane[0]](store)

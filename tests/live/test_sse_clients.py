@@ -16,7 +16,7 @@ from tests.support.stores import Running, free_ports, wait_until
 from tests.support.streams import OwnServer, ask
 
 START_S = 30  # a browser on a busy machine
-BACK_S = 20  # it waits 2 s before it comes back, as our `retry:` says
+BACK_S = 20  # it waits up to 5 s before it comes back, as our `retry:` says
 GONE_S = 5
 HOLD = "hold=/people/ada&as=%7B%22name%22%3A%22Ada%22%7D"
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,8 @@ from kvstore.http.messages import MAX_BODY_BYTES
 from kvstore.live import hub as live
 from kvstore.live import log_reader, stream_session
 from kvstore.live.stream_session import HEARTBEAT_S
-from kvstore.serving import asgi
+from kvstore.serving import buffered_stream
 from kvstore.serving import connection as server_module
-from kvstore.serving import flask as web
 from kvstore.serving.sse import Stream, Streams
 from tests.support.asking import entries
 from tests.support.clients import make_scope
@@ -39,7 +38,8 @@ on_served = pytest.mark.parametrize("lane", [("served", "redis")], ids="-".join,
 @pytest.fixture(params=STREAM_LANES, ids="-".join)
 def lane(request: pytest.FixtureRequest) -> tuple[str, str]:
     """What serves streams, and a store."""
-    return request.param
+    kind: tuple[str, str] = request.param
+    return kind
 
 
 @pytest.fixture
@@ -212,7 +212,7 @@ def test_a_log_in_which_nothing_is(followed: Followed, ask: Callable[..., Any], 
 
 
 # What another client may have added to a log, field by field.
-NO_CHANGES = [
+NO_CHANGES: list[list[Any]] = [
     ["foo", "bar"],
     ["put", "1"],
     ["put", "1", "a", "b"],
@@ -246,7 +246,7 @@ def test_a_batch_with_one_large_change(followed: Followed, ask: Callable[..., An
     ask("PUT", "/room/gone", 0)
     with following(followed, "/room/") as reader:
         reader.wait_for(1)
-        puts = [{"method": "PUT", "path": "/room/large", "body": "x" * 800_000}]
+        puts: list[Any] = [{"method": "PUT", "path": "/room/large", "body": "x" * 800_000}]
         puts += [{"method": "PUT", "path": f"/room/{number:03}", "body": number} for number in range(100)]
         ask("POST", "/_/batch", {"requests": [{"method": "DELETE", "path": "/room/gone"}, *puts]})
         told = [event.data["path"] for event in reader.wait_for(102)[1:]]
@@ -332,7 +332,7 @@ def test_a_malformed_place(followed: Followed) -> None:
         assert reader.status == 400
 
 
-@pytest.mark.parametrize("lane", [("served", "redis"), ("asgi", "redis")], ids="-".join, indirect=True)
+@pytest.mark.parametrize("lane", [("served", "redis"), ("asgi", "redis"), ("flask", "redis")], ids="-".join, indirect=True)
 def test_no_more_streams_than_allowed(lane: tuple[str, str], store: Running) -> None:
     """503 and Retry-After; one that has gone makes room."""
     running = FOLLOWED[lane[0]](store, {"KVSTORE_MAX_STREAMS": "1"})
@@ -403,7 +403,7 @@ def test_a_long_snapshot(followed: Followed, ask: Callable[..., Any], many: list
     assert len({event.data["etag"] for event in snapshots}) == 1
 
 
-def read_slowly(at: tuple[str, int], target: str) -> Iterator[bytes]:
+def read_slowly(at: tuple[str, int], target: str) -> Generator[bytes]:
     """A stream, 32 KiB at a time."""
     wire = Wire(at)
     wire.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32 * 1024)
@@ -482,28 +482,19 @@ def test_the_largest_document(followed: Followed, ask: Callable[..., Any]) -> No
         assert reader.wait_for(3)[2].data["value"] == "next"
 
 
-@pytest.mark.parametrize("lane", [("flask", "redis")], ids="-".join, indirect=True)
-def test_readers_that_leave_flask(followed: Followed, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their threads are free at once: a page that is loaded again and again does not use them up."""
-    monkeypatch.setattr(web, "_streams", threading.BoundedSemaphore(1))
-    for _ in range(3):
-        with following(followed, "/room/") as reader:
-            assert reader.status == 200
-            reader.wait_for(1)
-        wait_until(lambda: web._streams._value, 15)
-
-
 @pytest.mark.parametrize("lane", [("asgi", "redis")], ids="-".join, indirect=True)
 @pytest.mark.parametrize("is_snapshot", [True, False])
 def test_a_reader_that_an_asgi_server_waits_for(store: Running, is_snapshot: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is dropped as by our own server, with what it holds, though the server never says that it has taken anything."""
-    monkeypatch.setattr(asgi, "PIECE_S", 0.3)
+    monkeypatch.setattr(buffered_stream, "PIECE_S", 0.3)
     running = AsgiApplication(store)
     sent: list[dict[str, Any]] = []
     begun = threading.Event()
 
     async def receive() -> dict[str, Any]:
-        return sent.pop(0) if sent else await asyncio.Event().wait()  # type: ignore[func-returns-value]
+        if not sent:
+            await asyncio.Event().wait()
+        return sent.pop(0)
 
     async def send(message: dict[str, Any]) -> None:
         if message.get("body"):
@@ -544,12 +535,23 @@ def test_a_stop_ends_streams_cleanly(lane: tuple[str, str], store: Running) -> N
     assert wire.rest().endswith(b'"value":{"items":[]}}\n\n\r\n0\r\n\r\n')
 
 
+def test_readers_come_back_at_different_times(followed: Followed) -> None:
+    """A restart ends all streams at the same moment: each reader is told another time, once, between 1 and 5 s."""
+    told = []
+    for _ in range(12):
+        with following(followed, "/room/1") as reader:
+            reader.wait_for(1)
+            told += [int(block.removeprefix(b"retry: ")) for block in reader.blocks if block.startswith(b"retry: ")]
+    assert len(told) == 12
+    assert all(1000 <= each <= 5000 for each in told)
+    assert len(set(told)) > 6
+
+
 @pytest.mark.heavy
 def test_heartbeats(followed: Followed, ask: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """A quiet reader hears something within 15 s, and its place moves on with what others write."""
     assert HEARTBEAT_S + 2 < 15
-    for module in (live, web):
-        monkeypatch.setattr(module, "HEARTBEAT_S", 0.2)
+    monkeypatch.setattr(live, "HEARTBEAT_S", 0.2)
     with following(followed, "/room/1") as reader:
         place = reader.wait_for(1)[0].id
         for number in range(3):
@@ -570,8 +572,7 @@ def test_heartbeats(followed: Followed, ask: Callable[..., Any], monkeypatch: py
 @pytest.mark.heavy
 def test_a_reader_where_nothing_is(followed: Followed, ask: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Its place is of the clock, and moves on with it: one that is a day old would be taken for lost."""
-    for module in (live, web):
-        monkeypatch.setattr(module, "HEARTBEAT_S", 0.1)
+    monkeypatch.setattr(live, "HEARTBEAT_S", 0.1)
     monkeypatch.setattr(log_reader, "CHECK_S", 0.1)
     with following(followed, "/room/") as reader:
         wait_until(lambda: len({block for block in reader.blocks if block.startswith(b"id: ")}) > 2, LIMIT_S)

@@ -77,8 +77,8 @@ def install(wheel: Path, tmp_path: Path) -> Callable[[str], Path]:
     def install(extras: str) -> Path:
         environment = tmp_path / "environment"
         for command in (
-            [sys.executable, "-m", "venv", environment],
-            [environment / "bin/python", "-m", "pip", "install", "--quiet", f"{wheel}{extras}", OLDER_FLASK],
+            [sys.executable, "-m", "venv", str(environment)],
+            [str(environment / "bin/python"), "-m", "pip", "install", "--quiet", f"{wheel}{extras}", OLDER_FLASK],
         ):
             ended = run(tmp_path, *command)
             assert ended.returncode == 0, ended.stdout

@@ -62,7 +62,7 @@ def three(started: Callable[[str], Running]) -> Iterator[dict[str, tuple[Client,
     """A client of each adapter, and the database that is its own."""
     url = started("redis").url
     databases = [Running(f"{url}?db={number}", None, lambda: None) for number in (1, 2, 3)]
-    clients = [FlaskClient(databases[0], {}), AsgiClient(databases[1], {}), InProcessClient(databases[2])]
+    clients: list[Client] = [FlaskClient(databases[0], {}), AsgiClient(databases[1], {}), InProcessClient(databases[2])]
     yield dict(zip(ADAPTERS, zip(clients, databases, strict=True), strict=True))
     for client, database in zip(clients, databases, strict=True):
         client.close()
@@ -197,7 +197,7 @@ class Called(NamedTuple):
 
     @property
     def status(self) -> int:
-        return self.messages[0]["status"]
+        return int(self.messages[0]["status"])
 
     @property
     def headers(self) -> dict[bytes, bytes]:
@@ -314,7 +314,7 @@ def test_an_embedded_server_that_is_killed(directory: Path) -> None:
 
     def status(method: str, *body: dict[str, Any]) -> int:
         async def ask() -> int:
-            messages = []
+            messages: list[dict[str, Any]] = []
             parts = [*body] or [part(b"")]
 
             async def receive() -> dict[str, Any]:
@@ -324,9 +324,9 @@ def test_an_embedded_server_that_is_killed(directory: Path) -> None:
                 messages.append(message)
 
             await app(make_scope(method, "/ns/a", []), receive, send)
-            return messages[0]["status"]
+            return int(messages[0]["status"])
 
-        return loop.run(ask())
+        return int(loop.run(ask()))
 
     try:
         assert status("PUT", part(b"1")) == 201

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -313,7 +314,7 @@ def test_a_data_directory_that_others_can_write_to_is_refused(directory: Path, m
             embedded.start_or_join(data)
     data.chmod(0o755)
     embedded.start_or_join(data).stop()
-    monkeypatch.setattr(embedded.os, "getuid", lambda: data.stat().st_uid + 1)
+    monkeypatch.setattr("kvstore.stores.embedded.os.getuid", lambda: data.stat().st_uid + 1)
     with pytest.raises(embedded.StartFailed, match="belongs to another user"):
         embedded.start_or_join(data)
 
@@ -472,7 +473,7 @@ def test_as_many_connections_as_the_machine_allows(directory: Path, started: Cal
 @pytest.mark.parametrize("expect", [[], [("Expect", "100-continue")]])
 @pytest.mark.parametrize("coding", [[], [("Transfer-Encoding", "chunked")]])
 @pytest.mark.parametrize(("size", "status"), [(1024 * 1024, (200, 201)), (1024 * 1024 + 1, (413,)), (5_000_000, (413,))])
-def test_large_bodies(served: Served, size: int, status: tuple[int, ...], coding: list, expect: list) -> None:
+def test_large_bodies(served: Served, size: int, status: tuple[int, ...], coding: list[Any], expect: list[Any]) -> None:
     """1 MiB is taken, more is refused with an answer that the client gets to read, however it sends."""
     body = b"1" + b" " * (size - 1)
     response = served.request("PUT", "/wire/large", [*coding, *expect], body)

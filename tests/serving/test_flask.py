@@ -10,9 +10,9 @@ import pytest
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
 import kvstore
-from kvstore.core.settings import read_settings
 from kvstore.serving.flask import make_blueprint
-from tests.support.clients import Answer, Checked, call_wsgi, make_environ
+from tests.support.asking import Lines
+from tests.support.clients import Answer, Checked, call_wsgi, flask_runtime, make_environ
 from tests.support.serving import Served
 from tests.support.stores import Running, wait_until
 
@@ -29,7 +29,7 @@ class Mounted:
     def __init__(self, app: object) -> None:
         self.app = app
 
-    def request(self, method: str, target: str | bytes, headers: object = (), body: bytes = b"") -> Answer:
+    def request(self, method: str, target: str | bytes, headers: Lines = (), body: bytes = b"") -> Answer:
         return call_wsgi(self.app, make_environ(method, target, headers, body))
 
     def close(self) -> None:
@@ -43,7 +43,7 @@ def host(store: Running) -> flask.Flask:
     app.add_url_rule("/own", view_func=lambda: "own page", endpoint="own")
     app.add_url_rule("/kv/own", view_func=lambda: "own page", endpoint="below")
     app.add_url_rule("/kv/own/<name>", view_func=lambda name: f"own page of {name}", endpoint="named")
-    blueprint = make_blueprint(store.open(), read_settings({}))
+    blueprint = make_blueprint(flask_runtime(store, {}))
     app.register_blueprint(blueprint, url_prefix="/kv")
     app.register_blueprint(blueprint, url_prefix="/deep/er", name="deeper")
     return app

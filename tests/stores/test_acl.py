@@ -18,8 +18,8 @@ from tests.support.stores import SERVERS, STORES, Running
 from tests.support.streams import OwnServer, ask, following
 
 PAGE = (Path(__file__).parents[2] / "docs" / "data-layout.md").read_text("utf-8")
-RULES = shlex.split(re.search(r"ACL SETUSER kvstore on '>secret' (.*)\n", PAGE)[1])
-CLUSTER_RULE = re.search(r"In a Redis Cluster it needs `([^`]+)` as well", PAGE)[1]
+RULES = shlex.split(re.findall(r"ACL SETUSER kvstore on '>secret' (.*)\n", PAGE)[0])
+CLUSTER_RULE = re.findall(r"In a Redis Cluster it needs `([^`]+)` as well", PAGE)[0]
 
 INCREMENT = {"n": {".sv": {"increment": 1}}}
 REQUESTS = [

@@ -64,7 +64,8 @@ class Sentinels:
         return int(self._sentinels[0].execute_command("SENTINEL GET-MASTER-ADDR-BY-NAME", "main")[1])
 
     def _all_know_all(self) -> bool:
-        known = [sentinel.sentinel_masters()["main"] for sentinel in self._sentinels]
+        masters: list[Any] = [sentinel.sentinel_masters() for sentinel in self._sentinels]
+        known = [master["main"] for master in masters]
         return all(seen["num-other-sentinels"] == 2 and seen["num-slaves"] == 1 for seen in known)
 
 
@@ -150,7 +151,7 @@ def follow(served: InProcess, events: list[Any]) -> None:
 def is_on_the_replica(primary: int) -> bool:
     """Whether the primary's replica has all that was written."""
     with connect(f"redis://127.0.0.1:{primary}") as client:
-        return client.wait(1, 1000) == 1
+        return bool(client.wait(1, 1000) == 1)
 
 
 def store_reads(store: Any, path: str) -> bytes:

@@ -11,8 +11,13 @@ from typing import Any, NamedTuple, TypeVar
 
 import redis
 
+from kvstore.commands.base import Command
+from kvstore.commands.subscriptions import Follow, LongPoll
 from kvstore.core import codec
 from kvstore.core.paths import OWN_KEYS, own_key, parse_path
+from kvstore.core.settings import Settings
+from kvstore.http.messages import Request, Response
+from kvstore.http.protocol import parse
 from tests.support.clients import Answer, Checked
 from tests.support.stores import Running, contents
 from tests.support.wires import Wire
@@ -115,7 +120,22 @@ def at_once(ask: Callable[[int], Result], count: int) -> list[Result]:
 
 def wires_to(client: Checked, count: int) -> list[Wire]:
     """Connections to the command `kvstore`, to send many requests on each without waiting."""
-    return [Wire(client.adapter.served.at, limit_s=60) for _ in range(count)]
+    return [Wire(client.served.at, limit_s=60) for _ in range(count)]
+
+
+DEFAULTS = Settings()
+
+
+def command_of(request: Request, settings: Settings = DEFAULTS) -> Command[Any]:
+    """The command of a request that the store is needed for."""
+    command = parse(request, settings)
+    assert not isinstance(command, Follow | LongPoll | Response)
+    return command
+
+
+def run_script(raw: redis.Redis, command: Command[Any]) -> Any:
+    """What one script of a command comes to: its outcome, or Again."""
+    return command.outcome(raw.eval(command.script.text, len(command.keys), *command.keys, *command.arguments))
 
 
 def without_ttl(document: Any) -> Any:

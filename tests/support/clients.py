@@ -19,14 +19,15 @@ import flask
 from werkzeug.test import run_wsgi_app
 
 from kvstore.core.redis_url import parse_redis_url
-from kvstore.core.settings import read_settings
+from kvstore.core.settings import Settings, read_settings
 from kvstore.live.hub import Hub
 from kvstore.live.long_poll import LongPolls
-from kvstore.runtime import Runtime
+from kvstore.runtime import Runtime, open_runtime
 from kvstore.serving.asgi import Application
-from kvstore.serving.flask import make_blueprint
+from kvstore.serving.background import Background
+from kvstore.serving.flask import FlaskRuntime, make_blueprint
 from kvstore.stores.pooled import PooledStore
-from tests.support.serving import READ_S, start_kvstore
+from tests.support.serving import READ_S, Served, start_kvstore
 from tests.support.stores import Fake, Running, make_directory
 
 Lines = Iterable[tuple[str, str | bytes]]
@@ -81,14 +82,30 @@ class FlaskClient:
     """The Flask adapter, called as gunicorn calls it."""
 
     def __init__(self, store: Running, environ: Mapping[str, str]) -> None:
+        self._runtime = flask_runtime(store, environ)
         self.app = flask.Flask("tests", static_folder=None)
-        self.app.register_blueprint(make_blueprint(store.open(), read_settings(environ)))
+        self.app.register_blueprint(make_blueprint(self._runtime))
 
     def request(self, method: str, target: str | bytes, headers: Lines = (), body: bytes = b"") -> Answer:
         return call_wsgi(self.app, make_environ(method, target, headers, body))
 
     def close(self) -> None:
-        pass
+        self._runtime.background.close()
+
+
+def flask_runtime(store: Running, environ: Mapping[str, str]) -> FlaskRuntime:
+    """What a blueprint of ours serves requests with, on a store that the tests started."""
+    settings = read_settings({**environ, "REDIS_URL": store.url})
+    return FlaskRuntime(settings, store.open(), Background(lambda: runtime_on(store, settings)))
+
+
+def runtime_on(store: Running, settings: Settings) -> Runtime:
+    """What serves the requests of an event loop, on a store that the tests started."""
+    if not isinstance(store, Fake):
+        return open_runtime(settings)
+    on_loop = PooledStore(lambda: fakeredis.FakeAsyncRedis(server=store.server))
+    hub = Hub(on_loop, parse_redis_url(store.url), settings.max_streams)
+    return Runtime(settings, on_loop, hub, LongPolls(on_loop, hub))
 
 
 def make_environ(method: str, target: str | bytes, headers: Lines = (), body: bytes = b"") -> dict[str, Any]:
@@ -138,10 +155,7 @@ class AsgiClient:
     def __init__(self, store: Running, environ: Mapping[str, str]) -> None:
         self.app = Application({"REDIS_URL": store.url, **environ})
         if isinstance(store, Fake):
-            on_loop = PooledStore(lambda: fakeredis.FakeAsyncRedis(server=store.server))
-            settings = read_settings(environ)
-            hub = Hub(on_loop, parse_redis_url(store.url), settings.max_streams)
-            self.app._runtime = Runtime(settings, on_loop, hub, LongPolls(on_loop, hub))
+            self.app._runtime = runtime_on(store, read_settings(environ))
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
@@ -229,6 +243,12 @@ class Checked:
     def __init__(self, adapter: Client) -> None:
         self.adapter = adapter
         self.close = adapter.close
+
+    @property
+    def served(self) -> Served:
+        """The process of the command `kvstore`."""
+        assert isinstance(self.adapter, ServedClient)
+        return self.adapter.served
 
     def request(self, method: str, target: str | bytes, headers: Lines = (), body: bytes = b"") -> Answer:
         answer = self.adapter.request(method, target, headers, body)

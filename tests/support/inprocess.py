@@ -6,10 +6,12 @@ Its time limits are constants of that module, so a test can make them short; `se
 import asyncio
 import socket
 from collections.abc import Coroutine, Mapping
+from functools import partial
 from typing import Any
 
 from kvstore.serving.asgi import Application
-from kvstore.serving.connection import Server
+from kvstore.serving.connection import ClientConnection
+from kvstore.serving.server import Server
 from tests.support.loops import PRODUCTION, Loop
 from tests.support.wires import Address, Wire
 
@@ -23,9 +25,10 @@ class InProcess:
 
     async def _start(self, redis_url: str, environ: Mapping[str, str]) -> Address:
         self._runtime = Application({**environ, "REDIS_URL": redis_url}).open()
-        self.server = Server(*self._runtime)
-        self._listener = await asyncio.get_running_loop().create_server(self.server.connection, "127.0.0.1", 0)
-        return self._listener.sockets[0].getsockname()
+        self.server = Server(self._runtime)
+        self._listener = await asyncio.get_running_loop().create_server(partial(ClientConnection, self.server), "127.0.0.1", 0)
+        at: Address = self._listener.sockets[0].getsockname()
+        return at
 
     def connect(self, *, limit_s: float = 15) -> Wire:
         """A new connection to it."""

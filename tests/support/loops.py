@@ -8,7 +8,7 @@ from typing import Any
 try:
     import uvloop
 except ImportError:  # no uvloop for this platform
-    uvloop = None
+    uvloop = None  # type: ignore[assignment]
 
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop}
 if uvloop:

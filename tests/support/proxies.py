@@ -54,7 +54,7 @@ class _FromClient(asyncio.Protocol):
         self._connecting = asyncio.get_running_loop().create_task(self._connect(transport))
 
     async def _connect(self, transport: asyncio.BaseTransport) -> None:
-        self._redis = await self._proxy.to_redis(transport)
+        self._redis = await self._proxy.to_redis(transport)  # type: ignore[arg-type]
         self._redis.write(b"".join(self._early))
 
     def data_received(self, data: bytes) -> None:

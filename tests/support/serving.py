@@ -23,6 +23,12 @@ READ_S = 30
 Lines = Iterable[tuple[str, str | bytes]]
 
 
+class Response(http.client.HTTPResponse):
+    """A response that was read: its body is `content`."""
+
+    content = b""
+
+
 class Served:
     """A process that serves HTTP; `at` is where. What it says goes to a file in `directory`."""
 
@@ -34,7 +40,7 @@ class Served:
         with self._said.open("wb") as said:
             self.process = subprocess.Popen(
                 arguments,
-                env=bare_environ(self.home) | environ,
+                env={**bare_environ(self.home), **environ},
                 cwd=directory,
                 stdin=subprocess.DEVNULL,
                 stdout=said,
@@ -48,7 +54,9 @@ class Served:
         except AssertionError:
             self.kill()
             raise
-        self.at = self._address()
+        at = self._address()
+        assert at
+        self.at = at
 
     @property
     def said(self) -> str:
@@ -76,7 +84,7 @@ class Served:
         """A connection to it."""
         return socket.create_connection(self.at, READ_S)
 
-    def request(self, method: str, target: str | bytes, headers: Lines = (), body: bytes = b"") -> http.client.HTTPResponse:
+    def request(self, method: str, target: str | bytes, headers: Lines = (), body: bytes = b"") -> Response:
         """One request on a connection of its own; the response is read."""
         with self.connect() as connection:
             with contextlib.suppress(OSError):  # refused before all of it was sent: the answer is there
@@ -147,9 +155,9 @@ def wire(method: str, target: str | bytes, headers: Lines = (), body: bytes = b"
     return method.encode() + b" " + raw + b" HTTP/1.1\r\n" + head + b"\r\n" + body
 
 
-def read(connection: socket.socket, method: str) -> http.client.HTTPResponse:
+def read(connection: socket.socket, method: str) -> Response:
     """The response to a request with this method, its body in `content`."""
-    response = http.client.HTTPResponse(connection, method=method)
+    response = Response(connection, method=method)
     response.begin()
     response.content = response.read()
     return response

@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import fakeredis
 import pytest
@@ -27,7 +28,8 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from kvstore.stores import embedded
-from kvstore.stores.blocking import NO_SETINFO, BlockingStore, open_blocking_store
+from kvstore.stores.blocking import BlockingStore, open_blocking_store
+from kvstore.stores.redis_clients import NO_SETINFO
 
 MAX_SOCKET_PATH_BYTES = 100  # the kernel's limit is 108, macOS's 104
 START_S = 30
@@ -94,7 +96,7 @@ class Running:
     def __init__(self, url: str, pid: int | None, stop: Callable[[], None]) -> None:
         self.url = url
         self.pid = pid
-        self.redis = connect(url)
+        self.redis: Any = connect(url)
         self._stop = stop
 
     def open(self) -> BlockingStore:
@@ -128,14 +130,14 @@ class Fake(Running):
     def stop(self) -> None:
         self.redis.close()
 
-    def _client(self) -> redis.Redis:
+    def _client(self) -> Any:
         return fakeredis.FakeRedis(server=self.server)
 
 
 class AllNodes(redis.RedisCluster):
     """A client of a cluster that sees the keys of every node; redis-py's own KEYS asks one of them."""
 
-    def keys(self, pattern: str = "*", **options: object) -> list[bytes]:
+    def keys(self, pattern: Any = "*", **options: Any) -> Any:
         return super().keys(pattern, **({"target_nodes": self.PRIMARIES} | options))
 
 
@@ -157,6 +159,7 @@ def start_valkey(directory: Path) -> Running:
         pytest.skip(str(reason))
 
     def stop() -> None:
+        assert server._process
         server._process.kill()  # also one that is halted, for which stop() would wait
         server.stop()
 
@@ -181,7 +184,7 @@ def start_redis(directory: Path) -> Running:
 def start_cluster(directory: Path) -> Running:
     """A Redis Cluster of three nodes without replicas, keeping nothing, on ports of 127.0.0.1."""
     ports, bus_ports = free_ports(CLUSTER_NODES), free_ports(CLUSTER_NODES)
-    processes = {}
+    processes: dict[int, subprocess.Popen[bytes]] = {}
 
     def stop() -> None:
         for process in processes.values():
@@ -267,7 +270,7 @@ def free_ports(count: int) -> list[int]:
     raise AssertionError("unreachable")
 
 
-def wait_until(holds: Callable[[], object], limit_s: float) -> float:
+def wait_until(holds: Callable[..., object], limit_s: float) -> float:
     """Wait until `holds()`; the seconds that took. Fails after `limit_s`."""
     begun = time.monotonic()
     while not holds():
@@ -276,9 +279,9 @@ def wait_until(holds: Callable[[], object], limit_s: float) -> float:
     return time.monotonic() - begun
 
 
-def contents(client: redis.Redis) -> dict[bytes, object]:
+def contents(client: redis.Redis) -> dict[bytes, tuple[Any, int]]:
     """All that a Redis holds, to compare before and after; a TTL as the ms at which it ends."""
-    read = {
+    read: dict[Any, Callable[[Any], Any]] = {
         b"string": client.get,
         b"hash": client.hgetall,
         b"list": lambda key: client.lrange(key, 0, -1),
@@ -286,4 +289,4 @@ def contents(client: redis.Redis) -> dict[bytes, object]:
         b"zset": lambda key: client.zrange(key, 0, -1, withscores=True),
         b"stream": client.xrange,
     }
-    return {key: (read[client.type(key)](key), client.pexpiretime(key)) for key in client.scan_iter(count=1000)}
+    return {key: (read[client.type(key)](key), int(client.pexpiretime(key) or 0)) for key in client.scan_iter(count=1000)}

@@ -16,10 +16,9 @@ from typing import Any, NamedTuple, Protocol
 import flask
 from werkzeug.serving import make_server
 
-from kvstore.core.settings import read_settings
 from kvstore.serving.asgi import Application
 from kvstore.serving.flask import make_blueprint
-from tests.support.clients import Answer, Headers, make_scope
+from tests.support.clients import Answer, Headers, flask_runtime, make_scope
 from tests.support.inprocess import InProcess
 from tests.support.loops import Loop
 from tests.support.stores import Running, wait_until
@@ -141,8 +140,9 @@ class FlaskServer(OverHttp):
     """The blueprint in Flask's own server, a thread for each connection."""
 
     def __init__(self, store: Running, environ: dict[str, str] | None = None) -> None:
+        self._runtime = flask_runtime(store, environ or {})
         app = flask.Flask("tests", static_folder=None)
-        app.register_blueprint(make_blueprint(store.open(), read_settings(environ or {})))
+        app.register_blueprint(make_blueprint(self._runtime))
         self._server = make_server("127.0.0.1", 0, app, threaded=True)
         self._server.log = lambda *_: None  # type: ignore[method-assign]
         self.at = "127.0.0.1", self._server.server_port
@@ -150,6 +150,7 @@ class FlaskServer(OverHttp):
         self._thread.start()
 
     def stop(self) -> None:
+        self._runtime.background.close()
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()

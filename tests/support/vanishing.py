@@ -10,11 +10,10 @@ import socket
 import struct
 import sys
 import time
-from types import SimpleNamespace
 
 from kvstore.live import hub as live
 from kvstore.serving import sse
-from tests.support.stores import wait_until
+from tests.support.stores import Running, wait_until
 from tests.support.streams import OwnServer
 
 SIOCSIFFLAGS = 0x8914
@@ -32,9 +31,10 @@ def set_loopback(flags: int) -> None:
 def main() -> None:
     """Follow, cut the network, and wait until nobody follows."""
     url, target = sys.argv[1:]
-    live.HEARTBEAT_S = sse.HEARTBEAT_S = HEARTBEAT_S
+    for module in (live, sse):
+        vars(module)["HEARTBEAT_S"] = HEARTBEAT_S
     set_loopback(IFF_UP)
-    followed = OwnServer(SimpleNamespace(url=url))
+    followed = OwnServer(Running(url, None, lambda: None))
     followed.open(target, {}).wait_for(1)
     set_loopback(0)
     begun = time.monotonic()

@@ -50,7 +50,7 @@ def give(value: Any) -> Any:
 @queuefunc
 def greet() -> str:
     """What only the application's context knows."""
-    return flask.current_app.config["GREETING"]
+    return str(flask.current_app.config["GREETING"])
 
 
 @queuefunc

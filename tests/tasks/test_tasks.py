@@ -38,6 +38,13 @@ QUEUE = parse_path(b"/tasks/")
 WHOLE_LOG = "1000000"  # changes that it keeps
 
 
+def changes_of(client: redis.Redis, namespace: str) -> list[tuple[bytes, dict[bytes, bytes]]]:
+    """The change log of a namespace."""
+    log: Any = client.xrange(f"kv:{{{namespace}}}!log")
+    found: list[tuple[bytes, dict[bytes, bytes]]] = log
+    return found
+
+
 @pytest.fixture(scope="module")
 def server() -> Iterator[Running]:
     """One Redis for all of these tests."""
@@ -113,7 +120,7 @@ def take(store: BlockingStore, *, max_attempts: int = 5) -> Any:
 def test_called_it_runs_here(redis_: redis.Redis) -> None:
     """The decorator changes nothing for who calls the function."""
     assert worked.add(1, 2) == 3
-    assert worked.add.__name__ == "add"
+    assert vars(worked.add)["__name__"] == "add"
     assert worked.add.__doc__ == "The sum."
     assert redis_.keys() == []
 
@@ -175,7 +182,7 @@ def test_a_name_means_one_function() -> None:
     for function in nameless:
         with pytest.raises(ValueError, match="has no name"):
             queuefunc(function)
-    queuefunc(worked.add.__wrapped__)
+    queuefunc(vars(worked.add)["__wrapped__"])
     for path in ("/", "/_/mail/"):
         with pytest.raises(ValueError, match="not the root, and not below /_/"):
             queuefunc(queue=path)(add)
@@ -330,7 +337,7 @@ def test_nothing_ends_a_worker(crew: tuple[Running, Workers], crewed: redis.Redi
     for path, (job, reason) in zip(paths, REFUSED, strict=True):
         result = DelayedResult(path.replace("/tasks/", "/tasks/results/"))
         assert settled(result) == "failed", job
-        assert reason in result.error
+        assert reason in (result.error or "")
     assert worked.add.delay(1, 2).wait(JOB_S) == 3
     assert set(crew[1].pids()) == before
 
@@ -443,7 +450,7 @@ def test_a_worker_that_is_held_up(server: Running, redis_: redis.Redis, alone: W
         wait_until(lambda: "was finished after its lease had ended" in alone.said, JOB_S)
     finally:
         others.stop()
-    changes = [next(iter(fields)) for _, fields in redis_.xrange("kv:{own}!log")]
+    changes = [next(iter(fields)) for _, fields in changes_of(redis_, "own")]
     assert changes == [b"post", b"put", b"delete"]
 
 
@@ -517,7 +524,7 @@ def test_killed_again_and_again(server: Running, redis_: redis.Redis, directory:
     finally:
         workers.stop()
     ends: dict[str, list[str]] = {}
-    for _, fields in redis_.xrange("kv:{own}!log"):
+    for _, fields in changes_of(redis_, "own"):
         op, rest = next((name.decode(), value.decode()) for name, value in fields.items())
         if op != "post":
             ends.setdefault(rest.rpartition("/")[2], []).append(f"{op} {rest.rpartition('/')[0]}")
@@ -561,7 +568,7 @@ def test_redis_goes_away(directory: Path, trouble: str) -> None:
         with worked.app.app_context():
             for result in results:
                 assert settled(result) == "done"
-        posts = [fields for _, fields in running.redis.xrange("kv:{tasks}!log") if b"post" in fields]
+        posts = [fields for _, fields in changes_of(running.redis, "tasks") if b"post" in fields]
         assert len(posts) == 300
         assert running.redis.zlexcount("kv:{tasks}!names", "-", "(a") == 0
         assert running.redis.zlexcount("kv:{tasks}!names", "[results/", "(results0") == 300

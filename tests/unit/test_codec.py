@@ -210,6 +210,35 @@ def test_a_tag_that_is_no_id() -> None:
     assert decode([META, b"9" * 5000 + b"-0 object", b"a", b"1"]).tag is None
 
 
+# Values of a large document of ours, and what another client has written in their place, of the same length.
+CHANGED = [
+    ([b"[1,2]", b"3"], [b"[1,2)", b"3"], ["[1,2)", 3]),
+    ([b"12", b"3"], [b"02", b"3"], ["02", 3]),
+    ([b"12", b"3"], [b"13", b"3"], [13, 3]),
+    ([b"1", b"2"], [b'1,"b":2', None], ['1,"b":2']),
+    ([b'"x"', b"2"], [b'"x ', b"2"], ['"x ', 2]),
+    ([b"[[]]", b"2"], [b"[]  ", b"2"], [[], 2]),
+]
+
+
+@pytest.mark.parametrize(("values", "changed", "shown"), CHANGED)
+def test_foreign_fields_in_a_large_document_of_ours(
+    values: list[bytes], changed: list[bytes | None], shown: list[object]
+) -> None:
+    """What was checked once is not checked again, but for what another client has changed, though its length be the same."""
+    long = b"[%b]" % (b"0," * 4000 + b"0")
+    encoded = encode(b'{"a":%b,"b":%b,"long":%b}' % (*values, long))
+    flat = [META, TAG.encode() + encoded.shape, b"long", long]
+    assert decode([*flat, b"a", values[0], b"b", values[1]]).text == encoded.text
+    for _ in range(2):  # what was found to be another client's is not taken for ours the next time
+        fields = [
+            part for name, value in zip((b"a", b"b"), changed, strict=True) if value is not None for part in (name, value)
+        ]
+        members = json.loads(decode(flat + fields).text)
+        del members["long"]
+        assert list(members.values()) == shown
+
+
 def test_what_is_remembered_is_small() -> None:
     """A hash is not kept in memory for its short text where it is large: names that are gone, spaces in a value."""
     for number, (order, value) in enumerate(((b' ["%b"]' % (b"x" * 5000), b"1"), (b"", b"[" + b" " * 5000 + b"]"))):
@@ -311,6 +340,68 @@ def test_half_a_pair_is_refused(parts: list[str]) -> None:
             encode(written)
     else:
         assert encode(written).text == written
+
+
+Texts = tuple[str, str]  # a JSON text with space between its tokens, and the same without
+
+
+def spaced_array(values: list[Texts]) -> Texts:
+    return "[ " + "\t,\n".join(spaced for spaced, _ in values) + " ]", "[" + ",".join(kept for _, kept in values) + "]"
+
+
+def spaced_object(values: list[Texts]) -> Texts:
+    names = [f'"{at} \\""' for at in range(len(values))]
+    spaced = " , ".join(f"{name} :\r\n{spaced}" for name, (spaced, _) in zip(names, values, strict=True))
+    kept = ",".join(f"{name}:{kept}" for name, (_, kept) in zip(names, values, strict=True))
+    return "{ " + spaced + " }", "{" + kept + "}"
+
+
+spaced_texts = st.recursive(
+    st.sampled_from(['""', r'"\\"', r'"\""', '"[{"', '"  "', r'"\\\" ,"', "1", "-1.5e1"]).map(lambda text: (text, text)),
+    lambda inner: st.lists(inner).map(spaced_array) | st.lists(inner).map(spaced_object),
+    max_leaves=30,
+)
+
+
+@given(spaced_texts)
+def test_space_in_strings_stays(texts: Texts) -> None:
+    """Space between tokens goes, and no other."""
+    written, kept = texts
+    assert encode(written.encode()).text.decode() == kept
+
+
+@given(st.integers(1, MAX_DEPTH + 4), st.sampled_from(["[%s]", '{"[":%s}', '[[],%s,"]"]', r'["\\",%s,"\""]']), st.booleans())
+def test_depth(depth: int, around: str, has_sibling: bool) -> None:
+    """The outermost level counts 1; brackets in strings count nothing."""
+    text = "[]"
+    for _ in range(depth - 1):
+        text = around % text
+    if has_sibling:
+        text = f"[{text},{text}]"
+    body = text.encode()
+    if depth + has_sibling > MAX_DEPTH:
+        with pytest.raises(InvalidDocument, match="levels deep"):
+            encode(body)
+    else:
+        assert encode(body).text == body
+
+
+@pytest.mark.parametrize(
+    "number", ["1e308", "1e0308", "1E+00308", "9" * 200 + "e99", "9" * 308 + ".0", "0." + "0" * 300 + "1e309"]
+)
+def test_numbers_of_a_double(number: str) -> None:
+    """A number in the range of a double is taken, however it is spelled."""
+    assert encode(b"[%b]" % number.encode()).text == b"[%b]" % number.encode()
+
+
+@pytest.mark.parametrize(
+    "number", ["1e309", "1e0309", "1E+00309", "9" * 210 + "e99", "9" * 309 + ".0", "1" + "0" * 250 + "e99"]
+)
+def test_numbers_beyond_a_double(number: str) -> None:
+    """A number that is too large is refused, wherever it stands."""
+    for body in (number, f"[[{number}]]", f'{{"a":{{"b":{number}}}}}'):
+        with pytest.raises(InvalidDocument, match="range of a double"):
+            encode(body.encode())
 
 
 @given(st.binary(max_size=60) | st.text(st.sampled_from('{}[]",:0-9.eE+\\u \ndD8aN\x00ttl'), max_size=40).map(str.encode))

@@ -1,25 +1,42 @@
 -- Carry out several requests on one namespace, one after the other.
 -- KEYS   1 log
 -- ARGV   1 what stands before a name in the documents' keys  2 'atomic': where one is refused none is applied; else 'each'
---        3 most bytes of the replies, about: when there are as many, what is left is refused  4… for each request its
+--        3 most bytes of the replies, about: when there are as many, what is left is refused  4 most work, in the time of
+--        reading a member, about: of 'each' the rest is for another call, 'atomic' is refused  5… for each request its
 --        script's name, how many arguments it has, and these
 -- reply  {'done', the replies, their bytes}, {'read', the same} where all were 'read_for_update'; or {'undone', which one was refused,
---        counted from 0, its reply}, {'lost', the same} where that was not the last word. A reply is what the script of that
---        name answers, {'error', what Redis said}, or {'too much'}. Where Redis refuses an atomic one as a whole, what it said
---        is an error.
+--        counted from 0, its reply}, {'lost', the same} where that was not the last word; or {'too much work'} where an atomic
+--        one was undone. A reply is what the script of that name answers, {'error', what Redis said}, or {'too much'}. Where
+--        Redis refuses an atomic one as a whole, what it said is an error.
 
-local ACTS = {read = get, put = put, patch = patch, set_ttl = set_ttl, delete = delete, post = post, read_for_update = read_for_update}
+local ACTS = {get = get, put = put, patch = patch, set_ttl = set_ttl, delete = delete, post = post, read_for_update = read_for_update}
 local REFUSALS = {
   failed = true, missing = true, leased = true, lost = true, error = true,
   ['no sum'] = true, ['too large'] = true, ['too many'] = true, ['too much'] = true,
 }
 
+-- The work of a request, whatever it is about; of each member of the document that is stored, and of each that is sent. Measured:
+-- 0.5 µs to read a member; 15 µs for a request; 1.7 to patch a member, 1.3 to put one, and 0.4 to put it back.
+local REQUEST_WORK = 30
+local STORED_WORK = {patch = 3, post = 0}
+local SENT_WORK = {patch = 1, put = 3, post = 3}
+local ANSWERED_WORK, KEPT_WORK = 1 / 512, 1 / 256 -- of a byte that is answered, or kept to be put back
+
+-- How much work a request will be, about: what it does to a single document is bounded by the size of documents.
+local function estimate(act_name, key, arguments)
+  local sent, stored = SENT_WORK[act_name] or 0, STORED_WORK[act_name] or 1
+  local size = stored > 0 and redis.pcall('HLEN', key) or 0
+  return REQUEST_WORK + sent * arguments / 2 + stored * (type(size) == 'number' and size or 0)
+end
+
 -- What a document and its places in the indexes are before the batch. Of a container it is known whether it was a queue.
 local function remember(before, key, name)
-  if before[key] then
+  if before.documents[key] then
     return
   end
   local was = {name = name, dump = redis.call('DUMP', key)}
+  local bytes = was.dump and redis.pcall('MEMORY', 'USAGE', key, 'SAMPLES', 0) -- a dump is compressed
+  before.bytes = before.bytes + (type(bytes) == 'number' and bytes or was.dump and #was.dump or 0) -- fakeredis does not know
   if not was.dump and redis.call('ZSCORE', EXPIRY, name) and check_types(name) then
     record_expired(name) -- it has expired, whatever becomes of the batch
   elseif was.dump then
@@ -28,15 +45,15 @@ local function remember(before, key, name)
     was.named = was.due or redis.call('ZSCORE', NAMES, name)
     was.ready_at = redis.call('ZSCORE', READY_AT, name)
   end
-  before[key] = was
+  before.documents[key] = was
 end
 
 local function act(act_name, key, first, last, before)
   if before and act_name == 'post' then
     local queue = ARGV[first + 1] .. '/'
     before.queues[queue] = before.queues[queue] or redis.call('ZSCORE', READY_AT, queue) or 'new'
-  elseif before and act_name ~= 'read' then
-    remember(before.documents, key, ARGV[first])
+  elseif before and act_name ~= 'get' and act_name ~= 'read_for_update' then
+    remember(before, key, ARGV[first])
   end
   return ACTS[act_name](key, first, last)
 end
@@ -49,7 +66,7 @@ local function undo(before, last_id)
     end
   end
   for key, was in pairs(before.documents) do
-    redis.call('DEL', key)
+    redis.call('UNLINK', key)
     unblock(was.name)
     redis.call('ZREM', EXPIRY, was.name)
     redis.call('ZREM', NAMES, was.name)
@@ -91,16 +108,25 @@ local function weigh(reply)
 end
 
 local function batch(_, at, last)
-  local prefix, atomic, most_bytes = ARGV[at], ARGV[at + 1] == 'atomic', tonumber(ARGV[at + 2])
+  local prefix, atomic = ARGV[at], ARGV[at + 1] == 'atomic'
+  local most_bytes, most_work = tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
   local newest = redis.call('XREVRANGE', LOG, '+', '-', 'COUNT', 1)[1]
-  local before = {documents = {}, queues = {}, expires_at = redis.call('PEXPIRETIME', LOG)}
-  local replies, bytes, word = {}, 0, 'read'
+  local before = {documents = {}, queues = {}, bytes = 0, expires_at = redis.call('PEXPIRETIME', LOG)}
+  local replies, bytes, work, word = {}, 0, 0, 'read'
   deferred_trim = atomic and MOST_ENTRIES or nil -- what it trims could not be put back
-  at = at + 3
+  at = at + 4
   while at <= last do
     local act_name, first = ARGV[at], at + 2
     local stop = first + ARGV[at + 1] - 1
     local key = prefix .. ARGV[first]
+    work = work + estimate(act_name, key, stop - first)
+    if #replies > 0 and work + bytes * ANSWERED_WORK + before.bytes * KEPT_WORK > most_work then
+      if not atomic then
+        break
+      end
+      undo(before, newest and newest[1] or '0-0')
+      return {'too much work'}
+    end
     local ok, reply, thrown = true, {'too much'}, nil
     if bytes < most_bytes then
       ok, reply = pcall(act, act_name, key, first, stop, atomic and before)

@@ -5,13 +5,14 @@
 --        another type or the others have been enough, the ms at which each expires (-1: never)}
 
 local function get_many(_, at, last)
-  local prefix, left, fields, expires_at = ARGV[at], tonumber(ARGV[at + 1]), {}, {}
+  local prefix, left, members, fields, expires_at = ARGV[at], tonumber(ARGV[at + 1]), 0, {}, {}
   for i = 1, last - at - 1 do
     local key = prefix .. ARGV[at + 1 + i]
-    local found = left > 0 and redis.pcall('HGETALL', key)
+    local found = left > 0 and members < MOST_MEMBERS and redis.pcall('HGETALL', key)
     fields[i], expires_at[i] = 1, -1
     if found and not found.err then
       fields[i] = #found > 0 and found
+      members = members + #found / 2
       for value = 2, #found, 2 do
         left = left - #found[value]
       end

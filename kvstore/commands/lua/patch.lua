@@ -8,6 +8,11 @@
 --        {'failed', what is there}, {'leased'}, {'no sum', field}, {'too many'}, {'too large'} where the
 --        document would have too many members or bytes
 
+-- How many bytes of a text are of a class; `runs` is the pattern of one or more.
+local function count(text, runs)
+  return #text - #string.gsub(text, runs, '')
+end
+
 local function patch(key, at, last)
   local name, ttl_ms = ARGV[at], ARGV[at + 1]
   local exists, tag, meta, job = inspect(key)
@@ -68,19 +73,21 @@ local function patch(key, at, last)
       changed[#changed + 1], changed[#changed + 2] = field, fields[place[field]]
     end
   end
-  local flat, bytes = {}, 1 -- two braces, less the comma that the last member has not
+  local flat, size, bytes, odd = {'$kv', ''}, 2, 1, {} -- two braces, less the comma that the last member has not
   for i = 1, #fields, 2 do
-    if fields[i + 1] then
-      flat[#flat + 1], flat[#flat + 2] = fields[i], fields[i + 1]
-      bytes = bytes + #fields[i] + #fields[i + 1] + 4 -- two quotes, a colon, a comma
-      if string.find(fields[i], '[%c"\\]') then -- a name that is longer as JSON
-        local _, short = string.gsub(fields[i], '["\\\b\t\n\f\r]', '')
-        local _, long = string.gsub(fields[i], '[%z\1-\7\11\14-\31]', '')
-        bytes = bytes + short + 5 * long
+    local field, value = fields[i], fields[i + 1]
+    if value then
+      flat[size + 1], flat[size + 2] = field, value
+      size = size + 2
+      bytes = bytes + #field + #value + 4 -- two quotes, a colon, a comma
+      if string.find(field, '[%c"\\]') then -- a name that is longer as JSON
+        odd[#odd + 1] = field
       end
     end
   end
-  if #flat > 2 * ARGV[at + 7] then
+  odd = table.concat(odd)
+  bytes = bytes + count(odd, '["\\\b\t\n\f\r]+') + 5 * count(odd, '[%z\1-\7\11\14-\31]+')
+  if size - 2 > 2 * ARGV[at + 7] then
     return {'too many'}
   end
   if bytes > tonumber(ARGV[at + 8]) then
@@ -103,8 +110,9 @@ local function patch(key, at, last)
     ttl_ms = ARGV[at + 6]
   end
   local logged_ttl_ms = ttl_ms == '' and redis.call('PTTL', key) or ttl_ms
-  local id, now = append(ARGV[at + 5], 'patch', name, logged_ttl_ms, shape, flat, 1, #flat)
-  redis.call('HSET', key, '$kv', (job and job.mark or '') .. id .. shape) -- first: an empty hash would lose its expiry
+  local id, now = append(ARGV[at + 5], 'patch', name, logged_ttl_ms, shape, flat, 3, size)
+  flat[2] = (job and job.mark or '') .. id .. shape
+  redis.call('HSET', key, flat[1], flat[2]) -- first: an empty hash would lose its expiry
   if is_object then
     for from = 1, #gone, MOST_ARGUMENTS do
       redis.call('HDEL', key, unpack(gone, from, math.min(from + MOST_ARGUMENTS - 1, #gone)))
@@ -118,8 +126,6 @@ local function patch(key, at, last)
   end
   local expires_at = redis.call('PEXPIRETIME', key)
   local new_expiry = index(name, exists and due, expires_at >= 0 and expires_at)
-  if now % 16 == 0 then
-    sweep(string.sub(key, 1, #key - #name), now, 100)
-  end
-  return {exists and 'replaced' or 'created', read(key), new_expiry}
+  sweep_sometimes(string.sub(key, 1, #key - #name), now)
+  return {exists and 'replaced' or 'created', {flat, expires_at, redis.call('PTTL', key)}, new_expiry}
 end

@@ -23,14 +23,12 @@ local function post(_, at, last)
   local ms, count = string.match(id, '^(%d+)%-(%d+)$')
   local name = container .. ms .. string.char(96 + #count) .. count
   local key = ARGV[at] .. name
-  redis.call('DEL', key) -- only what another client, or a PUT, guessed
+  redis.call('UNLINK', key) -- only what another client, or a PUT, guessed
   redis.call('HSET', key, '$kv', id .. ARGV[at + 4])
   set(key, ARGV, at + 7, last)
   redis.call('PEXPIRE', key, ARGV[at + 2])
   local new_expiry = index(name, nil, now + ARGV[at + 2])
-  if now % 16 == 0 then
-    sweep(ARGV[at], now, 100)
-  end
+  sweep_sometimes(ARGV[at], now)
   if delay_ms > 0 then
     write_mark(key, id .. ARGV[at + 4], 0, now + delay_ms, '-', '-')
     block(name, now + delay_ms)

@@ -4,32 +4,35 @@
 --        5 '' for a plain PUT; 6… field, value, …
 --        5 else 'put', or 'patch' for a document that was read, changed, and is written back: it keeps its expiry if ttl_ms is
 --        ''  6 If-Match  7 If-None-Match  8 If-Unmodified-Since (s)  9 what the document was read as: '' for anything, '!' for
---        nothing, else its tag or '-', and the digest of its fields  10 'sv' if some values are server values, else ''
---        11… field, value, …
+--        nothing, else its tag or '-', and the digest of its values  10 'sv' if some values are server values, else ''
+--        11 how many fields it had then, and their names  … field, value, …
 -- reply  {'created' or 'replaced', entity-tag, expires_at_ms (-1: never), ttl_ms, nil or all fields where they are not those
 --        that were sent, nil or the ms at which the namespace's own keys expire where that is new}
 --        {'failed', what is there}, {'leased'}, {'lost', what is there} where it is no longer as it was read, {'no sum', field}
 
--- What stands for all that a hash holds, a job's state included, whatever the order of its fields, which a hash may change by
--- itself. Not the entity-tag alone: other clients write fields and leave that as it is.
-local function digest(fields)
-  local sum = 0
-  for i = 1, #fields, 2 do
-    local hex = redis.sha1hex(#fields[i] .. ':' .. fields[i] .. fields[i + 1])
-    sum = (sum + tonumber(string.sub(hex, 1, 12), 16)) % 281474976710656 -- 48 bits, since numbers have 53
+-- Whether a hash of `size` fields holds what it was read as: under the names in ARGV[first..last], which are as many, the values
+-- of which `digest` was made. A job's state is among them. The entity-tag alone would not do: other clients write fields and
+-- leave it as it is.
+local function is_as_read(key, size, tag, base, first, last)
+  if base == '!' or size == 0 then
+    return base == '!' and size == 0
+  elseif size ~= last - first + 1 then
+    return false
   end
-  return string.format('%.0f', sum)
-end
-
-local function is_as_read(key, exists, tag, base)
-  if base == '!' or not exists then
-    return base == '!' and not exists
-  end
-  local read_tag, read_digest = string.match(base, '^(%S+) (%d+)$')
+  local read_tag, digest = string.match(base, '^(%S+) (%S+)$')
   if not redis.sha1hex then -- fakeredis
     return read_tag == (tag or '-')
   end
-  return read_digest == digest(redis.call('HGETALL', key))
+  local values, sizes = {}, {}
+  for from = first, last, MOST_ARGUMENTS do
+    for _, value in ipairs(redis.call('HMGET', key, unpack(ARGV, from, math.min(from + MOST_ARGUMENTS - 1, last)))) do
+      if not value then
+        return false
+      end
+      values[#values + 1], sizes[#sizes + 1] = value, #value
+    end
+  end
+  return digest == redis.sha1hex(table.concat(sizes, ' ') .. ':' .. table.concat(values))
 end
 
 local function put(key, at, last)
@@ -45,8 +48,8 @@ local function put(key, at, last)
     if refusal then
       return refusal
     end
-    first, base, server_values = at + 10, ARGV[at + 8], ARGV[at + 9] ~= ''
-    if base ~= '' and not is_as_read(key, exists, tag, base) then
+    first, base, server_values = at + 11 + ARGV[at + 10], ARGV[at + 8], ARGV[at + 9] ~= ''
+    if base ~= '' and not is_as_read(key, size, tag, base, at + 11, first - 1) then
       return {'lost', read(key)}
     end
   elseif is_leased(job) then
@@ -79,9 +82,7 @@ local function put(key, at, last)
   id, expires_at, now, new_expiry = replace(
     key, size, job and job.mark or '', due, ARGV[at + 2], op, name, ttl_ms, expires_at, shape, first, last
   )
-  if now % 16 == 0 then -- often enough that the indexes hold little that has expired, seldom enough to cost nothing
-    sweep(string.sub(key, 1, #key - #name), now, 100)
-  end
+  sweep_sometimes(string.sub(key, 1, #key - #name), now)
   local fields = false
   if server_values or base ~= '' then
     fields = slice(ARGV, first, last)

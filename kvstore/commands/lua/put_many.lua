@@ -52,8 +52,6 @@ local function put_many(_, at, last)
       tags[i], words[i], now, new_expiry = tag, sizes[i] > 0 and 'r' or 'c', time, new or new_expiry
     end
   end
-  if now % 16 == 0 then -- as put.lua does
-    sweep(prefix, now, 100)
-  end
+  sweep_sometimes(prefix, now)
   return {'done', tags, table.concat(words), new_expiry}
 end

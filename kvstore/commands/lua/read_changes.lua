@@ -31,19 +31,37 @@ local function wait_for_expiry(now)
   return due and math.max(0, due - now + 1) or -1
 end
 
--- The reply where the log has lost nothing: as many of the entries as may be sent at once.
-local function page(entries, most, most_bytes, wait)
-  local released = redis.pcall('XREVRANGE', RELEASED, '+', '-', 'COUNT', 1)[1] -- of another type it frees nothing
-  local bytes = 0
-  for i, entry in ipairs(entries) do
-    if i > most or bytes > most_bytes then
-      return {'entries', slice(entries, 1, i - 1), wait, released and released[1] or '0-0', 'more'}
+local AT_ONCE = 10 -- entries: each has 3,500 members at most, and what is read and not sent is for nothing
+
+-- The entries that came after a place, as many as may be sent at once; whether the place itself is still there, and whether there
+-- are more.
+local function entries_since(place, most, most_bytes)
+  local entries, bytes, from, is_there = {}, 0, place, false
+  while true do
+    local some = redis.call('XRANGE', LOG, from, '+', 'COUNT', AT_ONCE)
+    for _, entry in ipairs(some) do
+      if entry[1] == place then
+        is_there = true
+      elseif #entries == most or bytes > most_bytes then
+        return entries, is_there, true
+      else
+        entries[#entries + 1] = entry
+        for _, part in ipairs(entry[2]) do
+          bytes = bytes + #part
+        end
+      end
     end
-    for _, part in ipairs(entry[2]) do
-      bytes = bytes + #part
+    if #some < AT_ONCE then
+      return entries, is_there, false
     end
+    from = '(' .. some[#some][1]
   end
-  return {'entries', entries, wait, released and released[1] or '0-0', false}
+end
+
+-- The reply where the log has lost nothing.
+local function page(entries, has_more, wait)
+  local released = redis.pcall('XREVRANGE', RELEASED, '+', '-', 'COUNT', 1)[1] -- of another type it frees nothing
+  return {'entries', entries, wait, released and released[1] or '0-0', has_more and 'more' or false}
 end
 
 local function read_changes(_, at)
@@ -58,16 +76,12 @@ local function read_changes(_, at)
   if left_ms >= 0 and left_ms < DAY_MS then
     expire_namespace() -- anew: the place of who follows a namespace without documents is in that log
   end
-  local entries = redis.call('XRANGE', LOG, from, '+', 'COUNT', most + 2)
-  if entries[1] and entries[1][1] == from then -- where the place itself is still there, so is all that came after it
-    table.remove(entries, 1)
-    return page(entries, most, most_bytes, wait)
-  end
-  if not is_whole_since(from, now) then
+  local entries, is_there, has_more = entries_since(from, most, most_bytes)
+  if not is_there and not is_whole_since(from, now) then -- where the place is still there, so is all that came after it
     return {'lost'}
   end
-  local reply = page(entries, most, most_bytes, wait)
-  if not entries[1] then
+  local reply = page(entries, has_more, wait)
+  if not is_there and not entries[1] then
     reply[6] = end_of_log() -- a place that was made by the clock would be too old in a day
   end
   return reply

@@ -1,0 +1,73 @@
+"""The steps between a request and its response that all adapters share. Functions of values; no I/O.
+
+An adapter reads a request and calls `decide()`. Then it sends the Response, starts the stream, or has a store execute the
+command and sends what `respond()` makes of the outcome.
+"""
+
+from typing import TypeAlias
+
+from kvstore.commands.base import Command
+from kvstore.commands.subscriptions import Follow, LongPoll
+from kvstore.core.errors import ContentTooLarge, InvalidRequest, Problem, problem_in
+from kvstore.core.settings import Settings
+from kvstore.http.cors import shown_to
+from kvstore.http.hosts import check_host
+from kvstore.http.messages import MAX_BODY_BYTES, Headers, Request, Response, refuse
+from kvstore.http.protocol import STREAM, Outcome, parse, render
+
+Asked: TypeAlias = Command[Outcome] | LongPoll[Outcome]
+Decision: TypeAlias = Asked | Follow | Response
+
+
+def decide(request: Request, settings: Settings) -> Decision:
+    """Return what a request asks for, or its response if the store is not needed."""
+    try:
+        decision = parse(request, settings)
+    except Exception as error:
+        return respond(request, error, settings)
+    return _show(request, decision, settings) if isinstance(decision, Response) else decision
+
+
+def decide_for_host(request: Request, settings: Settings) -> Decision:
+    """Do the same for a server that web pages could reach by DNS rebinding: check Host first."""
+    try:
+        check_host(request.headers, settings)
+    except Problem as problem:
+        return respond(request, problem, settings)
+    return decide(request, settings)
+
+
+def respond(request: Request, outcome: Outcome | Exception, settings: Settings) -> Response:
+    """Return the response to a request whose command had this outcome, or raised this exception."""
+    try:
+        if isinstance(outcome, Exception):
+            raise outcome
+        response = render(request, outcome)
+    except Exception as error:
+        response = refuse(problem_in(error))
+    return _show(request, response, settings) if "origin" in request.headers else response
+
+
+def _show(request: Request, response: Response, settings: Settings) -> Response:
+    """Add the header fields of CORS to a response."""
+    return response._replace(headers=response.headers + shown_to(request, settings))
+
+
+def stream_fields(request: Request, settings: Settings) -> Headers:
+    """Return the header fields of a response that is a stream."""
+    return STREAM + shown_to(request, settings)
+
+
+def add_field(headers: dict[str, str], name: str, value: str) -> None:
+    """Add a header field to those of a request; fields of the same name become one list (RFC 9110 section 5.3)."""
+    headers[name] = f"{headers[name]}, {value}" if name in headers else value
+
+
+def too_large() -> ContentTooLarge:
+    """Return the problem of a body of more than MAX_BODY_BYTES."""
+    return ContentTooLarge(f"the body has more than {MAX_BODY_BYTES:,} bytes; split the document into several")
+
+
+def cut_off() -> InvalidRequest:
+    """Return the problem of a body that ended before it was complete."""
+    return InvalidRequest("the body ended before it was complete; nothing was changed")
