@@ -96,8 +96,7 @@ def begin_to_follow(served: InProcess, sentinels: Sentinels) -> tuple[int, list[
     """Follow a document that the replica has too: the primary's port, and the events, as they come."""
     assert ask(served, "PUT", "/room/1", {"n": 0})[0] == 201
     events: list[Any] = []
-    follower = threading.Thread(target=follow, args=(served, events))
-    follower.start()
+    threading.Thread(target=follow, args=(served, events)).start()
     wait_until(lambda: events, LIMIT_S)
     first = sentinels.primary()
     wait_until(lambda: is_on_the_replica(first), LIMIT_S)
@@ -115,7 +114,6 @@ def test_a_primary_that_hangs(sentinels: Sentinels) -> None:
         wait_until(lambda: events[-1]["value"] == {"n": 1}, 10)
     finally:
         served.stop()
-        follower.join(LIMIT_S)
 
 
 @pytest.mark.slow
