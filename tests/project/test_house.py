@@ -67,7 +67,7 @@ WORLD = {
 # The rest of the standard library that is in use: it touches nothing.
 PURE = {
     *("array", "collections", "concurrent", "contextlib", "dataclasses", "datetime", "email", "functools", "hashlib"),
-    *("http", "ipaddress", "itertools", "json", "re", "struct", "traceback", "types", "typing", "urllib", "weakref"),
+    *("http", "ipaddress", "itertools", "json", "mmap", "re", "struct", "traceback", "types", "typing", "urllib", "weakref"),
 }
 
 
