@@ -141,7 +141,7 @@ class Reading:
         """Read what is new, which also has Redis say when there is more; one question at a time."""
         if not self._is_asking and not self._is_stopped:
             self._is_asking, self._is_woken, self._looked = True, False, self._loop.time()
-            self._reader.source.submit(ReadChanges(self.path, self.position), self._answered, None)
+            self._reader.source.submit(ReadChanges(self.path, self.position, is_live=True), self._answered, None)
 
     def look_on(self) -> None:
         """Look again, at once where the last look is some time ago; after a question that is open."""

@@ -27,6 +27,16 @@ local function slice(list, first, last)
   return part
 end
 
+-- Whether one change came before another, by their ids.
+local function is_before(one, other)
+  local one_ms, one_count = string.match(one, '^(%d+)%-(%d+)$')
+  local other_ms, other_count = string.match(other, '^(%d+)%-(%d+)$')
+  if one_ms == other_ms then
+    return tonumber(one_count) < tonumber(other_count)
+  end
+  return tonumber(one_ms) < tonumber(other_ms)
+end
+
 -- Where the first write of a script is one like this, a full Redis lets it through, and with it what follows in the script.
 local function write_nothing()
   redis.call('DEL', SCRATCH)
