@@ -7,7 +7,7 @@ Source: XADD, XRANGE.
 import re
 from typing import NamedTuple
 
-from kvstore.commands.base import Arguments, Found, RedisReply, below, found_in
+from kvstore.commands.base import Again, Arguments, Found, RedisReply, below, found_in
 from kvstore.commands.scripts import LOG_POSITION, READ_CHANGES, Script
 from kvstore.core.codec import META, decode
 from kvstore.core.paths import Path, own_key
@@ -73,7 +73,9 @@ class ReadChanges(NamedTuple):
     def arguments(self) -> Arguments:
         return (self.position, MAX_CHANGES, below(self.path)[0], MAX_CHANGED_BYTES)
 
-    def outcome(self, reply: RedisReply) -> ChangesRead:
+    def outcome(self, reply: RedisReply) -> ChangesRead | Again[ChangesRead]:
+        if reply[0] == b"again":
+            return Again(self)
         if reply[0] == b"lost":
             return ChangesRead(None)
         position = reply[5].decode() if len(reply) > 5 else ""
@@ -116,7 +118,8 @@ def _parse_entry(entry: RedisReply) -> Change:
     change_id, op, name = raw_id.decode(), fields[0].decode(), changed_name(entry)
     if len(fields) == 2:
         return Change(change_id, op, name, None, None)
-    ttl_ms, marker, shape = int(fields[3]), fields[4], fields[5]
+    ttl_ms, marker = int(fields[3]), fields[4]
+    shape = fields[5][fields[5].index(b" ") :]  # the entity-tag that the document had before stands before it
     members = fields[6:] if marker == META else _unpack(fields[7])
     text = decode([META, raw_id + shape, *members]).text
     return Change(change_id, op, name, ttl_ms if ttl_ms >= 0 else None, text)

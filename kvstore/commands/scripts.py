@@ -56,7 +56,7 @@ def _idempotent(name: str, *called: str) -> Script[Any]:
     return _script(f"{name} idempotent", *_SHARED, *called, name, "idempotent", main=f"return idempotent({name}, KEYS[2])")
 
 
-_SHARED = ("_log", "_jobs", "_index", "_documents", "_order")  # each uses only those before it
+_SHARED = ("_log", "_jobs", "_erasure", "_index", "_documents", "_order")  # each uses only those before it
 
 READ = _script("read", main=_text("read"))
 GET = _act("get")

@@ -28,6 +28,7 @@ from kvstore.http.events import block, event
 PAGE = 500  # items of a snapshot at once
 HEARTBEAT_S = 12.0  # a reader hears something every 15 s
 RETRY_MS = (1000, 5000)  # after which a reader comes back, each after another time: a restart ends all streams at once
+NO_CHANGE = "0-0"  # the entity-tag of a container whose namespace has no change log (list.lua)
 RESET = b"event: reset\ndata: {}\n\n"
 
 Steps: TypeAlias = Generator[Command[object] | bytes, Any, str]
@@ -84,13 +85,15 @@ def _snapshot(path: Path, *, recursive: bool) -> Steps:
         tag, ttl_ms, text = (found.tag, found.ttl_ms, found.text) if found else (None, None, None)
         yield block(b"snapshot", position, path.text, tag, ttl_ms, text)
         return position
-    more: List | None = List(path, "", PAGE, False, True, recursive, "")
-    while more:
-        listing: Listing = yield more
-        more = listing.more
+    listing: Listing = yield List(path, "", PAGE, False, True, recursive, "")
+    if listing.tag and listing.tag != NO_CHANGE:
+        position = listing.tag  # of the moment of the listing: a change since GetLogPosition is in it, and must not come again
+    while True:
         items = b'{"items":[%b]}' % b",".join(render_items(path.text, listing.items))
-        yield block(b"snapshot", position, path.text, position, None, items, more=more is not None)
-    return position
+        yield block(b"snapshot", position, path.text, position, None, items, more=listing.more is not None)
+        if listing.more is None:
+            return position
+        listing = yield listing.more
 
 
 def prefix(path: Path) -> str:

@@ -169,7 +169,7 @@ def _entry(id_: str, pairs: list[bytes]) -> Entry:
     if len(pairs) == 2:
         return Entry(op, name, id_, None, None)
     assert pairs[2] == b"ttl"
-    shape, fields = pairs[5], pairs[6:]
+    shape, fields = pairs[5][pairs[5].index(b" ") :], pairs[6:]
     if pairs[4] == b"$packed":
         packed, fields = pairs[7], []
         while packed:

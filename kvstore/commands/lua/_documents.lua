@@ -61,15 +61,15 @@ local function set(key, fields, first, last)
 end
 
 -- Put ARGV[first..last] in the place of all that a document holds, and say so in the log and the indexes: how many fields it
--- has (0: it is not there), `mark`, what is known of it as a job, and `due`, as index() takes it, are known by now, and so is that
--- no key has another type. The first write is XADD, which a full Redis refuses with nothing changed. `expires_at` is -1 for
+-- has (0: it is not there), its entity-tag (nil: none), `mark`, what is known of it as a job, and `due`, as index() takes it, are
+-- known by now, and so is that no key has another type. The first write is XADD, which a full Redis refuses with nothing changed. `expires_at` is -1 for
 -- never, nil for ttl_ms from now on. Returns the entity-tag, expires_at, the time in ms, and what index() returns.
-local function replace(key, size, mark, due, length, op, name, ttl_ms, expires_at, shape, first, last)
+local function replace(key, size, tag, mark, due, length, op, name, ttl_ms, expires_at, shape, first, last)
   local exists = size > 0
   if due and not exists then
     expire(name)
   end
-  local id, now = append(length, op, name, ttl_ms, shape, ARGV, first, last)
+  local id, now = append(length, op, name, tag or '', ttl_ms, shape, ARGV, first, last)
   local meta, stop = mark .. id .. shape, math.min(last, first + MOST_ARGUMENTS - 1)
   -- A document with as many fields as it will have, none of them new, is written over: DEL and making a hash cost more.
   local is_over = size * 2 == last - first + 3 and stop == last
@@ -86,12 +86,14 @@ local function replace(key, size, mark, due, length, op, name, ttl_ms, expires_a
   elseif expires_at >= 0 then
     redis.call('PEXPIREAT', key, expires_at)
   end
-  return id, expires_at, now, index(name, exists and due, expires_at >= 0 and expires_at)
+  local new_expiry = index(name, exists and due, expires_at >= 0 and expires_at)
+  know_latest(name, id, expires_at >= 0 and expires_at - now or SOON_MS, exists and due and due - now < SOON_MS)
+  return id, expires_at, now, new_expiry
 end
 
 -- Delete a document that is there. UNLINK is the first write: a full Redis lets it through, and with it what follows in the script.
--- Returns the change's id.
-local function remove(key, name, length)
+-- Its changes go too, if it has an entity-tag. Returns the change's id.
+local function remove(key, name, tag, length)
   redis.call('UNLINK', key)
   redis.call('ZREM', NAMES, name)
   redis.call('ZREM', EXPIRY, name)
@@ -100,6 +102,10 @@ local function remove(key, name, length)
   end
   local id = redis.call('XADD', LOG, 'MAXLEN', '~', length, 'LIMIT', MOST_TRIMMED, '*', 'delete', name)
   expire_namespace()
+  redis.pcall('HDEL', LATEST, name)
+  if tag then
+    erase(tag)
+  end
   return id
 end
 

@@ -45,10 +45,11 @@ local function time_of(id)
 end
 
 -- Append a document's change to the log and return its id, which is the document's entity-tag, and its time in ms. An entry
--- is three pairs of ours, then the members: {op, name, 'ttl', ttl_ms, '$kv', shape, field, value, ...}. A document with too
--- many members for one call has '$packed' for '$kv', then '' and all of it as netstrings (3:abc,).
-local function append(length, op, name, ttl_ms, shape, fields, first, last)
-  local bytes = #shape
+-- is three pairs of ours, then the members: {op, name, 'ttl', ttl_ms, '$kv', before .. shape, field, value, ...}; `before` is the
+-- entity-tag that the document had, '' for none. A document with too many members for one call has '$packed' for '$kv', then ''
+-- and all of it as netstrings (3:abc,).
+local function append(length, op, name, before, ttl_ms, shape, fields, first, last)
+  local bytes, shape = #shape, before .. shape
   for i = first, last do
     bytes = bytes + #fields[i]
   end

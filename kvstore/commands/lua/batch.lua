@@ -60,6 +60,7 @@ end
 
 -- Put everything back. What the log says has expired has expired all the same.
 local function undo(before, last_id)
+  deferred_erasures = nil
   for queue, was in pairs(before.queues) do
     if was == 'new' then
       redis.call('ZREM', READY_AT, queue)
@@ -84,6 +85,12 @@ local function undo(before, last_id)
       if was.ready_at then
         block(was.name, was.ready_at)
       end
+    end
+    local is_hash, _, tag = pcall(inspect, key)
+    if is_hash and tag then
+      know_latest(was.name, tag, was.expires_at >= 0 and was.expires_at - clock() or SOON_MS, true)
+    else
+      redis.pcall('HDEL', LATEST, was.name)
     end
   end
   if before.expires_at >= 0 and redis.call('EXISTS', NAMES) == 1 then -- of all, though the names may have gone and come back
@@ -113,7 +120,7 @@ local function batch(_, at, last)
   local newest = redis.call('XREVRANGE', LOG, '+', '-', 'COUNT', 1)[1]
   local before = {documents = {}, queues = {}, bytes = 0, expires_at = redis.call('PEXPIRETIME', LOG)}
   local replies, bytes, work, word = {}, 0, 0, 'read'
-  deferred_trim = atomic and MOST_ENTRIES or nil -- what it trims could not be put back
+  deferred_trim, deferred_erasures = atomic and MOST_ENTRIES or nil, atomic and {} or nil -- what they take could not be put back
   at = at + 4
   while at <= last do
     local act_name, first = ARGV[at], at + 2
@@ -151,6 +158,9 @@ local function batch(_, at, last)
     bytes = bytes + weigh(reply)
     word = act_name == 'read_for_update' and word or 'done'
     at = stop + 1
+  end
+  for _, id in ipairs(deferred_erasures or {}) do
+    erase_now(id)
   end
   if deferred_trim and word == 'done' and deferred_trim < MOST_ENTRIES then
     redis.call('XTRIM', LOG, 'MAXLEN', '~', deferred_trim, 'LIMIT', 2 * MOST_TRIMMED) -- it may have added as many

@@ -19,7 +19,7 @@ local function post(_, at, last)
     end
   end
   -- The entry holds the container's name, and whoever reads it adds the id: it is not known before.
-  local id, now = append(ARGV[at + 3], 'post', container, ARGV[at + 2], ARGV[at + 4], ARGV, at + 7, last)
+  local id, now = append(ARGV[at + 3], 'post', container, '', ARGV[at + 2], ARGV[at + 4], ARGV, at + 7, last)
   local ms, count = string.match(id, '^(%d+)%-(%d+)$')
   local name = container .. ms .. string.char(96 + #count) .. count
   local key = ARGV[at] .. name
@@ -28,6 +28,7 @@ local function post(_, at, last)
   set(key, ARGV, at + 7, last)
   redis.call('PEXPIRE', key, ARGV[at + 2])
   local new_expiry = index(name, nil, now + ARGV[at + 2])
+  know_latest(name, id, tonumber(ARGV[at + 2]), false)
   sweep_sometimes(ARGV[at], now)
   if delay_ms > 0 then
     write_mark(key, id .. ARGV[at + 4], 0, nil, now + delay_ms, '-', '-')
