@@ -820,7 +820,7 @@ def test_max_attempts(client: Checked, raw: redis.Redis, query: str, ending: str
 
 @on_few
 def test_the_largest_number_of_attempts_counts(client: Checked, raw: redis.Redis) -> None:
-    """A take that names fewer attempts than another one of the job has named cannot bury it; the state survives other writes."""
+    """A take that names fewer attempts than another one of the job cannot bury it; the state survives other writes."""
     for name in ("named", "not-named"):
         client.put(f"/ns/{name}/a", "1")
         for query in ("&max_attempts=3", "", "&max_attempts=1") if name == "named" else ("", ""):
