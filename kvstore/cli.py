@@ -1,4 +1,4 @@
-"""The command `kvstore`: serve, by the settings in the environment."""
+"""The command `kvstore`: serve with the settings in the environment."""
 
 import sys
 
@@ -6,7 +6,7 @@ from kvstore import __version__
 from kvstore.core.settings import SETTINGS
 
 _USAGE = """\
-usage: kvstore            serve HTTP, by the settings in the environment
+usage: kvstore            serve HTTP with the settings in the environment
        kvstore --help     this text
        kvstore --version
 
@@ -15,7 +15,7 @@ settings:
 
 
 def main() -> None:
-    """Run the command with the arguments of the process; exits with status 2 where they are wrong."""
+    """Run the command with the arguments of the process; exits with status 2 if they are wrong."""
     arguments = sys.argv[1:]
     if arguments == ["--version"]:
         print(f"kvstore {__version__}")
@@ -29,7 +29,7 @@ def main() -> None:
 
 
 def usage() -> str:
-    """The help text, with a line for every setting."""
+    """Return the help text, with a line for every setting."""
     return _USAGE + "".join(f"  {row.name:<24} {row.meaning} (default: {row.default or 'empty'})\n" for row in SETTINGS)
 
 

@@ -1,4 +1,4 @@
-"""What a process opens once: the Redis that the settings mean, a store on it, and what serves the requests of an event loop."""
+"""What a process opens once: its Redis, a store, and what serves the requests of an event loop."""
 
 import asyncio
 import atexit
@@ -29,10 +29,9 @@ NOTHING_IS_KEPT = (
 
 
 def locate(settings: Settings) -> Settings:
-    """The settings with a REDIS_URL: their own, or that of the embedded server, which this starts and which ends with this
-    process.
+    """Return the settings with a REDIS_URL; if they have none, start the embedded server, which ends with this process.
 
-    Raises embedded.StartFailed where this machine has the embedded server and it does not start.
+    Raises embedded.StartFailed if the embedded server is installed but does not start.
     """
     if settings.redis_url:
         return settings
@@ -47,7 +46,7 @@ def locate(settings: Settings) -> Settings:
 
 
 def connect(settings: Settings) -> tuple[BlockingStore, Settings]:
-    """A store on what locate() finds, and the settings."""
+    """Return a blocking store on the Redis of the settings, and the settings as locate() completes them."""
     settings = locate(settings)
     return open_blocking_store(settings.redis_url, verify_tls=settings.verify_tls), settings
 
@@ -63,10 +62,10 @@ class Runtime(NamedTuple):
     def submit(
         self, asked: Command[Outcome] | LongPoll[Outcome], done: Done[Context, Outcome], context: Context
     ) -> asyncio.Task[None] | None:
-        """Execute a command, or wait; `done(context, outcome)` is called once, with the outcome or the exception.
+        """Execute a command or a long poll; `done(context, outcome)` is called once, with the outcome or the exception.
 
-        Returns the task that waits, None for a command. Where it is cancelled, nobody is told, and a job that it took is
-        given back.
+        Returns the task of a long poll, None for a command. If you cancel the task, `done` is not called, and a job that was
+        taken is given back.
         """
         if isinstance(asked, LongPoll):
             return asyncio.get_running_loop().create_task(self._wait(asked, done, context))
@@ -74,13 +73,13 @@ class Runtime(NamedTuple):
         return None
 
     async def outcome(self, asked: Command[Outcome] | LongPoll[Outcome]) -> Outcome:
-        """What a command, or a wait, comes to; raises Problem."""
+        """Return the outcome of a command or a long poll; raises Problem."""
         if isinstance(asked, LongPoll):
             return await self.long_polls.outcome(asked)
         return await self.store.execute(asked)
 
     async def outcome_unless(self, gone: Coroutine[Any, Any, None], asked: LongPoll[Outcome]) -> Outcome:
-        """The same, as long as the client is there, that is until `gone` returns; raises Problem, or ClientGone."""
+        """Do the same until `gone` returns, which means that the client has disconnected; raises Problem, or ClientGone."""
         tasks = asyncio.ensure_future(self.outcome(asked)), asyncio.ensure_future(gone)
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -93,7 +92,7 @@ class Runtime(NamedTuple):
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def close(self) -> None:
-        """Answer those who wait, end the streams, then close the store."""
+        """Answer the long polls, end the streams, then close the store."""
         await self.long_polls.close()
         await self.hub.close()
         await self.store.close()
@@ -108,14 +107,11 @@ class Runtime(NamedTuple):
 
 
 class ClientGone(Exception):
-    """The client has closed its connection; nobody reads a response."""
+    """The client has disconnected; nobody reads the response."""
 
 
 def open_runtime(settings: Settings) -> Runtime:
-    """What serves the requests of one event loop, on the Redis of the settings, which locate() has completed.
-
-    Nothing is connected yet.
-    """
+    """Return what serves the requests of one event loop, on the Redis of the settings. Nothing is connected yet."""
     address = parse_redis_url(settings.redis_url, verify_tls=settings.verify_tls)
     store = EditQueue(open_async_store(settings.redis_url, verify_tls=settings.verify_tls))
     hub = Hub(store, address, settings.max_streams)

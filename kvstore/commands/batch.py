@@ -32,7 +32,7 @@ from kvstore.core.errors import PROBLEMS, ContentTooLarge, Problem, problem_of_r
 from kvstore.core.paths import Path
 
 MAX_READ_BYTES = 16 * 1024 * 1024  # of the documents in the responses of a batch, about
-# Of one script, in the time of reading a member (lua/batch.lua): 30 ms of Redis, what it undoes included, where 50 are the limit.
+# Of one script, in the time of reading a member (lua/batch.lua): 30 ms of Redis, with undoing, where 50 ms are the limit.
 # So an atomic batch writes 20,000 members at most, about, or reads 60,000, or has 1,000 requests of 10.
 MAX_WORK = 60_000
 
@@ -127,15 +127,7 @@ class Batch(NamedTuple, Generic[Request, Answer]):
             index = int(reply[1])
             return Refused(index, self.requests[index], PROBLEMS[reply[2].decode()](reply[3].decode()))
         if word in (b"undone", b"lost"):
-            index, command = self._commands()[reply[1]]
-            outcome = yield from _outcome(command, reply[2])
-            if isinstance(outcome, Again):
-                self._continue(index, outcome)
-                return Again(self, has_written=False)
-            if isinstance(outcome, Problem) and outcome.status >= 500:
-                raise outcome  # a full Redis refuses the batch, not one request of it
-            # A refusal that came after reading is recorded here; the script has recorded any other.
-            return self._refused(index, outcome) if word == b"lost" else Refused(index, self.requests[index], outcome)
+            return (yield from self._undone(reply, is_recorded=word == b"undone"))
         if word == b"too much work":
             raise ContentTooLarge(
                 "an atomic batch is one step for Redis, and this one would take too long: its documents have too many members."
@@ -173,6 +165,20 @@ class Batch(NamedTuple, Generic[Request, Answer]):
             done = len(reply[1])
             following = left.next() if done == len(commands) else Again(left._replace(at=commands[done][0]))
         return registered(self.path, new_expiry, following)
+
+    def _undone(
+        self, reply: RedisReply, *, is_recorded: bool
+    ) -> Turns[Result[Request, Answer] | Again[Result[Request, Answer]]]:
+        """Return the refusal of an atomic batch, or the next attempt where a document is no longer as it was read."""
+        index, command = self._commands()[reply[1]]
+        outcome = yield from _outcome(command, reply[2])
+        if isinstance(outcome, Again):
+            self._continue(index, outcome)
+            return Again(self, has_written=False)
+        if isinstance(outcome, Problem) and outcome.status >= 500:
+            raise outcome  # a full Redis refuses the batch, not one request of it
+        # A refusal that came after reading is recorded here; the script has recorded any other.
+        return Refused(index, self.requests[index], outcome) if is_recorded else self._refused(index, outcome)
 
     def next(self) -> Answers[Request, Answer] | Again[Result[Request, Answer]]:
         """Return the batch from its next run of commands on, or the answers if there is none."""

@@ -17,7 +17,7 @@ from kvstore.commands.base import (
     in_turns,
 )
 from kvstore.commands.jobs import read_mark
-from kvstore.commands.scripts import DELETE_RECURSIVE, IS_NAMESPACE_EMPTY, LIST, Script
+from kvstore.commands.scripts import DELETE_RECURSIVE, INSPECT_NAMESPACES, LIST, Script
 from kvstore.core.paths import Path, parse_path
 
 MAX_DELETED_AT_ONCE = 1000  # about 10 ms in Redis
@@ -99,7 +99,7 @@ class List(NamedTuple):
         if self.container.text != "/":
             return Listing(items, tag, more)
         listing = Listing(items, None, more)
-        return DropEmptyNamespaces(listing, 0).next()
+        return DropEmptyNamespaces(listing, [item.name for item in items if item.document is None]).next()
 
     def _item(self, name: bytes, *document: RedisReply, now_ms: int | None) -> Item:
         if not document:
@@ -113,15 +113,15 @@ class List(NamedTuple):
 
 
 class DropEmptyNamespaces(NamedTuple):
-    """Remove empty namespaces from a listing of the root, from the item `at` on: Listing."""
+    """Remove empty namespaces from a listing of the root: Listing. `names` are those left to look into, with slashes."""
 
     listing: Listing
-    at: int
-    script: Script[Listing] = IS_NAMESPACE_EMPTY
+    names: list[str]
+    script: Script[Listing] = INSPECT_NAMESPACES
 
     @property
     def container(self) -> Path:
-        return parse_path(b"/" + self.listing.items[self.at].name.encode())
+        return parse_path(b"/" + self.names[0].encode())
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -129,23 +129,18 @@ class DropEmptyNamespaces(NamedTuple):
 
     @property
     def arguments(self) -> Arguments:
-        return below(self.container)[:1]
+        others = [parse_path(b"/" + name.encode()).keys.log for name in self.names[1:]]
+        return (below(self.container)[0], *others)
 
     def outcome(self, reply: RedisReply) -> Listing | Again[Listing]:
-        if reply[0] == b"again":
-            return Again(self, has_written=False)
-        if reply[0] == b"some":
-            return self._replace(at=self.at + 1).next()
-        del self.listing.items[self.at]
-        return self.next()
+        words = dict(zip(self.names, reply, strict=True))
+        left = [item for item in self.listing.items if words.get(item.name) != b"none"]
+        unknown = [name for name, word in words.items() if word == b"unknown"]
+        return DropEmptyNamespaces(self.listing._replace(items=left), unknown).next()
 
     def next(self) -> Listing | Again[Listing]:
-        """Return the check of the next namespace, or the listing if there is no other."""
-        items = self.listing.items
-        for at in range(self.at, len(items)):
-            if items[at].document is None:
-                return Again(self._replace(at=at), has_written=False)
-        return self.listing
+        """Return the look into the namespaces that are left, or the listing if there are none."""
+        return Again(self, has_written=False) if self.names else self.listing
 
 
 class DeleteRecursive(NamedTuple):

@@ -19,13 +19,13 @@ from kvstore.commands.base import (
     Missing,
     RedisReply,
     Turns,
-    at_once,
     below,
     each_read,
     found_in,
     in_turns,
     refused,
     registered,
+    settled,
 )
 from kvstore.commands.documents import Put
 from kvstore.commands.scripts import (
@@ -125,13 +125,19 @@ class JobSeen(NamedTuple):
 
 
 class Take(NamedTuple):
-    """Take up to `limit` jobs for `lease_ms`: Taken. A job that was taken `max_attempts` times is dead, and is moved first."""
+    """Take up to `limit` jobs for `lease_ms`: Taken. A job that was taken `max_attempts` times is dead, and is moved first.
+
+    A take that Redis does in several steps goes on at `low`. `positions` are those of the first step: a job may since have come
+    to what the take has passed.
+    """
 
     container: Path
     lease_ms: int
     limit: int
     max_attempts: int
     log_length: int
+    low: str = ""
+    positions: tuple[str, str] | None = None
     script: Script[Taken] = TAKE
 
     @property
@@ -140,13 +146,14 @@ class Take(NamedTuple):
 
     @property
     def arguments(self) -> Arguments:
-        return (*below(self.container), self.lease_ms, self.limit, self.max_attempts, MAX_PAGE_BYTES)
+        return (*below(self.container), self.lease_ms, self.limit, self.max_attempts, MAX_PAGE_BYTES, self.low)
 
     def outcome(self, reply: RedisReply) -> Taken | Again[Taken] | Later[Taken]:
-        if reply[0] == b"more":
-            return Again(self, has_written=False)
-        if reply[0] == b"none":
-            return Taken([], reply[1], (reply[2].decode(), reply[3].decode()))
+        if reply[0] in (b"more", b"none"):
+            positions = self.positions or (reply[2].decode(), reply[3].decode())
+            if reply[0] == b"more":
+                return Again(self._replace(low=reply[1].decode(), positions=positions), has_written=False)
+            return Taken([], reply[1], positions)
         return in_turns(self._taken(reply))
 
     def _taken(self, reply: RedisReply) -> Turns[Taken | Again[Taken]]:
@@ -273,7 +280,7 @@ class FinishAndTake(NamedTuple):
     def outcome(self, reply: RedisReply) -> Taken | Lost | Again[Taken | Lost]:
         if reply[0] != b"finished":
             return Lost()
-        following = at_once(self.take.outcome(reply[2])) if len(reply) > 2 else Again(self.take)  # for a worker's process
+        following = settled(self.take.outcome(reply[2])) if len(reply) > 2 else Again(self.take)  # for a worker's process
         if isinstance(following, Again):
             following = Again(following.command)  # the take has changed nothing yet, but finishing has
         return registered(self.take.container, reply[1], following)

@@ -9,8 +9,8 @@ are told. Source: https://html.spec.whatwg.org/multipage/server-sent-events.html
 import asyncio
 from collections.abc import Awaitable, Callable
 from itertools import cycle
-from typing import Any
 
+from kvstore.commands.base import RedisReply
 from kvstore.commands.changelog import GetLogPosition, LogPosition, changed_name, is_change, parse_entry
 from kvstore.commands.presence import Hold
 from kvstore.commands.subscriptions import Follow
@@ -323,7 +323,7 @@ class Hub:
 
     # What the reader of the logs calls
 
-    def _changed(self, reading: Reading, entries: list[Any], released: bytes) -> None:
+    def _changed(self, reading: Reading, entries: list[RedisReply], released: bytes) -> None:
         """Send changes to who follows them. Only what somebody follows is decoded; all that a follower gets is sent at once."""
         space = self._namespaces[reading.path.namespace]
         heard: dict[_Audience, list[Changed]] = {}

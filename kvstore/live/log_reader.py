@@ -7,8 +7,8 @@ that does not say is asked again and again. Source: CLIENT TRACKING.
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Any
 
+from kvstore.commands.base import RedisReply
 from kvstore.commands.changelog import ChangesRead, ReadChanges
 from kvstore.core.errors import Problem
 from kvstore.core.paths import Path
@@ -37,7 +37,7 @@ class LogReader:
         store: AsyncStore,
         address: Address,
         *,
-        on_changes: Callable[["Reading", list[Any], bytes], None],
+        on_changes: Callable[["Reading", list[RedisReply], bytes], None],
         on_lost: Callable[["Reading"], None],
     ) -> None:
         self.on_changes = on_changes
@@ -168,7 +168,7 @@ class Reading:
         self._timer = None
         self.look()
 
-    def _answered(self, _: object, outcome: Any) -> None:
+    def _answered(self, _: None, outcome: ChangesRead | Exception) -> None:
         """What a look has found."""
         self._is_asking = False
         if self._is_stopped:

@@ -7,7 +7,6 @@ change wakes one of them: it takes what there is, and wakes the next.
 import asyncio
 from collections import deque
 from contextlib import suppress
-from typing import Any
 
 from kvstore.commands.base import Command, Found, Idempotent, Missing, Outcome
 from kvstore.commands.containers import Unchanged
@@ -39,7 +38,7 @@ class LongPolls:
         self._store = store
         self._hub = hub
         self._queues: set[WaitQueue] = set()
-        self._taking: set[asyncio.Task[Any]] = set()
+        self._taking: set[asyncio.Task[object]] = set()
         self._is_closed = False
 
     async def outcome(self, wait: LongPoll[Outcome]) -> Outcome:
@@ -103,15 +102,14 @@ class LongPolls:
         task.add_done_callback(self._ended)
         return task
 
-    def _ended(self, task: "asyncio.Task[Any]") -> None:
+    def _ended(self, task: "asyncio.Task[object]") -> None:
         self._taking.discard(task)
         if not task.cancelled():
             task.exception()  # whoever waits for it is told; a job that cannot be given back is free when its lease ends
 
-    def _give_back(self, task: "asyncio.Future[Any]") -> None:
-        if task.cancelled() or task.exception() or not isinstance(task.result(), Taken):
-            return
-        for job in task.result().jobs:
+    def _give_back(self, task: "asyncio.Task[object]") -> None:
+        taken = None if task.cancelled() or task.exception() else task.result()
+        for job in taken.jobs if isinstance(taken, Taken) else ():
             self._begin(ChangeLease.release(job))
 
 

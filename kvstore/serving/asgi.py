@@ -1,6 +1,7 @@
-"""The ASGI adapter, for any ASGI server. Our own, `gunicorn_worker.py`, opens an Application without going through ASGI.
+"""The ASGI adapter, for any ASGI server.
 
-It carries bytes between ASGI and `exchange.py`. Source: https://asgi.readthedocs.io/en/stable/specs/www.html
+It carries bytes between ASGI and `exchange.py`, and decides nothing. The production server opens an Application too, but uses
+no ASGI messages. Source: https://asgi.readthedocs.io/en/stable/specs/www.html
 """
 
 import asyncio
@@ -26,14 +27,14 @@ Send = Callable[[Message], Awaitable[None]]
 
 
 class Application:
-    """The service as an ASGI application, by the settings in `environ`; opened by the event loop that serves it first."""
+    """The service as an ASGI application, with the settings in `environ`; it belongs to the first event loop that serves it."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._environ = environ
         self._runtime: Runtime | None = None
 
     def open(self) -> Runtime:
-        """What serves requests in this event loop; raises settings.InvalidSetting or embedded.StartFailed."""
+        """Return what serves the requests of this event loop; raises InvalidSetting or StartFailed."""
         if self._runtime is None:
             self._runtime = open_runtime(locate(read_settings(self._environ)))
         return self._runtime
@@ -44,7 +45,7 @@ class Application:
         elif scope["type"] == "lifespan":
             await self._lifespan(receive, send)
         else:
-            raise NotImplementedError(f"kvstore speaks HTTP, not {scope['type']}")
+            raise NotImplementedError(f"kvstore serves HTTP, not {scope['type']}")
 
     async def _http(self, scope: Message, receive: Receive, send: Send) -> None:
         runtime = self.open()
@@ -74,13 +75,13 @@ class Application:
 
 
 def _is_server_on_loopback(scope: Message) -> bool:
-    """Whether a server on loopback serves nothing else; an application that mounts the service looks after Host itself."""
+    """Whether the server listens on loopback and the service is not mounted: who mounts it checks Host itself."""
     address, _ = scope.get("server") or (None, None)
     return is_loopback(address) and not scope.get("root_path")
 
 
 async def _read(runtime: Runtime, scope: Message, receive: Receive) -> tuple[Request, Decision]:
-    """A request, and what to do with it; raises ClientGone."""
+    """Return a request and what to do with it; raises ClientGone."""
     headers: dict[str, str] = {}
     for name, value in scope["headers"]:
         add_field(headers, name.decode("latin-1").lower(), value.decode("latin-1"))
@@ -95,7 +96,7 @@ async def _read(runtime: Runtime, scope: Message, receive: Receive) -> tuple[Req
 
 
 async def _outcome(runtime: Runtime, asked: Asked, receive: Receive) -> Outcome | Exception:
-    """What a command or a wait comes to, an exception included; raises ClientGone where the client does not wait for it."""
+    """Return the outcome of a command or a long poll, or its exception; raises ClientGone if the client disconnects."""
     try:
         if isinstance(asked, LongPoll):
             return await runtime.outcome_unless(_gone(receive), asked)
@@ -107,7 +108,7 @@ async def _outcome(runtime: Runtime, asked: Asked, receive: Receive) -> Outcome 
 
 
 async def _follow(runtime: Runtime, request: Request, follow: Follow, receive: Receive, send: Send) -> None:
-    """Send a stream of events until it ends, or the client goes or does not read; a response where it cannot begin."""
+    """Send a stream until it ends, or the client disconnects or does not read; or a response if it cannot begin."""
 
     async def deliver() -> None:
         try:
@@ -124,7 +125,7 @@ async def _follow(runtime: Runtime, request: Request, follow: Follow, receive: R
 
     with suppress(TimeoutError):
         async with asyncio.timeout(None) as patience:
-            # A server that waits for a slow reader does not return from send().
+            # If a server waits for a slow client, send() does not return.
             stream = BufferedStream(runtime.hub, follow, drop=lambda: patience.reschedule(0))
             gone = asyncio.create_task(_gone(receive))
             gone.add_done_callback(lambda _: stream.end())
@@ -136,7 +137,7 @@ async def _follow(runtime: Runtime, request: Request, follow: Follow, receive: R
 
 
 async def _gone(receive: Receive) -> None:
-    """Return when the client has closed its connection."""
+    """Return when the client has disconnected."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
@@ -150,7 +151,7 @@ async def _send(runtime: Runtime, request: Request, response: Response, send: Se
         await send({"type": "http.response.body", "body": b""})
         return
     await send({"type": "http.response.body", "body": response.body, "more_body": response.more is not None})
-    while response.more:  # an exception ends the connection, so that no client takes a part for the whole
+    while response.more:  # an exception ends the connection, so that the client does not take a part for the whole
         response = render(request, await runtime.outcome(response.more))
         await send({"type": "http.response.body", "body": response.body, "more_body": response.more is not None})
 
@@ -160,13 +161,13 @@ def _encoded(headers: Headers) -> list[tuple[bytes, bytes]]:
 
 
 def _target(scope: Message) -> bytes:
-    """The raw request target."""
+    """Return the raw request target."""
     path: bytes = scope.get("raw_path") or escape(scope["path"].encode())
     return path + b"?" + scope["query_string"] if scope["query_string"] else path
 
 
 async def _body(receive: Receive) -> bytes:
-    """The whole body; raises ContentTooLarge, or ClientGone where the client goes before it is complete."""
+    """Return the whole body; raises ContentTooLarge, or ClientGone if the client disconnects before it is complete."""
     body = bytearray()
     more = True
     while more:

@@ -1,6 +1,6 @@
-"""An event loop on a thread of its own, for adapters that have none: streams, long polls and presence run there, on one hub.
+"""An event loop on a background thread, for adapters without one: streams, long polls and presence run there, on one hub.
 
-It starts when it is first needed. A process that was forked starts its own: threads do not survive a fork.
+The thread starts when it is first needed. It does not survive a fork, so a child process starts its own.
 Source: os.register_at_fork.
 """
 
@@ -16,14 +16,14 @@ from weakref import WeakSet
 from kvstore.core.errors import unavailable
 from kvstore.runtime import Runtime
 
-CLOSE_S = 8.0  # that the end of a process waits for the thread: longer than holds take to be released
+CLOSE_S = 8.0  # for which the end of the process waits for the thread; releasing holds takes 5 s at most
 
 Result = TypeVar("Result")
 Task = Callable[[Runtime], Coroutine[Any, Any, Result]]
 
 
 class Background:
-    """A Runtime on an event loop of its own; `open_runtime` is called in that loop. Safe to share between threads."""
+    """A Runtime on an event loop of its own, in which `open_runtime` is called. Threads can share it."""
 
     def __init__(self, open_runtime: Callable[[], Runtime]) -> None:
         self._open_runtime = open_runtime
@@ -33,14 +33,14 @@ class Background:
         _all.add(self)
 
     def run(self, task: Task[Result]) -> Result:
-        """What a coroutine returns that `task` makes for the event loop; waits for it, and raises what it raises."""
+        """Run the coroutine that `task` returns in the event loop; returns or raises what it does."""
         return self.start(task).result()
 
     def start(self, task: Task[Result]) -> "Future[Result]":
-        """The same without waiting."""
+        """Start it and return at once; raises StoreUnavailable after close()."""
         with self._lock:
             if self._is_closed:
-                raise unavailable("this server is stopping; come back")
+                raise unavailable("this server is stopping; try again")
             if self._thread is None:
                 self._thread = _LoopThread(self._open_runtime)
                 atexit.register(self.close)
@@ -48,7 +48,7 @@ class Background:
         return asyncio.run_coroutine_threadsafe(task(thread.runtime), thread.loop)
 
     def close(self) -> None:
-        """End the streams, answer those who wait, release what is held, and stop the thread."""
+        """End the streams, answer the long polls, release held documents, and stop the thread."""
         with self._lock:
             self._is_closed = True
             thread, self._thread = self._thread, None
@@ -57,8 +57,8 @@ class Background:
             thread.stop()
 
     def forget(self) -> None:
-        """Begin anew in a process that was forked."""
-        self._lock = threading.Lock()  # it may have been held by a thread that is not here
+        """Reset it in a child process: the thread belongs to the parent."""
+        self._lock = threading.Lock()  # a thread of the parent may have held it
         if self._thread:
             _parents.append(self._thread)
             self._thread = None
@@ -66,7 +66,7 @@ class Background:
 
 
 class _LoopThread:
-    """A running event loop, and the Runtime that it serves."""
+    """A running event loop and its Runtime."""
 
     def __init__(self, open_runtime: Callable[[], Runtime]) -> None:
         started: Future[tuple[asyncio.AbstractEventLoop, Runtime, asyncio.Event]] = Future()
@@ -93,11 +93,11 @@ class _LoopThread:
             await is_stopping.wait()
             await runtime.close()
 
-        asyncio.run(serve())  # which ends what else runs in the loop
+        asyncio.run(serve())  # this cancels what is left in the loop
 
 
 _all: "WeakSet[Background]" = WeakSet()
-_parents: list[_LoopThread] = []  # in a process that was forked: closing their loops would reach into the parent's epoll
+_parents: list[_LoopThread] = []  # in a child process, never freed: closing a loop would change the parent's epoll set
 
 
 def _forget() -> None:

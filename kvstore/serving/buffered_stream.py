@@ -1,6 +1,7 @@
-"""A stream of events for an adapter that takes blocks one after the other: ASGI, whose `send` waits, and WSGI's threads.
+"""A stream of events for adapters that take one block after the other: ASGI, whose `send` waits, and the threads of WSGI.
 
-Our own server writes to its transport as events come (`sse.py`). Here they wait until they are taken, within the same bounds.
+The production server writes each event to its transport at once (`sse.py`). Here events wait until they are taken, within the
+same limits.
 """
 
 import asyncio
@@ -10,33 +11,32 @@ from collections.abc import Callable
 from kvstore.commands.subscriptions import Follow
 from kvstore.live.hub import MAX_BUFFERED_BYTES, Hub, Subscriber
 
-PIECE_S = 30.0  # that a reader has to take a piece of its snapshot, as with our own server
+PIECE_S = 30.0  # for a reader to take a part of its snapshot, as in connection.py
 
 
 class BufferedStream:
-    """One stream, from its start to close().
+    """One stream, which starts now and ends with close().
 
-    `drop` is called where the reader does not take what it is sent: then the adapter stops writing, and no block comes any
-    more.
+    `drop` is called if the reader does not read. The adapter must then stop writing; no more blocks come.
     """
 
     def __init__(self, hub: Hub, follow: Follow, drop: Callable[[], None]) -> None:
         self._hub = hub
         self._drop = drop
         self._blocks: deque[bytes] = deque()
-        self._buffered = 0  # bytes of blocks that were not taken, the one that is being written included
-        self._written = 0  # bytes of that one
+        self._buffered = 0  # bytes of the blocks that wait, and of the one that is being written
+        self._written = 0  # bytes of the one that is being written
         self._has_ended = False
-        self._has_begun = False  # a block was taken
+        self._has_begun = False  # the first block was taken
         self._changed = asyncio.Event()
         self._subscriber = Subscriber(follow.path, self._put, self.end, self._room)
         self._starting = asyncio.create_task(hub.follow(follow, self._subscriber))
         self._starting.add_done_callback(self._started)
 
     async def take(self) -> bytes | None:
-        """The next block, when the one before it is written; None where the stream has ended.
+        """Return the next block, None at the end. The block before counts as written.
 
-        Raises Problem instead of the first block.
+        Raises Problem in place of the first block if the stream cannot begin.
         """
         self._buffered -= self._written
         self._written = 0
@@ -54,20 +54,20 @@ class BufferedStream:
         return block
 
     def end(self) -> None:
-        """Follow no longer, release what was held, and let take() return None after the blocks that wait."""
+        """Unsubscribe, and release the held document. take() still returns the blocks that wait, then None."""
         self._has_ended = True
         self._hub.leave(self._subscriber)
         self._changed.set()
 
     async def close(self) -> None:
-        """End the stream, and wait until its start has ended too."""
+        """End the stream and wait for the task that started it."""
         self.end()
         await asyncio.gather(self._starting, return_exceptions=True)
 
     def _put(self, block: bytes) -> None:
         if self._has_ended:
             return
-        if self._buffered > MAX_BUFFERED_BYTES and self._subscriber.is_ready:  # a block by itself may be larger
+        if self._buffered > MAX_BUFFERED_BYTES and self._subscriber.is_ready:  # a single block may be larger
             self._give_up()
             return
         self._buffered += len(block)
@@ -75,7 +75,7 @@ class BufferedStream:
         self._changed.set()
 
     async def _room(self) -> None:
-        """Wait until the reader has taken what a snapshot has sent so far."""
+        """Wait until the reader has taken what was sent of the snapshot."""
         try:
             async with asyncio.timeout(PIECE_S):
                 while self._buffered and not self._has_ended:

@@ -1,7 +1,8 @@
-"""A server of HTTP/1.1 for one event loop: the fast lane from a socket to `protocol` and back.
+"""One client's connection to the production server: from a socket to `exchange.py` and back, without ASGI in between.
 
-A connection handles one request at a time, so pipelined requests are answered in order. Nothing waits forever: a head has
-HEAD_S to arrive, a body BODY_S, a reply WRITE_S to be taken, counted from their first byte, however steadily they trickle.
+A connection handles one request at a time, so pipelined requests get their responses in order. Every step has a time limit:
+HEAD_S for the head to arrive, BODY_S for the body, WRITE_S for the client to read the response. The limits count from the
+first byte: a client that sends or reads slowly does not extend them.
 Sources: RFC 9112 (HTTP/1.1), RFC 9110 (Expect, Date).
 """
 
@@ -25,21 +26,21 @@ log = logging.getLogger("kvstore")
 HEAD_S = 10.0
 BODY_S = 30.0
 WRITE_S = 30.0
-LINGER_S = 2.0  # that a client may go on sending after its last reply
+LINGER_S = 2.0  # for which a client may go on sending after its last response
 IDLE_S = 95.0  # Heroku's router keeps an idle connection for 90 s
-MAX_READ_AHEAD_BYTES = 64 * 1024  # of requests that wait for the one before them
+MAX_READ_AHEAD_BYTES = 64 * 1024  # of pipelined requests; beyond that, reading pauses
 
 _STATUS = {status.value: f"HTTP/1.1 {status.value} {status.phrase}".encode() for status in HTTPStatus}
 _NEVER = float("inf")
 
 
 def _lines(headers: Headers) -> bytes:
-    """Header fields, each after a line's end."""
+    """Header fields as lines, each preceded by CRLF."""
     return "".join([f"\r\n{name}: {value}" for name, value in headers]).encode("latin-1")
 
 
 class ClientConnection(asyncio.Protocol):
-    """One client's connection, as a loop over its requests."""
+    """A loop over the requests of one connection, driven by callbacks."""
 
     __slots__ = (
         "_accepted",
@@ -66,18 +67,18 @@ class ClientConnection(asyncio.Protocol):
         self._runtime = server.runtime
         self._transport: asyncio.Transport = None  # type: ignore[assignment]  # set by connection_made
         self._reader = Reader()
-        self._lacked = NOTHING  # of a request when it was looked at last
-        self._accepted: Mapping[str, str] | None = None  # header fields of the last request that was not refused
-        self._keep = True  # the connection after this request
-        self._ended = False  # the client sends nothing more
-        self._over = False  # the last reply of this connection is written
-        self._busy = False  # a command is with the store
-        self._paused = False  # reading
-        self._choked = False  # writing
-        self._next: tuple[Request, List] | None = None  # of a reply that goes on when the client has read
+        self._lacked = NOTHING  # the part of a request that was missing when it was last looked at
+        self._accepted: Mapping[str, str] | None = None  # header fields of the last request that passed the check of Host
+        self._keep = True  # keep the connection open after this request
+        self._ended = False  # the client has sent EOF
+        self._over = False  # the last response of this connection is written
+        self._busy = False  # a command is being executed
+        self._paused = False  # reading is paused
+        self._choked = False  # writing is paused, and the client has WRITE_S to read
+        self._next: tuple[Request, List] | None = None  # the next part of a long response, for when the client has read
         self._stream: Stream | None = None
-        self._wait: asyncio.Task[None] | None = None  # of a request that waits for something to answer with
-        self.choked_at = 0.0  # when the client took no more of what was written; 0.0 where it takes it
+        self._wait: asyncio.Task[None] | None = None  # of a long poll
+        self.choked_at = 0.0  # when writing was paused; 0.0 if it is not
         self.due = server.loop.time() + HEAD_S
 
     # What asyncio calls
@@ -90,7 +91,7 @@ class ClientConnection(asyncio.Protocol):
             if server.is_flooded:
                 self.cut()
             else:
-                self._fail(unavailable("this server has as many connections as it takes; come back later"))
+                self._fail(unavailable("this server has as many connections as it allows; try again later"))
 
     def connection_lost(self, _: Exception | None) -> None:
         self._server.connections.discard(self)
@@ -114,7 +115,7 @@ class ClientConnection(asyncio.Protocol):
         self._advance()
 
     def eof_received(self) -> bool:
-        # Half-closed: what has come whole is answered, then the connection ends.
+        # Half-closed: complete requests still get their responses, then the connection ends.
         self._ended = True
         return (self._busy or self._choked) and self._stream is None and self._wait is None
 
@@ -145,24 +146,28 @@ class ClientConnection(asyncio.Protocol):
     # What the server calls
 
     def overdue(self) -> None:
-        """The client has taken too long with a head, a body, or with reading a reply."""
+        """A time limit is over: of a head, of a body, of reading a response, or of an idle connection."""
         if self._over or self._transport.get_write_buffer_size():
             self._transport.abort()
         elif self._reader.lacks is not NOTHING:
-            self._fail(RequestTimeout(f"a head has {HEAD_S:.0f} s to arrive and a body {BODY_S:.0f} s; nothing was changed"))
+            self._fail(
+                RequestTimeout(
+                    f"the head must arrive within {HEAD_S:.0f} s, the body within {BODY_S:.0f} s; nothing was changed"
+                )
+            )
         else:
             self._transport.close()
 
     def unread(self) -> int:
-        """Bytes that were written and that the client has not taken."""
+        """Bytes that were written and that the kernel has not taken."""
         return self._transport.get_write_buffer_size()
 
     def cut(self) -> None:
-        """End the connection at once, whatever is still to be written."""
+        """Drop the connection at once, with whatever is still to be written."""
         self._transport.abort()
 
     def stop(self) -> None:
-        """Close now if idle, after the reply if not."""
+        """Close now if idle, otherwise after the response."""
         self._keep = False
         if not self._busy and self._reader.lacks is NOTHING:
             self._transport.close()
@@ -170,7 +175,7 @@ class ClientConnection(asyncio.Protocol):
     # From bytes to a request
 
     def _advance(self) -> None:
-        """Answer the requests that are there whole, one after the other, until one is with the store."""
+        """Answer the complete requests, one after the other, until one of them has to wait for its outcome."""
         reader = self._reader
         try:
             while not (self._busy or self._over or self._choked):
@@ -186,8 +191,8 @@ class ClientConnection(asyncio.Protocol):
             self._fail(problem)
 
     def _await(self, lacked: str) -> None:
-        """A head, or a body, has begun: from now on the client has so long to send the rest."""
-        if lacked is NOTHING:  # an empty line, in pieces: the time for what follows goes on
+        """Start the time limit of a head or a body that has begun to arrive."""
+        if lacked is NOTHING:  # a part of an empty line: the limit that runs goes on
             return
         self._lacked = lacked
         if lacked is HEAD:
@@ -201,7 +206,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _answer(self, request: Request) -> None:
         runtime = self._runtime
-        # The reader gives the same object for the same block of fields: its Host was looked at before.
+        # For an identical block of fields the reader returns the same object, whose Host has been checked.
         deciding = decide if request.headers is self._accepted else self._server.decide
         decision = deciding(request, runtime.settings)
         if isinstance(decision, Response):
@@ -252,7 +257,7 @@ class ClientConnection(asyncio.Protocol):
             self._close()
 
     def _close(self) -> None:
-        """Close after what is written. Reading goes on for a while: what nobody reads would make TCP take the reply back."""
+        """Close when the response is sent. Keep reading for LINGER_S: unread input would make TCP reset the connection."""
         if self._over:
             return
         self._over = True
@@ -267,7 +272,7 @@ class ClientConnection(asyncio.Protocol):
             self._transport.resume_reading()
 
     def _send_part(self, request: Request, part: bytes, more: List | None) -> None:
-        """Send a part of a body, then what follows it, as fast as the client reads."""
+        """Send one part of a response body, then the next, as fast as the client reads."""
         self._busy = True
         if not self._choked:
             self.due = _NEVER
@@ -293,12 +298,12 @@ class ClientConnection(asyncio.Protocol):
             response = render(request, outcome)
         except Exception as error:
             log.error("a response was cut off: %s", type(error).__name__)
-            self._transport.abort()  # so that the client does not take half of it for the whole
+            self._transport.abort()  # so that the client does not take a part for the whole
             return
         self._send_part(request, response.body, response.more)
 
     def _finish(self) -> None:
-        """The reply is written: on with the next request, if the connection stays."""
+        """The response is written: go on with the next request, or close."""
         self._busy = False
         if self._over:
             return
@@ -326,12 +331,12 @@ class ClientConnection(asyncio.Protocol):
         self._stream.start(follow, lambda problem: self._refused(request, problem))
 
     def _refused(self, request: Request, problem: Problem) -> None:
-        """A stream has not begun."""
+        """Answer a stream that could not begin."""
         self._stream = None
         self._respond(request, problem)
 
     def _fail(self, problem: Problem) -> None:
-        """Refuse a request that cannot be read any further, and close."""
+        """Refuse a request that cannot be parsed any further, and close."""
         self._keep = False
         request = Request(*self._reader.asked)
         self._send(request, respond(request, problem, self._runtime.settings))

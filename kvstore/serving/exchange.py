@@ -1,7 +1,7 @@
-"""A request and its response, the same for every adapter: what to do with a request, and how an outcome is answered.
+"""The steps between a request and its response that all adapters share. Functions of values; no I/O.
 
-An adapter reads a request, asks `decide()` what to do with it, and then sends a Response, starts a stream, or has the store
-execute a command and sends what `respond()` makes of the outcome. Nothing here does I/O.
+An adapter reads a request and calls `decide()`. Then it sends the Response, starts the stream, or has a store execute the
+command and sends what `respond()` makes of the outcome.
 """
 
 from typing import TypeAlias
@@ -15,12 +15,12 @@ from kvstore.http.hosts import check_host
 from kvstore.http.messages import MAX_BODY_BYTES, Headers, Request, Response, refuse
 from kvstore.http.protocol import STREAM, Outcome, parse, render
 
-Asked: TypeAlias = Command[Outcome] | LongPoll[Outcome]  # of a store, or of what waits
+Asked: TypeAlias = Command[Outcome] | LongPoll[Outcome]
 Decision: TypeAlias = Asked | Follow | Response
 
 
 def decide(request: Request, settings: Settings) -> Decision:
-    """What a request asks for, or its response where nothing has to be asked for."""
+    """Return what a request asks for, or its response if the store is not needed."""
     try:
         decision = parse(request, settings)
     except Exception as error:
@@ -29,7 +29,7 @@ def decide(request: Request, settings: Settings) -> Decision:
 
 
 def decide_for_host(request: Request, settings: Settings) -> Decision:
-    """The same, for a server that web pages might reach by a name of their own (hosts.py)."""
+    """Do the same for a server that web pages could reach by DNS rebinding: check Host first."""
     try:
         check_host(request.headers, settings)
     except Problem as problem:
@@ -38,7 +38,7 @@ def decide_for_host(request: Request, settings: Settings) -> Decision:
 
 
 def respond(request: Request, outcome: Outcome | Exception, settings: Settings) -> Response:
-    """The response to a request that came to this: the outcome of its command, or an exception."""
+    """Return the response to a request whose command had this outcome, or raised this exception."""
     try:
         if isinstance(outcome, Exception):
             raise outcome
@@ -49,25 +49,25 @@ def respond(request: Request, outcome: Outcome | Exception, settings: Settings) 
 
 
 def _show(request: Request, response: Response, settings: Settings) -> Response:
-    """The response with the header fields that let the web page which asked see it."""
+    """Add the header fields of CORS to a response."""
     return response._replace(headers=response.headers + shown_to(request, settings))
 
 
 def stream_fields(request: Request, settings: Settings) -> Headers:
-    """The header fields of the response that is a stream."""
+    """Return the header fields of a response that is a stream."""
     return STREAM + shown_to(request, settings)
 
 
 def add_field(headers: dict[str, str], name: str, value: str) -> None:
-    """Add a header field to those of a request; several lines of one name make one list (RFC 9110 section 5.3)."""
+    """Add a header field to those of a request; fields of the same name become one list (RFC 9110 section 5.3)."""
     headers[name] = f"{headers[name]}, {value}" if name in headers else value
 
 
 def too_large() -> ContentTooLarge:
-    """The problem of a body that is larger than MAX_BODY_BYTES."""
-    return ContentTooLarge(f"a body has at most {MAX_BODY_BYTES:,} bytes; split the document into several")
+    """Return the problem of a body of more than MAX_BODY_BYTES."""
+    return ContentTooLarge(f"the body has more than {MAX_BODY_BYTES:,} bytes; split the document into several")
 
 
 def cut_off() -> InvalidRequest:
-    """The problem of a body that ended before it was complete."""
+    """Return the problem of a body that ended before it was complete."""
     return InvalidRequest("the body ended before it was complete; nothing was changed")

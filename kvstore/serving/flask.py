@@ -1,8 +1,8 @@
 """The Flask adapter: a blueprint with one wildcard route, to develop with and to mount in a Flask application.
 
-It carries bytes between WSGI and `exchange.py`. Commands are executed by a blocking store in the thread of their request;
-streams and long polls run in the event loop of `background.py`, and a thread waits for what comes of them. The path is taken
-from the raw request target, since WSGI's PATH_INFO is percent-decoded. Source: PEP 3333; Werkzeug's routing.
+It carries bytes between WSGI and `exchange.py`, and decides nothing. A blocking store executes commands in the thread of the
+request. Streams and long polls run in the event loop of `background.py`, and the thread waits for them. The path is read from
+the raw request target, since WSGI's PATH_INFO is percent-decoded. Source: PEP 3333; Werkzeug's routing.
 """
 
 import asyncio
@@ -35,21 +35,21 @@ from kvstore.serving.exchange import Asked, cut_off, decide, decide_for_host, re
 from kvstore.serving.mount import Mounted, below_mount
 from kvstore.stores.blocking import BlockingStore
 
-MAX_STREAMS = 32  # with those who wait: each holds a thread
+MAX_STREAMS = 32  # long polls included: each occupies a thread
 
 Environ = dict[str, Any]
 
 
 class _Anything(BaseConverter):
-    """The rest of a path, slashes, empty segments and nothing at all included."""
+    """The rest of a path: anything, slashes, empty segments and the empty string included."""
 
     regex = r"[\s\S]*"
     part_isolating = False
-    weight = 1000  # behind every other converter
+    weight = 1000  # after every other converter
 
 
 class FlaskRuntime(NamedTuple):
-    """What the requests of an application are served with."""
+    """What serves the requests of a Flask application."""
 
     settings: Settings
     store: BlockingStore
@@ -57,10 +57,7 @@ class FlaskRuntime(NamedTuple):
 
 
 def make_blueprint(runtime: FlaskRuntime) -> flask.Blueprint:
-    """A blueprint that answers every request below the prefix it is registered at.
-
-    Any other route of the app comes before the wildcard route.
-    """
+    """Return a blueprint that answers every request below its prefix which no other route of the application matches."""
     blueprint = flask.Blueprint("kvstore", __name__)
 
     def add_route(state: BlueprintSetupState) -> None:
@@ -72,7 +69,7 @@ def make_blueprint(runtime: FlaskRuntime) -> flask.Blueprint:
         app = state.app
         app.url_map.converters.setdefault("kvstore_anything", _Anything)
         endpoint = f"{state.name_prefix}.{state.name}.answer".lstrip(".")
-        # By the map, not by add_url_rule: a rule without methods takes every method, and 405 is ours to say.
+        # Not by add_url_rule: a rule without methods takes every method, and `parse` answers with 405.
         rule = app.url_rule_class(
             f"{prefix}/<kvstore_anything:rest>", endpoint=endpoint, strict_slashes=False, merge_slashes=False
         )
@@ -112,19 +109,19 @@ def _answer(runtime: FlaskRuntime, environ: Environ, prefix_segments: int) -> fl
 
 
 def _is_development_server_on_loopback(environ: Environ) -> bool:
-    """Whether this is Flask's own server, for this machine only. Behind any other, the application looks after Host itself."""
+    """Whether this is Flask's development server on loopback. With any other server, the application checks Host itself."""
     return "werkzeug.socket" in environ and is_loopback(environ.get("SERVER_NAME"))
 
 
 def _parts(store: BlockingStore, request: Request, response: Response) -> Iterator[bytes]:
     yield response.body
-    while response.more:  # an exception ends the connection, so that no client takes a part for the whole
+    while response.more:  # an exception ends the connection, so that the client does not take a part for the whole
         response = render(request, store.execute(response.more))
         yield response.body
 
 
 def _outcome(runtime: FlaskRuntime, asked: Asked, environ: Environ) -> Outcome:
-    """What a command, or a wait, comes to; raises Problem."""
+    """Return the outcome of a command or a long poll; raises Problem."""
     if not isinstance(asked, LongPoll):
         return runtime.store.execute(asked)
 
@@ -134,11 +131,11 @@ def _outcome(runtime: FlaskRuntime, asked: Asked, environ: Environ) -> Outcome:
     try:
         return runtime.background.run(wait)
     except ClientGone:
-        raise InvalidRequest("the client has closed its connection") from None
+        raise InvalidRequest("the client has disconnected") from None
 
 
 def _stream(runtime: FlaskRuntime, request: Request, follow: Follow, environ: Environ) -> flask.Response:
-    """The response that is a stream; raises Problem where it cannot begin."""
+    """Return the response to a request for a stream; raises Problem if the stream cannot begin."""
     blocks = _blocks(runtime.background, follow, environ)
     response = flask.Response(chain([next(blocks, b"")], blocks), 200, stream_fields(request, runtime.settings))
     response.call_on_close(blocks.close)
@@ -146,13 +143,13 @@ def _stream(runtime: FlaskRuntime, request: Request, follow: Follow, environ: En
 
 
 def _blocks(background: Background, follow: Follow, environ: Environ) -> Generator[bytes, None, None]:
-    """The blocks of a stream, until it ends or the client goes or does not read; raises Problem before the first."""
+    """Yield the blocks of a stream until it ends, the client disconnects or does not read; raises Problem before the first."""
 
     async def open_stream(runtime: Runtime) -> tuple[BufferedStream, asyncio.Task[None]]:
         connection = _connection(environ)
 
         def drop() -> None:
-            if connection:  # a thread that writes to a client that does not read would wait for ever
+            if connection:  # otherwise the thread would go on waiting for a client that does not read
                 with suppress(OSError):
                     connection.shutdown(socket.SHUT_RDWR)
 
@@ -170,28 +167,28 @@ def _blocks(background: Background, follow: Follow, environ: Environ) -> Generat
         while (block := background.run(lambda _: stream.take())) is not None:
             yield block
     finally:
-        with suppress(Problem):  # the event loop has ended, and all streams with it
+        with suppress(Problem):  # the event loop was closed, and all streams with it
             background.start(close_stream)
 
 
 def _connection(environ: Environ) -> socket.socket | None:
-    """The client's connection under a file descriptor of our own, where the server shows it: werkzeug's and gunicorn's do.
+    """Return a duplicate of the client's socket if the server provides it, as werkzeug and gunicorn do.
 
-    On an encrypted one bytes come before its end, so that the end cannot be seen.
+    Not with TLS: other bytes come before the end of such a connection, so its end cannot be seen.
     """
     shown = environ.get("werkzeug.socket") or environ.get("gunicorn.socket")
     if not isinstance(shown, socket.socket) or isinstance(shown, ssl.SSLSocket):
         return None
     try:
         return shown.dup()
-    except OSError:  # closed meanwhile
+    except OSError:  # it was closed in the meantime
         return None
 
 
 async def closed(connection: socket.socket | None) -> None:
-    """Return when the client has closed this connection; never where that cannot be seen, or where it has sent more.
+    """Return when the client has closed the connection, and close this duplicate.
 
-    The file descriptor is closed in the end.
+    Never returns if there is none, or if the client has sent more bytes: then the end cannot be seen.
     """
     loop = asyncio.get_running_loop()
     is_closed = loop.create_future()
@@ -202,7 +199,9 @@ async def closed(connection: socket.socket | None) -> None:
     def look() -> None:
         try:
             if connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
-                loop.remove_reader(connection)  # the server reads it later; until then it would be reported again and again
+                loop.remove_reader(
+                    connection
+                )  # the server reads them later; until then the loop would report them all the time
                 return
         except BlockingIOError:
             return
@@ -220,7 +219,7 @@ async def closed(connection: socket.socket | None) -> None:
 
 
 def _head(environ: Environ) -> Request:
-    """The request, but for its target and its body."""
+    """Return the request without its target and its body."""
     headers = {name[5:].replace("_", "-").lower(): str(value) for name, value in environ.items() if name.startswith("HTTP_")}
     if environ.get("CONTENT_TYPE"):
         headers["content-type"] = str(environ["CONTENT_TYPE"])
@@ -228,13 +227,13 @@ def _head(environ: Environ) -> Request:
 
 
 def _below_mount(environ: Environ, prefix_segments: int) -> Mounted:
-    """What of the request's target lies below the blueprint's prefix; raises InvalidPath."""
+    """Return the part of the request target below the blueprint's prefix; raises InvalidPath."""
     root = environ.get("SCRIPT_NAME", "").encode("latin-1")
     path_info = environ["PATH_INFO"].encode("latin-1")
     raw = environ.get("RAW_URI") or environ.get("REQUEST_URI")
     if raw is None:
         target = escape(root.rstrip(b"/") + path_info) + b"?" + environ.get("QUERY_STRING", "").encode("latin-1")
-    elif "werkzeug.socket" in environ:  # Flask's own server: it spells each byte in UTF-8, as if that were a character
+    elif "werkzeug.socket" in environ:  # Flask's development server encodes each byte in UTF-8, as if it were a character
         target = raw.encode("latin-1").decode("utf-8").encode("latin-1")
     else:
         target = raw.encode("latin-1")
@@ -242,9 +241,9 @@ def _below_mount(environ: Environ, prefix_segments: int) -> Mounted:
 
 
 def _body(environ: Environ) -> bytes:
-    """The whole body; raises ContentTooLarge, or InvalidRequest where the client sent less than it declared."""
+    """Return the whole body; raises ContentTooLarge, or InvalidRequest if the client sent less than it declared."""
     try:
-        # One byte more than we store: a limit that cuts silently would take half a body for a whole one.
+        # One byte more than allowed: a limit that truncates silently would take a part of a body for the whole.
         body = get_input_stream(environ, max_content_length=None).read(MAX_BODY_BYTES + 1)
     except RequestEntityTooLarge:
         raise too_large() from None
@@ -252,14 +251,14 @@ def _body(environ: Environ) -> bytes:
         raise cut_off() from None
     declared = environ.get("CONTENT_LENGTH") or ""
     if declared.isdigit() and "HTTP_TRANSFER_ENCODING" not in environ and len(body) < min(int(declared[:9]), MAX_BODY_BYTES):
-        raise cut_off()  # gunicorn leaves that to us
+        raise cut_off()  # gunicorn does not check this
     if len(body) > MAX_BODY_BYTES:
         raise too_large()
     return body
 
 
 def as_response(response: Response) -> flask.Response:
-    """A response as Flask's."""
+    """Return a response as one of Flask's."""
     answer = flask.Response(response.body, response.status)
     answer.headers.clear()
     answer.headers.extend(response.headers)
@@ -269,7 +268,7 @@ def as_response(response: Response) -> flask.Response:
 
 
 def create_app() -> flask.Flask:
-    """The whole service as a Flask application, by the settings in the environment; raises settings.InvalidSetting."""
+    """Return the whole service as a Flask application, with the settings in the environment; raises InvalidSetting."""
     app = flask.Flask("kvstore", static_folder=None)
     app.register_blueprint(blueprint())
     app.register_error_handler(HTTPException, lambda error: as_response(refuse(InvalidRequest(str(error)))))
@@ -277,9 +276,9 @@ def create_app() -> flask.Flask:
 
 
 def blueprint() -> flask.Blueprint:
-    """The service as a blueprint, by the settings in the environment; raises settings.InvalidSetting.
+    """Return the service as a blueprint, with the settings in the environment; raises InvalidSetting.
 
-    Register it at the prefix that it shall answer below: `app.register_blueprint(kvstore.blueprint(), url_prefix="/kv")`.
+    Register it at a prefix of your choice: `app.register_blueprint(kvstore.blueprint(), url_prefix="/kv")`.
     """
     store, settings = connect(read_settings(os.environ))
     limited = replace(settings, max_streams=min(settings.max_streams, MAX_STREAMS))

@@ -1,7 +1,6 @@
-"""How gunicorn serves us: its settings and hooks, as `gunicorn -c python:kvstore.serving.gunicorn_config` reads them.
+"""The settings and hooks of gunicorn, for `gunicorn -c python:kvstore.serving.gunicorn_config`.
 
-The embedded server is started by gunicorn's master, before the workers and for all of them, and is stopped after the last
-of them. Source: https://docs.gunicorn.org/en/stable/settings.html
+gunicorn's master starts the embedded server before the workers, which all use it, and stops it after them. Source: https://docs.gunicorn.org/en/stable/settings.html
 """
 
 import os
@@ -14,8 +13,9 @@ from typing import Any
 from kvstore import __version__
 from kvstore.core.redis_url import parse_redis_url
 from kvstore.core.settings import InvalidSetting, Settings, read_settings
+from kvstore.http.hosts import is_loopback
 from kvstore.runtime import NOTHING_IS_KEPT
-from kvstore.serving.server import listens_on_loopback
+from kvstore.serving.server import tcp_addresses
 from kvstore.stores import embedded
 
 
@@ -43,9 +43,9 @@ control_socket_disable = True  # gunicorn would put a socket into the home direc
 
 
 def on_starting(server: Any) -> None:
-    """Start the embedded server where no REDIS_URL is set; the workers find it by theirs."""
+    """Start the embedded server if REDIS_URL is not set, and set it for the workers."""
     global _server
-    # A child begins with its master's handlers: a SIGTERM that came before it sets its own would be lost.
+    # A child process starts with its parent's handlers: a SIGTERM that comes before it sets its own would be lost.
     os.register_at_fork(before=_hold_sigterm, after_in_parent=_let_sigterm, after_in_child=_die_of_sigterm)
     if _read.redis_url:
         if parse_redis_url(_read.redis_url).kind == "fake":
@@ -79,13 +79,13 @@ def _keep_nothing(server: Any, why: str) -> None:
     print(NOTHING_IS_KEPT.format(why=why), file=sys.stderr, flush=True)
     global workers
     os.environ["REDIS_URL"] = "fake://"
-    workers = 1  # two processes would have two memories; gunicorn reads this again at SIGHUP
+    workers = 1  # each process would have a memory of its own; gunicorn reads this again at SIGHUP
     server.cfg.set("workers", workers)
     server.num_workers = workers
 
 
 def when_ready(server: Any) -> None:
-    """Say where we listen, which store is used, how durable that is, and a line to paste."""
+    """Print the address, the store and how durable it is, and a command to try."""
     host, port = server.LISTENERS[0].sock.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     at = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
@@ -95,7 +95,7 @@ def when_ready(server: Any) -> None:
         f"try:   curl -X PUT -d '{{\"value\":123}}' {at}/any/path",
         flush=True,
     )
-    if not listens_on_loopback(listener.sock for listener in server.LISTENERS):
+    if not all(map(is_loopback, tcp_addresses(listener.sock for listener in server.LISTENERS))):
         print(
             "WARNING: kvstore has no access control, and this address is not loopback: whoever reaches it can read, change and"
             " delete everything. Listen on 127.0.0.1, or let a proxy decide who may pass.",

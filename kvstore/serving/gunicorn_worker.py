@@ -1,7 +1,7 @@
 """gunicorn's worker for production: an event loop with the server of `server.py` on gunicorn's sockets.
 
-gunicorn's master watches it, restarts it and stops it; what it serves is the `Application` of `asgi.py`, without going
-through ASGI's messages. Source: gunicorn.workers.base, "your worker subclass must".
+gunicorn's master watches, restarts and stops it. It serves the `Application` of `asgi.py`, but does not use ASGI messages.
+Source: gunicorn.workers.base, "your worker subclass must".
 """
 
 import asyncio
@@ -16,22 +16,23 @@ from typing import Any
 
 from gunicorn.workers.base import Worker
 
+from kvstore.http.hosts import is_loopback
 from kvstore.serving.asgi import Application
 from kvstore.serving.connection import ClientConnection
 from kvstore.serving.exchange import decide_for_host
-from kvstore.serving.server import Server, listens_on_loopback
+from kvstore.serving.server import Server, tcp_addresses
 
-SPARE_DESCRIPTORS = 512  # file descriptors for connections to Redis, for those that are refused, and for what is open besides
-_NOTIFY_S = 1.0  # gunicorn's master kills a worker that has been silent for its `timeout`
+SPARE_DESCRIPTORS = 512  # not for clients' connections: for those that are refused, for Redis, and for files
+_NOTIFY_S = 1.0  # between signs of life: gunicorn's master kills a worker that is silent for `timeout`
 
 
 class WorkerProcess(Worker):  # type: ignore[misc]  # gunicorn has no types
-    """A process that serves an Application until it is told to stop."""
+    """A process that serves an Application until it is stopped."""
 
     def init_process(self) -> None:
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        with suppress(ValueError, OSError):  # macOS says that there is no limit, and has one
-            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a connection each; most systems begin with 1,024
+        with suppress(ValueError, OSError):  # macOS reports no limit, but has one
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # one for each connection; the usual default is 1,024
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # also under a gunicorn without gunicorn_config.py
         try:
             import uvloop
@@ -43,7 +44,7 @@ class WorkerProcess(Worker):  # type: ignore[misc]  # gunicorn has no types
         super().init_process()
 
     def init_signals(self) -> None:
-        # Until the loop runs, a signal ends the process at once: uvloop would lose one that comes before.
+        # Until the loop runs, a signal ends the process at once: uvloop would lose it.
         for name in self.SIGNALS:
             signal.signal(name, signal.SIG_DFL)
 
@@ -61,7 +62,7 @@ class WorkerProcess(Worker):  # type: ignore[misc]  # gunicorn has no types
         self._loop.run_until_complete(self._serve(application))
 
     async def _serve(self, application: Application) -> None:
-        # What is loaded stays, and a batch makes thousands of short-lived tuples: look for cycles among more of them at once.
+        # Modules stay loaded, and a batch makes thousands of short-lived tuples: collect garbage less often.
         gc.collect()
         gc.freeze()
         gc.set_threshold(50_000, 10, 10)
@@ -69,7 +70,8 @@ class WorkerProcess(Worker):  # type: ignore[misc]  # gunicorn has no types
         self._handle_signals()
         runtime = application.open()
         server = Server(runtime)
-        if listens_on_loopback(listener.sock for listener in self.sockets):
+        addresses = tcp_addresses(listener.sock for listener in self.sockets)
+        if addresses and all(map(is_loopback, addresses)):
             server.decide = decide_for_host
         descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         server.max_connections = min(server.max_connections, max(1, descriptors - SPARE_DESCRIPTORS))

@@ -1,6 +1,6 @@
-"""HTTP/1.1 as it is read: from bytes as they come to requests that are whole. No I/O, and no clock, which the caller watches.
+"""A parser of HTTP/1.1: bytes as they arrive into complete requests. It does no I/O; time limits are for the caller.
 
-What is not well-formed, or might be read by somebody else as another request, is refused, and nothing is read after it.
+A request that is malformed, or that another parser might read differently, is refused, and nothing after it is parsed.
 Sources: RFC 9112 (HTTP/1.1), RFC 9110 (fields, Expect, Host).
 """
 
@@ -24,7 +24,7 @@ MAX_HEAD_BYTES = 32 * 1024
 MAX_CACHED_BLOCK_BYTES = 2048
 MAX_CACHED_BLOCKS = 1024
 
-# What of a request has begun to come and is not there whole.
+# The part of a request that has begun to arrive and is incomplete.
 NOTHING, HEAD, BODY = "nothing", "head", "body"
 
 CR = ord("\r")
@@ -41,17 +41,17 @@ _SINGLE = ("host", "content-length", "transfer-encoding", "content-type")
 
 
 class Fields(NamedTuple):
-    """A block of header fields, read: by lower-case name, and what it says about the body and the connection."""
+    """A parsed block of header fields: by lower-case name, and what it says about the body and the connection."""
 
     headers: dict[str, str]
-    length: int  # of the body in bytes; -1 where it is chunked
+    length: int  # of the body in bytes; -1 if it is chunked
     close: bool
     keep_alive: bool
     expects_continue: bool
 
 
 def parse_fields(block: bytes) -> Fields:
-    """A block of header fields without its last CRLF CRLF; raises a Problem where it is not HTTP or not ours.
+    """Parse a block of header fields without its final CRLF CRLF; raises a Problem if it is malformed or not supported.
 
     Source: RFC 9112 sections 5 and 6.
     """
@@ -59,14 +59,14 @@ def parse_fields(block: bytes) -> Fields:
     for line in block.split(b"\r\n") if block else ():
         field = _FIELD(line)
         if not field:
-            raise InvalidRequest("a header field is a name, a colon and a value on one line")
+            raise InvalidRequest("a header field must be a name, a colon and a value on one line")
         name = field[1].decode("ascii").lower()
         value = field[2].rstrip(b" \t").decode("latin-1")
         if name in headers and name in _SINGLE:
-            raise InvalidRequest(f"the header field {name} comes twice")
+            raise InvalidRequest(f"the header field {name} occurs twice; send it once")
         add_field(headers, name, value)
     if "host" in headers and not _HOST(headers["host"]):
-        raise InvalidRequest("Host is a name or an address, and perhaps a port")
+        raise InvalidRequest("Host must be a name or an address, optionally with a port")
     connection = {token.strip() for token in headers.get("connection", "").lower().split(",")}
     return Fields(
         headers,
@@ -85,31 +85,31 @@ def _length(headers: dict[str, str]) -> int:
     coding = headers.get("transfer-encoding")
     if coding is not None:
         if length is not None:
-            raise InvalidRequest("a request has a Content-Length or a Transfer-Encoding, not both")
+            raise InvalidRequest("send Content-Length or Transfer-Encoding, not both")
         if coding.strip().lower() != "chunked":
-            raise NotImplementedHere("the only Transfer-Encoding read here is chunked")
+            raise NotImplementedHere("the only Transfer-Encoding that is supported is chunked")
         return -1
     if length is None:
         return 0
     if not (length.isascii() and length.isdigit()):
-        raise InvalidRequest("Content-Length is a number of bytes")
+        raise InvalidRequest("Content-Length must be a number of bytes")
     # Compared as text: int() refuses thousands of digits.
     return MAX_BODY_BYTES + 1 if len(length.lstrip("0")) > 9 else int(length)
 
 
 class Reader:
-    """The requests of one connection: `feed` takes bytes as they come, `next` gives the requests that are there whole.
+    """The requests of one connection: `feed` takes bytes as they arrive, `next` returns complete requests.
 
-    `lacks` is what of the next one has begun and is not whole: NOTHING, HEAD or BODY. Of the request that was given last, or
-    is being read: `asked` its method, target and header fields, `is_1_1` its version, `keeps` whether its client wants to go
-    on after it, `expects_continue` whether it waits for word before it sends the body.
+    `lacks` says which part of the next request is incomplete: NOTHING, HEAD or BODY. The other attributes describe the
+    request that was returned last, or that is being read: `asked` has its method, target and header fields, `is_1_1` its
+    version, `keeps` whether the client keeps the connection open, `expects_continue` whether it waits for a 100.
     """
 
     __slots__ = ("_buffer", "_chunks", "_fields", "_scanned", "asked", "is_1_1", "keeps", "lacks")
 
     def __init__(self) -> None:
         self._buffer: bytes | bytearray = b""
-        self._scanned = 0  # bytes of the buffer that hold no end of a head
+        self._scanned = 0  # bytes of the buffer in which no head ends
         self._fields: Fields | None = None  # of the request whose body is being read
         self._chunks: _Chunks | None = None
         self.lacks = NOTHING
@@ -119,7 +119,7 @@ class Reader:
 
     @property
     def size(self) -> int:
-        """Bytes that were fed and not read."""
+        """Bytes that were fed and not consumed."""
         return len(self._buffer)
 
     @property
@@ -127,7 +127,7 @@ class Reader:
         return self._fields is not None and self._fields.expects_continue and self.is_1_1 and not self._buffer
 
     def feed(self, data: bytes) -> None:
-        """Take what has come."""
+        """Add bytes that have arrived."""
         buffer = self._buffer
         if not buffer:
             self._buffer = data
@@ -137,7 +137,7 @@ class Reader:
             self._buffer = bytearray(buffer + data)
 
     def next(self) -> Request | None:
-        """The next request, None where it is not there whole; raises Problem, and is not to be asked again after that."""
+        """Return the next request, None if it is incomplete; raises Problem, and must not be called again after that."""
         fields = self._fields
         if fields is None:
             if not self._buffer:
@@ -174,17 +174,17 @@ class Reader:
         self.asked = (method, target, {})
         self.is_1_1 = is_1_1 = line[3] == b"1"
         block = bytes(buffer[line_end + 2 : end])
-        # A client sends the same block again and again.
+        # A client sends the same block with every request.
         fields = _known_fields(block) if len(block) <= MAX_CACHED_BLOCK_BYTES else parse_fields(block)
         self.asked = (method, target, fields.headers)
         if is_1_1 and "host" not in fields.headers:
-            raise InvalidRequest("a request of HTTP/1.1 has a Host header field")
+            raise InvalidRequest("a request of HTTP/1.1 must have a Host header field")
         self.keeps = not fields.close and (is_1_1 or fields.keep_alive)
         if fields.length > MAX_BODY_BYTES:
             raise too_large()
         if fields.length < 0:
             if not is_1_1:
-                raise InvalidRequest("HTTP/1.0 has no Transfer-Encoding")
+                raise InvalidRequest("Transfer-Encoding needs HTTP/1.1")
             self._chunks = _Chunks()
         self._fields = fields
         self._buffer = buffer[end + 4 :]
@@ -205,7 +205,7 @@ class Reader:
             return b""
         if self._chunks:
             consumed, is_complete = self._chunks.feed(buffer)
-            if consumed:  # else a chunk that trickles would be copied with each of its bytes
+            if consumed:  # otherwise a chunk that trickles in would be copied with each of its bytes
                 self._buffer = buffer[consumed:]
             if not is_complete:
                 return None
@@ -219,19 +219,19 @@ class Reader:
 
 
 class _Chunks:
-    """The chunked transfer coding, decoded as it comes (RFC 9112 section 7.1); raises a Problem."""
+    """A decoder of the chunked transfer coding (RFC 9112 section 7.1); raises a Problem."""
 
     def __init__(self) -> None:
-        self._body = bytearray()  # not a list of chunks: an object for each tiny one would take many times its bytes
+        self._body = bytearray()  # not a list of chunks: an object for each tiny chunk would take many times its bytes
         self._size = 0
-        self._left = 0  # bytes of the present chunk that have not come, its CRLF included
+        self._left = 0  # bytes of the current chunk that have not arrived, its CRLF included
         self._in_trailers = False
 
     def body(self) -> bytes:
         return bytes(self._body)
 
     def feed(self, buffer: bytes | bytearray) -> tuple[int, bool]:
-        """Take what is complete from the buffer: how many bytes that was, and whether the body has ended."""
+        """Decode what is complete in the buffer; returns the number of bytes consumed, and whether the body has ended."""
         at = 0
         while True:
             if self._left:
@@ -239,7 +239,7 @@ class _Chunks:
                 if len(buffer) < end:
                     return at, False
                 if buffer[end - 2 : end] != b"\r\n":
-                    raise InvalidRequest("a chunk is as long as it says, and ends in CRLF")
+                    raise InvalidRequest("a chunk must have the size that it declares, and end with CRLF")
                 self._body += buffer[at : end - 2]
                 self._left, at = 0, end
                 continue
@@ -257,7 +257,7 @@ class _Chunks:
                 continue
             chunk = _CHUNK(line)
             if not chunk:
-                raise InvalidRequest("a chunk starts with its size in hexadecimal digits")
+                raise InvalidRequest("a chunk must begin with its size in hexadecimal digits")
             size = int(chunk[1], 16)
             self._size += size
             if self._size > MAX_BODY_BYTES:
@@ -270,18 +270,20 @@ class _Chunks:
     def _count_trailer(self, line: bytes) -> None:
         self._size += len(line)
         if not _FIELD(line) or self._size > MAX_BODY_BYTES + MAX_HEAD_BYTES:
-            raise InvalidRequest("a trailer field is a name, a colon and a value on one line")
+            raise InvalidRequest("a trailer field must be a name, a colon and a value on one line")
 
 
 def _bad_line(line: bytes) -> Problem:
     if _OTHER_VERSION(line):
-        return VersionNotSupported("this server speaks HTTP/1.1 and HTTP/1.0")
-    return InvalidRequest("a request line is a method, a target and a version; escape spaces and controls in the target")
+        return VersionNotSupported("this server supports HTTP/1.1 and HTTP/1.0")
+    return InvalidRequest(
+        "a request line must be a method, a target and a version; percent-encode spaces and control characters in the target"
+    )
 
 
 def _line_too_long() -> Problem:
-    return PathTooLong(f"a request line has at most {MAX_LINE_BYTES:,} bytes")
+    return PathTooLong(f"the request line has more than {MAX_LINE_BYTES:,} bytes; use a shorter path or query")
 
 
 def _head_too_large() -> Problem:
-    return HeadersTooLarge(f"the header fields have at most {MAX_HEAD_BYTES:,} bytes together")
+    return HeadersTooLarge(f"the header fields have more than {MAX_HEAD_BYTES:,} bytes; send fewer or shorter ones")

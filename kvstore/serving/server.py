@@ -1,4 +1,4 @@
-"""What the connections of one event loop share, and what bounds all of them together: time, their number, unread bytes."""
+"""What the connections of one event loop share, and what limits all of them together: time, number, unread bytes."""
 
 import asyncio
 import logging
@@ -8,46 +8,44 @@ from socket import AF_INET, AF_INET6, socket
 from time import time
 from typing import Protocol
 
-from kvstore.http.hosts import is_loopback
 from kvstore.http.messages import http_date
 from kvstore.runtime import Runtime
 from kvstore.serving.exchange import decide
 from kvstore.serving.sse import Streams
 
-CHECK_S = 0.5  # between looks at what is overdue
-MAX_UNREAD_BYTES = 192 * 1024 * 1024  # of responses that clients have not taken; with those that are being made, 256 MiB
-MAX_REFUSED = 256  # connections above the limit that are told so; any more are cut off without a word
+CHECK_S = 0.5  # between checks of the limits
+MAX_UNREAD_BYTES = 192 * 1024 * 1024  # of responses that clients have not read; with those that are being made, 256 MiB
+MAX_REFUSED = 256  # connections above the limit that get a 503; more are dropped without a response
 
 log = logging.getLogger("kvstore")
 
 
-def listens_on_loopback(listeners: Iterable[socket]) -> bool:
-    """Whether a server is reached from this machine only, by TCP: then web pages reach it, and it has to look at Host."""
-    addresses = [listener.getsockname()[0] for listener in listeners if listener.family in (AF_INET, AF_INET6)]
-    return bool(addresses) and all(map(is_loopback, addresses))
+def tcp_addresses(listeners: Iterable[socket]) -> list[str]:
+    """The IP addresses that a server listens on; browsers reach no unix sockets."""
+    return [listener.getsockname()[0] for listener in listeners if listener.family in (AF_INET, AF_INET6)]
 
 
 class Connection(Protocol):
-    """What a server knows of a connection: when it is overdue, and since when its client takes nothing, 0.0 for never."""
+    """What a server needs of a connection: when its time limit ends, and when its client stopped reading, 0.0 if it reads."""
 
     due: float
     choked_at: float
 
     def unread(self) -> int:
-        """Bytes that were written and that the client has not taken."""
+        """Bytes that were written and that the kernel has not taken."""
 
     def overdue(self) -> None:
-        """End it: its time is over."""
+        """End it, since its time limit is over."""
 
     def stop(self) -> None:
-        """End it after the request that it is in."""
+        """End it after the current request."""
 
     def cut(self) -> None:
-        """End it at once, whatever is still to be written."""
+        """Drop it at once, with whatever is still to be written."""
 
 
 class Server:
-    """The server of one event loop: its runtime, what is open, and the date of this half second."""
+    """The server of one event loop: its runtime, its open connections, and the current time."""
 
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
@@ -57,9 +55,9 @@ class Server:
         self.decide = decide
         self.max_connections = runtime.settings.max_connections
         self.stopping = False
-        self.now = 0.0  # of the loop's clock, when date was made
-        self.date = b""
-        self._unread_bytes = 0  # of all connections, as of the last count and of those that were choked since
+        self.now = 0.0  # by the loop's clock, at the last check
+        self.date = b""  # the header field, at the last check
+        self._unread_bytes = 0  # of all connections at the last count, and of those that were choked since
         self._tick()
 
     @property
@@ -69,11 +67,11 @@ class Server:
 
     @property
     def is_flooded(self) -> bool:
-        """Whether there are even more than are told so."""
+        """Whether there are so many more that they get no response."""
         return len(self.connections) > self.max_connections + MAX_REFUSED
 
     def choked(self, connection: Connection) -> None:
-        """The client of a connection takes no more. Where too much waits for all of them, some connections are cut."""
+        """Count a connection whose client has stopped reading. Above the limit, some connections are dropped."""
         self._unread_bytes += connection.unread()
         if self._unread_bytes > MAX_UNREAD_BYTES:
             self._bound_unread()
@@ -85,7 +83,7 @@ class Server:
             connection.stop()
 
     def _tick(self) -> None:
-        self.loop.call_later(CHECK_S, self._tick)  # first: whatever fails below, time limits go on
+        self.loop.call_later(CHECK_S, self._tick)  # first, so that no exception below ends the checks
         self.date = b"\r\nDate: " + http_date(int(time())).encode()
         self.now = now = self.loop.time()
         for connection in tuple(self.connections):
@@ -97,16 +95,16 @@ class Server:
         try:
             connection.overdue()
         except Exception:
-            log.exception("a connection was not ended in time by a bug of ours, and is cut")
+            log.exception("a bug: a connection could not be ended in time; it is dropped")
             self.connections.discard(connection)
             with suppress(Exception):
                 connection.cut()
 
     def _bound_unread(self) -> None:
-        """Cut those connections that hold most for longest, until all of them together hold no more than is allowed.
+        """Drop connections until all of them together are within the limit.
 
-        The measure is bytes times seconds: neither a large response that has just begun goes first, nor a small one that is
-        read slowly.
+        Those with the largest product of unread bytes and seconds go first: neither a large response that has just begun, nor
+        a small one that is read slowly.
         """
         now = self.loop.time()
         unread = [(connection.unread(), connection) for connection in self.connections]
@@ -114,7 +112,7 @@ class Server:
         if self._unread_bytes <= MAX_UNREAD_BYTES:
             return
 
-        log.warning("clients that do not read are cut off: responses have taken more memory than they may")
+        log.warning("unread responses are over the limit of memory; the connections that hold most are dropped")
 
         def burden(held: tuple[int, Connection]) -> tuple[float, int]:
             size, connection = held
@@ -124,5 +122,5 @@ class Server:
             if self._unread_bytes <= MAX_UNREAD_BYTES:
                 break
             connection.cut()
-            self.connections.discard(connection)  # it is lost a moment later, and must not be counted until then
+            self.connections.discard(connection)  # asyncio reports it as lost later; it must not be counted until then
             self._unread_bytes -= size

@@ -1,4 +1,4 @@
-"""Streams of events on the connections of `connection.py`: a follower of `hub.py`, framed as HTTP/1.1 wants it, and its bounds.
+"""Streams of events on the connections of `connection.py`: a subscriber of the hub, the framing of HTTP/1.1, and the limits.
 
 Source: RFC 9112 section 7.1 (chunks), tcp(7) (TCP_USER_TIMEOUT).
 """
@@ -20,12 +20,12 @@ class Streams:
 
     def __init__(self, hub: Hub) -> None:
         self.hub = hub
-        self.starting: set[asyncio.Task[None]] = set()  # those that have not sent their snapshot yet
-        self.framed: tuple[bytes, bytes] = (b"", b"")  # the last block that one sent, and that as a chunk
+        self.starting: set[asyncio.Task[None]] = set()  # of streams that have not sent their whole snapshot
+        self.framed: tuple[bytes, bytes] = (b"", b"")  # the last block that was sent, and the same as a chunk
 
 
 class Stream:
-    """One stream, on a transport that is its own from now on. `head` is what the reply begins with."""
+    """One stream, on a transport that no one else writes to from now on. `head` is the head of the response."""
 
     __slots__ = ("_head", "_is_choked", "_is_chunked", "_room", "_streams", "_subscriber", "_transport")
 
@@ -35,14 +35,14 @@ class Stream:
         self._head = head  # b"" when it is written
         self._is_chunked = is_chunked
         self._is_choked = False
-        self._room: asyncio.Future[None] | None = None  # to send more of a snapshot
+        self._room: asyncio.Future[None] | None = None  # for the next part of the snapshot
         self._subscriber = Subscriber(path, self._send, self._end, self._has_room)
         socket = transport.get_extra_info("socket")
-        if socket.family != AF_UNIX and hasattr(socket_constants, "TCP_USER_TIMEOUT"):  # a peer that vanished without a word
+        if socket.family != AF_UNIX and hasattr(socket_constants, "TCP_USER_TIMEOUT"):  # for a peer that vanished
             socket.setsockopt(IPPROTO_TCP, socket_constants.TCP_USER_TIMEOUT, int(2000 * HEARTBEAT_S))
 
     def start(self, follow: Follow, refused: Callable[[Problem], None]) -> None:
-        """Send what the stream begins with, and go on; `refused` is called where nothing was sent."""
+        """Begin the stream; `refused` is called with the reason if it fails before anything was sent."""
         task = asyncio.get_running_loop().create_task(self._start(follow, refused))
         self._streams.starting.add(task)
         task.add_done_callback(self._streams.starting.discard)
@@ -51,7 +51,7 @@ class Stream:
         try:
             await self._streams.hub.follow(follow, self._subscriber)
         except Exception as error:
-            if self._transport.is_closing():  # it was ended meanwhile
+            if self._transport.is_closing():  # the stream was ended in the meantime
                 return
             if not self._head:
                 self._transport.abort()
@@ -59,15 +59,15 @@ class Stream:
             refused(problem_in(error))
 
     def choke(self) -> bool:
-        """The client has not taken what was sent. Whether it has only so long to do that: while it is sent a snapshot.
+        """The client does not read. Returns whether it has a time limit for that: during the snapshot.
 
-        From then on a stream is bounded by what it may buffer.
+        After the snapshot the limit is the size of the buffer.
         """
         self._is_choked = not self._subscriber.is_ready
         return self._is_choked
 
     def unchoke(self) -> None:
-        """The client has taken what was sent."""
+        """The client has read what was sent."""
         self._is_choked = False
         room, self._room = self._room, None
         if room and not room.done():
@@ -95,7 +95,7 @@ class Stream:
         transport.write(block)
 
     async def _has_room(self) -> None:
-        """Wait until the client has taken what a snapshot has sent so far."""
+        """Wait until the client has read what was sent of the snapshot."""
         if self._is_choked:
             self._room = asyncio.get_running_loop().create_future()
             await self._room

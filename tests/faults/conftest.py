@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import redis
 
+from tests.support.faulty import Backing
 from tests.support.serving import Served, start_kvstore
 from tests.support.stores import Running, make_directory
 
@@ -29,3 +30,18 @@ def backing(started: Callable[[str], Running]) -> redis.Redis:
 def serving(served: Served, backing: redis.Redis) -> Served:
     """The command, on an empty Redis."""
     return served
+
+
+@pytest.fixture(scope="session")
+def behind_proxy() -> Iterator[Callable[[str], Backing]]:
+    """A Redis behind a proxy that makes faults: single or cluster, started when first asked for."""
+    started: dict[str, Backing] = {}
+
+    def start(kind: str) -> Backing:
+        if kind not in started:
+            started[kind] = Backing(is_cluster=kind == "cluster")
+        return started[kind]
+
+    yield start
+    for each in started.values():
+        each.stop()

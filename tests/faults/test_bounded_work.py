@@ -246,18 +246,17 @@ def test_a_batch_counts_work(serving: Served, backing: redis.Redis, *, atomic: b
 
     def cost(patches: int) -> float:
         body = batch_body([("PATCH", "/ns/large", {"x": at}) for at in range(patches)], atomic=atomic)
-        return scripts(backing, lambda: serving.request("POST", "/_/batch", body=body)).longest_s
+        return scripts(backing, lambda: serving.request("POST", "/_/batch", body=body)).each_s
 
     assert growth(cost, 10, runs=3) < A_BIT
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="row 9")
 def test_a_take_passes_over_what_is_no_job(serving: Served, backing: redis.Redis) -> None:
     """However many containers lie below a queue, the longest script of a take is as long."""
 
     def cost(containers: int) -> float:
-        return scripts(backing, lambda: serving.request("POST", f"/queue{containers}/?lease=1s")).longest_s
+        return scripts(backing, lambda: serving.request("POST", f"/queue{containers}/?lease=1s")).each_s
 
     def fill(containers: int) -> None:
         for first in range(0, containers, 1000):
@@ -270,7 +269,6 @@ def test_a_take_passes_over_what_is_no_job(serving: Served, backing: redis.Redis
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="row 9")
 def test_a_listing_of_containers_is_linear(serving: Served, backing: redis.Redis) -> None:
     """A page of twice as many sub-containers costs Redis twice as much, not the square."""
     long_name = "x" * 500
@@ -278,12 +276,11 @@ def test_a_listing_of_containers_is_linear(serving: Served, backing: redis.Redis
     assert serving.request("POST", "/_/batch", body=batch_body(puts)).status == 200
 
     def cost(limit: int) -> float:
-        return scripts(backing, lambda: serving.request("GET", f"/ns/?limit={limit}")).longest_s
+        return scripts(backing, lambda: serving.request("GET", f"/ns/?limit={limit}")).each_s
 
     assert growth(cost, 400, runs=3) < TWICE_AND_A_BIT
 
 
-@pytest.mark.xfail(strict=True, reason="row 9")
 def test_a_listing_of_the_root_asks_little(serving: Served, backing: redis.Redis) -> None:
     """It does not run a script for each namespace."""
     puts = [("PUT", f"/ns{at:03}/x", 1) for at in range(100)]
@@ -324,7 +321,6 @@ def test_what_we_wrote_is_not_checked_again(serving: Served) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="row 5")
 def test_a_batch_does_not_decode_everything_in_one_turn(looped: InProcess) -> None:
     """The longest turn of the event loop is no longer for more documents."""
     wire = looped.connect(limit_s=60)
@@ -345,7 +341,6 @@ def test_a_batch_does_not_decode_everything_in_one_turn(looped: InProcess) -> No
     wire.close()
 
 
-@pytest.mark.xfail(strict=True, reason="row 7")
 def test_a_number_is_read_once(serving: Served) -> None:
     """Twice as many tests of one long number cost about the same: what it is worth is known after the first."""
     put(serving, "/ns/number", "[1.5%s]" % ("0" * 500_000))

@@ -4,41 +4,22 @@
 request with the same Idempotency-Key ends as if nothing had gone wrong.
 """
 
-import asyncio
 import json
 import re
-import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pytest
 import redis
 
 from kvstore.commands import containers
-from kvstore.core.errors import UNKNOWN, Problem
-from kvstore.core.settings import read_settings
-from kvstore.http import protocol
-from kvstore.http.messages import Request, Response, refuse
-from kvstore.stores import pipelined, redis_clients
-from kvstore.stores.blocking import BlockingStore, open_blocking_store
-from kvstore.stores.pooled import open_async_store
+from kvstore.core.errors import UNKNOWN
+from kvstore.http.messages import Request, Response
+from kvstore.stores.blocking import BlockingStore
 from tests.support.asking import command_of
-from tests.support.faulty import FAULTS, FaultyProxy
-from tests.support.stores import (
-    KEEPS_NOTHING,
-    SLOTS,
-    answers,
-    connect,
-    contents,
-    free_ports,
-    make_directory,
-    redis_server,
-    wait_for_redis,
-    wait_until,
-)
+from tests.support.faulty import FAULTS, STORES, Backing, answer, as_request, hasten
+from tests.support.stores import contents
 
-SETTINGS = read_settings({})
 UNCHANGED = "othing was changed"
 TIME_OUT_S = 0.2  # here: whatever is overdue by mistake makes the test see less, and fail never
 
@@ -104,95 +85,6 @@ ROWS: dict[str, Row] = {
 }  # fmt: skip
 
 
-def as_request(method: str, target: str, body: Any = "", headers: dict[str, str] | None = None) -> Request:
-    return Request(method, target.encode(), headers or {}, json.dumps(body).encode() if body != "" else b"")
-
-
-# --- Whom it is asked ---------------------------------------------------------------------------------------------------
-
-Execute = Callable[[str, Request], Response]
-
-
-def answer(request: Request, execute: Callable[[Any], Any]) -> Response:
-    """The response, as every adapter makes it."""
-    try:
-        command = protocol.parse(request, SETTINGS)
-        return command if isinstance(command, Response) else protocol.render(request, execute(command))
-    except Problem as problem:
-        return refuse(problem)
-
-
-def blocking(url: str, request: Request) -> Response:
-    """By the store for threads."""
-    store = open_blocking_store(url)
-    try:
-        return answer(request, store.execute)
-    finally:
-        store.close()
-
-
-def looped(url: str, request: Request) -> Response:
-    """By the store for event loops."""
-
-    def execute(command: Any) -> Any:
-        async def run() -> Any:
-            store = open_async_store(url)
-            try:
-                return await store.execute(command)
-            finally:
-                await store.close()
-
-        return asyncio.run(run())
-
-    return answer(request, execute)
-
-
-class Backing:
-    """A Redis behind a proxy: `url` is the proxy's, `raw` sees what Redis has."""
-
-    def __init__(self, *, is_cluster: bool) -> None:
-        self.proxy = FaultyProxy()
-        self._directory = make_directory()
-        port, bus_port = free_ports(2)
-        options = ["--bind", "127.0.0.1", "--port", str(port), *KEEPS_NOTHING]
-        if is_cluster:  # of one node, which sends its clients to the proxy
-            options += ["--cluster-enabled", "yes", "--cluster-port", str(bus_port)]
-            options += ["--cluster-announce-ip", "127.0.0.1", "--cluster-announce-port", str(self.proxy.port)]
-        self._process = redis_server(self._directory, *options)
-        self.raw = connect(f"redis://127.0.0.1:{port}")
-        wait_for_redis(self._process, self._directory, lambda: answers(self.raw))
-        if is_cluster:
-            self.raw.execute_command("CLUSTER ADDSLOTSRANGE", 0, SLOTS - 1)
-            wait_until(lambda: self.raw.cluster("info")["cluster_state"] == "ok", 30)
-        self.proxy.redis_port = port
-        self.url = f"{'redis+cluster' if is_cluster else 'redis'}://127.0.0.1:{self.proxy.port}"
-
-    def stop(self) -> None:
-        """End all of it."""
-        self.proxy.close()
-        self.raw.close()
-        self._process.kill()
-        self._process.wait()
-        shutil.rmtree(self._directory, ignore_errors=True)
-
-
-@pytest.fixture(scope="module")
-def backings() -> Iterator[dict[str, Backing]]:
-    """A single Redis, and a cluster."""
-    both = {"single": Backing(is_cluster=False), "cluster": Backing(is_cluster=True)}
-    yield both
-    for each in both.values():
-        each.stop()
-
-
-STORES: dict[str, tuple[str, Callable[[str, Request], Response]]] = {
-    "pipelined": ("single", looped),
-    "blocking": ("single", blocking),
-    "pooled": ("cluster", looped),
-    "blocking, cluster": ("cluster", blocking),
-}
-
-
 # --- What Redis then has ------------------------------------------------------------------------------------------------
 
 
@@ -217,14 +109,6 @@ def prepare(backing: Backing, row: Row) -> None:
         store.execute(command_of(as_request("PATCH", "/ns/q/1?lease=0", "", {"if-match": "*"})))
 
 
-def haste(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let nobody wait for long."""
-    hasty = {"queue_s": TIME_OUT_S, "connect_s": TIME_OUT_S, "answer_s": TIME_OUT_S}
-    for name in ("BLOCKING", "PIPELINED", "POOLED"):
-        monkeypatch.setattr(redis_clients, name, replace(getattr(redis_clients, name), **hasty))
-    monkeypatch.setattr(pipelined, "CHECK_S", TIME_OUT_S / 10)
-
-
 # In seconds: a single Redis, and faults that are seen at once. The rest takes minutes.
 QUICK = ("cut", "cut after", "LOADING", "OOM")
 SWEEPS = [
@@ -242,10 +126,10 @@ class Swept(NamedTuple):
 
 
 @pytest.fixture
-def swept(store_name: str, faults: tuple[str, ...], backings: dict[str, Backing]) -> Swept:
+def swept(store_name: str, faults: tuple[str, ...], behind_proxy: Callable[[str], Backing]) -> Swept:
     """What a row of SWEEPS is about."""
     kind, execute = STORES[store_name]
-    backing = backings[kind]
+    backing = behind_proxy(kind)
     return Swept(backing, lambda request: execute(backing.url, request), faults)
 
 
@@ -277,7 +161,7 @@ def test_an_answer_is_true(swept: Swept, monkeypatch: pytest.MonkeyPatch, name: 
     row = ROWS[name]
     request = as_request(*row.asked)
     expected = expect(swept, row, request)
-    haste(monkeypatch)
+    hasten(monkeypatch, TIME_OUT_S)
     made = []
     for fault in faults:
         for at in range(expected.scripts):
@@ -316,7 +200,7 @@ def test_a_key_makes_it_safe_to_send_again(swept: Swept, monkeypatch: pytest.Mon
             prepare(backing, row)
             backing.proxy.begin(fault, at)
             with monkeypatch.context() as patched:
-                haste(patched)
+                hasten(patched, TIME_OUT_S)
                 first = ask(request)
             if first.status >= 500:
                 backing.proxy.begin()

@@ -13,7 +13,8 @@ import redis
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvstore.commands.jobs import Take
+from kvstore.commands.base import Again, Command, settled
+from kvstore.commands.jobs import Take, Taken
 from kvstore.commands.scripts import TAKE
 from kvstore.core.paths import own_key, parse_path
 from kvstore.http.messages import Request
@@ -1303,3 +1304,48 @@ def test_the_first_that_is_free(client: Checked, raw: redis.Redis, names: list[s
         got += [job["path"].removeprefix("/ns/") for job in jobs]
         assert len(jobs) == min(limit, len(free) - len(got) + len(jobs))
     assert got == free
+
+
+# --- In several steps ---------------------------------------------------------------------------------------------------
+
+
+def fill_with_containers(client: Checked, count: int) -> None:
+    """Store documents below so many containers below /ns/q/, which are named by numbers."""
+    for first in range(0, count, 1000):
+        batch(client, [("PUT", f"/ns/q/{number:05}/x", 1) for number in range(first, min(count, first + 1000))])
+
+
+@on_one
+def test_containers_below_a_queue(client: Checked) -> None:
+    """However many there are, a take finds the jobs between them."""
+    fill_with_containers(client, 2500)
+    for name in ("0", "00000-", "01500-", "z"):
+        client.put(f"/ns/q/{name}", "1")
+    found = [taken(client, "/ns/q/?lease=60s&limit=9") for _ in range(4)]
+    assert [[job["path"] for job in jobs] for jobs in found] == [["/ns/q/0", "/ns/q/00000-"], ["/ns/q/01500-"], ["/ns/q/z"], []]
+
+
+@on_one
+def test_a_job_that_comes_to_what_a_take_has_passed(client: Checked, raw: redis.Redis) -> None:
+    """The change log has it after the place from which whoever finds nothing waits; one whose lease ends is found."""
+    fill_with_containers(client, 2500)
+
+    def step(command: Command[Taken]) -> Any:
+        words = command.script.text, len(command.keys), *command.keys, *command.arguments
+        return settled(command.outcome(raw.execute_command("EVAL", *words)))
+
+    take_one = Take(parse_path(b"/ns/q/"), 60_000, 1, 5, 1000)
+    again = step(take_one)
+    assert isinstance(again, Again)
+    client.put("/ns/q/-", "1")
+    while isinstance(again, Again):
+        again = step(again.command)
+    assert again.jobs == []
+    assert raw.xread({keys_of("ns").log: again.positions[0]})
+
+    assert taken(client)[0]["path"] == "/ns/q/-"
+    again = step(take_one)
+    end_hold(raw, "/ns/q/-")
+    while isinstance(again, Again):
+        again = step(again.command)
+    assert [job.path.text for job in again.jobs] == ["/ns/q/-"]

@@ -9,8 +9,8 @@ import ast
 import importlib
 import pkgutil
 import re
-import re._constants as op
-import re._parser as sre
+import re._constants as op  # type: ignore[import-not-found]  # private, and in no stub
+import re._parser as sre  # type: ignore[import-not-found]  # private, and in no stub
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -204,7 +204,7 @@ def patterns() -> Iterator[tuple[str, str | bytes, int]]:
         path = Path(module.__file__ or "")
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             match node:
-                case ast.Call(ast.Attribute(ast.Name("re"), name), [ast.Constant(text), *_]) if name not in (
+                case ast.Call(ast.Attribute(ast.Name("re"), name), [ast.Constant(str() | bytes() as text), *_]) if name not in (
                     "compile",
                     "escape",
                 ):

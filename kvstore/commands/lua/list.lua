@@ -41,26 +41,29 @@ local function list(_, at)
     pass(after)
   end
 
-  local items, bytes, members, expired = {}, 0, 0, 0
+  -- As many names as are missing, but after a container, below which others may lie that say nothing, one, two, four and so on.
+  local items, bytes, members, expired, at_once = {}, 0, 0, 0, most + 1
   while true do
     local names
+    at_once = math.min(at_once, most - #items + 1)
     if descending then
-      names = redis.call('ZREVRANGEBYLEX', NAMES, high, low, 'LIMIT', 0, most - #items + 1)
+      names = redis.call('ZREVRANGEBYLEX', NAMES, high, low, 'LIMIT', 0, at_once)
     else
-      names = redis.call('ZRANGEBYLEX', NAMES, low, high, 'LIMIT', 0, most - #items + 1)
+      names = redis.call('ZRANGEBYLEX', NAMES, low, high, 'LIMIT', 0, at_once)
     end
+    at_once = 2 * at_once
     if #names == 0 then
       return {'listing', tag, false, items, time}
     end
     for _, name in ipairs(names) do
       local relative = string.sub(name, #container + 1)
       local slash = string.find(relative, '/', 1, true)
-      local item
+      local item, lies_deeper
       if slash == #relative and slash then -- a namespace, in the root's index
         item = {relative}
       elseif slash and direct then
         if redis.call('EXISTS', prefix .. name) == 1 then
-          relative = string.sub(relative, 1, slash)
+          relative, lies_deeper = string.sub(relative, 1, slash), true
           item = {relative}
         end
       elseif relative ~= '' then
@@ -93,7 +96,8 @@ local function list(_, at)
         end
       end
       pass(relative)
-      if item and not item[2] then
+      if lies_deeper then
+        at_once = 1
         break -- past all that lies below that container
       end
     end

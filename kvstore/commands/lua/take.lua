@@ -2,12 +2,14 @@
 -- KEYS   1 log
 -- ARGV   1 what stands before a name in the documents' keys  2 the container's own name in names and log, '' or 'a/b/'
 --        3 ms for which they are leased  4 most jobs  5 most takes of a job: one that had so many is dead  6 most bytes of values
+--        7 where to go on, '' for the first: what 'more' said
 -- reply  {'taken', jobs}; {'none', the ms after which one may be ready by itself or nil, the log's place, the place in what is
 --        released}; {'dead', jobs} where there are dead ones before any other: they are leased to whoever buries them, and then
---        it is asked again; {'more'} where so many blocks have ended, or jobs expired, that Redis does something else in between.
---        A job is {name, what is there, attempts, lease, reason}.
+--        it is asked again; {'more', where to go on, the log's place, the place in what is released} where there is so much that
+--        is no job that Redis does something else in between. A job is {name, what is there, attempts, lease, reason}.
 
-local MOST_DUE = 1000 -- blocks that have ended, or jobs that have expired or are blocked after all, in one call
+local MOST_DUE = 1000 -- blocks that have ended, in one call
+local MOST_PASSED = 1000 -- containers, and jobs that have expired or are blocked after all, in one call
 local BURY_MS = 10000 -- that a dead job is leased to whoever buries it
 local MOST_DEAD = 100 -- of one call, so that Redis is not held up for long
 
@@ -44,6 +46,12 @@ local function first_free(low, high)
   return redis.call('ZRANGE', NAMES, from, from)[1]
 end
 
+-- Where the log ends, and the stream of what is released: a job that can be taken later shows there.
+local function positions()
+  local log, released = redis.call('XREVRANGE', LOG, '+', '-', 'COUNT', 1)[1], redis.call('XREVRANGE', RELEASED, '+', '-', 'COUNT', 1)[1]
+  return log and log[1] or '0-0', released and released[1] or '0-0'
+end
+
 local function take(_, at)
   local prefix, container, lease_ms = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2])
   local most, most_attempts, most_bytes = tonumber(ARGV[at + 3]), tonumber(ARGV[at + 4]), tonumber(ARGV[at + 5])
@@ -55,18 +63,24 @@ local function take(_, at)
   for _, name in ipairs(due) do
     unblock(name)
   end
-  if #due == MOST_DUE then
-    return {'more'}
+  local low, high = range_below(container)
+  if #due == MOST_DUE or (#due > 0 and ARGV[at + 6] ~= '') then -- they may stand before where it went on
+    return {'more', '', positions()}
+  elseif ARGV[at + 6] ~= '' then
+    low = ARGV[at + 6]
   end
   -- A block without an end was lost by another client, or evicted. Each job knows by itself, and is blocked again.
   if redis.call('ZCARD', BLOCKED) > redis.call('ZCOUNT', READY_AT, '-inf', '(inf') then
     redis.call('DEL', BLOCKED)
   end
 
-  local low, high = range_below(container)
   local jobs, word, bytes, members, passed = {}, 'taken', 0, 0, 0
-  while #jobs < (word == 'dead' and MOST_DEAD or most) and bytes < most_bytes and members < MOST_MEMBERS and passed < MOST_DUE do
-    local name = first_free(low, high)
+  while #jobs < (word == 'dead' and MOST_DEAD or most) and bytes < most_bytes and members < MOST_MEMBERS and passed < MOST_PASSED do
+    -- One container after the other is passed by its name alone.
+    local name = redis.call('ZRANGEBYLEX', NAMES, low, high, 'LIMIT', 0, 1)[1]
+    if name and not string.find(name, '/', #container + 1, true) then
+      name = first_free(low, high)
+    end
     if not name then
       break
     end
@@ -76,6 +90,7 @@ local function take(_, at)
     local fields = not slash and relative ~= '' and redis.pcall('HGETALL', prefix .. name) or {}
     if slash then -- what lies deeper is no job; a slash is followed by a 0 in the order of bytes
       low = '[' .. container .. string.sub(relative, 1, slash - 1) .. '0'
+      passed = passed + 1
     elseif relative ~= '' and not fields.err and #fields == 0 then
       record_expired(name)
       passed = passed + 1
@@ -108,11 +123,10 @@ local function take(_, at)
   work_as_queue(container)
   if #jobs > 0 then
     return {word, jobs}
-  elseif passed == MOST_DUE then
-    return {'more'}
+  elseif passed == MOST_PASSED then
+    return {'more', low, positions()}
   end
   local next_ms = redis.call('ZRANGE', READY_AT, 0, 0, 'WITHSCORES')[2]
-  local log, released = redis.call('XREVRANGE', LOG, '+', '-', 'COUNT', 1)[1], redis.call('XREVRANGE', RELEASED, '+', '-', 'COUNT', 1)[1]
   local in_ms = next_ms and next_ms ~= 'inf' and math.max(0, next_ms - now) + 1
-  return {'none', in_ms or false, log and log[1] or '0-0', released and released[1] or '0-0'}
+  return {'none', in_ms or false, positions()}
 end
