@@ -177,7 +177,7 @@ class RedisConnection(asyncio.Protocol):
                 if pending.timer is not None:
                     pending.timer.cancel()
                     if pending.done is None:
-                        continue  # overdue, so that its outcome was told
+                        continue  # it was overdue, and has failed
                 if isinstance(reply, hiredis.ReplyError):
                     self._refused(pending, reply)
                     continue
@@ -190,6 +190,7 @@ class RedisConnection(asyncio.Protocol):
                     self._send_next(pending.pack())
                     continue
                 if type(outcome) is Later:
+                    pending.answered(self._loop.time())
                     self._loop.call_soon(self._resume, pending, outcome)
                     continue
                 pending.tell(outcome)

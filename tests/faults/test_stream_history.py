@@ -75,7 +75,7 @@ class Subscriber:
                 if "data" in fields:
                     self.events.append(Event(fields["event"], fields.get("id", ""), json.loads(fields["data"])))
         finally:
-            writer.close()
+            await close(writer)
 
 
 async def blocks(reader: asyncio.StreamReader) -> AsyncIterator[dict[str, str]]:
@@ -116,7 +116,14 @@ async def ask(at: tuple[str, int], method: str, target: str, body: bytes = b"") 
         head = await reader.readuntil(b"\r\n\r\n")
         return Answer(int(head.split(b" ", 2)[1]), Headers([]), await reader.read())
     finally:
-        writer.close()
+        await close(writer)
+
+
+async def close(writer: asyncio.StreamWriter) -> None:
+    """Close a connection, and wait until it is closed."""
+    writer.close()
+    with suppress(OSError):
+        await writer.wait_closed()
 
 
 # --- Trouble ------------------------------------------------------------------------------------------------------------

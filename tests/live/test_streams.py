@@ -256,6 +256,8 @@ def test_a_batch_with_one_large_change(followed: Followed, ask: Callable[..., An
 def test_a_stream_that_ends_before_it_has_begun() -> None:
     """Its reply is a whole one, with nothing in it: a reader comes back, and no proxy takes it for a failure."""
 
+    any_socket = socket.socket(socket.AF_UNIX)
+
     class Taken(asyncio.Transport):
         written, closed = b"", False
 
@@ -269,12 +271,13 @@ def test_a_stream_that_ends_before_it_has_begun() -> None:
             return self.closed
 
         def get_extra_info(self, *_: object) -> Any:
-            return socket.socket(socket.AF_UNIX)
+            return any_socket
 
     taken = Taken()
     stream = Stream(Streams(None), taken, parse_path(b"/room/"), head=b"head", is_chunked=True)  # type: ignore[arg-type]
     stream._end()
     stream._end()
+    any_socket.close()
     assert (taken.written, taken.closed) == (b"head0\r\n\r\n", True)
 
 

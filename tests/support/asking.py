@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import redis
 
-from kvstore.commands.base import Command
+from kvstore.commands.base import Command, settled
 from kvstore.commands.subscriptions import Follow, LongPoll
 from kvstore.core import codec
 from kvstore.core.paths import OWN_KEYS, own_key, parse_path
@@ -135,7 +135,7 @@ def command_of(request: Request, settings: Settings = DEFAULTS) -> Command[Any]:
 
 def run_script(raw: redis.Redis, command: Command[Any]) -> Any:
     """What one script of a command comes to: its outcome, or Again."""
-    return command.outcome(raw.eval(command.script.text, len(command.keys), *command.keys, *command.arguments))
+    return settled(command.outcome(raw.eval(command.script.text, len(command.keys), *command.keys, *command.arguments)))
 
 
 def without_ttl(document: Any) -> Any:
