@@ -57,10 +57,9 @@ settings.register_profile(
 settings.load_profile("kvstore")
 
 
-@pytest.fixture(autouse=True)
-def _wires() -> Iterator[None]:
+@pytest.hookimpl(tryfirst=True)  # before the servers of fixtures are stopped
+def pytest_runtest_teardown() -> None:
     """Connections that a test opens end with it."""
-    yield
     wires.close_all()
 
 
