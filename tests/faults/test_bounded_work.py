@@ -321,7 +321,6 @@ def test_what_we_wrote_is_not_checked_again(serving: Served) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="row 5")
 def test_a_batch_does_not_decode_everything_in_one_turn(looped: InProcess) -> None:
     """The longest turn of the event loop is no longer for more documents."""
     wire = looped.connect(limit_s=60)
@@ -342,7 +341,6 @@ def test_a_batch_does_not_decode_everything_in_one_turn(looped: InProcess) -> No
     wire.close()
 
 
-@pytest.mark.xfail(strict=True, reason="row 7")
 def test_a_number_is_read_once(serving: Served) -> None:
     """Twice as many tests of one long number cost about the same: what it is worth is known after the first."""
     put(serving, "/ns/number", "[1.5%s]" % ("0" * 500_000))

@@ -4,6 +4,7 @@
 local SOON_MS = 30 * DAY_MS -- LATEST knows the documents that expire sooner: all others that have expired wrote nothing for as long
 local MOST_ERASED = 1000 -- changes of one document, and in one script, about: some 10 ms
 local MOST_KNOWN = 2000 -- erased changes of which is known what came after them
+local FRESH_MS = 2000 -- UNREAD has what was younger when it was erased, for so long: who follows may not have read it yet
 local erased = 0 -- by this script
 local deferred_erasures -- nil, but in an atomic batch, which erases when it is done: the last changes of documents
 
@@ -18,16 +19,31 @@ local function know_latest(name, id, left_ms, may_know)
   end
 end
 
+-- Keep an entry that is to be erased for those who follow at this time, and for nobody else.
+local function keep_fresh(entry, now)
+  if now - string.match(entry[1], '^%d+') >= FRESH_MS then
+    return
+  end
+  local bytes = 0
+  for _, part in ipairs(entry[2]) do
+    bytes = bytes + #part
+  end
+  redis.pcall('XADD', UNREAD, 'MAXLEN', '=', math.max(1, math.floor(LOG_BYTES / (bytes + 64))), '*', 'id', entry[1], unpack(entry[2]))
+  redis.pcall('XTRIM', UNREAD, 'MINID', '=', string.format('%.0f', now - FRESH_MS))
+  redis.pcall('PEXPIRE', UNREAD, FRESH_MS)
+end
+
 -- Erase a document's changes, `id` being the last. Who has read up to one of them goes on with the entry that came after it, so
 -- ERASED knows that one. A document that changed more often than one script can erase takes all that is as old out of the log.
 local function erase_now(id)
-  local ids, known, following = {}, {}, {}
+  local ids, known, following, now = {}, {}, {}, clock()
   while id and #ids < MOST_ERASED do
     local entries = redis.call('XRANGE', LOG, id, '+', 'COUNT', 2)
     if not entries[1] or entries[1][1] ~= id then -- trimmed
       id = nil
       break
     end
+    keep_fresh(entries[1], now)
     local after = entries[2] and entries[2][1] or '-'
     following[id] = following[after] or after
     ids[#ids + 1] = id
