@@ -23,7 +23,7 @@ from tests.support.stores import STORES, Running, die_with_parent, make_director
 ROOMS = ("project", "tasks", "faults", "stores", "serving", "live", "http", "unit")
 
 
-AXES = ("lane", "adapter")  # the parameters of which `make test` runs a selection: lanes, and adapters alone
+AXES = ("lane", "adapter", "followed", "loop")  # the parameters of which `make test` runs a selection
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m
