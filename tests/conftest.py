@@ -14,6 +14,7 @@ import pytest
 import redis
 from hypothesis import HealthCheck, settings
 
+from tests.support import wires
 from tests.support.clients import ADAPTERS, Checked
 from tests.support.lanes import LANES, Lane, selected
 from tests.support.stores import STORES, Running, die_with_parent, make_directory
@@ -54,6 +55,13 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 settings.load_profile("kvstore")
+
+
+@pytest.fixture(autouse=True)
+def _wires() -> Iterator[None]:
+    """Connections that a test opens end with it."""
+    yield
+    wires.close_all()
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ Source: XADD, XRANGE.
 import re
 from typing import NamedTuple
 
-from kvstore.commands.base import Arguments, Found, RedisReply, below, found_in
+from kvstore.commands.base import Again, Arguments, Found, RedisReply, below, found_in
 from kvstore.commands.scripts import LOG_POSITION, READ_CHANGES, Script
 from kvstore.core.codec import META, decode
 from kvstore.core.paths import Path, own_key
@@ -58,11 +58,13 @@ class ChangesRead(NamedTuple):
 class ReadChanges(NamedTuple):
     """Read what has changed in a path's namespace since a position in its log: ChangesRead.
 
+    Changes of documents that are gone are not there, unless `is_live`: whoever has followed since that position is told.
     Its keys are all that the reply depends on, so that Redis can track them (CLIENT TRACKING).
     """
 
     path: Path
     position: str
+    is_live: bool = False
     script: Script[ChangesRead] = READ_CHANGES
 
     @property
@@ -71,9 +73,11 @@ class ReadChanges(NamedTuple):
 
     @property
     def arguments(self) -> Arguments:
-        return (self.position, MAX_CHANGES, below(self.path)[0], MAX_CHANGED_BYTES)
+        return (self.position, MAX_CHANGES, below(self.path)[0], MAX_CHANGED_BYTES, "live" if self.is_live else "")
 
-    def outcome(self, reply: RedisReply) -> ChangesRead:
+    def outcome(self, reply: RedisReply) -> ChangesRead | Again[ChangesRead]:
+        if reply[0] == b"again":
+            return Again(self)
         if reply[0] == b"lost":
             return ChangesRead(None)
         position = reply[5].decode() if len(reply) > 5 else ""
@@ -116,7 +120,8 @@ def _parse_entry(entry: RedisReply) -> Change:
     change_id, op, name = raw_id.decode(), fields[0].decode(), changed_name(entry)
     if len(fields) == 2:
         return Change(change_id, op, name, None, None)
-    ttl_ms, marker, shape = int(fields[3]), fields[4], fields[5]
+    ttl_ms, marker = int(fields[3]), fields[4]
+    shape = fields[5][fields[5].index(b" ") :]  # the entity-tag that the document had before stands before it
     members = fields[6:] if marker == META else _unpack(fields[7])
     text = decode([META, raw_id + shape, *members]).text
     return Change(change_id, op, name, ttl_ms if ttl_ms >= 0 else None, text)

@@ -32,7 +32,7 @@ from kvstore.core.errors import (
 )
 from kvstore.core.json_text import MAX_BYTES, MAX_MEMBERS
 from kvstore.core.paths import Path
-from kvstore.core.preconditions import NONE, Preconditions, tag_time_ms
+from kvstore.core.preconditions import NONE, Preconditions
 
 ID_BYTES = 20  # of a name that POST assigns: 13 digits of ms, a letter, a count
 MAX_ATTEMPTS = 1000  # to write back a document that other clients write at the same time
@@ -226,8 +226,8 @@ class Post(NamedTuple):
     def outcome(self, reply: RedisReply) -> Appended | Again[Appended]:
         if reply[0] != b"created":
             raise refusal(reply)
-        tag, name, fields = reply[1].decode(), reply[2], reply[3]
-        found = Found(*decode(fields), tag_time_ms(tag) + self.ttl_ms, self.ttl_ms)
+        _, _, name, fields, _, expires_at_ms = reply
+        found = Found(*decode(fields), expires_at_ms, self.ttl_ms)
         appended = Appended(self.container.text + name.decode().rpartition("/")[2], found)
         return registered(self.container, reply[4], appended)
 

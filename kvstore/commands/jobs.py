@@ -42,7 +42,7 @@ from kvstore.core.errors import InvalidPath, PathTooLong
 from kvstore.core.paths import Path, parse_path
 from kvstore.core.preconditions import NONE
 
-_JOB_MARK = re.compile(rb"job (\d+) (\d+) (\S+) (\S+)\n")
+_JOB_MARK = re.compile(rb"job (\d+)(?:/\d+)? (\d+) (\S+) (\S+)\n")
 
 
 class JobMark(NamedTuple):
@@ -74,8 +74,9 @@ def read_mark(fields: list[bytes]) -> JobMark:
 
 DEAD = "dead/"  # the container of dead jobs, below the queue
 MAX_REASON_BYTES = 1000
-DEFAULT_ATTEMPTS = 5  # takes after which a job is dead
-MAX_ATTEMPTS = 1_000_000
+DEFAULT_ATTEMPTS = 5  # takes after which a job is dead of which no take has named a number
+MAX_ATTEMPTS = 1000  # that a take may name: one that is never dead would run for ever
+MAX_LEASE_S = 12 * 3600  # as in SQS: whoever needs longer extends it, and so says that he lives
 _DEAD_SHAPE = OBJECT + b' ["value","reason","attempts","died"]'
 
 
@@ -127,6 +128,7 @@ class JobSeen(NamedTuple):
 class Take(NamedTuple):
     """Take up to `limit` jobs for `lease_ms`: Taken. A job that was taken `max_attempts` times is dead, and is moved first.
 
+    `max_attempts` counts if no other take of the job has named more; None names none.
     A take that Redis does in several steps goes on at `low`. `positions` are those of the first step: a job may since have come
     to what the take has passed.
     """
@@ -134,7 +136,7 @@ class Take(NamedTuple):
     container: Path
     lease_ms: int
     limit: int
-    max_attempts: int
+    max_attempts: int | None
     log_length: int
     low: str = ""
     positions: tuple[str, str] | None = None
@@ -146,7 +148,8 @@ class Take(NamedTuple):
 
     @property
     def arguments(self) -> Arguments:
-        return (*below(self.container), self.lease_ms, self.limit, self.max_attempts, MAX_PAGE_BYTES, self.low)
+        most = "" if self.max_attempts is None else self.max_attempts
+        return (*below(self.container), self.lease_ms, self.limit, most, MAX_PAGE_BYTES, self.low, DEFAULT_ATTEMPTS)
 
     def outcome(self, reply: RedisReply) -> Taken | Again[Taken] | Later[Taken]:
         if reply[0] in (b"more", b"none"):

@@ -56,7 +56,7 @@ def _idempotent(name: str, *called: str) -> Script[Any]:
     return _script(f"{name} idempotent", *_SHARED, *called, name, "idempotent", main=f"return idempotent({name}, KEYS[2])")
 
 
-_SHARED = ("_log", "_jobs", "_index", "_documents", "_order")  # each uses only those before it
+_SHARED = ("_log", "_jobs", "_erasure", "_index", "_documents", "_order", "_server_values")  # each uses only those before it
 
 READ = _script("read", main=_text("read"))
 GET = _act("get")
@@ -74,7 +74,7 @@ MOVE_JOB = _act("move_job", "put")
 MOVE_DEAD_JOBS = _act("move_dead_jobs", "put", "move_job")
 FINISH_AND_TAKE = _act("finish_and_take", "put", "move_job", "take")
 IN_A_BATCH = ("get", "put", "patch", "set_ttl", "delete", "post", "read_for_update")
-BATCH = _act("batch", *IN_A_BATCH)
+BATCH = _act("batch", *IN_A_BATCH, "_undo")
 PUT_MANY = _act("put_many")
 GET_MANY = _act("get_many")
 LIST = _act("list")
@@ -89,5 +89,5 @@ _WRITES = (PUT, PATCH, SET_TTL, DELETE, POST, READ_FOR_UPDATE, RECORD_REPLY, DEL
 IDEMPOTENT = {
     **{script.name: _idempotent(script.name) for script in _WRITES},
     "move_dead_jobs": _idempotent("move_dead_jobs", "put", "move_job"),
-    "batch": _idempotent("batch", *IN_A_BATCH),
+    "batch": _idempotent("batch", *IN_A_BATCH, "_undo"),
 }

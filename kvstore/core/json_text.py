@@ -202,6 +202,7 @@ def check_float(number: str) -> None:
 
 
 def refuse_constant(name: str) -> None:
+    """Refuse NaN and Infinity, for which JSON has no words; raises InvalidDocument."""
     raise InvalidDocument(f"{name} is not JSON; send null or a string")
 
 

@@ -12,8 +12,8 @@ import json
 from kvstore.commands.documents import Post
 from kvstore.commands.jobs import (
     DEAD,
-    DEFAULT_ATTEMPTS,
     MAX_ATTEMPTS,
+    MAX_LEASE_S,
     ChangeLease,
     Job,
     LeaseChanged,
@@ -44,10 +44,10 @@ def take(request: Request, path: Path, query: Query, settings: Settings) -> Take
     container = path.container
     _check_queue(container)
     parse_path((container.text + DEAD + "0" * LEASE_BYTES).encode())  # refuses a container with no room for dead jobs
-    lease_s = _duration_s(query, "lease", 1, settings.max_ttl_s)
+    lease_s = _duration_s(query, "lease", 1, MAX_LEASE_S)
     assert lease_s is not None
     limit = number_parameter(query, "limit", 1, MAX_LIMIT) or 1
-    max_attempts = number_parameter(query, "max_attempts", 1, MAX_ATTEMPTS) or DEFAULT_ATTEMPTS
+    max_attempts = number_parameter(query, "max_attempts", 1, MAX_ATTEMPTS)
     asked = Take(container, lease_s * 1000, limit, max_attempts, settings.log_length)
     wait_s = _duration_s(query, "wait", 0, MAX_WAIT_S)
     return LongPoll(asked, container, wait_s) if wait_s else asked
@@ -55,8 +55,8 @@ def take(request: Request, path: Path, query: Query, settings: Settings) -> Take
 
 def lease(request: Request, path: Path, query: Query, settings: Settings) -> ChangeLease:
     """Return the command of a PATCH with ?lease=; raises InvalidParameter, InvalidDocument or InvalidPrecondition."""
-    lease_s = _duration_s(query, "lease", 0, settings.max_ttl_s)
-    delay_s = _duration_s(query, "delay", 0, settings.max_ttl_s)
+    lease_s = _duration_s(query, "lease", 0, MAX_LEASE_S)
+    delay_s = _duration_s(query, "delay", 0, MAX_LEASE_S)
     assert lease_s is not None
     if lease_s and delay_s is not None:
         raise InvalidParameter("?delay= is allowed with ?lease=0 only, which gives the job back")

@@ -1,9 +1,9 @@
-"""Following paths: what the one reader of the change logs (`log_reader.py`) finds, fanned out to all who follow.
+"""The hub: delivers the changes that `log_reader.py` reads to all subscribers of one event loop.
 
-A follower is registered first, then its snapshot is taken, at a place in the log; changes that come meanwhile wait, and those
-up to that place are dropped. So nothing falls between the snapshot and the changes, and nothing comes twice. When the log has
-lost changes that were not read, the streams of that namespace are ended: their readers come back with the place they have, and
-are told. Source: https://html.spec.whatwg.org/multipage/server-sent-events.html
+A subscriber is registered first; then its snapshot is read, which has a position in the change log. Changes that come
+meanwhile wait, and those up to that position are dropped. So none is missed between the snapshot and the changes, and none
+comes twice. If a log has lost changes that were not read, the streams of that namespace end: their readers resume from the last
+id that they have, and get a `reset`. Source: https://html.spec.whatwg.org/multipage/server-sent-events.html
 """
 
 import asyncio
@@ -23,21 +23,21 @@ from kvstore.live.presence import Holding
 from kvstore.live.stream_session import HEARTBEAT_S, begin, path_of, prefix
 from kvstore.stores.pipelined import AsyncStore
 
-BEATS = 480  # parts of a heartbeat's period, in each of which some followers have theirs: thousands at once hold up others
-MAX_JOINED_BYTES = 64 * 1024  # of changes that are sent to a follower at once
-MAX_BUFFERED_BYTES = 1024 * 1024  # of a stream whose reader does not read; then it is dropped
-MAX_WAITING_BYTES = 4 * 1024 * 1024  # of changes that come while a snapshot is read
+BEATS = 480  # parts of a heartbeat's period, each for some of the subscribers: thousands at once would delay other requests
+MAX_JOINED_BYTES = 64 * 1024  # of changes in one write to a subscriber
+MAX_BUFFERED_BYTES = 1024 * 1024  # that the reader of a stream may leave unread; above, the stream is cut
+MAX_WAITING_BYTES = 4 * 1024 * 1024  # of changes that wait for the end of a snapshot
 
 
-Changed = tuple[tuple[int, int], bytes]  # the place of a change, and its event
+Changed = tuple[tuple[int, int], bytes]  # the position of a change, and its event
 
 
 async def _at_once() -> None:
-    """There is room for more."""
+    """Return at once: there is always room."""
 
 
 class Subscriber:
-    """One stream: `send` takes blocks, `end` closes it, `room` waits until its reader has taken what was sent before."""
+    """One stream: `send` takes blocks, `end` ends it, `room` waits until its reader has read what was sent."""
 
     __slots__ = ("after", "beat", "end", "has_left", "hold", "is_ready", "path", "room", "send", "waiting", "waiting_bytes")
 
@@ -55,13 +55,13 @@ class Subscriber:
         self.is_ready = False
         self.has_left = False
         self.hold: Hold | None = None
-        self.after = (0, 0)  # the place up to which it has everything: the reader of the logs may be behind that
+        self.after = (0, 0)  # the position up to which it has everything; the log reader may be behind it
         self.waiting: list[Changed] = []
         self.waiting_bytes = 0
-        self.beat: set[Subscriber] = set()  # those who have their heartbeat together
+        self.beat: set[Subscriber] = set()  # the subscribers that get their heartbeats together
 
     def deliver(self, order: tuple[int, int], changed: bytes) -> None:
-        """A change, now or when the snapshot is through."""
+        """Send a change, now or after the snapshot."""
         if self.is_ready:
             if order > self.after:
                 self.send(changed)
@@ -72,7 +72,7 @@ class Subscriber:
             self.end()
 
     def take_waiting(self) -> bytes:
-        """As many of the changes that wait as are sent at once, but for those that the snapshot has."""
+        """Take changes that wait, for one write, and skip those that the snapshot has."""
         piece, taken = b"", 0
         for order, changed in self.waiting:
             if len(piece) >= MAX_JOINED_BYTES:
@@ -85,7 +85,7 @@ class Subscriber:
 
 
 class _Audience:
-    """All who follow one path."""
+    """The subscribers of one path."""
 
     __slots__ = ("subscribers",)
 
@@ -93,7 +93,7 @@ class _Audience:
         self.subscribers: set[Subscriber] = set()
 
     def deliver(self, changes: list[Changed]) -> None:
-        """Send changes that were read together: to most followers in one piece, which costs as much as one change."""
+        """Send changes that were read together: to most subscribers in one write, which costs as much as one change."""
         if sum(len(changed) for _, changed in changes) > MAX_JOINED_BYTES and len(changes) > 1:
             middle = len(changes) // 2
             self.deliver(changes[:middle])
@@ -110,7 +110,7 @@ class _Audience:
 
 
 class _Namespace:
-    """A namespace that somebody follows."""
+    """A namespace with subscribers."""
 
     __slots__ = ("containers", "documents", "reading", "released", "takers")
 
@@ -118,8 +118,8 @@ class _Namespace:
         self.reading = reading
         self.documents: dict[str, _Audience] = {}
         self.containers: dict[str, _Audience] = {}
-        self.takers: set[Subscriber] = set()  # those of them who wait for jobs
-        self.released = b""  # the place in what was given back
+        self.takers: set[Subscriber] = set()  # those that wait for jobs
+        self.released = b""  # the position in the stream of released jobs
 
     def add(self, subscriber: Subscriber) -> None:
         table, name = self._table(subscriber.path)
@@ -139,8 +139,8 @@ class _Namespace:
         audiences = (*self.documents.values(), *self.containers.values())
         return [subscriber for audience in audiences for subscriber in audience.subscribers]
 
-    def heard_by(self, name: str) -> list[_Audience]:
-        """Who follows this document, or a container that it is below."""
+    def audiences_of(self, name: str) -> list[_Audience]:
+        """The audiences of a document, and of all containers that it is below."""
         found = [self.documents[name]] if name in self.documents else []
         containers, at = self.containers, 0
         while containers:
@@ -158,7 +158,7 @@ def _order(position: str) -> tuple[int, int]:
 
 
 class Hub:
-    """The followers of one event loop, and the one reader of the logs that serves them."""
+    """The subscribers of one event loop, and the one log reader that serves them."""
 
     def __init__(self, store: AsyncStore, address: Address, max_streams: int) -> None:
         self._store = store
@@ -170,12 +170,12 @@ class Hub:
         self._opening: dict[str, asyncio.Task[LogPosition]] = {}
         self._count = 0
         self._beats = [set[Subscriber]() for _ in range(BEATS)]
-        self._beating = 0  # which of them has its heartbeat next
+        self._beating = 0  # the index of the part that is next
         self._turn = cycle(range(BEATS // 2))
         self._heart: asyncio.Task[None] | None = None
 
     async def follow(self, follow: Follow, subscriber: Subscriber) -> None:
-        """Send a follower its snapshot, or what it has missed, and every change from then on; raises Problem before that."""
+        """Send a subscriber its snapshot, or what it has missed, then every change; raises Problem before the first block."""
         await self._register(subscriber, follow.hold)
         if subscriber.has_left:
             return
@@ -187,7 +187,7 @@ class Hub:
         if subscriber.has_left:
             return
         subscriber.after = _order(position)
-        while subscriber.waiting:  # more may come meanwhile
+        while subscriber.waiting:  # others may come meanwhile
             if piece := subscriber.take_waiting():
                 subscriber.send(piece)
             await subscriber.room()
@@ -196,12 +196,12 @@ class Hub:
         subscriber.is_ready = True
 
     async def listen(self, subscriber: Subscriber, *, is_taker: bool) -> None:
-        """Send a follower every change from now on, without a snapshot, and a taker an empty block when a job is given back.
+        """Send a subscriber every change from now on, without a snapshot; raises Problem.
 
-        Raises Problem.
+        A taker also gets an empty block when a job is released.
         """
         subscriber.is_ready = True
-        subscriber.has_left = False  # it may have been here before
+        subscriber.has_left = False  # after an earlier subscription
         await self._register(subscriber, None)
         if is_taker and not subscriber.has_left:
             self._namespaces[subscriber.path.namespace].takers.add(subscriber)
@@ -221,13 +221,13 @@ class Hub:
             self._release(subscriber)
             raise
         space.add(subscriber)
-        subscriber.beat = self._beats[self._beating - 1 - next(self._turn)]  # it has just heard something
+        subscriber.beat = self._beats[self._beating - 1 - next(self._turn)]  # a full period from now, or less
         subscriber.beat.add(subscriber)
-        if subscriber.has_left:  # while this was held up
+        if subscriber.has_left:  # meanwhile
             self.leave(subscriber)
 
     def leave(self, subscriber: Subscriber) -> None:
-        """The stream has ended; a second time does nothing."""
+        """Remove a stream that has ended; does nothing the second time."""
         subscriber.has_left = True
         if subscriber not in subscriber.beat:
             return
@@ -240,7 +240,7 @@ class Hub:
             self._drop(space)
 
     def _drop(self, space: _Namespace) -> None:
-        """Nobody follows the namespace any more."""
+        """Remove a namespace without subscribers."""
         del self._namespaces[space.reading.path.namespace]
         self._logs.drop(space.reading)
 
@@ -253,7 +253,7 @@ class Hub:
             self._holding.leave(subscriber.hold, subscriber.end)
 
     async def close(self) -> None:
-        """End all streams and the reader, and release what was held."""
+        """End all streams and the log reader, and release what is held."""
         self._is_closed = True
         for space in list(self._namespaces.values()):
             self._lose(space.reading)
@@ -265,25 +265,25 @@ class Hub:
         await self._holding.close()
 
     async def _namespace(self, path: Path) -> _Namespace:
-        """The namespace of a path. Its log is read from now on, so who is to follow it is added before anybody has a turn."""
+        """The namespace of a path. Its log is read from now on, so the caller adds a subscriber before it awaits anything."""
         if self._heart is None:
             self._heart = asyncio.create_task(self._beat())
         name = path.namespace
         if name not in self._namespaces:
             if name not in self._opening:
-                container = path._replace(is_container=True)  # what is stored at the path does not matter
+                container = path._replace(is_container=True)  # without the document at the path
                 self._opening[name] = asyncio.create_task(self._store.execute(GetLogPosition(container)))
                 self._opening[name].add_done_callback(lambda _: self._opening.pop(name))
             at = await asyncio.shield(self._opening[name])
             self._check_open()
-            if name not in self._namespaces:  # of several who waited the first opens it
+            if name not in self._namespaces:  # another call may have opened it meanwhile
                 self._namespaces[name] = _Namespace(self._logs.read(path, at.position))
         return self._namespaces[name]
 
     async def _begin(self, follow: Follow, subscriber: Subscriber) -> str:
-        """Send what a stream begins with, and return the place in the log after which changes are to follow.
+        """Send the beginning of a stream as fast as it is read; returns the position after which changes follow.
 
-        It is sent as fast as it is read, and no further where the reader has left: then the place is "".
+        Returns "" if the reader has left meanwhile.
         """
         steps, answer = begin(follow), None
         try:
@@ -302,39 +302,39 @@ class Hub:
             return position
 
     async def _beat(self) -> None:
-        """A sign of life for every reader, as often as is due, however late the loop wakes us."""
+        """Send heartbeats for ever, as many as are due, also if the event loop is late."""
         loop = asyncio.get_running_loop()
         due = loop.time()
         while True:
             await asyncio.sleep(HEARTBEAT_S / BEATS)
-            due = max(due, loop.time() - HEARTBEAT_S)  # once for each, after a time in which nothing ran
+            due = max(due, loop.time() - HEARTBEAT_S)  # at most one for each subscriber, however late
             while due <= loop.time():
                 self._send_beats()
                 due += HEARTBEAT_S / BEATS
 
     def _send_beats(self) -> None:
-        """The next part of them; a heartbeat moves the place of a reader that heard nothing."""
+        """Send the heartbeats of the next part. A heartbeat has an id, so that a reader without changes resumes from there."""
         for subscriber in tuple(self._beats[self._beating]):
-            if subscriber.is_ready:  # one that is ahead of the reader keeps its place
+            if subscriber.is_ready:  # one that is ahead of the log reader keeps its position
                 position = self._namespaces[subscriber.path.namespace].reading.position
                 is_ahead = subscriber.after > _order(position)
                 subscriber.send(b":\n\n" if is_ahead else b"id: %b\n\n" % position.encode())
         self._beating = (self._beating + 1) % BEATS
 
-    # What the reader of the logs calls
+    # Called by the log reader
 
     def _changed(self, reading: Reading, entries: list[RedisReply], released: bytes) -> None:
-        """Send changes to who follows them. Only what somebody follows is decoded; all that a follower gets is sent at once."""
+        """Deliver changes. Only those with subscribers are decoded, and what a subscriber gets is sent in one write."""
         space = self._namespaces[reading.path.namespace]
-        heard: dict[_Audience, list[Changed]] = {}
+        found: dict[_Audience, list[Changed]] = {}
         for entry in entries:
-            if not is_change(entry) or not (audiences := space.heard_by(changed_name(entry))):
+            if not is_change(entry) or not (audiences := space.audiences_of(changed_name(entry))):
                 continue
             if change := parse_entry(entry):
                 changed = _order(change.id), event(path_of(reading.path, change), change)
                 for audience in audiences:
-                    heard.setdefault(audience, []).append(changed)
-        for audience, changes in heard.items():
+                    found.setdefault(audience, []).append(changed)
+        for audience, changes in found.items():
             audience.deliver(changes)
         if space.released != released:
             space.released = released
@@ -342,10 +342,10 @@ class Hub:
                 subscriber.send(b"")
 
     def _lose(self, reading: Reading) -> None:
-        """Changes are lost: the streams end, and their readers come back with the place they have."""
+        """End the streams of a namespace whose log has lost changes; their readers resume from the id that they have."""
         space = self._namespaces[reading.path.namespace]
         for subscriber in space.all():
             subscriber.end()
             self.leave(subscriber)
-        if self._namespaces.get(reading.path.namespace) is space:  # who is on the way to it opens it again
+        if self._namespaces.get(reading.path.namespace) is space:  # a subscriber that comes later opens it again
             self._drop(space)

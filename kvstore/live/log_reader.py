@@ -1,7 +1,7 @@
-"""The one reader of the change logs in an event loop: a log is read once, however many follow what is in it.
+"""The log reader: reads each change log once in an event loop, however many subscribe to what is in it.
 
-Redis itself says which logs have grown since they were read, so one in which nothing happens costs a look a minute. A Redis
-that does not say is asked again and again. Source: CLIENT TRACKING.
+Redis reports which logs have grown since they were read, so an idle log is read once a minute. If Redis does not report it, the
+logs are polled. Source: CLIENT TRACKING.
 """
 
 import asyncio
@@ -18,18 +18,21 @@ from kvstore.stores.redis_clients import primary_address
 
 log = logging.getLogger("kvstore")
 
-LOOK_S = 60.0  # between looks at a log that does not grow, where Redis says when one does
-POLL_S = 0.2  # between looks where it does not: a cluster, fakeredis, a Redis that will not track
-CHECK_S = 2.0  # between looks at any log: one connection only listens, and nothing else would find it dead
-PAUSE_S = 0.001  # between looks at a log that grows all the time, so that a look finds several changes
-RETRY_S = 0.3  # after trouble with Redis
-SPREAD_S = 1.0  # over which all logs are looked at again after that
+IDLE_S = 60.0  # between reads of a log that does not grow, where Redis reports when one does
+POLL_S = 0.2  # between reads where it does not: a cluster, fakeredis, a Redis that refuses to track
+CHECK_S = (
+    2.0  # between reads of some log: a connection on which we only wait for reports may be dead, and nothing else would show
+)
+PAUSE_S = 0.001  # between reads of a log that grows all the time, so that one read finds several changes
+RETRY_S = 0.3  # after an error of Redis
+SPREAD_S = 1.0  # over which the reads of all logs are spread after a lost connection
 
 
 class LogReader:
-    """Reads the logs of namespaces: `told` is called with what has come, `lost` where some of it will never come.
+    """Reads the change logs of namespaces.
 
-    What has come are entries as XRANGE gives them, oldest first, and the place in what was given back (changelog.ChangesRead).
+    `on_changes(reading, entries, released)` is called with entries as XRANGE returns them, oldest first, and the position in
+    the stream of released jobs (changelog.ChangesRead); `on_lost(reading)` if entries were trimmed before they were read.
     """
 
     def __init__(
@@ -49,75 +52,75 @@ class LogReader:
         )
         self.source = self._pipeline or store
         self._readings: dict[str, Reading] = {}  # by namespace
-        self._by_key: dict[bytes, Reading] = {}  # by those keys of it that say that something has happened
-        self._woken: dict[Reading, None] = {}  # of which one has changed, in this turn of the loop
-        self._complained = 0.0
+        self._by_key: dict[bytes, Reading] = {}  # by each key that Redis tracks for it
+        self._changed: dict[Reading, None] = {}  # with a key that changed in this turn of the event loop
+        self._warned = 0.0  # when the log was last written to
         self._check: asyncio.TimerHandle | None = None
 
     @property
-    def look_s(self) -> float:
-        """Between looks at a log that does not seem to grow."""
-        return LOOK_S if self._pipeline and self._pipeline.is_tracking else POLL_S
+    def idle_s(self) -> float:
+        """The time between reads of a log of which Redis has reported nothing."""
+        return IDLE_S if self._pipeline and self._pipeline.is_tracking else POLL_S
 
     def read(self, path: Path, position: str) -> "Reading":
-        """Read the log of a path's namespace from a place on, until drop(); it is not being read yet."""
+        """Begin to read the log of a path's namespace, after `position`, until drop()."""
         reading = self._readings[path.namespace] = Reading(self, path, position)
         for key in ReadChanges(path, "").keys:
             self._by_key[key.encode()] = reading
-        reading.look()
+        reading.read()
         if self._pipeline and self._check is None:
             self._check_later()
         return reading
 
     def drop(self, reading: "Reading") -> None:
-        """Read that log no more."""
+        """Stop reading a log."""
         del self._readings[reading.path.namespace]
         for key in ReadChanges(reading.path, "").keys:
             del self._by_key[key.encode()]
         reading.stop()
 
     async def close(self) -> None:
-        """Read nothing any more."""
+        """Close the connection."""
         if self._pipeline:
             await self._pipeline.close()
 
-    def complain(self, problem: Problem) -> None:
-        """Say that reading is held up; once, where thousands of logs are held up by one thing."""
+    def warn(self, problem: Problem) -> None:
+        """Log that change logs cannot be read; once a second, since thousands may have one cause."""
         now = asyncio.get_running_loop().time()
-        if now - self._complained > SPREAD_S:
-            self._complained = now
-            log.warning("following is held up: %s", problem)
+        if now - self._warned > SPREAD_S:
+            self._warned = now
+            log.warning("the change logs cannot be read: %s", problem)
 
     def _invalidated(self, key: bytes | None) -> None:
         """A key that was read has changed; None: any may have, since the connection is lost."""
         if key is not None:
             if reading := self._by_key.get(key):
-                if not self._woken:  # one change rings for the log and for the expiries, and many come in one turn of the loop
-                    asyncio.get_running_loop().call_soon(self._look_on_woken)
-                self._woken[reading] = None
+                if not self._changed:  # one write may change two of the keys, and many come in one turn of the event loop
+                    asyncio.get_running_loop().call_soon(self._read_changed)
+                self._changed[reading] = None
             return
         for number, reading in enumerate(self._readings.values()):
-            reading.look_in(RETRY_S + SPREAD_S * number / len(self._readings))
+            reading.read_in(RETRY_S + SPREAD_S * number / len(self._readings))
 
     def _check_later(self) -> None:
-        self._check = asyncio.get_running_loop().call_later(CHECK_S, self._look_at_one)
+        self._check = asyncio.get_running_loop().call_later(CHECK_S, self._read_one)
 
-    def _look_at_one(self) -> None:
+    def _read_one(self) -> None:
         self._check = None
         if reading := next(iter(self._readings.values()), None):
-            reading.look()
+            reading.read()
             self._check_later()
 
-    def _look_on_woken(self) -> None:
-        woken, self._woken = self._woken, {}
-        for reading in woken:
-            reading.look_on()
+    def _read_changed(self) -> None:
+        changed, self._changed = self._changed, {}
+        for reading in changed:
+            reading.read_on()
 
 
 class Reading:
-    """One log that is being read, up to `place`."""
+    """One change log that is read; `position` is the end of what was read."""
 
-    __slots__ = ("_due", "_is_asking", "_is_stopped", "_is_woken", "_looked", "_loop", "_reader", "_timer", "path", "position")
+    __slots__ = ("_began", "_due", "_has_grown", "_is_reading", "_is_stopped", "_loop", "_reader", "_timer", "path", "position")
 
     def __init__(self, reader: LogReader, path: Path, position: str) -> None:
         self.path = path
@@ -125,37 +128,37 @@ class Reading:
         self._reader = reader
         self._loop = asyncio.get_running_loop()
         self._is_stopped = False
-        self._is_asking = False  # its changes are being read
-        self._is_woken = False  # and have grown meanwhile
-        self._looked = 0.0  # when they were asked for
-        self._timer: asyncio.TimerHandle | None = None  # of the next look, whether it has grown or not
+        self._is_reading = False
+        self._has_grown = False  # since the read that is under way, or was the last, began
+        self._began = 0.0  # when that was
+        self._timer: asyncio.TimerHandle | None = None  # of the next read, whether the log has grown or not
         self._due = 0.0  # when that is
 
     def stop(self) -> None:
-        """Nobody wants to know any more."""
+        """Read no more."""
         self._is_stopped = True
         if self._timer:
             self._timer.cancel()
 
-    def look(self) -> None:
-        """Read what is new, which also has Redis say when there is more; one question at a time."""
-        if not self._is_asking and not self._is_stopped:
-            self._is_asking, self._is_woken, self._looked = True, False, self._loop.time()
-            self._reader.source.submit(ReadChanges(self.path, self.position), self._answered, None)
+    def read(self) -> None:
+        """Read what is new, and have Redis track the keys; does nothing while a read is under way."""
+        if not self._is_reading and not self._is_stopped:
+            self._is_reading, self._has_grown, self._began = True, False, self._loop.time()
+            self._reader.source.submit(ReadChanges(self.path, self.position, is_live=True), self._done, None)
 
-    def look_on(self) -> None:
-        """Look again, at once where the last look is some time ago; after a question that is open."""
-        if self._is_asking:
-            self._is_woken = True
+    def read_on(self) -> None:
+        """Read a log that has grown: after the read that is under way, and PAUSE_S after the last one."""
+        if self._is_reading:
+            self._has_grown = True
             return
-        wait_s = self._looked + PAUSE_S - self._loop.time()
+        wait_s = self._began + PAUSE_S - self._loop.time()
         if wait_s > 0:
-            self.look_in(wait_s)
+            self.read_in(wait_s)
         else:
-            self.look()
+            self.read()
 
-    def look_in(self, wait_s: float) -> None:
-        """Look after some time, or earlier where that is planned already."""
+    def read_in(self, wait_s: float) -> None:
+        """Read after some time, or earlier if that is planned."""
         due = self._loop.time() + wait_s
         if self._is_stopped or (self._timer and due >= self._due):
             return
@@ -166,40 +169,38 @@ class Reading:
 
     def _on_time(self) -> None:
         self._timer = None
-        self.look()
+        self.read()
 
-    def _answered(self, _: None, outcome: ChangesRead | Exception) -> None:
-        """What a look has found."""
-        self._is_asking = False
+    def _done(self, _: None, outcome: ChangesRead | Exception) -> None:
+        """Take in what a read has found."""
+        self._is_reading = False
         if self._is_stopped:
             return
         if isinstance(outcome, Problem):
-            self._reader.complain(outcome)
-            self.look_in(RETRY_S)
+            self._reader.warn(outcome)
+            self.read_in(RETRY_S)
             return
         try:
             if isinstance(outcome, Exception):
                 raise outcome
             if outcome.entries is None:
-                log.warning(
-                    "a change log has lost changes that were not read yet; its streams are ended, and their readers told"
-                )
+                log.warning("a change log has lost changes that were not read yet; its streams end with a reset")
                 self._reader.on_lost(self)
                 return
             self.position = outcome.entries[-1][0].decode() if outcome.entries else outcome.position or self.position
             self._reader.on_changes(self, outcome.entries, outcome.released)
         except Exception:
-            log.exception("following is broken by a bug of ours; the streams are ended, and their readers told")
+            log.exception("changes were not delivered by a bug of ours; the streams of their namespace end with a reset")
             self._reader.on_lost(self)
             return
         self._plan(outcome)
 
     def _plan(self, found: ChangesRead) -> None:
-        """Look again when there may be more."""
+        """Read again when there may be more."""
         if found.has_more:
-            self.look()
-        elif self._is_woken:
-            self.look_on()
+            self.read()
+        elif self._has_grown:
+            self.read_on()
         else:
-            expiry_s = LOOK_S if found.next_expiry_ms is None else found.next_expiry_ms / 1000
-            self.look_in(min(expiry_s, self._reader.look_s))
+            expiry_s = IDLE_S if found.next_expiry_ms is None else found.next_expiry_ms / 1000
+            self.read_in(min(expiry_s, self._reader.idle_s))

@@ -1,7 +1,7 @@
-"""Requests that wait: for a change to a document or a container (RFC 7240, `Prefer: wait`), or for a job.
+"""Long polls: requests that wait for a change to a document or a container (RFC 7240, `Prefer: wait`), or for a job.
 
-Each is carried out again when something has changed. Those who wait for jobs of one container stand in a line, so that one
-change wakes one of them: it takes what there is, and wakes the next.
+Each is executed again when something has changed. Takers of one container wait in a queue, so that a change wakes one of them:
+it takes the jobs that are there, and wakes the next.
 """
 
 import asyncio
@@ -21,18 +21,18 @@ from kvstore.stores.pipelined import AsyncStore
 
 
 def is_settled(command: Command[object], outcome: object) -> bool:
-    """Whether an outcome is one to answer with, where the client would rather wait for another."""
+    """Return whether a request that may wait is answered with this outcome, rather than wait for another."""
     if isinstance(outcome, Taken):
         return bool(outcome.jobs)
     if isinstance(outcome, Found) and isinstance(command, ConditionalGet):
         return read_status(command.preconditions, outcome.tag) != 304
-    if isinstance(outcome, Missing):  # whoever has a document's tag wants to know that it is gone
+    if isinstance(outcome, Missing):  # a client with the document's tag waits for its end too
         return isinstance(command, ConditionalGet) and bool(command.preconditions.none_match)
     return not isinstance(outcome, Unchanged)
 
 
 class LongPolls:
-    """Those who wait, in one event loop."""
+    """The long polls of one event loop."""
 
     def __init__(self, store: AsyncStore, hub: Hub) -> None:
         self._store = store
@@ -42,7 +42,7 @@ class LongPolls:
         self._is_closed = False
 
     async def outcome(self, wait: LongPoll[Outcome]) -> Outcome:
-        """The outcome of a command as soon as there is something to answer with, else its last one; raises Problem."""
+        """Return the first outcome that is_settled, or after `wait_s` the last one; raises Problem."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + wait.wait_s
         outcome = await self._execute(wait.command)
@@ -53,19 +53,19 @@ class LongPolls:
         try:
             while True:
                 await queue.listen(self._hub)
-                heard = queue.heard
+                changes = queue.changes
                 outcome = await self._execute(wait.command)
                 if is_settled(wait.command, outcome) or self._is_closed:
                     return outcome
                 if isinstance(outcome, Taken):
-                    queue.look_in(outcome.ready_in_ms)
-                if heard == queue.heard:
+                    queue.wake_in(outcome.ready_in_ms)
+                if changes == queue.changes:
                     await queue.turn(deadline)
                 if self._is_closed or loop.time() >= deadline:
                     return outcome
         finally:
             queue.length -= 1
-            queue.wake()  # there may be more, or this one was woken and has gone
+            queue.wake()  # the next: there may be more jobs, or this one was cancelled after it was woken
             if not queue.length:
                 queue.close(self._hub)
                 self._queues.discard(queue)
@@ -79,21 +79,21 @@ class LongPolls:
         return queue
 
     async def close(self) -> None:
-        """Answer all who wait with what there is, and wait for jobs that are given back."""
+        """End all long polls with the outcome that they have, and wait until jobs are released."""
         self._is_closed = True
         for queue in tuple(self._queues):
-            queue.wake()  # who is woken wakes the next
+            queue.wake()  # each wakes the next
         while self._queues or self._taking:
             await asyncio.sleep(0.01)
 
     async def _execute(self, command: Command[Outcome]) -> Outcome:
-        """The outcome of a command; jobs that it takes for somebody who has gone meanwhile are given back."""
+        """Execute a command; if the client leaves meanwhile, release the jobs that were taken for it."""
         task = self._begin(command)
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
-            if not isinstance(command, Idempotent):  # its answer is kept, and asked for again
-                task.add_done_callback(self._give_back)
+            if not isinstance(command, Idempotent):  # a retry gets the kept reply
+                task.add_done_callback(self._release)
             raise
 
     def _begin(self, command: Command[Outcome]) -> asyncio.Task[Outcome]:
@@ -105,43 +105,43 @@ class LongPolls:
     def _ended(self, task: "asyncio.Task[object]") -> None:
         self._taking.discard(task)
         if not task.cancelled():
-            task.exception()  # whoever waits for it is told; a job that cannot be given back is free when its lease ends
+            task.exception()  # seen by the caller; a job that cannot be released is free when its lease ends
 
-    def _give_back(self, task: "asyncio.Task[object]") -> None:
+    def _release(self, task: "asyncio.Task[object]") -> None:
         taken = None if task.cancelled() or task.exception() else task.result()
         for job in taken.jobs if isinstance(taken, Taken) else ():
             self._begin(ChangeLease.release(job))
 
 
 class WaitQueue:
-    """Those who wait for a change to one path, in the order in which they came."""
+    """The long polls that wait for a change to one path, in the order in which they came."""
 
     def __init__(self, path: Path, *, is_for_jobs: bool) -> None:
         self.is_for_jobs = is_for_jobs
-        self.subscriber = Subscriber(path, lambda _: self.hear(), self._lost)
+        self.subscriber = Subscriber(path, lambda _: self.on_change(), self._lost)
         self.length = 0
-        self.heard = 0  # changes, so that one that comes while somebody looks is not missed
-        self._listening: asyncio.Future[None] | None = None
+        self.changes = 0  # counted, so that one that comes while a command is executed is not missed
+        self._subscription: asyncio.Future[None] | None = None
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._timer: asyncio.TimerHandle | None = None
 
     async def listen(self, hub: Hub) -> None:
-        """Hear of changes from now on; raises Problem."""
-        if self._listening is None:
-            self._listening = asyncio.ensure_future(hub.listen(self.subscriber, is_taker=self.is_for_jobs))
-        await asyncio.shield(self._listening)
+        """Subscribe to changes of the path; raises Problem."""
+        if self._subscription is None:
+            self._subscription = asyncio.ensure_future(hub.listen(self.subscriber, is_taker=self.is_for_jobs))
+        await asyncio.shield(self._subscription)
 
-    def hear(self) -> None:
-        """Something has changed."""
-        self.heard += 1
+    def on_change(self) -> None:
+        """Count a change, and wake the first."""
+        self.changes += 1
         self.wake()
 
     def _lost(self) -> None:
-        self._listening = None
-        asyncio.get_running_loop().call_later(RETRY_S, self.hear)  # whatever is lost again and again, nobody spins
+        self._subscription = None
+        asyncio.get_running_loop().call_later(RETRY_S, self.on_change)  # not at once: it may be lost again
 
     def wake(self) -> None:
-        """Let the first look."""
+        """Wake the first that still waits."""
         while self._waiting:
             first = self._waiting.popleft()
             if not first.done():
@@ -149,20 +149,20 @@ class WaitQueue:
                 return
 
     def close(self, hub: Hub) -> None:
-        """Nobody waits any more."""
-        self.look_in(None)
-        if self._listening:
-            self._listening.cancel()
+        """End the subscription."""
+        self.wake_in(None)
+        if self._subscription:
+            self._subscription.cancel()
         hub.leave(self.subscriber)
 
-    def look_in(self, ms: int | None) -> None:
-        """Let the first look when a job may be ready by itself; None for never."""
+    def wake_in(self, ms: int | None) -> None:
+        """Wake the first after some ms, when a job may be ready; None for never."""
         if self._timer:
             self._timer.cancel()
-        self._timer = None if ms is None else asyncio.get_running_loop().call_later(ms / 1000, self.hear)
+        self._timer = None if ms is None else asyncio.get_running_loop().call_later(ms / 1000, self.on_change)
 
     async def turn(self, deadline: float) -> None:
-        """Wait to be woken, until the time is over."""
+        """Wait until woken, or until `deadline`."""
         mine = asyncio.get_running_loop().create_future()
         self._waiting.append(mine)
         with suppress(TimeoutError):

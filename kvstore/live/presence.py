@@ -1,7 +1,7 @@
-"""Holding documents for the streams of one event loop: counted here, registered once for each document, renewed, released.
+"""Presence: holds documents for the streams of one event loop, with one registration in Redis for each document.
 
-Each time a document begins to be held here, that is under a new name in Redis. So a release that comes late, since Redis was
-away or others were faster, takes away what it was meant for and nothing else.
+A registration has a new name each time an event loop begins to hold a document. So a release that comes late, after an outage
+or overtaken, ends its own registration only.
 """
 
 import asyncio
@@ -13,9 +13,9 @@ from kvstore.commands.presence import HOLD_S, Hold, Release
 from kvstore.core.errors import Problem
 from kvstore.stores.pipelined import AsyncStore
 
-RENEW_S = 9.0  # so that two attempts may fail
-RETRY_S = 1.0  # after trouble with Redis
-CLOSE_S = 5.0  # that a stop waits for releases: gunicorn gives 20 s for all of it
+RENEW_S = 9.0  # a third of HOLD_S, so that two attempts may fail
+RETRY_S = 1.0  # after an error of Redis
+CLOSE_S = 5.0  # for the releases when the server stops: gunicorn gives 20 s for all of it
 
 log = logging.getLogger("kvstore")
 
@@ -23,7 +23,7 @@ End = Callable[[], None]
 
 
 class _Document:
-    """A document that streams of this loop hold: `hold` as the last of them asked, `ends` to end them by."""
+    """A document that is held: `hold` is the last one that was requested, `ends` end its streams."""
 
     def __init__(self, hold: Hold) -> None:
         self.hold = hold
@@ -40,7 +40,7 @@ class Holding:
         self._keepers: set[asyncio.Task[None]] = set()
 
     async def begin(self, hold: Hold, end: End) -> None:
-        """Hold a document for the stream that `end` ends, until leave(); raises Problem, and then it is not held."""
+        """Hold a document for the stream that `end` ends, until leave(). If it raises Problem, it is not held."""
         document = self._documents.get(hold.path.text)
         if document is None:
             document = self._documents[hold.path.text] = _Document(hold._replace(holder=token_hex(8)))
@@ -57,7 +57,7 @@ class Holding:
         document.hold = hold
 
     def leave(self, hold: Hold, end: End) -> None:
-        """The stream holds its document no longer; a second time does nothing."""
+        """Stop holding a document for a stream; does nothing the second time."""
         document = self._documents.get(hold.path.text)
         if document is None or end not in document.ends:
             return
@@ -67,7 +67,7 @@ class Holding:
             document.is_free.set()
 
     async def close(self) -> None:
-        """Wait until what was held is released, as far as Redis answers; what is left expires."""
+        """Wait up to CLOSE_S until all documents are released; the others expire."""
         if self._keepers:
             _, late = await asyncio.wait(self._keepers, timeout=CLOSE_S)
             for keeper in late:
@@ -75,31 +75,31 @@ class Holding:
             await asyncio.gather(*late, return_exceptions=True)
 
     async def _keep(self, document: _Document) -> None:
-        """Renew, for as long as a stream holds the document, then release it."""
+        """Renew the registration while a stream holds the document, then release it."""
         pause_s = RENEW_S
         while not await _is_set_within(document.is_free, pause_s):
             pause_s = RENEW_S
             try:
                 await self._store.execute(document.hold._replace(renews=True))
             except Problem as problem:
-                if problem.status >= 500:  # of Redis; the store has said so in the log
+                if problem.status >= 500:  # Redis is away
                     pause_s = RETRY_S
                     continue
-                for end in list(document.ends):  # others have the path by now: who comes back is told
+                for end in list(document.ends):  # the path is taken: a reader that comes back gets the problem
                     end()
             except Exception:
-                log.exception("holding is held up by a bug of ours")
+                log.exception("a document was not held any longer by a bug of ours")
         await self._release(document.hold)
 
     async def _release(self, hold: Hold) -> None:
         try:
-            async with asyncio.timeout(HOLD_S):  # after that it has expired
+            async with asyncio.timeout(HOLD_S):  # then it has expired
                 while True:
                     try:
                         await self._store.execute(Release(hold))
                         return
                     except Problem as problem:
-                        if problem.status < 500:  # another client's key: nothing of ours
+                        if problem.status < 500:  # the key is another client's
                             return
                         await asyncio.sleep(RETRY_S)
         except TimeoutError:

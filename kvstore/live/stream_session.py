@@ -1,7 +1,7 @@
-"""What a stream of events begins with: the snapshot, or what was missed. Pure: a generator that asks, and is given answers.
+"""The beginning of a stream: its snapshot, or the changes that it has missed. A generator without I/O.
 
-It yields commands, and is sent their outcomes; and it yields blocks, which are to be sent to the reader. `hub.py` drives it
-for event loops, `flask.py` for threads.
+It yields commands, and is sent their outcomes; it yields blocks of text/event-stream, which are sent to the reader. `hub.py`
+drives it.
 """
 
 from collections.abc import Generator
@@ -25,18 +25,19 @@ from kvstore.core.paths import Path
 from kvstore.http.containers import render_items
 from kvstore.http.events import block, event
 
-PAGE = 500  # items of a snapshot at once
-HEARTBEAT_S = 12.0  # a reader hears something every 15 s
-RETRY_MS = (1000, 5000)  # after which a reader comes back, each after another time: a restart ends all streams at once
+PAGE = 500  # items in one event of a snapshot
+HEARTBEAT_S = 12.0  # less than the 15 s of silence that a reader may see
+RETRY_MS = (1000, 5000)  # until a reader reconnects: each at another time, since a restart ends all streams at once
+NO_CHANGE = "0-0"  # the entity-tag of a container whose namespace has no change log (list.lua)
 RESET = b"event: reset\ndata: {}\n\n"
 
 Steps: TypeAlias = Generator[Command[object] | bytes, Any, str]
 
 
 def begin(asked: Follow) -> Steps:
-    """Blocks up to a place in the log, which is returned: all changes after that are still to come.
+    """Yield the blocks up to a position in the change log, and return the position: later changes are still to come.
 
-    There is no block before Redis has answered what the first of them needs: what fails until then is answered as ever.
+    The first block comes after the first outcome, so that an error until then is an ordinary response.
     """
     steps, answer, head = _begin(asked), None, b"retry: %d\n\n" % randint(*RETRY_MS)  # noqa: S311  # no secret
     try:
@@ -64,7 +65,7 @@ def _begin(asked: Follow) -> Steps:
 
 
 def catch_up(path: Path, position: str) -> Steps:
-    """The changes to a path since a place; returns the place after them, "" where the log has lost some."""
+    """Yield the changes to a path since a position; returns the new position, or "" if the log has lost some of them."""
     while True:
         logged: ChangesRead = yield ReadChanges(path, position)
         if logged.entries is None:
@@ -84,25 +85,27 @@ def _snapshot(path: Path, *, recursive: bool) -> Steps:
         tag, ttl_ms, text = (found.tag, found.ttl_ms, found.text) if found else (None, None, None)
         yield block(b"snapshot", position, path.text, tag, ttl_ms, text)
         return position
-    more: List | None = List(path, "", PAGE, False, True, recursive, "")
-    while more:
-        listing: Listing = yield more
-        more = listing.more
+    listing: Listing = yield List(path, "", PAGE, False, True, recursive, "")
+    if listing.tag and listing.tag != NO_CHANGE:
+        position = listing.tag  # of the moment of the listing: a change since GetLogPosition is in it, and must not come again
+    while True:
         items = b'{"items":[%b]}' % b",".join(render_items(path.text, listing.items))
-        yield block(b"snapshot", position, path.text, position, None, items, more=more is not None)
-    return position
+        yield block(b"snapshot", position, path.text, position, None, items, more=listing.more is not None)
+        if listing.more is None:
+            return position
+        listing = yield listing.more
 
 
 def prefix(path: Path) -> str:
-    """What the names of all documents below a container start with."""
+    """Return what the names of all documents below a container start with."""
     return path.name + "/" if path.name else ""
 
 
 def concerns(path: Path, name: str) -> bool:
-    """Whether a document of the path's namespace is what is followed, or below it."""
+    """Return whether a document of the path's namespace is the one that is followed, or below it."""
     return name.startswith(prefix(path)) if path.is_container else name == path.name
 
 
 def path_of(path: Path, change: Change) -> str:
-    """The path of a changed document, in the namespace of `path`."""
+    """Return the path of a changed document in the namespace of `path`."""
     return "/" + change.name if path.namespace == "/" else f"/{path.namespace}/{change.name}"

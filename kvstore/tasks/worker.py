@@ -54,6 +54,11 @@ class Terms(NamedTuple):
     lease_s: float
     max_attempts: int
     retry_s: float  # before the second attempt, doubled for each further one up to MAX_RETRY_S
+    timeout_s: float  # of one attempt
+
+
+class TaskTimeout(BaseException):
+    """A task ran for longer than it may. No Exception, so that `except Exception` in the task does not stop it."""
 
 
 class _Idle(BaseException):
@@ -72,13 +77,19 @@ class JobWorker:
         self._leased_at = 0.0  # no later than the lease began
         self._stopped_at: float | None = None
         self._is_idle = False
+        self._is_running = False  # the task, and nothing else
+        self._ends_at = 0.0  # the time limit of the task that runs
         self._is_away = False
         self._idle_wakes = 0  # waits in a row that ended soon, and without a job
         self._has_ended = threading.Event()
         self._process = os.getpid()
 
-    def work(self, parent: int | None = None) -> None:
-        """Take jobs and run them, one at a time, until stop(), or until the supervising process `parent` has died."""
+    def work(self, parent: int | None = None, on_attempt: Callable[[float], None] | None = None) -> None:
+        """Take jobs and run them, one at a time, until stop(), or until the supervising process `parent` has died.
+
+        `on_attempt` is called with the time (time.monotonic()) at which an attempt is to end, and with 0 when it has ended.
+        """
+        self._on_attempt = on_attempt or (lambda _: None)
         threading.Thread(target=self._hold_leases, args=(parent,), name="leases", daemon=True).start()
         taken: Taken | None = None
         try:
@@ -109,6 +120,11 @@ class JobWorker:
             self._is_idle = False
             raise _Idle
 
+    def time_out(self) -> None:
+        """End the attempt that runs. Call it from a handler of SIGALRM, in the thread that works."""
+        if self._is_running:
+            raise TaskTimeout(f"the task ran for more than {self._terms.timeout_s:g} s")
+
     def quit(self) -> None:
         """Give back the job that runs, and end the process at once. Call it from a signal handler."""
         if job := self._job:
@@ -130,16 +146,33 @@ class JobWorker:
         self._leased_at = time.monotonic()
         self._job = job
         try:
-            result = self._run(job.document.text)
+            with self._time_limit():
+                result = self._run(job.document.text)
         except BaseException as error:  # sys.exit() in a task does not end the worker
-            self._end_copy()
             self._fail(job, error)
             taken = None
         else:
-            self._end_copy()
             taken = self._finish(job, result)
         self._job = None
         return taken
+
+    @contextmanager
+    def _time_limit(self) -> Iterator[None]:
+        """Have the block end by TaskTimeout in time. Only the main thread gets signals; elsewhere the lease ends."""
+        limit_s, has_signals = self._terms.timeout_s, threading.current_thread() is threading.main_thread()
+        self._ends_at = time.monotonic() + limit_s
+        self._on_attempt(self._ends_at)
+        self._is_running = True
+        try:
+            if has_signals:
+                signal.setitimer(signal.ITIMER_REAL, limit_s)
+            yield
+        finally:
+            self._is_running = False
+            self._end_copy()
+            if has_signals:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            self._on_attempt(0)
 
     def _end_copy(self) -> None:
         """End this process if the task has forked it. It is not the worker, so it does not finish the job."""
@@ -227,7 +260,10 @@ class JobWorker:
             self._is_idle = False
 
     def _hold_leases(self, parent: int | None) -> None:
-        """Renew the lease of the job that runs, long before it ends, and stop if the parent has died. Runs in a thread."""
+        """Renew the lease of the job that runs, long before it ends, and stop if the parent has died. Runs in a thread.
+
+        A job that goes on after its time is no longer held: another worker takes it.
+        """
         terms = self._terms
         lost: Job | None = None
         while not self._has_ended.wait(min(1.0, terms.lease_s / 6)):
@@ -235,6 +271,8 @@ class JobWorker:
                 os.kill(os.getpid(), signal.SIGTERM)
             job, now = self._job, time.monotonic()
             if not job or job is lost or now < self._leased_at + terms.lease_s / 3:
+                continue
+            if self._is_running and now > self._ends_at:
                 continue
             try:
                 outcome = self._store.execute(ChangeLease.renew(job, int(terms.lease_s * 1000)))

@@ -338,7 +338,7 @@ def test_a_batch_does_not_decode_everything_in_one_turn(looped: InProcess) -> No
         body = batch_body([("GET", "/ns/large")] * documents, atomic=False)
 
         def read() -> None:
-            wire.send(b"POST /_/batch HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+            wire.send(b"POST /_/batch HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
             assert wire.answer().status == 200
 
         return longest_turn_s(looped, read)

@@ -27,9 +27,9 @@ TOLD_S = 6.0  # after which a client is told at the latest
 
 # --- Every store, in less time ------------------------------------------------------------------------------------------
 
-PUTS = [("PUT", f"/{name}/b", 1) for name in "pqrst"]
+PUTS: list[tuple[Any, ...]] = [("PUT", f"/{name}/b", 1) for name in "pqrst"]
 # What takes three scripts or more: what is asked before, and the request.
-LONG = {
+LONG: dict[str, tuple[list[tuple[Any, ...]], tuple[Any, ...]]] = {
     "the root's listing": (PUTS, ("GET", "/?list")),
     "recursive DELETE": ([("PUT", f"/ns/q/{number}", 1) for number in range(5)], ("DELETE", "/ns/q/?recursive")),
     "batch": ([], ("POST", "/_/batch", json.loads(batch_body(PUTS, atomic=False)))),

@@ -440,7 +440,7 @@ class Machine(RuleBasedStateMachine):
             if found is None:
                 assert set(item) == {"name", "path"}
                 continue
-            there = self.stored[path]
+            there = self.stored[found]
             assert item["etag"] == there.tag
             assert there.has_ttl(item["ttl"])
             assert ("value" in item) == (how != "keys")

@@ -673,8 +673,8 @@ def test_ndjson_and_the_next_request(client: Checked) -> None:
     """A stream is in chunks and ends well: the connection goes on, and HTTP/1.0 gets it without chunks."""
     batch(client, [("PUT", f"/ns/{n:04}", {"n": n}) for n in range(1000)])
     with client.served.connect() as connection:
-        stream_of = b"GET /ns/ HTTP/1.1\r\nHost: x\r\nAccept: application/x-ndjson\r\n\r\n"
-        last = b"GET /ns/0000 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        stream_of = b"GET /ns/ HTTP/1.1\r\nHost: localhost\r\nAccept: application/x-ndjson\r\n\r\n"
+        last = b"GET /ns/0000 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
         connection.sendall(stream_of + stream_of + last)
         received = b"".join(iter(lambda: connection.recv(65536), b""))
     assert received.count(b"HTTP/1.1 200 OK\r\n") == 3
@@ -695,7 +695,7 @@ def test_a_reader_that_stops(client: Checked) -> None:
     for start in range(0, 400, 40):
         batch(client, [("PUT", f"/ns/{n:04}", {"n": large}) for n in range(start, start + 40)])
     with client.served.connect() as connection:
-        connection.sendall(b"GET /ns/ HTTP/1.1\r\nHost: x\r\nAccept: application/x-ndjson\r\nConnection: close\r\n\r\n")
+        connection.sendall(b"GET /ns/ HTTP/1.1\r\nHost: localhost\r\nAccept: application/x-ndjson\r\nConnection: close\r\n\r\n")
         time.sleep(0.3)
         assert client.get("/ns/0001").status == 200
         received = b"".join(iter(lambda: connection.recv(65536), b""))
@@ -711,7 +711,7 @@ def test_a_stream_that_fails(client: Checked, raw: redis.Redis) -> None:
         batch(client, [("PUT", f"/ns/{n:04}", {"n": large}) for n in range(start, start + 40)])
     with client.served.connect() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
-        connection.sendall(b"GET /ns/ HTTP/1.1\r\nHost: x\r\nAccept: application/x-ndjson\r\n\r\n")
+        connection.sendall(b"GET /ns/ HTTP/1.1\r\nHost: localhost\r\nAccept: application/x-ndjson\r\n\r\n")
         received = connection.recv(100)
         time.sleep(0.3)
         raw.delete(keys_of("ns").names)

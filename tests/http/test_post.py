@@ -194,7 +194,9 @@ def test_parallel_writers(client: Checked, raw: redis.Redis) -> None:
     wires = wires_to(client, WRITERS)
     for number, wire in enumerate(wires):
         bodies = [b'{"by":%d,"n":%d}' % (number, n) for n in range(EACH)]
-        wire.send(b"".join([b"POST /ns/ HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(b), b) for b in bodies]))
+        wire.send(
+            b"".join([b"POST /ns/ HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%b" % (len(b), b) for b in bodies])
+        )
     receipts = []
     for wire in wires:
         answers = [wire.answer() for _ in range(EACH)]

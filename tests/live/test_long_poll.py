@@ -339,19 +339,19 @@ def test_while_all_changes(serving: Serving) -> None:
     """Changes without an end, none of them a job: who waits is answered in time, and not when they end."""
     waits_in_server, is_over = serving.running.server.runtime.long_polls, threading.Event()
 
-    async def ring(seconds: float) -> None:
+    async def change(seconds: float) -> None:
         until = time.monotonic() + seconds
         while time.monotonic() < until and not is_over.is_set():
             for queue in waits_in_server._queues:
-                queue.hear()
+                queue.on_change()
             await asyncio.sleep(0)
 
     wires = [serving.send("POST", "/ns/q/?lease=60s&wait=1") for _ in range(3)]
     serving.wait_for(3)
     with ThreadPoolExecutor(1) as pool:
-        ringing = pool.submit(serving.running._loop.run, ring(5))
+        changing = pool.submit(serving.running._loop.run, change(5))
         assert [wire.answer().status for wire in wires] == [204] * 3
-        assert not ringing.done()
+        assert not changing.done()
         is_over.set()
 
 

@@ -71,7 +71,7 @@ def test_a_document(followed: Followed, ask: Callable[..., Any], store: Running)
     assert all(list(event.data) == ["path", "etag", "ttl", "value"] for event in events)
     assert all(event.data["path"] == "/room/1" for event in events)
     assert all(event.data["etag"] == f'"{event.id}"' for event in events)
-    assert events[1].id == [id_.decode() for id_, _ in store.redis.xrange("kv:{room}!log")][1]
+    assert [events[2].id, events[4].id] == [entry.id for entry in entries(store.redis, "room") if entry.name == "1"]
 
 
 def test_a_container(followed: Followed, ask: Callable[..., Any]) -> None:
@@ -151,7 +151,7 @@ def test_a_recursive_delete_of_more_than_the_log_keeps(followed: Followed, ask: 
         told = reader.wait_for(pages + 3000)[pages:]
     assert [(event.name, event.data["path"]) for event in told] == [("delete", f"/room/{number:04}") for number in range(3000)]
     ask("PUT", "/room/1", 0)
-    assert 3000 <= store.redis.xlen("kv:{room}!log") < 3200
+    assert 2000 <= store.redis.xlen("kv:{room}!log") < 3200
     for number in range(4):
         ask("PUT", "/room/1", number)
     assert 1000 <= store.redis.xlen("kv:{room}!log") < 1200
@@ -256,6 +256,8 @@ def test_a_batch_with_one_large_change(followed: Followed, ask: Callable[..., An
 def test_a_stream_that_ends_before_it_has_begun() -> None:
     """Its reply is a whole one, with nothing in it: a reader comes back, and no proxy takes it for a failure."""
 
+    any_socket = socket.socket(socket.AF_UNIX)
+
     class Taken(asyncio.Transport):
         written, closed = b"", False
 
@@ -269,12 +271,13 @@ def test_a_stream_that_ends_before_it_has_begun() -> None:
             return self.closed
 
         def get_extra_info(self, *_: object) -> Any:
-            return socket.socket(socket.AF_UNIX)
+            return any_socket
 
     taken = Taken()
     stream = Stream(Streams(None), taken, parse_path(b"/room/"), head=b"head", is_chunked=True)  # type: ignore[arg-type]
     stream._end()
     stream._end()
+    any_socket.close()
     assert (taken.written, taken.closed) == (b"head0\r\n\r\n", True)
 
 
@@ -597,4 +600,4 @@ def test_a_reader_that_vanishes(started: Callable[[str], Running]) -> None:
     )
     assert said.returncode == 0, said.stderr
     assert 0.5 < float(said.stdout) < 10
-    assert [entry.op for entry in entries(store.redis, "people")] == ["put", "delete"]
+    assert [entry.op for entry in entries(store.redis, "people")] == ["delete"]

@@ -45,7 +45,7 @@ WORLD = {
     "atexit": {"runtime", "serving.background"},
     "ctypes": {"stores.embedded"},
     "fcntl": {"stores.embedded"},
-    "gc": {"serving.gunicorn_worker"},
+    "gc": {"core.json_text", "serving.gunicorn_worker"},
     # The Lua files lie beside scripts; embedded asks whether fakeredis is there; the package loads public names late.
     "importlib": {"commands.scripts", "stores.embedded", "__init__"},
     "logging": {"core.errors", "stores", "live", "runtime", "serving.connection", "serving.server", "tasks"},
@@ -57,6 +57,7 @@ WORLD = {
     "signal": {"stores.embedded", "serving.gunicorn_config", "serving.gunicorn_worker", "tasks"},
     "socket": {"stores.embedded", "serving.server", "serving.sse", "serving.flask"},
     "ssl": {"stores", "serving.flask"},
+    "mmap": {"tasks.supervisor"},
     "subprocess": {"stores.embedded"},
     "sys": {"stores.embedded", "serving", "tasks", "cli"},
     "tempfile": {"stores.embedded"},
@@ -66,8 +67,8 @@ WORLD = {
 
 # The rest of the standard library that is in use: it touches nothing.
 PURE = {
-    *("collections", "concurrent", "contextlib", "dataclasses", "datetime", "email", "functools", "hashlib"),
-    *("http", "ipaddress", "itertools", "json", "re", "traceback", "types", "typing", "urllib", "weakref"),
+    *("array", "collections", "concurrent", "contextlib", "dataclasses", "datetime", "email", "functools", "hashlib"),
+    *("http", "ipaddress", "itertools", "json", "re", "struct", "traceback", "types", "typing", "urllib", "weakref"),
 }
 
 
@@ -164,7 +165,7 @@ LOADED = [
     ("kvstore.serving.flask", {"kvstore.serving.asgi", "kvstore.serving.connection", "gunicorn"}),
     ("kvstore.serving.asgi", {"kvstore.serving.flask", "kvstore.serving.connection", "flask", "gunicorn"}),
     ("kvstore", {"kvstore.core", "asyncio", "flask", "redis", "gunicorn"}),
-    ("kvstore.serving.gunicorn_worker", {"flask", "werkzeug", "click", "kvstore.tasks"}),
+    ("kvstore.serving.gunicorn_worker", {"flask", "werkzeug", "click", "kvstore.tasks", "kvstore.serving.asgi"}),
     ("kvstore.tasks.worker", {"kvstore.serving", "gunicorn", "flask"}),
     ("kvstore.tasks.decorators", {"kvstore.serving", "gunicorn"}),
 ]

@@ -8,7 +8,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -96,7 +96,7 @@ def begin_to_follow(served: InProcess, sentinels: Sentinels) -> tuple[int, list[
     """Follow a document that the replica has too: the primary's port, and the events, as they come."""
     assert ask(served, "PUT", "/room/1", {"n": 0})[0] == 201
     events: list[Any] = []
-    threading.Thread(target=follow, args=(served, events), daemon=True).start()
+    threading.Thread(target=follow, args=(served, events)).start()
     wait_until(lambda: events, LIMIT_S)
     first = sentinels.primary()
     wait_until(lambda: is_on_the_replica(first), LIMIT_S)
@@ -138,11 +138,12 @@ def test_a_failover(sentinels: Sentinels) -> None:
 
 def follow(served: InProcess, events: list[Any]) -> None:
     """Collect what comes on a stream, which must not end."""
-    connection = http.client.HTTPConnection(*served.at, timeout=2 * LIMIT_S)
-    connection.request("GET", "/room/1", headers={"Accept": "text/event-stream"})
-    for line in connection.getresponse():
-        if line.startswith(b"data: {"):
-            events.append(json.loads(line[6:]))
+    with closing(http.client.HTTPConnection(*served.at, timeout=2 * LIMIT_S)) as connection:
+        connection.request("GET", "/room/1", headers={"Accept": "text/event-stream"})
+        with connection.getresponse() as answer:
+            for line in answer:
+                if line.startswith(b"data: {"):
+                    events.append(json.loads(line[6:]))
 
 
 def is_on_the_replica(primary: int) -> bool:

@@ -158,10 +158,16 @@ class Entry(NamedTuple):
     text: bytes | None
 
 
-def entries(raw: redis.Redis, namespace: str = "ns") -> list[Entry]:
+def entries(raw: redis.Redis, namespace: str = "ns", since: str = "-") -> list[Entry]:
     """The change log of a namespace."""
-    read = raw.eval("return redis.call('XRANGE', KEYS[1], '-', '+')", 1, keys_of(namespace).log)
+    read = raw.eval("return redis.call('XRANGE', KEYS[1], ARGV[1], '+')", 1, keys_of(namespace).log, since)
     return [_entry(id_.decode(), pairs) for id_, pairs in read]
+
+
+def unread_entries(raw: redis.Redis, namespace: str = "ns") -> list[Entry]:
+    """What was in it until a moment ago, and was erased."""
+    read = raw.eval("return redis.call('XRANGE', KEYS[1], '-', '+')", 1, keys_of(namespace).unread)
+    return [_entry(pairs[1].decode(), pairs[2:]) for _, pairs in read]
 
 
 def _entry(id_: str, pairs: list[bytes]) -> Entry:
@@ -169,7 +175,7 @@ def _entry(id_: str, pairs: list[bytes]) -> Entry:
     if len(pairs) == 2:
         return Entry(op, name, id_, None, None)
     assert pairs[2] == b"ttl"
-    shape, fields = pairs[5], pairs[6:]
+    shape, fields = pairs[5][pairs[5].index(b" ") :], pairs[6:]
     if pairs[4] == b"$packed":
         packed, fields = pairs[7], []
         while packed:

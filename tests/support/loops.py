@@ -29,7 +29,15 @@ class Loop:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(limit_s)
 
     def close(self) -> None:
-        """Stop the loop."""
+        """End the tasks that are left, and stop the loop."""
+        self.run(_end_tasks())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+
+async def _end_tasks() -> None:
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -15,6 +15,7 @@ class Proxy:
         self.reply_after_s = 0.0
         self._to = port
         self._server: asyncio.Server | None = None
+        self.clients: set[asyncio.BaseTransport] = set()
 
     async def __aenter__(self) -> "Proxy":
         self._server = await asyncio.get_running_loop().create_server(lambda: _FromClient(self), "127.0.0.1", 0)
@@ -24,6 +25,10 @@ class Proxy:
     async def __aexit__(self, *_: object) -> None:
         if self._server:
             self._server.close()
+        for transport in list(self.clients):
+            transport.close()
+        while self.clients:
+            await asyncio.sleep(0)
 
     def count(self, part: bytes) -> int:
         """How often this was sent, over all connections."""
@@ -43,6 +48,8 @@ class _FromClient(asyncio.Protocol):
         self._redis: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+        self._proxy.clients.add(transport)
         self._proxy.connections += 1
         self._connecting = asyncio.get_running_loop().create_task(self._connect(transport))
 
@@ -58,6 +65,8 @@ class _FromClient(asyncio.Protocol):
             self._early.append(data)
 
     def connection_lost(self, _: Exception | None) -> None:
+        self._proxy.clients.discard(self._transport)
+        self._connecting.cancel()
         if self._redis:
             self._redis.close()
 

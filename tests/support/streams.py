@@ -44,10 +44,11 @@ class Reader:
         self.blocks: list[bytes] = []
         self.body = b""  # where it is no stream
         self.has_ended = False
-        self.close = close
+        self._close = close
         self._pieces = pieces
+        self._thread = threading.Thread(target=self._read, daemon=True)
         if status == 200:
-            threading.Thread(target=self._read, daemon=True).start()
+            self._thread.start()
         else:
             self.body = b"".join(pieces)
 
@@ -64,6 +65,12 @@ class Reader:
         except (OSError, http.client.HTTPException, ValueError):
             pass
         self.has_ended = True
+
+    def close(self) -> None:
+        """Leave; returns when the last piece is read."""
+        self._close()
+        if self._thread.is_alive():
+            self._thread.join(LIMIT_S)
 
     def wait_for(self, count: int) -> list[Event]:
         """The events, when there are so many."""
@@ -108,11 +115,16 @@ def open_reader(at: tuple[str, int], target: str, headers: dict[str, str]) -> Re
     raw = connection.sock
     answer = connection.getresponse()
 
+    def pieces() -> Iterator[bytes]:
+        with contextlib.closing(connection), answer:
+            while piece := answer.read1(65536):
+                yield piece
+
     def close() -> None:
         with contextlib.suppress(OSError):  # it has ended
             raw.shutdown(socket.SHUT_RDWR)
 
-    return Reader(answer.status, Headers(answer.getheaders()), iter(lambda: answer.read1(65536), b""), close)
+    return Reader(answer.status, Headers(answer.getheaders()), pieces(), close)
 
 
 class OwnServer(OverHttp):

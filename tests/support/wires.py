@@ -26,14 +26,24 @@ class Raw(NamedTuple):
         return ("connection", "close") in [(name.lower(), value.lower()) for name, value in self.lines]
 
 
+_open: list["Wire"] = []
+
+
+def close_all() -> None:
+    """Close what a test has opened."""
+    while _open:
+        _open.pop().close()
+
+
 class Wire:
-    """A connection to a server. `interim` are the statuses 1xx that came before answers."""
+    """A connection to a server, closed with the test. `interim` are the statuses 1xx that came before answers."""
 
     def __init__(self, address: Address, *, limit_s: float = 15) -> None:
         self.socket = socket.create_connection(address, limit_s)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.interim: list[int] = []
         self._buffer = b""
+        _open.append(self)
 
     def send(self, sent: bytes) -> None:
         """Send all of it."""

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import time
@@ -87,6 +88,20 @@ def poison(name: str) -> None:
     """Note that it ran, and kill the worker."""
     _note(name)
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+@queuefunc
+def hang(how: str, name: str) -> None:
+    """Note that it ran, and do not end."""
+    _note(name)
+    while True:
+        try:
+            if how == "in C":
+                re.match("(a*)*b", "a" * 40)  # lets nothing else run in this process
+            time.sleep(60)
+        except BaseException:
+            if how == "sleep":
+                raise
 
 
 @queuefunc

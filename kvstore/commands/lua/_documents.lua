@@ -61,15 +61,15 @@ local function set(key, fields, first, last)
 end
 
 -- Put ARGV[first..last] in the place of all that a document holds, and say so in the log and the indexes: how many fields it
--- has (0: it is not there), `mark`, what is known of it as a job, and `due`, as index() takes it, are known by now, and so is that
--- no key has another type. The first write is XADD, which a full Redis refuses with nothing changed. `expires_at` is -1 for
+-- has (0: it is not there), its entity-tag (nil: none), `mark`, what is known of it as a job, and `due`, as index() takes it, are
+-- known by now, and so is that no key has another type. The first write is XADD, which a full Redis refuses with nothing changed. `expires_at` is -1 for
 -- never, nil for ttl_ms from now on. Returns the entity-tag, expires_at, the time in ms, and what index() returns.
-local function replace(key, size, mark, due, length, op, name, ttl_ms, expires_at, shape, first, last)
+local function replace(key, size, tag, mark, due, length, op, name, ttl_ms, expires_at, shape, first, last)
   local exists = size > 0
   if due and not exists then
     expire(name)
   end
-  local id, now = append(length, op, name, ttl_ms, shape, ARGV, first, last)
+  local id, now = append(length, op, name, tag or '', ttl_ms, shape, ARGV, first, last)
   local meta, stop = mark .. id .. shape, math.min(last, first + MOST_ARGUMENTS - 1)
   -- A document with as many fields as it will have, none of them new, is written over: DEL and making a hash cost more.
   local is_over = size * 2 == last - first + 3 and stop == last
@@ -86,12 +86,14 @@ local function replace(key, size, mark, due, length, op, name, ttl_ms, expires_a
   elseif expires_at >= 0 then
     redis.call('PEXPIREAT', key, expires_at)
   end
-  return id, expires_at, now, index(name, exists and due, expires_at >= 0 and expires_at)
+  local new_expiry = index(name, exists and due, expires_at >= 0 and expires_at)
+  know_latest(name, id, expires_at >= 0 and expires_at - now or SOON_MS, exists and due and due - now < SOON_MS)
+  return id, expires_at, now, new_expiry
 end
 
 -- Delete a document that is there. UNLINK is the first write: a full Redis lets it through, and with it what follows in the script.
--- Returns the change's id.
-local function remove(key, name, length)
+-- Its changes go too, if it has an entity-tag. Returns the change's id.
+local function remove(key, name, tag, length)
   redis.call('UNLINK', key)
   redis.call('ZREM', NAMES, name)
   redis.call('ZREM', EXPIRY, name)
@@ -100,66 +102,9 @@ local function remove(key, name, length)
   end
   local id = redis.call('XADD', LOG, 'MAXLEN', '~', length, 'LIMIT', MOST_TRIMMED, '*', 'delete', name)
   expire_namespace()
+  redis.pcall('HDEL', LATEST, name)
+  if tag then
+    erase(tag)
+  end
   return id
-end
-
--- An integer of few enough digits for a number of Lua, spelled as Redis spells it.
-local function is_short_integer(text)
-  return #text < 16 and (text == '0' or string.find(text, '^%-?[1-9]%d*$'))
-end
-
--- Add to what is stored under these positions of ARGV what ARGV asks for, '+n'. Returns the name of a field of which there is no
--- sum. Numbers of Lua have 53 bits, so Redis adds long integers, in the scratch hash.
-local function add_up(key, positions)
-  local names, long, long_at = {}, {}, {}
-  for i, at in ipairs(positions) do
-    names[i] = ARGV[at - 1]
-  end
-  local stored = key and redis.call('HMGET', key, unpack(names)) or {}
-  for i, at in ipairs(positions) do
-    local had, added = stored[i] or '0', string.sub(ARGV[at], 2)
-    if is_short_integer(had) and is_short_integer(added) then
-      ARGV[at] = string.format('%.0f', tonumber(had) + tonumber(added))
-    else
-      long[#long + 1], long[#long + 2], long_at[#long_at + 1] = at, had, at
-    end
-  end
-  if #long == 0 then
-    return
-  end
-  redis.call('HSET', SCRATCH, unpack(long))
-  local refused
-  for _, at in ipairs(long_at) do
-    local sum = redis.pcall('HINCRBY', SCRATCH, at, string.sub(ARGV[at], 2))
-    if type(sum) == 'table' then
-      refused = ARGV[at - 1]
-      break
-    end
-  end
-  for i, sum in ipairs(redis.call('HMGET', SCRATCH, unpack(long_at))) do
-    ARGV[long_at[i]] = sum
-  end
-  redis.call('DEL', SCRATCH)
-  return refused
-end
-
--- Server values (Firebase's): where a value in ARGV[first..last] is '@' it becomes the time in ms, where it is '+n' the sum of
--- n and the integer that is stored there (0 where nothing is); JSON texts start with neither. Returns the name of a field of
--- which there is no sum.
-local function resolve(key, first, last)
-  local now, sums = string.format('%.0f', clock()), {}
-  for i = first, last, 2 do
-    local kind = string.sub(ARGV[i], 1, 1)
-    if kind == '@' then
-      ARGV[i] = now
-    elseif kind == '+' then
-      sums[#sums + 1] = i
-    end
-  end
-  for from = 1, #sums, MOST_ARGUMENTS / 2 do
-    local refused = add_up(key, slice(sums, from, math.min(from + MOST_ARGUMENTS / 2 - 1, #sums)))
-    if refused then
-      return refused
-    end
-  end
 end

@@ -19,7 +19,7 @@ end
 -- Let all keys of the namespace live until then.
 local function live_until(at)
   at = string.format('%.0f', at)
-  for _, key in ipairs({LOG, NAMES, EXPIRY, BLOCKED, READY_AT, RELEASED}) do
+  for _, key in ipairs({LOG, NAMES, EXPIRY, LATEST, ERASED, BLOCKED, READY_AT, RELEASED}) do
     redis.call('PEXPIREAT', key, at)
   end
 end
@@ -56,10 +56,11 @@ local function expire_namespace()
   end
 end
 
--- Say in the log that a document has expired.
+-- Say in the log that a document has expired, and nothing else of it.
 local function expire(name)
   redis.call('XADD', LOG, '*', 'expire', name)
   unblock(name)
+  erase_expired(name)
 end
 
 -- Take a document that is no longer there out of the indexes, and say so in the log. Its first write is one that a full
@@ -74,12 +75,14 @@ local function record_expired(name)
 end
 
 -- Move up to `most` expired documents of the namespace from the indexes into the log. A document that another client kept
--- alive, or made immortal, is still there. Returns how many were due.
+-- alive, or made immortal, is still there. Returns how many were due; `most` if the others are too much work for one script.
 local function sweep(prefix, now, most)
   local due = redis.call('ZRANGEBYSCORE', EXPIRY, '-inf', string.format('(%.0f', now), 'LIMIT', 0, most)
   for _, name in ipairs(due) do
     local at = redis.call('PEXPIRETIME', prefix .. name)
-    if at == -2 then
+    if erased >= MOST_ERASED then
+      return most
+    elseif at == -2 then
       record_expired(name)
     elseif at == -1 then
       redis.call('ZREM', EXPIRY, name)

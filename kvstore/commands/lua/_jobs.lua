@@ -8,12 +8,16 @@ local function keep_as_names(key)
   end
 end
 
--- What is known of a job stands before what else stands in our own field: how often it was taken, the ms until which it cannot be taken,
--- its lease or '-', and why it was given back, percent-encoded, or '-'. Returns that, and what follows it; nil where it is no job.
+-- What is known of a job stands before what else stands in our own field: how often it was taken, after a slash the largest
+-- max_attempts that a take of it has named, the ms until which it cannot be taken, its lease or '-', and why it was given back,
+-- percent-encoded, or '-'. Returns that, and what follows it; nil where it is no job.
 local function read_mark(meta)
-  local mark, attempts, ready_at, lease, reason, name = string.match(meta, '^(job (%d+) (%d+) (%S+) (%S+)\n)(.*)$')
+  local mark, attempts, most, ready_at, lease, reason, name = string.match(meta, '^(job (%d+)/?(%d*) (%d+) (%S+) (%S+)\n)(.*)$')
   if mark then
-    return {mark = mark, attempts = tonumber(attempts), ready_at = tonumber(ready_at), lease = lease, reason = reason}, name
+    return {
+      mark = mark, attempts = tonumber(attempts), most_attempts = tonumber(most), ready_at = tonumber(ready_at), lease = lease,
+      reason = reason,
+    }, name
   end
 end
 
@@ -41,8 +45,9 @@ local function is_leased(job)
 end
 
 -- Write what is known of a job; `meta` is what inspect() returned.
-local function write_mark(key, meta, attempts, ready_at, lease, reason)
-  local known = string.format('job %d %.0f %s %s\n', attempts, ready_at, lease, reason)
+local function write_mark(key, meta, attempts, most_attempts, ready_at, lease, reason)
+  local most = most_attempts and '/' .. most_attempts or ''
+  local known = string.format('job %d%s %.0f %s %s\n', attempts, most, ready_at, lease, reason)
   redis.call('HSET', key, '$kv', known .. meta)
 end
 

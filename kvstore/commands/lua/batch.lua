@@ -29,25 +29,6 @@ local function estimate(act_name, key, arguments)
   return REQUEST_WORK + sent * arguments / 2 + stored * (type(size) == 'number' and size or 0)
 end
 
--- What a document and its places in the indexes are before the batch. Of a container it is known whether it was a queue.
-local function remember(before, key, name)
-  if before.documents[key] then
-    return
-  end
-  local was = {name = name, dump = redis.call('DUMP', key)}
-  local bytes = was.dump and redis.pcall('MEMORY', 'USAGE', key, 'SAMPLES', 0) -- a dump is compressed
-  before.bytes = before.bytes + (type(bytes) == 'number' and bytes or was.dump and #was.dump or 0) -- fakeredis does not know
-  if not was.dump and redis.call('ZSCORE', EXPIRY, name) and check_types(name) then
-    record_expired(name) -- it has expired, whatever becomes of the batch
-  elseif was.dump then
-    was.expires_at = redis.call('PEXPIRETIME', key)
-    was.due = redis.call('ZSCORE', EXPIRY, name)
-    was.named = was.due or redis.call('ZSCORE', NAMES, name)
-    was.ready_at = redis.call('ZSCORE', READY_AT, name)
-  end
-  before.documents[key] = was
-end
-
 local function act(act_name, key, first, last, before)
   if before and act_name == 'post' then
     local queue = ARGV[first + 1] .. '/'
@@ -56,46 +37,6 @@ local function act(act_name, key, first, last, before)
     remember(before, key, ARGV[first])
   end
   return ACTS[act_name](key, first, last)
-end
-
--- Put everything back. What the log says has expired has expired all the same.
-local function undo(before, last_id)
-  for queue, was in pairs(before.queues) do
-    if was == 'new' then
-      redis.call('ZREM', READY_AT, queue)
-    end
-  end
-  for key, was in pairs(before.documents) do
-    redis.call('UNLINK', key)
-    unblock(was.name)
-    redis.call('ZREM', EXPIRY, was.name)
-    redis.call('ZREM', NAMES, was.name)
-    if was.dump then
-      redis.call('RESTORE', key, 0, was.dump)
-      if was.expires_at >= 0 then
-        redis.call('PEXPIREAT', key, was.expires_at)
-      end
-      if was.due then
-        redis.call('ZADD', EXPIRY, was.due, was.name)
-      end
-      if was.named then
-        redis.call('ZADD', NAMES, 0, was.name)
-      end
-      if was.ready_at then
-        block(was.name, was.ready_at)
-      end
-    end
-  end
-  if before.expires_at >= 0 and redis.call('EXISTS', NAMES) == 1 then -- of all, though the names may have gone and come back
-    live_until(before.expires_at)
-  else
-    expire_namespace()
-  end
-  for _, entry in ipairs(redis.call('XRANGE', LOG, '(' .. last_id, '+')) do
-    if entry[2][1] ~= 'expire' then
-      redis.call('XDEL', LOG, entry[1])
-    end
-  end
 end
 
 -- How many bytes a reply has, about.
@@ -113,7 +54,7 @@ local function batch(_, at, last)
   local newest = redis.call('XREVRANGE', LOG, '+', '-', 'COUNT', 1)[1]
   local before = {documents = {}, queues = {}, bytes = 0, expires_at = redis.call('PEXPIRETIME', LOG)}
   local replies, bytes, work, word = {}, 0, 0, 'read'
-  deferred_trim = atomic and MOST_ENTRIES or nil -- what it trims could not be put back
+  deferred_trim, deferred_erasures = atomic and MOST_ENTRIES or nil, atomic and {} or nil -- what they take could not be put back
   at = at + 4
   while at <= last do
     local act_name, first = ARGV[at], at + 2
@@ -151,6 +92,9 @@ local function batch(_, at, last)
     bytes = bytes + weigh(reply)
     word = act_name == 'read_for_update' and word or 'done'
     at = stop + 1
+  end
+  for _, id in ipairs(deferred_erasures or {}) do
+    erase_now(id)
   end
   if deferred_trim and word == 'done' and deferred_trim < MOST_ENTRIES then
     redis.call('XTRIM', LOG, 'MAXLEN', '~', deferred_trim, 'LIMIT', 2 * MOST_TRIMMED) -- it may have added as many

@@ -25,14 +25,14 @@ local function change_lease(key, at)
   local lease_ms, delay_ms, now = tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3]), clock()
   unblock(name) -- the first write is one that a full Redis lets through: who works on a job keeps it
   if lease_ms > 0 then
-    write_mark(key, meta, job.attempts, now + lease_ms, job.lease, job.reason)
+    write_mark(key, meta, job.attempts, job.most_attempts, now + lease_ms, job.lease, job.reason)
     block(name, now + lease_ms)
     if now + lease_ms < job.ready_at then
       wake_takers(name)
     end
     return {'changed', read(key), job.lease}
   end
-  write_mark(key, meta, job.attempts, now + delay_ms, '-', ARGV[at + 4])
+  write_mark(key, meta, job.attempts, job.most_attempts, now + delay_ms, '-', ARGV[at + 4])
   if delay_ms > 0 then
     block(name, now + delay_ms)
   end

@@ -10,22 +10,26 @@ local function delete_recursive(_, at)
   local low, high = range_below(container)
   local names = redis.call('ZRANGEBYLEX', NAMES, low, high, 'LIMIT', 0, ARGV[at + 2])
   check_types('')
-  local deleted, has_jobs = 0, redis.call('EXISTS', READY_AT) == 1
+  local deleted, seen, has_jobs = 0, 0, redis.call('EXISTS', READY_AT) == 1
   for _, name in ipairs(names) do
-    local kind = redis.call('TYPE', prefix .. name).ok
-    if kind == 'hash' then
-      remove(prefix .. name, name, MOST_ENTRIES)
+    if erased >= MOST_ERASED then
+      break
+    end
+    seen = seen + 1
+    local is_hash, exists, tag = pcall(inspect, prefix .. name)
+    if not is_hash then -- another client's key of another type
+      redis.call('ZREM', EXPIRY, name)
+      redis.call('ZREM', NAMES, name)
+      unblock(name)
+    elseif exists then
+      remove(prefix .. name, name, tag, MOST_ENTRIES)
       if has_jobs then
         unblock(name)
       end
       deleted = deleted + 1
-    elseif kind == 'none' then
+    else
       record_expired(name)
-    else -- another client's
-      redis.call('ZREM', EXPIRY, name)
-      redis.call('ZREM', NAMES, name)
-      unblock(name)
     end
   end
-  return {'some', deleted, #names == tonumber(ARGV[at + 2]) and 'more' or false}
+  return {'some', deleted, (seen < #names or #names == tonumber(ARGV[at + 2])) and 'more' or false}
 end

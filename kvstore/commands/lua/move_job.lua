@@ -8,7 +8,7 @@
 local function move_job(_, at, last)
   local prefix, name = ARGV[at], ARGV[at + 1]
   local key = prefix .. name
-  local exists, _, _, job = inspect(key)
+  local exists, tag, _, job = inspect(key)
   if not exists or not job or job.lease ~= ARGV[at + 2] then
     return {'lost'}
   end
@@ -16,7 +16,7 @@ local function move_job(_, at, last)
   if reply[1] == 'leased' then -- a dead one of that name, by somebody who looks into it: this one stays until that is over
     return {'lost'}
   end
-  remove(key, name, ARGV[at + 5])
+  remove(key, name, tag, ARGV[at + 5])
   unblock(name)
   return {'moved', reply[6]}
 end

@@ -110,7 +110,7 @@ local function patch(key, at, last)
     ttl_ms = ARGV[at + 6]
   end
   local logged_ttl_ms = ttl_ms == '' and redis.call('PTTL', key) or ttl_ms
-  local id, now = append(ARGV[at + 5], 'patch', name, logged_ttl_ms, shape, flat, 3, size)
+  local id, now = append(ARGV[at + 5], 'patch', name, tag or '', logged_ttl_ms, shape, flat, 3, size)
   flat[2] = (job and job.mark or '') .. id .. shape
   redis.call('HSET', key, flat[1], flat[2]) -- first: an empty hash would lose its expiry
   if is_object then
@@ -126,6 +126,7 @@ local function patch(key, at, last)
   end
   local expires_at = redis.call('PEXPIRETIME', key)
   local new_expiry = index(name, exists and due, expires_at >= 0 and expires_at)
+  know_latest(name, id, expires_at >= 0 and expires_at - now or SOON_MS, exists and due and due - now < SOON_MS)
   sweep_sometimes(string.sub(key, 1, #key - #name), now)
   return {exists and 'replaced' or 'created', {flat, expires_at, redis.call('PTTL', key)}, new_expiry}
 end

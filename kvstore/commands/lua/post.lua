@@ -4,7 +4,7 @@
 --        3 ttl_ms  4 length of the log  5 what follows the entity-tag in our own field  6 'sv' where values are server values
 --        7 ms for which a job is held back, 0 for none  8… field, value, …
 -- reply  {'created', entity-tag, the document's name, all its fields, as in put.lua the ms at which the
---        namespace's own keys expire}, {'no sum', field}
+--        namespace's own keys expire, the ms at which the document does}, {'no sum', field}
 
 local function post(_, at, last)
   local container, delay_ms = ARGV[at + 1], tonumber(ARGV[at + 6])
@@ -19,7 +19,7 @@ local function post(_, at, last)
     end
   end
   -- The entry holds the container's name, and whoever reads it adds the id: it is not known before.
-  local id, now = append(ARGV[at + 3], 'post', container, ARGV[at + 2], ARGV[at + 4], ARGV, at + 7, last)
+  local id, now = append(ARGV[at + 3], 'post', container, '', ARGV[at + 2], ARGV[at + 4], ARGV, at + 7, last)
   local ms, count = string.match(id, '^(%d+)%-(%d+)$')
   local name = container .. ms .. string.char(96 + #count) .. count
   local key = ARGV[at] .. name
@@ -28,13 +28,14 @@ local function post(_, at, last)
   set(key, ARGV, at + 7, last)
   redis.call('PEXPIRE', key, ARGV[at + 2])
   local new_expiry = index(name, nil, now + ARGV[at + 2])
+  know_latest(name, id, tonumber(ARGV[at + 2]), false)
   sweep_sometimes(ARGV[at], now)
   if delay_ms > 0 then
-    write_mark(key, id .. ARGV[at + 4], 0, now + delay_ms, '-', '-')
+    write_mark(key, id .. ARGV[at + 4], 0, nil, now + delay_ms, '-', '-')
     block(name, now + delay_ms)
     work_as_queue(container)
   end
   local fields = slice(ARGV, at + 7, last)
   fields[#fields + 1], fields[#fields + 2] = '$kv', id .. ARGV[at + 4]
-  return {'created', id, name, fields, new_expiry}
+  return {'created', id, name, fields, new_expiry, now + ARGV[at + 2]}
 end

@@ -80,7 +80,7 @@ local function put(key, at, last)
   end
   local id, now, new_expiry
   id, expires_at, now, new_expiry = replace(
-    key, size, job and job.mark or '', due, ARGV[at + 2], op, name, ttl_ms, expires_at, shape, first, last
+    key, size, tag, job and job.mark or '', due, ARGV[at + 2], op, name, ttl_ms, expires_at, shape, first, last
   )
   sweep_sometimes(string.sub(key, 1, #key - #name), now)
   local fields = false

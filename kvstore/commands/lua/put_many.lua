@@ -4,20 +4,21 @@
 --        3… for each run of documents that are alike: how many, how many arguments each has, ttl_ms, what follows the
 --        entity-tag in our own field; and for each document its name in names and log, field, value, …
 -- reply  {'done', the entity-tags, a letter for each: 'c' created or 'r' replaced, as in put.lua the ms at which the
---        namespace's own keys expire}; {'refused'} where one would be, with nothing changed
+--        namespace's own keys expire, the time in ms of the last change}; {'refused'} where one would be, with nothing changed
 
--- How many fields each has, and what the expiry index says of it. Raises WRONGTYPE, and where one is not plainly ours: a job,
+-- How many fields each has, its entity-tag, and what the expiry index says of it. Raises WRONGTYPE, and where one is not plainly ours: a job,
 -- or another client's hash.
 local function inspect_all(prefix, names)
-  local sizes = {}
+  local sizes, tags = {}, {}
   for i, name in ipairs(names) do
     sizes[i] = redis.call('HLEN', prefix .. name)
-    if sizes[i] > 0 and not string.find(redis.call('HGET', prefix .. name, '$kv') or '', '^%d') then
+    tags[i] = sizes[i] > 0 and string.match(redis.call('HGET', prefix .. name, '$kv') or '', '^(%d+%-%d+) ')
+    if sizes[i] > 0 and not tags[i] then
       error('not plainly ours')
     end
   end
   check_types('')
-  return sizes, redis.call('ZMSCORE', EXPIRY, unpack(names))
+  return sizes, tags, redis.call('ZMSCORE', EXPIRY, unpack(names))
 end
 
 local function put_many(_, at, last)
@@ -30,7 +31,7 @@ local function put_many(_, at, last)
       names[#names + 1] = ARGV[first]
     end
   end
-  local is_fine, sizes, due = pcall(inspect_all, prefix, names)
+  local is_fine, sizes, before, due = pcall(inspect_all, prefix, names)
   if not is_fine then
     return {'refused'}
   end
@@ -44,7 +45,7 @@ local function put_many(_, at, last)
       local i = #tags + 1
       local name = ARGV[first]
       local is_written, tag, _, time, new = pcall(
-        replace, prefix .. name, sizes[i], '', due[i], length, 'put', name, ttl_ms, nil, shape, first + 1, first + width - 1
+        replace, prefix .. name, sizes[i], before[i], '', due[i], length, 'put', name, ttl_ms, nil, shape, first + 1, first + width - 1
       )
       if not is_written then -- the first of them, by a full Redis
         return {'refused'}
@@ -53,5 +54,5 @@ local function put_many(_, at, last)
     end
   end
   sweep_sometimes(prefix, now)
-  return {'done', tags, table.concat(words), new_expiry}
+  return {'done', tags, table.concat(words), new_expiry, now}
 end

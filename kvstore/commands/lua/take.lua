@@ -1,8 +1,9 @@
 -- Take jobs: documents directly below a container, in order of name, that nobody has taken and that need not wait.
 -- KEYS   1 log
 -- ARGV   1 what stands before a name in the documents' keys  2 the container's own name in names and log, '' or 'a/b/'
---        3 ms for which they are leased  4 most jobs  5 most takes of a job: one that had so many is dead  6 most bytes of values
---        7 where to go on, '' for the first: what 'more' said
+--        3 ms for which they are leased  4 most jobs  5 most takes of a job, '' where that is not named: one that had so many is
+--        dead, where no other take of it has named more  6 most bytes of values  7 where to go on, '' for the first: what 'more'
+--        said  8 most takes of a job of which no take has named any
 -- reply  {'taken', jobs}; {'none', the ms after which one may be ready by itself or nil, the log's place, the place in what is
 --        released}; {'dead', jobs} where there are dead ones before any other: they are leased to whoever buries them, and then
 --        it is asked again; {'more', where to go on, the log's place, the place in what is released} where there is so much that
@@ -54,7 +55,7 @@ end
 
 local function take(_, at)
   local prefix, container, lease_ms = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2])
-  local most, most_attempts, most_bytes = tonumber(ARGV[at + 3]), tonumber(ARGV[at + 4]), tonumber(ARGV[at + 5])
+  local most, most_attempts, most_bytes = tonumber(ARGV[at + 3]), tonumber(ARGV[at + 4]) or 0, tonumber(ARGV[at + 5])
   check_types(container)
   check_queue_types()
   local now = clock()
@@ -93,7 +94,7 @@ local function take(_, at)
       passed = passed + 1
     elseif relative ~= '' and not fields.err and #fields == 0 then
       record_expired(name)
-      passed = passed + 1
+      passed = erased < MOST_ERASED and passed + 1 or MOST_PASSED
     elseif #fields > 0 then
       local _, tag, meta, job = inspect(prefix .. name)
       job = job or {attempts = 0, ready_at = 0, reason = '-'}
@@ -101,7 +102,8 @@ local function take(_, at)
         block(name, job.ready_at)
         passed = passed + 1
       elseif tag then -- another client's hash is no job
-        local is_dead = job.attempts >= most_attempts
+        local named = math.max(job.most_attempts or 0, most_attempts)
+        local is_dead = job.attempts >= (named > 0 and named or tonumber(ARGV[at + 7]))
         if #jobs > 0 and is_dead ~= (word == 'dead') then
           break
         end
@@ -109,7 +111,7 @@ local function take(_, at)
         local attempts = is_dead and job.attempts or job.attempts + 1
         local lease = tag .. '.' .. attempts .. (is_dead and '.dead' or '')
         local leased_until = now + (is_dead and BURY_MS or lease_ms)
-        write_mark(prefix .. name, meta, attempts, leased_until, lease, job.reason)
+        write_mark(prefix .. name, meta, attempts, named > 0 and named or nil, leased_until, lease, job.reason)
         block(name, leased_until)
         local found = {fields, redis.call('PEXPIRETIME', prefix .. name), redis.call('PTTL', prefix .. name)}
         jobs[#jobs + 1] = {name, found, attempts, lease, job.reason}
