@@ -52,4 +52,6 @@ class InProcess:
         self._listener.close()
         self.server.stop()
         await self._runtime.close()
+        for connection in list(self.server.connections):  # whose clients have not closed
+            connection.cut()
         await asyncio.sleep(0)

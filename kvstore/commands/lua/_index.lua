@@ -89,7 +89,7 @@ local function sweep(prefix, now, most)
   local due = redis.call('ZRANGEBYSCORE', EXPIRY, '-inf', string.format('(%.0f', now), 'LIMIT', 0, most)
   for _, name in ipairs(due) do
     local at = redis.call('PEXPIRETIME', prefix .. name)
-    if erased >= MOST_ERASED then
+    if #collected >= MOST_ERASED then
       return most
     elseif at == -2 then
       record_expired(name)

@@ -105,6 +105,7 @@ local function read_changes(_, at)
     if sweep(ARGV[at + 2], now, MOST_EXPIRED) == MOST_EXPIRED then -- all of it: no entry is shown of what has expired
       return {'again'}
     end
+    erase_collected()
     wait = wait_for_expiry(now)
   end
   local left_ms = redis.call('PTTL', LOG)
