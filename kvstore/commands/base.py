@@ -128,7 +128,7 @@ def in_turns(turns: Turns[Outcome | Again[Outcome]]) -> Outcome | Again[Outcome]
     return Later(lambda: in_turns(turns))
 
 
-def at_once(outcome: Outcome | Again[Outcome] | Later[Outcome]) -> Outcome | Again[Outcome]:
+def settled(outcome: Outcome | Again[Outcome] | Later[Outcome]) -> Outcome | Again[Outcome]:
     """Do all of the work now: for who has no event loop to hold up, or knows that it is little."""
     while isinstance(outcome, Later):
         outcome = outcome.resume()
@@ -137,12 +137,16 @@ def at_once(outcome: Outcome | Again[Outcome] | Later[Outcome]) -> Outcome | Aga
 
 def weigh(reply: RedisReply) -> int:
     """Return about how much work it is to read a reply: its bytes, and 32 for each value."""
+    if isinstance(reply, bytes):
+        return 32 + len(reply)
     if not isinstance(reply, list):
-        return len(reply) if isinstance(reply, bytes) else 0
-    try:
+        return 0
+    if len(reply) > MAX_WORDS and isinstance(reply[0], bytes):  # the fields of a hash
         return 32 * len(reply) + sum(map(len, reply))
-    except TypeError:  # not only strings
-        return sum(map(weigh, reply))
+    return sum(map(weigh, reply))
+
+
+MAX_WORDS = 10  # of a reply that begins with a word; a longer list holds strings only
 
 
 def each_read(replies: list[RedisReply], read: Callable[[RedisReply], Part]) -> Turns[list[Part]]:
@@ -236,7 +240,7 @@ class Idempotent(NamedTuple, Generic[Outcome]):
             raise KeyReused("this Idempotency-Key came with another request before; use a new one for each request")
         if reply[0] == b"replayed":
             try:
-                return Replayed(_last(at_once((self.reader or self.command).outcome(_checked(reply[1])))))
+                return Replayed(_last(settled((self.reader or self.command).outcome(_checked(reply[1])))))
             except Problem as problem:
                 problem.headers["Idempotency-Replayed"] = "true"
                 raise

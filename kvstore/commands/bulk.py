@@ -58,6 +58,11 @@ def put_many_arguments(prefix: str, log_length: int, puts: Iterable[tuple[bytes 
     return tuple(arguments)
 
 
+def _lag_ms(reply: RedisReply) -> int:
+    """Return how far Redis's clock has gone back behind the entity-tags that put_many.lua has made, in most cases 0."""
+    return tag_time_ms(reply[1][-1].decode()) - int(reply[4])
+
+
 class CoalescedPuts(NamedTuple):
     """PUTs with the same coalescing key, of different documents: an outcome for each.
 
@@ -82,9 +87,10 @@ class CoalescedPuts(NamedTuple):
         if reply[0] == b"refused":
             return [None] * len(self.commands)
         outcomes: list[Stored | None] = []
+        lag_ms = _lag_ms(reply)
         for (_, encoded, ttl_ms, *_), raw_tag, word in zip(self.commands, reply[1], reply[2], strict=True):
             tag = raw_tag.decode()
-            expires_at_ms = tag_time_ms(tag) + ttl_ms  # type: ignore[operator]  # a Put without an edit has a TTL
+            expires_at_ms = tag_time_ms(tag) - lag_ms + ttl_ms  # type: ignore[operator]  # a Put without an edit has a TTL
             found = Found(encoded.text, encoded.is_object, tag, expires_at_ms, ttl_ms)
             outcomes.append(Stored(found, created=word == CREATED))
         return registered(self.commands[0].path, reply[3], outcomes)
@@ -148,7 +154,7 @@ Otherwise: TypeAlias = Callable[[], Command[Outcome]]  # makes the Batch of the 
 class ManyWritten(NamedTuple):
     """Documents were written, each at its name in the namespace of `path`.
 
-    Each has its entity-tag in `tags`, and CREATED in `words` if it did not exist.
+    Each has its entity-tag in `tags`, and CREATED in `words` if it did not exist. Redis's clock is `lag_ms` behind the tags.
     """
 
     path: Path
@@ -157,6 +163,7 @@ class ManyWritten(NamedTuple):
     ttls_ms: list[int]
     tags: list[bytes]
     words: bytes
+    lag_ms: int
 
 
 class ManyRead(NamedTuple):
@@ -196,7 +203,7 @@ class PutMany(NamedTuple, Generic[Outcome]):
     def outcome(self, reply: RedisReply) -> ManyWritten | Again[ManyWritten | Outcome]:
         if reply[0] == b"refused":
             return Again(self.otherwise(), has_written=False)
-        written = ManyWritten(self.path, self.names, self.documents, self.ttls_ms, reply[1], reply[2])
+        written = ManyWritten(self.path, self.names, self.documents, self.ttls_ms, reply[1], reply[2], _lag_ms(reply))
         return registered(self.path, reply[3], written)
 
 

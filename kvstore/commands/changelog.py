@@ -58,11 +58,13 @@ class ChangesRead(NamedTuple):
 class ReadChanges(NamedTuple):
     """Read what has changed in a path's namespace since a position in its log: ChangesRead.
 
+    Changes of documents that are gone are not there, unless `is_live`: whoever has followed since that position is told.
     Its keys are all that the reply depends on, so that Redis can track them (CLIENT TRACKING).
     """
 
     path: Path
     position: str
+    is_live: bool = False
     script: Script[ChangesRead] = READ_CHANGES
 
     @property
@@ -71,7 +73,7 @@ class ReadChanges(NamedTuple):
 
     @property
     def arguments(self) -> Arguments:
-        return (self.position, MAX_CHANGES, below(self.path)[0], MAX_CHANGED_BYTES)
+        return (self.position, MAX_CHANGES, below(self.path)[0], MAX_CHANGED_BYTES, "live" if self.is_live else "")
 
     def outcome(self, reply: RedisReply) -> ChangesRead | Again[ChangesRead]:
         if reply[0] == b"again":

@@ -11,12 +11,15 @@ from kvstore.commands.base import (
     Deleted,
     Failed,
     Found,
+    Later,
     Missing,
     RecordReply,
     RedisReply,
     Stored,
+    Turns,
     below,
     found_in,
+    in_turns,
     refusal,
     refused,
     registered,
@@ -29,7 +32,7 @@ from kvstore.core.errors import (
 )
 from kvstore.core.json_text import MAX_BYTES, MAX_MEMBERS
 from kvstore.core.paths import Path
-from kvstore.core.preconditions import NONE, Preconditions, tag_time_ms
+from kvstore.core.preconditions import NONE, Preconditions
 
 ID_BYTES = 20  # of a name that POST assigns: 13 digits of ms, a letter, a count
 MAX_ATTEMPTS = 1000  # to write back a document that other clients write at the same time
@@ -37,7 +40,7 @@ MAX_ATTEMPTED_BYTES = 16 * 1024 * 1024  # of the document, over all attempts: ab
 
 
 # From the stored document (None for nothing) to the new one, and its TTL in ms (None: keep the expiry); raises Problem.
-Transform = Callable[[Found | None], tuple[Encoded, int | None]]
+Transform = Callable[[Found | None], Turns[tuple[Encoded, int | None]]]
 
 
 class Get(NamedTuple):
@@ -119,7 +122,7 @@ class Put(NamedTuple):
         options = (op, *_judged(self.preconditions), self.base, server_values, len(self.base_names), *self.base_names)
         return (self.path.name, ttl_ms, self.log_length, encoded.shape, *options, *encoded.fields)
 
-    def outcome(self, reply: RedisReply) -> Stored | Failed | Again[Stored | Failed]:
+    def outcome(self, reply: RedisReply) -> Stored | Failed | Again[Stored | Failed] | Later[Stored | Failed]:
         if reply[0] in (b"created", b"replaced"):
             return registered(self.path, reply[5], _stored(reply, self.encoded))
         if self.edit and reply[0] == b"lost":
@@ -223,8 +226,8 @@ class Post(NamedTuple):
     def outcome(self, reply: RedisReply) -> Appended | Again[Appended]:
         if reply[0] != b"created":
             raise refusal(reply)
-        tag, name, fields = reply[1].decode(), reply[2], reply[3]
-        found = Found(*decode(fields), tag_time_ms(tag) + self.ttl_ms, self.ttl_ms)
+        _, _, name, fields, _, expires_at_ms = reply
+        found = Found(*decode(fields), expires_at_ms, self.ttl_ms)
         appended = Appended(self.container.text + name.decode().rpartition("/")[2], found)
         return registered(self.container, reply[4], appended)
 
@@ -273,20 +276,23 @@ class Edit(NamedTuple):
     def arguments(self) -> Arguments:
         return (self.path.name, *_judged(self.preconditions))
 
-    def outcome(self, reply: RedisReply) -> Stored | Failed | Again[Stored | Failed]:
+    def outcome(self, reply: RedisReply) -> Stored | Failed | Again[Stored | Failed] | Later[Stored | Failed]:
         if reply[0] == b"read":
             return self.next(reply)
         if reply[0] in (b"created", b"replaced"):  # a kept reply of the Put that came last
             return _stored(reply, None)
         return refused(reply)
 
-    def next(self, reply: RedisReply) -> Again[Stored | Failed]:
+    def next(self, reply: RedisReply) -> Stored | Failed | Again[Stored | Failed] | Later[Stored | Failed]:
         """Return the next attempt, from a reply with the document that is stored."""
+        return in_turns(self._attempt(reply))
+
+    def _attempt(self, reply: RedisReply) -> Turns[Again[Stored | Failed]]:
         current = found_in(reply[1]) if reply[1] else None
         if self.attempts >= MAX_ATTEMPTS or (current and self.attempts * len(current.text) > MAX_ATTEMPTED_BYTES):
             raise unavailable("too many others write this document at once; send the request again. Nothing was changed")
         try:
-            encoded, ttl_ms = self.transform(current)
+            encoded, ttl_ms = yield from self.transform(current)
         except Problem as problem:
             if not self.once:
                 raise

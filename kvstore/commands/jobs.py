@@ -19,13 +19,13 @@ from kvstore.commands.base import (
     Missing,
     RedisReply,
     Turns,
-    at_once,
     below,
     each_read,
     found_in,
     in_turns,
     refused,
     registered,
+    settled,
 )
 from kvstore.commands.documents import Put
 from kvstore.commands.scripts import (
@@ -283,7 +283,7 @@ class FinishAndTake(NamedTuple):
     def outcome(self, reply: RedisReply) -> Taken | Lost | Again[Taken | Lost]:
         if reply[0] != b"finished":
             return Lost()
-        following = at_once(self.take.outcome(reply[2])) if len(reply) > 2 else Again(self.take)  # for a worker's process
+        following = settled(self.take.outcome(reply[2])) if len(reply) > 2 else Again(self.take)  # for a worker's process
         if isinstance(following, Again):
             following = Again(following.command)  # the take has changed nothing yet, but finishing has
         return registered(self.take.container, reply[1], following)

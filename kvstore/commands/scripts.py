@@ -28,8 +28,16 @@ class Script(NamedTuple, Generic[Outcome_co]):
 _OWN_KEY = re.compile(r"\b(?:" + "|".join(OWN_KEYS).upper() + r")\b")
 
 
-def _script(name: str, *parts: str, main: str) -> Script[Any]:
-    """Return a script of some files, without the locals that it does not use: Lua creates each local in every call."""
+def _script(name: str, *parts: str, call: str) -> Script[Any]:
+    """Return a script that returns what a call returns. If that erases changes, the script does so when the call is done."""
+    text = _assembled(f"return {call}", parts)
+    if "collected" in text:
+        text = _assembled(f"local reply = {call}\nerase_collected()\nreturn reply", parts)
+    return _named(name, text)
+
+
+def _assembled(main: str, parts: tuple[str, ...]) -> str:
+    """Return some files and `main`, without the locals that are not used: Lua creates each local in every call."""
     text = main
     for local in reversed(re.split(r"(?m)^(?=local )", "\n".join(_text(part) for part in parts))):
         defined = re.match(r"local (?:function )?(\w+)", local)
@@ -38,6 +46,10 @@ def _script(name: str, *parts: str, main: str) -> Script[Any]:
     text = _OWN_KEY.sub(lambda key: f"(SPACE .. '{key[0].lower()}')", text)
     if "SPACE" in text:
         text = "local SPACE = string.sub(KEYS[1], 1, -4) -- all that the keys of a namespace have in common\n" + text
+    return text
+
+
+def _named(name: str, text: str) -> Script[Any]:
     return Script(name, text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 
@@ -48,26 +60,17 @@ def _text(part: str) -> str:
 
 def _act(name: str, *called: str) -> Script[Any]:
     """Return a script that calls one function, `name`."""
-    return _script(name, *_SHARED, *called, name, main=f"return {name}(KEYS[2], 1, #ARGV)")
+    return _script(name, *_SHARED, *called, name, call=f"{name}(KEYS[2], 1, #ARGV)")
 
 
 def _idempotent(name: str, *called: str) -> Script[Any]:
     """Return a script that calls one function, once for an Idempotency-Key."""
-    return _script(f"{name} idempotent", *_SHARED, *called, name, "idempotent", main=f"return idempotent({name}, KEYS[2])")
+    return _script(f"{name} idempotent", *_SHARED, *called, name, "idempotent", call=f"idempotent({name}, KEYS[2])")
 
 
-_SHARED = (
-    "_log",
-    "_jobs",
-    "_erasure",
-    "_index",
-    "_documents",
-    "_order",
-    "_server_values",
-    "_undo",
-)  # each uses only those before it
+_SHARED = ("_log", "_jobs", "_erasure", "_index", "_documents", "_order", "_server_values")  # each uses only those before it
 
-READ = _script("read", main=_text("read"))
+READ = _named("read", _text("read"))
 GET = _act("get")
 PUT = _act("put")
 PATCH = _act("patch")
@@ -83,7 +86,7 @@ MOVE_JOB = _act("move_job", "put")
 MOVE_DEAD_JOBS = _act("move_dead_jobs", "put", "move_job")
 FINISH_AND_TAKE = _act("finish_and_take", "put", "move_job", "take")
 IN_A_BATCH = ("get", "put", "patch", "set_ttl", "delete", "post", "read_for_update")
-BATCH = _act("batch", *IN_A_BATCH)
+BATCH = _act("batch", *IN_A_BATCH, "_undo")
 PUT_MANY = _act("put_many")
 GET_MANY = _act("get_many")
 LIST = _act("list")
@@ -98,5 +101,5 @@ _WRITES = (PUT, PATCH, SET_TTL, DELETE, POST, READ_FOR_UPDATE, RECORD_REPLY, DEL
 IDEMPOTENT = {
     **{script.name: _idempotent(script.name) for script in _WRITES},
     "move_dead_jobs": _idempotent("move_dead_jobs", "put", "move_job"),
-    "batch": _idempotent("batch", *IN_A_BATCH),
+    "batch": _idempotent("batch", *IN_A_BATCH, "_undo"),
 }

@@ -37,6 +37,7 @@ OWN_KEYS = {
     "expiry": "sorted set: the same paths, by the ms at which they expire, or an earlier time",
     "latest": "hash: the id of the last change of each document that expires within 30 days, by name",
     "erased": "sorted set: erased changes, each with the id of the entry that came after it",
+    "unread": "stream: changes that were erased less than 2 s ago, for those who follow at that time",
     "scratch": "string: a sum, while a script runs",
     "blocked": "sorted set: the jobs that cannot be taken now, by name",
     "ready_at": "sorted set: the same jobs, by the ms at which they can be taken; and the containers used as queues, by inf",

@@ -104,11 +104,11 @@ def render_responses(request: Request, outcome: Answers[Request, Answer] | ManyW
 
 def _written(request: Request, written: ManyWritten) -> Response:
     """Return the response to the PUTs of a batch."""
-    path, names, documents, ttls_ms, tags, words = written
+    path, names, documents, ttls_ms, tags, words, lag_ms = written
     location = b',"Location":' + encode_basestring(f"{request.base}/{path.namespace}/")[:-1].encode()
     texts = []
     for name, (_, _, text, *_), ttl_ms, tag, word in zip(names, documents, ttls_ms, tags, words, strict=True):
-        dates = _dates(tag.partition(b"-")[0], ttl_ms)
+        dates = _dates(tag.partition(b"-")[0], ttl_ms - lag_ms)
         if word == CREATED:
             texts.append(
                 b'{"status":201,"headers":{"ETag":"\\"%b\\"",%b%b%b"},"body":%b}'
@@ -121,7 +121,7 @@ def _written(request: Request, written: ManyWritten) -> Response:
 
 @lru_cache(maxsize=1024)  # most of a batch is written in the same ms
 def _dates(time_ms: bytes, ttl_ms: int) -> bytes:
-    """Return Last-Modified and Sunset of a document that was written at `time_ms` with `ttl_ms`."""
+    """Return Last-Modified and Sunset of a document that was written at `time_ms` and expires `ttl_ms` later."""
     written_at_ms = int(time_ms)
     return b'"Last-Modified":"%b","Sunset":"%b"' % (
         http_date(written_at_ms // 1000).encode(),

@@ -144,7 +144,7 @@ class Reading:
         """Read what is new, and have Redis track the keys; does nothing while a read is under way."""
         if not self._is_reading and not self._is_stopped:
             self._is_reading, self._has_grown, self._began = True, False, self._loop.time()
-            self._reader.source.submit(ReadChanges(self.path, self.position), self._done, None)
+            self._reader.source.submit(ReadChanges(self.path, self.position, is_live=True), self._done, None)
 
     def read_on(self) -> None:
         """Read a log that has grown: after the read that is under way, and PAUSE_S after the last one."""

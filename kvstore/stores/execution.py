@@ -54,7 +54,9 @@ class Execution(Generic[Outcome]):
         return outcome
 
     def resume(self, later: Later[Outcome], now: float) -> Outcome | Again[Outcome] | Later[Outcome] | Problem:
-        """Go on with the work on the reply; as settle()."""
+        """Go on with the work on the reply; as settle(). Redis is not waited for meanwhile."""
+        self.due += now - self.began
+        self.began = now
         return self._taken(later.resume, now)
 
     def _taken(
@@ -67,12 +69,18 @@ class Execution(Generic[Outcome]):
             outcome = self.failed(problem)
         if isinstance(outcome, Again):
             self.follow(outcome, now)
+        elif isinstance(outcome, Later):
+            self.answered(now)
         return outcome
 
-    def follow(self, again: Again[Outcome], now: float) -> None:
-        """Go on to the next command. An answer extends the deadline by the time that it took, up to PROMPT_S."""
+    def answered(self, now: float) -> None:
+        """Redis has answered a command. That extends the deadline by the time that it took, up to PROMPT_S."""
         self.due += min(now - self.began, redis_clients.PROMPT_S)
         self.began = now
+
+    def follow(self, again: Again[Outcome], now: float) -> None:
+        """Go on to the next command."""
+        self.answered(now)
         self.command = again.command
         self.has_written = self.has_written or again.has_written
 

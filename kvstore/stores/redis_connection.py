@@ -190,6 +190,7 @@ class RedisConnection(asyncio.Protocol):
                     self._send_next(pending.pack())
                     continue
                 if type(outcome) is Later:
+                    pending.answered(self._loop.time())
                     self._loop.call_soon(self._resume, pending, outcome)
                     continue
                 pending.tell(outcome)

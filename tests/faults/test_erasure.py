@@ -24,8 +24,9 @@ GONE_S = 5  # within which an expiry is noticed, on a busy machine
 
 
 def holds(raw: redis.Redis) -> list[bytes]:
-    """The keys that hold the secret; the responses that are kept for Idempotency-Keys are looked at elsewhere."""
-    return [key for key, held in contents(raw).items() if SECRET in repr(held) and b"!idempotency:" not in key]
+    """The keys that hold the secret, but for those that are looked at elsewhere."""
+    elsewhere = (b"!idempotency:", b"!unread")
+    return [key for key, held in contents(raw).items() if SECRET in repr(held) and not any(each in key for each in elsewhere)]
 
 
 def delete_by_a_batch(client: Checked, *, atomic: bool) -> None:
@@ -179,6 +180,26 @@ def test_a_batch_that_is_undone_erases_nothing(client: Checked, raw: redis.Redis
     assert documents_and_indexes(raw) == before
 
 
+@on_few
+def test_who_follows_has_a_moment_to_read_it(client: Checked, raw: redis.Redis) -> None:
+    """What was erased at once is kept for those who follow, for 2 s; Redis then forgets it by itself."""
+    for _ in range(20):
+        client.put("/ns/a", DOCUMENT)
+        client.delete("/ns/a")
+    assert 0 < raw.pttl("kv:{ns}!unread") <= 2000
+    wait_until(lambda: not any(SECRET in repr(held) for held in contents(raw).values()), GONE_S)
+
+
+@on_two
+def test_what_is_kept_for_a_moment_is_bounded(client: Checked, raw: redis.Redis) -> None:
+    """As the change log is, by bytes."""
+    large = '"%s"' % ("x" * 1_000_000)
+    for _ in range(6):
+        client.put("/ns/a", large)
+        client.delete("/ns/a")
+    assert raw.xlen("kv:{ns}!unread") <= 4
+
+
 @on_two
 def test_more_changes_than_one_script_erases(client_with: Callable[..., Checked], raw: redis.Redis) -> None:
     """All of them go at once all the same, and with them what is as old."""
@@ -227,6 +248,7 @@ def position(followed: Followed, target: str) -> str:
         return reader.wait_for(1)[0].id
 
 
+@pytest.mark.heavy
 def test_a_replayed_stream_has_no_value_of_what_has_expired(followed: Followed) -> None:
     """As the table has it: PUT /n/secret?ttl=1, wait, follow /n/ from an older id."""
     ask(followed, "PUT", "/n/other", 1)
@@ -237,6 +259,7 @@ def test_a_replayed_stream_has_no_value_of_what_has_expired(followed: Followed) 
     assert told_since(followed, "/n/", place, 2) == [("put", "/n/other", 2), ("expire", "/n/secret", None)]
 
 
+@pytest.mark.heavy
 def test_more_than_a_thousand_have_expired(followed: Followed) -> None:
     """Nobody is shown any of them, though one script does not record as many."""
     ask(followed, "PUT", "/n/other", 1)
@@ -277,6 +300,25 @@ def test_what_was_trimmed_is_still_a_loss(followed: Followed, started: Callable[
 
 
 @pytest.mark.slow
+def test_a_live_stream_is_told_of_all(followed: Followed) -> None:
+    """In order, with their values, also of changes whose document has gone before anybody could read them."""
+    with following(followed, "/n/") as reader:
+        reader.wait_for(1)
+        for _ in range(2):
+            requests = [
+                {"method": "PUT", "path": "/n/a", "body": 1},
+                {"method": "PUT", "path": "/n/b", "body": 2},
+                {"method": "PATCH", "path": "/n/a", "body": {"x": 3}},
+                {"method": "DELETE", "path": "/n/a"},
+            ]
+            ask(followed, "POST", "/_/batch", {"requests": requests})
+        events = reader.wait_for(9)[1:]
+        assert [(event.name, event.data["value"]) for event in events] == [
+            *(("put", 1), ("put", 2), ("patch", {"x": 3}), ("delete", None))
+        ] * 2
+        assert all(event.id in event.data["etag"] for event in events)
+
+
 def test_a_live_stream_goes_on(followed: Followed) -> None:
     """It was told, is told that it went, and stays."""
     with following(followed, "/n/") as reader:

@@ -379,7 +379,7 @@ def test_a_log_without_entries(client: Checked, raw: redis.Redis) -> None:
 
 @on_few
 def test_one_document_again_and_again(client: Checked, raw: redis.Redis) -> None:
-    """Several writes to one document are one after the other; the last one counts, and each is in the log."""
+    """Several writes to one document are one after the other; the last one counts, and the log has what is not deleted."""
     requests = [
         ("PUT", "/ns/a", {"n": 0}),
         *[("PATCH", "/ns/a", INCREMENT)] * 5,
@@ -388,7 +388,7 @@ def test_one_document_again_and_again(client: Checked, raw: redis.Redis) -> None
     ]
     told = responses(batch(client, requests))
     assert [response["body"]["n"] for response in told if response["body"]] == [0, 1, 2, 3, 4, 5, 1]
-    assert [entry.op for entry in entries(raw)] == ["put", *["patch"] * 5, "delete", "patch"]
+    assert [entry.op for entry in entries(raw)] == ["delete", "patch"]
     tags = [response["headers"]["ETag"] for response in told if response["status"] < 204]
     assert len(set(tags)) == len(tags)
     nested = batch(client, [("PUT", "/ns/a", {"n": 0}), ("PATCH", "/ns/a", {"o": {"x": 1}})])

@@ -369,9 +369,8 @@ def unordered(held: dict[bytes, Any]) -> list[str]:
         if key.endswith(b"!log"):
             parts = sorted(TIMES.sub("time", repr(entry)) for entry in value)
         else:
-            parts = sorted(
-                TIMES.sub("time", repr(part)) for part in (value[0].items() if isinstance(value[0], dict) else value)
-            )
+            stored = value if b"}!" in key else value[0]  # a hash, but for the sorted sets of a namespace
+            parts = sorted(TIMES.sub("time", repr(part)) for part in (stored.items() if isinstance(stored, dict) else value))
         texts.append(f"{key!r}: {parts}")
     return texts
 

@@ -204,7 +204,7 @@ def test_a_ttl_that_is_made_shorter(followed: OwnServer, store: Running) -> None
         reader.wait_for(1)
         ask(followed, "PATCH", "/room/1?ttl=1")
         assert [event.name for event in reader.wait_for(2)] == ["snapshot", "expire"]
-    assert [entry.op for entry in entries(store.redis, "room")] == ["put", "expire"]
+    assert [entry.op for entry in entries(store.redis, "room")] == ["expire"]
 
 
 @on_redis

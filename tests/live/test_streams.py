@@ -71,7 +71,7 @@ def test_a_document(followed: Followed, ask: Callable[..., Any], store: Running)
     assert all(list(event.data) == ["path", "etag", "ttl", "value"] for event in events)
     assert all(event.data["path"] == "/room/1" for event in events)
     assert all(event.data["etag"] == f'"{event.id}"' for event in events)
-    assert events[1].id == [id_.decode() for id_, _ in store.redis.xrange("kv:{room}!log")][1]
+    assert [events[2].id, events[4].id] == [entry.id for entry in entries(store.redis, "room") if entry.name == "1"]
 
 
 def test_a_container(followed: Followed, ask: Callable[..., Any]) -> None:
@@ -151,7 +151,7 @@ def test_a_recursive_delete_of_more_than_the_log_keeps(followed: Followed, ask: 
         told = reader.wait_for(pages + 3000)[pages:]
     assert [(event.name, event.data["path"]) for event in told] == [("delete", f"/room/{number:04}") for number in range(3000)]
     ask("PUT", "/room/1", 0)
-    assert 3000 <= store.redis.xlen("kv:{room}!log") < 3200
+    assert 2000 <= store.redis.xlen("kv:{room}!log") < 3200
     for number in range(4):
         ask("PUT", "/room/1", number)
     assert 1000 <= store.redis.xlen("kv:{room}!log") < 1200
@@ -188,6 +188,7 @@ def test_redis_with_an_older_state(followed: Followed, ask: Callable[..., Any], 
         assert [event.name for event in reader.wait_for(2)] == ["reset", "snapshot"]
 
 
+@pytest.mark.heavy
 def test_a_log_in_which_nothing_is(followed: Followed, ask: Callable[..., Any], store: Running) -> None:
     """As a batch leaves it that was undone: its end is a place, from which a stream goes on."""
     undone = [{"method": "PUT", "path": "/room/1", "body": 1}, {"method": "DELETE", "path": "/room/2"}]
@@ -306,6 +307,7 @@ def test_what_cannot_be_followed(followed: Followed, ask: Callable[..., Any], st
         wait_until(lambda: followed.request("GET", "/people/ada").status == 404, LIMIT_S)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("lane", [("served", "redis"), ("flask", "redis"), ("asgi", "redis")], ids="-".join, indirect=True)
 def test_redis_that_does_not_answer(followed: Followed, store: Running) -> None:
     """503 and Retry-After, not a stream that is cut; also where others follow the namespace already."""
@@ -600,4 +602,4 @@ def test_a_reader_that_vanishes(started: Callable[[str], Running]) -> None:
     )
     assert said.returncode == 0, said.stderr
     assert 0.5 < float(said.stdout) < 10
-    assert [entry.op for entry in entries(store.redis, "people")] == ["put", "delete"]
+    assert [entry.op for entry in entries(store.redis, "people")] == ["delete"]

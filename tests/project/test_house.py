@@ -57,6 +57,7 @@ WORLD = {
     "signal": {"stores.embedded", "serving.gunicorn_config", "serving.gunicorn_worker", "tasks"},
     "socket": {"stores.embedded", "serving.server", "serving.sse", "serving.flask"},
     "ssl": {"stores", "serving.flask"},
+    "mmap": {"tasks.supervisor"},
     "subprocess": {"stores.embedded"},
     "sys": {"stores.embedded", "serving", "tasks", "cli"},
     "tempfile": {"stores.embedded"},
@@ -67,7 +68,7 @@ WORLD = {
 # The rest of the standard library that is in use: it touches nothing.
 PURE = {
     *("array", "collections", "concurrent", "contextlib", "dataclasses", "datetime", "email", "functools", "hashlib"),
-    *("http", "ipaddress", "itertools", "json", "mmap", "re", "struct", "traceback", "types", "typing", "urllib", "weakref"),
+    *("http", "ipaddress", "itertools", "json", "re", "struct", "traceback", "types", "typing", "urllib", "weakref"),
 }
 
 
@@ -164,7 +165,7 @@ LOADED = [
     ("kvstore.serving.flask", {"kvstore.serving.asgi", "kvstore.serving.connection", "gunicorn"}),
     ("kvstore.serving.asgi", {"kvstore.serving.flask", "kvstore.serving.connection", "flask", "gunicorn"}),
     ("kvstore", {"kvstore.core", "asyncio", "flask", "redis", "gunicorn"}),
-    ("kvstore.serving.gunicorn_worker", {"flask", "werkzeug", "click", "kvstore.tasks"}),
+    ("kvstore.serving.gunicorn_worker", {"flask", "werkzeug", "click", "kvstore.tasks", "kvstore.serving.asgi"}),
     ("kvstore.tasks.worker", {"kvstore.serving", "gunicorn", "flask"}),
     ("kvstore.tasks.decorators", {"kvstore.serving", "gunicorn"}),
 ]

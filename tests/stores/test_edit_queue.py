@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from kvstore.commands import documents
-from kvstore.commands.base import Found, RedisReply
+from kvstore.commands.base import Found, RedisReply, Turns, settled
 from kvstore.commands.documents import Edit, Transform
 from kvstore.core import codec, json_text
 from kvstore.core.errors import StoreUnavailable
@@ -143,7 +143,8 @@ def test_nobody_is_given_up_with_another(valkey: Running, served: InProcess, mon
 def test_attempts_have_an_end(size: int, most: int) -> None:
     """A large document is not tried as often as a small one: a thousand attempts would take minutes."""
 
-    def change(_: Found | None) -> tuple[codec.Encoded, None]:
+    def change(_: Found | None) -> Turns[tuple[codec.Encoded, None]]:
+        yield from ()
         return codec.encode(b"{}"), None
 
     reply = [b"lost", [[b"text", b'"%b"' % (b"x" * size)], -1, -1]]
@@ -156,4 +157,5 @@ def beaten(reply: RedisReply, transform: Transform, times: int) -> None:
     """An edit that loses so often."""
     edit: Any = Edit(parse_path(b"/ns/a"), transform, NONE, 1000)
     for _ in range(times + 1):
-        edit = edit.next(reply).command.edit
+        again: Any = settled(edit.next(reply))
+        edit = again.command.edit

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import redis
 
-from kvstore.commands.base import Command
+from kvstore.commands.base import Command, settled
 from kvstore.commands.subscriptions import Follow, LongPoll
 from kvstore.core import codec
 from kvstore.core.paths import OWN_KEYS, own_key, parse_path
@@ -135,7 +135,7 @@ def command_of(request: Request, settings: Settings = DEFAULTS) -> Command[Any]:
 
 def run_script(raw: redis.Redis, command: Command[Any]) -> Any:
     """What one script of a command comes to: its outcome, or Again."""
-    return command.outcome(raw.eval(command.script.text, len(command.keys), *command.keys, *command.arguments))
+    return settled(command.outcome(raw.eval(command.script.text, len(command.keys), *command.keys, *command.arguments)))
 
 
 def without_ttl(document: Any) -> Any:
@@ -158,10 +158,16 @@ class Entry(NamedTuple):
     text: bytes | None
 
 
-def entries(raw: redis.Redis, namespace: str = "ns") -> list[Entry]:
+def entries(raw: redis.Redis, namespace: str = "ns", since: str = "-") -> list[Entry]:
     """The change log of a namespace."""
-    read = raw.eval("return redis.call('XRANGE', KEYS[1], '-', '+')", 1, keys_of(namespace).log)
+    read = raw.eval("return redis.call('XRANGE', KEYS[1], ARGV[1], '+')", 1, keys_of(namespace).log, since)
     return [_entry(id_.decode(), pairs) for id_, pairs in read]
+
+
+def unread_entries(raw: redis.Redis, namespace: str = "ns") -> list[Entry]:
+    """What was in it until a moment ago, and was erased."""
+    read = raw.eval("return redis.call('XRANGE', KEYS[1], '-', '+')", 1, keys_of(namespace).unread)
+    return [_entry(pairs[1].decode(), pairs[2:]) for _, pairs in read]
 
 
 def _entry(id_: str, pairs: list[bytes]) -> Entry:

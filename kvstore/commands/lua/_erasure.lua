@@ -1,11 +1,14 @@
 -- Taking the changes of a document that is gone out of the log. An entry names the one before it of the same document, so they are
 -- found one after the other, from the last one on. That is the document's entity-tag; of one that has expired LATEST knows it.
+-- They are collected, and erased when the script is done (scripts.py): so no entry is read twice.
 
 local SOON_MS = 30 * DAY_MS -- LATEST knows the documents that expire sooner: all others that have expired wrote nothing for as long
 local MOST_ERASED = 1000 -- changes of one document, and in one script, about: some 10 ms
 local MOST_KNOWN = 2000 -- erased changes of which is known what came after them
-local erased = 0 -- by this script
-local deferred_erasures -- nil, but in an atomic batch, which erases when it is done: the last changes of documents
+local FRESH_MS = 2000 -- UNREAD has what was younger when it was erased, for so long: who follows may not have read it yet
+local collected = {} -- the ids of changes that are to be erased
+local following = {} -- what comes after each
+local deferred_erasures -- nil, but in an atomic batch, which collects when it is done: the last changes of documents
 
 -- Know the last change of a document if that expires soon; `may_know` is whether LATEST may have an older one of it.
 local function know_latest(name, id, left_ms, may_know)
@@ -18,38 +21,38 @@ local function know_latest(name, id, left_ms, may_know)
   end
 end
 
--- Erase a document's changes, `id` being the last. Who has read up to one of them goes on with the entry that came after it, so
--- ERASED knows that one. A document that changed more often than one script can erase takes all that is as old out of the log.
-local function erase_now(id)
-  local ids, known, following = {}, {}, {}
-  while id and #ids < MOST_ERASED do
-    local entries = redis.call('XRANGE', LOG, id, '+', 'COUNT', 2)
-    if not entries[1] or entries[1][1] ~= id then -- trimmed
-      id = nil
-      break
-    end
-    local after = entries[2] and entries[2][1] or '-'
-    following[id] = following[after] or after
-    ids[#ids + 1] = id
-    known[#known + 1] = 0
-    known[#known + 1] = id .. ' ' .. following[id]
-    id = string.match(entries[1][2][6] or '', '^(%d+%-%d+) ')
-  end
-  if #ids == 0 then
+-- Keep an entry that is to be erased for those who follow at this time, and for nobody else.
+local function keep_fresh(entry, now)
+  if now - string.match(entry[1], '^%d+') >= FRESH_MS then
     return
   end
-  if id then
-    local ms, count = string.match(id, '^(%d+)%-(%d+)$')
-    redis.call('XTRIM', LOG, 'MINID', '=', string.format('%s-%.0f', ms, count + 1))
+  local bytes = 64
+  for _, part in ipairs(entry[2]) do
+    bytes = bytes + #part
   end
-  redis.call('XDEL', LOG, unpack(ids))
-  redis.pcall('ZADD', ERASED, unpack(known))
-  redis.pcall('ZREMRANGEBYRANK', ERASED, 0, -MOST_KNOWN - 1)
-  local expires_at = redis.call('PEXPIRETIME', LOG)
-  if expires_at >= 0 then
-    redis.call('PEXPIREAT', ERASED, string.format('%.0f', expires_at))
+  redis.pcall('XADD', UNREAD, 'MAXLEN', '=', math.max(1, math.floor(LOG_BYTES / bytes)), '*', 'id', entry[1], unpack(entry[2]))
+  redis.pcall('XTRIM', UNREAD, 'MINID', '=', string.format('%.0f', now - FRESH_MS))
+  redis.pcall('PEXPIRE', UNREAD, FRESH_MS)
+end
+
+-- Erase a document's changes, `id` being the last. A document that has changed more often than one script can erase takes all that
+-- is as old out of the log.
+local function erase_now(id)
+  local now, last = clock(), math.min(#collected + MOST_ERASED, 4 * MOST_ERASED)
+  while id do
+    local entry = redis.call('XRANGE', LOG, id, id)[1]
+    if not entry then -- trimmed
+      return
+    elseif #collected >= last then
+      local ms, count = string.match(id, '^(%d+)%-(%d+)$')
+      redis.call('XTRIM', LOG, 'MINID', '=', string.format('%s-%.0f', ms, count + 1))
+      return
+    end
+    local after = redis.call('XRANGE', LOG, '(' .. id, '+', 'COUNT', 1)[1]
+    collected[#collected + 1], following[id] = id, after and after[1] or '-'
+    keep_fresh(entry, now)
+    id = string.match(entry[2][6] or '', '^(%d+%-%d+) ')
   end
-  erased = erased + #ids
 end
 
 local function erase(id)
@@ -67,8 +70,35 @@ local function erase_expired(name)
     redis.call('HDEL', LATEST, name)
     erase_now(id)
   else
-    redis.call('XTRIM', LOG, 'MINID', '=', string.format('%.0f', clock() - SOON_MS))
+    redis.call('XTRIM', LOG, 'MINID', '=', string.format('%.0f', clock() - SOON_MS + DAY_MS)) -- a day, for clocks that differ
   end
+end
+
+-- Take what was collected out of the log. Who has read up to one of these changes goes on with the entry that came after it, so
+-- ERASED knows that one.
+local function erase_collected()
+  if #collected == 0 then
+    return
+  end
+  for from = 1, #collected, MOST_ARGUMENTS / 2 do
+    local ids, known = slice(collected, from, math.min(from + MOST_ARGUMENTS / 2 - 1, #collected)), {}
+    for i, id in ipairs(ids) do
+      local after = following[id]
+      while following[after] do
+        after = following[after]
+      end
+      following[id] = after -- so that the way is short for those before it
+      known[2 * i - 1], known[2 * i] = 0, id .. ' ' .. after
+    end
+    redis.call('XDEL', LOG, unpack(ids))
+    redis.pcall('ZADD', ERASED, unpack(known))
+  end
+  redis.pcall('ZREMRANGEBYRANK', ERASED, 0, -MOST_KNOWN - 1)
+  local expires_at = redis.call('PEXPIRETIME', LOG)
+  if expires_at >= 0 then
+    redis.call('PEXPIREAT', ERASED, string.format('%.0f', expires_at))
+  end
+  collected, following = {}, {}
 end
 
 -- Whether a position is a change that was erased, and nothing that came after it is missing.
@@ -79,8 +109,7 @@ local function is_erased_position(id)
       return false
     end
     id = string.sub(known, #id + 2)
-    local entry = redis.call('XRANGE', LOG, id, '+', 'COUNT', 1)[1]
-    if entry and entry[1] == id then
+    if redis.call('XRANGE', LOG, id, id)[1] then
       return true
     end
   end

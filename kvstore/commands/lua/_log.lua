@@ -27,9 +27,31 @@ local function slice(list, first, last)
   return part
 end
 
+-- Whether one change came before another, by their ids.
+local function is_before(one, other)
+  local one_ms, one_count = string.match(one, '^(%d+)%-(%d+)$')
+  local other_ms, other_count = string.match(other, '^(%d+)%-(%d+)$')
+  if one_ms == other_ms then
+    return tonumber(one_count) < tonumber(other_count)
+  end
+  return tonumber(one_ms) < tonumber(other_ms)
+end
+
 -- Where the first write of a script is one like this, a full Redis lets it through, and with it what follows in the script.
 local function write_nothing()
   redis.call('DEL', SCRATCH)
+end
+
+-- The time in ms of a change that was appended: that of its id, unless the clock has gone back since the last change. Then ids go on
+-- from there, with a count that is not 0, while documents expire by the clock.
+local clock_ms
+local function time_of(id)
+  local ms, count = string.match(id, '^(%d+)%-(%d+)$')
+  if count == '0' then
+    return tonumber(ms)
+  end
+  clock_ms = clock_ms or clock()
+  return math.min(tonumber(ms), clock_ms)
 end
 
 -- Append a document's change to the log and return its id, which is the document's entity-tag, and its time in ms. An entry
@@ -58,7 +80,7 @@ local function append(length, op, name, before, ttl_ms, shape, fields, first, la
     id = redis.call('XADD', LOG, 'MAXLEN', '~', keep, 'LIMIT', MOST_TRIMMED, '*', op, name, 'ttl', ttl_ms, '$packed', shape, '',
       packed)
   end
-  return id, tonumber(string.match(id, '^%d+'))
+  return id, time_of(id)
 end
 
 -- What Redis knows of the log, which is there.

@@ -12,7 +12,7 @@ local function delete_recursive(_, at)
   check_types('')
   local deleted, seen, has_jobs = 0, 0, redis.call('EXISTS', READY_AT) == 1
   for _, name in ipairs(names) do
-    if erased >= MOST_ERASED then
+    if #collected >= MOST_ERASED then
       break
     end
     seen = seen + 1

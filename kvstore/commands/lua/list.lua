@@ -91,7 +91,7 @@ local function list(_, at)
       elseif relative ~= '' and redis.call('EXISTS', prefix .. name) == 0 then
         record_expired(name)
         expired = expired + 1
-        if expired == MOST_EXPIRED or erased >= MOST_ERASED then
+        if expired == MOST_EXPIRED or #collected >= MOST_ERASED then
           return {'again'}
         end
       end

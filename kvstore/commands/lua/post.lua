@@ -4,7 +4,7 @@
 --        3 ttl_ms  4 length of the log  5 what follows the entity-tag in our own field  6 'sv' where values are server values
 --        7 ms for which a job is held back, 0 for none  8… field, value, …
 -- reply  {'created', entity-tag, the document's name, all its fields, as in put.lua the ms at which the
---        namespace's own keys expire}, {'no sum', field}
+--        namespace's own keys expire, the ms at which the document does}, {'no sum', field}
 
 local function post(_, at, last)
   local container, delay_ms = ARGV[at + 1], tonumber(ARGV[at + 6])
@@ -37,5 +37,5 @@ local function post(_, at, last)
   end
   local fields = slice(ARGV, at + 7, last)
   fields[#fields + 1], fields[#fields + 2] = '$kv', id .. ARGV[at + 4]
-  return {'created', id, name, fields, new_expiry}
+  return {'created', id, name, fields, new_expiry, now + ARGV[at + 2]}
 end

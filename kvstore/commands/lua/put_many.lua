@@ -4,7 +4,7 @@
 --        3… for each run of documents that are alike: how many, how many arguments each has, ttl_ms, what follows the
 --        entity-tag in our own field; and for each document its name in names and log, field, value, …
 -- reply  {'done', the entity-tags, a letter for each: 'c' created or 'r' replaced, as in put.lua the ms at which the
---        namespace's own keys expire}; {'refused'} where one would be, with nothing changed
+--        namespace's own keys expire, the time in ms of the last change}; {'refused'} where one would be, with nothing changed
 
 -- How many fields each has, its entity-tag, and what the expiry index says of it. Raises WRONGTYPE, and where one is not plainly ours: a job,
 -- or another client's hash.
@@ -54,5 +54,5 @@ local function put_many(_, at, last)
     end
   end
   sweep_sometimes(prefix, now)
-  return {'done', tags, table.concat(words), new_expiry}
+  return {'done', tags, table.concat(words), new_expiry, now}
 end

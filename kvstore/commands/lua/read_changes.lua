@@ -1,6 +1,7 @@
 -- What has changed in a namespace since a place in its log.
 -- KEYS   1 log  2 expiry  3 released
 -- ARGV   1 the place  2 most changes  3 what stands before a name in the documents' keys  4 most bytes, about
+--        5 'live' for who has followed since that place: with changes whose documents have gone a moment ago; else ''
 -- reply  {'again'} where so many documents have expired that Redis does something else in between; {'entries', entries of the log, the ms until the next document expires (-1: none does), the place in what is released,
 --        'more' where that is not all, else nil, where there are none and the place is no entry: the place from now on},
 --        {'lost'} where the log does not hold all of them, or not the place: it was trimmed, or Redis was emptied, or it has
@@ -61,6 +62,35 @@ local function entries_since(place, most, most_bytes)
   end
 end
 
+-- The same, and among them the changes that came after the place and were erased a moment ago.
+local function with_unread(entries, place, has_more, most_bytes)
+  local unread, last = redis.pcall('XRANGE', UNREAD, '-', '+'), entries[#entries]
+  local all = {}
+  for _, entry in ipairs(last and not unread.err and unread or {}) do
+    local id = entry[2][2]
+    if is_before(place, id) and not (has_more and is_before(last[1], id)) then
+      all[#all + 1] = {id, slice(entry[2], 3, #entry[2])}
+    end
+  end
+  if #all == 0 then
+    return entries, has_more
+  end
+  for _, entry in ipairs(entries) do
+    all[#all + 1] = entry
+  end
+  table.sort(all, function(one, other) return is_before(one[1], other[1]) end)
+  local bytes = 0
+  for i, entry in ipairs(all) do
+    if bytes > most_bytes then
+      return slice(all, 1, i - 1), true
+    end
+    for _, part in ipairs(entry[2]) do
+      bytes = bytes + #part
+    end
+  end
+  return all, has_more
+end
+
 -- The reply where the log has lost nothing.
 local function page(entries, has_more, wait)
   local released = redis.pcall('XREVRANGE', RELEASED, '+', '-', 'COUNT', 1)[1] -- of another type it frees nothing
@@ -75,6 +105,7 @@ local function read_changes(_, at)
     if sweep(ARGV[at + 2], now, MOST_EXPIRED) == MOST_EXPIRED then -- all of it: no entry is shown of what has expired
       return {'again'}
     end
+    erase_collected()
     wait = wait_for_expiry(now)
   end
   local left_ms = redis.call('PTTL', LOG)
@@ -85,6 +116,9 @@ local function read_changes(_, at)
   -- Where the place is still there, so is all that came after it.
   if not (is_there or is_erased_position(from) or is_whole_since(from, now)) then
     return {'lost'}
+  end
+  if ARGV[at + 4] == 'live' then
+    entries, has_more = with_unread(entries, from, has_more, most_bytes)
   end
   local reply = page(entries, has_more, wait)
   if not is_there and not entries[1] then

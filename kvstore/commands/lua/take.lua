@@ -94,7 +94,7 @@ local function take(_, at)
       passed = passed + 1
     elseif relative ~= '' and not fields.err and #fields == 0 then
       record_expired(name)
-      passed = erased < MOST_ERASED and passed + 1 or MOST_DUE
+      passed = #collected < MOST_ERASED and passed + 1 or MOST_PASSED
     elseif #fields > 0 then
       local _, tag, meta, job = inspect(prefix .. name)
       job = job or {attempts = 0, ready_at = 0, reason = '-'}
