@@ -24,7 +24,7 @@ FILES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 MODULES = {name: ast.parse(path.read_text("utf-8")) for name, path in FILES.items()}
 
 # From top to bottom: a package imports only from itself and from those above it.
-PACKAGES = ["core", "commands", "http", "stores", "live", "runtime", "serving", "tasks", "asgi", "cli"]
+PACKAGES = ["core", "commands", "access", "http", "stores", "live", "runtime", "serving", "tasks", "asgi", "cli"]
 
 # What is not of the standard library, and which modules or packages may import it.
 LIBRARIES = {

@@ -1,0 +1,17 @@
+"""Who asks: the claims of a token (RFC 7519), or what an application says of its own client."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+
+class Principal(NamedTuple):
+    """Claims that were verified. `expires_at_s` is when they end, in s since the epoch; None where they do not."""
+
+    claims: Mapping[str, Any]
+    expires_at_s: float | None = None
+
+    @property
+    def subject(self) -> str | None:
+        """The claim `sub`, None where it is no string."""
+        subject = self.claims.get("sub")
+        return subject if isinstance(subject, str) else None
