@@ -9,7 +9,7 @@ import asyncio
 import os
 import socket
 import ssl
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from itertools import chain
@@ -21,6 +21,8 @@ from werkzeug.exceptions import BadRequest, ClientDisconnected, HTTPException, R
 from werkzeug.routing import BaseConverter
 from werkzeug.wsgi import get_input_stream
 
+from kvstore.access.principal import Claims, as_principal
+from kvstore.access.views import Rules
 from kvstore.commands.subscriptions import Follow, LongPoll
 from kvstore.core.errors import InvalidRequest, Problem
 from kvstore.core.paths import escape
@@ -28,7 +30,7 @@ from kvstore.core.settings import Settings, read_settings
 from kvstore.http.hosts import is_loopback
 from kvstore.http.messages import MAX_BODY_BYTES, Request, Response, refuse
 from kvstore.http.protocol import Outcome, render
-from kvstore.runtime import ClientGone, Runtime, connect, open_runtime
+from kvstore.runtime import ClientGone, RulesSource, Runtime, connect, mounted_rules, open_runtime
 from kvstore.serving.background import Background
 from kvstore.serving.buffered_stream import BufferedStream
 from kvstore.serving.exchange import Asked, cut_off, decide, decide_for_host, respond, stream_fields, too_large
@@ -54,6 +56,8 @@ class FlaskRuntime(NamedTuple):
     settings: Settings
     store: BlockingStore
     background: Background
+    rules: Rules | None = None  # None: everything is permitted
+    principal: Callable[[], Claims | None] | None = None
 
 
 def make_blueprint(runtime: FlaskRuntime) -> flask.Blueprint:
@@ -88,7 +92,7 @@ def _answer(runtime: FlaskRuntime, environ: Environ, prefix_segments: int) -> fl
     except Problem as problem:
         return as_response(respond(request, problem, runtime.settings))
     deciding = decide_for_host if _is_development_server_on_loopback(environ) else decide
-    decision = deciding(request, runtime.settings)
+    decision = deciding(request, runtime.settings, runtime.rules, as_principal(runtime.principal and runtime.principal()))
     if isinstance(decision, Response):
         return as_response(decision)
     outcome: Outcome | Exception
@@ -275,11 +279,15 @@ def create_app() -> flask.Flask:
     return app
 
 
-def blueprint() -> flask.Blueprint:
+def blueprint(*, principal: Callable[[], Claims | None] | None = None, rules: RulesSource | None = None) -> flask.Blueprint:
     """Return the service as a blueprint, with the settings in the environment; raises InvalidSetting.
 
-    Register it at a prefix of your choice: `app.register_blueprint(kvstore.blueprint(), url_prefix="/kv")`.
+    Register it at a prefix of your choice: `app.register_blueprint(kvstore.blueprint(), url_prefix="/kv")`. `principal` says
+    who asks: claims, or None for nobody. It is called in the context of a request, without arguments. Then `rules` judge what
+    they ask for: a file, or a list of rows.
     """
-    store, settings = connect(read_settings(os.environ))
+    settings = read_settings(os.environ)
+    judging = mounted_rules(settings, rules) if principal else None
+    store, settings = connect(settings)
     limited = replace(settings, max_streams=min(settings.max_streams, MAX_STREAMS))
-    return make_blueprint(FlaskRuntime(settings, store, Background(lambda: open_runtime(limited))))
+    return make_blueprint(FlaskRuntime(settings, store, Background(lambda: open_runtime(limited)), judging, principal))

@@ -49,7 +49,7 @@ WORLD = {
     # The Lua files lie beside scripts; embedded asks whether fakeredis is there; the package loads public names late.
     "importlib": {"commands.scripts", "stores.embedded", "__init__"},
     "logging": {"core.errors", "stores", "live", "runtime", "serving.connection", "serving.server", "tasks"},
-    "os": {"stores.embedded", "serving", "tasks", "asgi"},
+    "os": {"stores.embedded", "runtime", "serving", "tasks", "asgi"},
     "pathlib": {"stores.embedded", "runtime", "serving.gunicorn_config"},
     "random": {"live.stream_session"},
     "resource": {"serving.gunicorn_worker"},
@@ -67,8 +67,20 @@ WORLD = {
 
 # The rest of the standard library that is in use: it touches nothing.
 PURE = {
-    *("array", "collections", "concurrent", "contextlib", "dataclasses", "datetime", "email", "functools", "hashlib"),
-    *("http", "ipaddress", "itertools", "json", "re", "struct", "traceback", "types", "typing", "urllib", "weakref"),
+    *(
+        "array",
+        "enum",
+        "collections",
+        "concurrent",
+        "contextlib",
+        "dataclasses",
+        "datetime",
+        "email",
+        "functools",
+        "hashlib",
+        "inspect",
+    ),
+    *("http", "ipaddress", "itertools", "json", "re", "struct", "tomllib", "traceback", "types", "typing", "urllib", "weakref"),
 }
 
 
