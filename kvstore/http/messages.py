@@ -145,16 +145,6 @@ def ttl_s(ttl_ms: int) -> int:
     return max(1, -(-ttl_ms // 1000))
 
 
-_DURATION = re.compile(r"([0-9]{1,12})([smhd]?)")
-_UNITS_S = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
-
-
-def parse_duration_s(text: str) -> int | None:
-    """Parse a duration (`90`, `90s`, `5m`, `2h`, `7d`) into seconds; None for any other text."""
-    found = _DURATION.fullmatch(text)
-    return int(found[1]) * _UNITS_S[found[2]] if found else None
-
-
 def with_ttl(text: bytes, ttl_ms: int | None) -> bytes:
     """Return a document with the remaining TTL as its last member, if it is an object and expires (`ttl_ms` is not None)."""
     if ttl_ms is None or not text.startswith(b"{"):
