@@ -12,6 +12,7 @@ from kvstore.commands.base import Command, Outcome
 from kvstore.commands.subscriptions import LongPoll
 from kvstore.core.redis_url import parse_redis_url
 from kvstore.core.settings import Settings
+from kvstore.http.gate import Gate, open_gate
 from kvstore.live.hub import Hub
 from kvstore.live.long_poll import LongPolls
 from kvstore.stores import embedded
@@ -58,6 +59,7 @@ class Runtime(NamedTuple):
     store: AsyncStore
     hub: Hub
     long_polls: LongPolls
+    gate: Gate | None = None
 
     def submit(
         self, asked: Command[Outcome] | LongPoll[Outcome], done: Done[Context, Outcome], context: Context
@@ -111,8 +113,11 @@ class ClientGone(Exception):
 
 
 def open_runtime(settings: Settings) -> Runtime:
-    """Return what serves the requests of one event loop, on the Redis of the settings. Nothing is connected yet."""
+    """Return what serves the requests of one event loop, on the Redis of the settings. Nothing is connected yet.
+
+    Raises InvalidSetting.
+    """
     address = parse_redis_url(settings.redis_url, verify_tls=settings.verify_tls)
     store = EditQueue(open_async_store(settings.redis_url, verify_tls=settings.verify_tls))
     hub = Hub(store, address, settings.max_streams)
-    return Runtime(settings, store, hub, LongPolls(store, hub))
+    return Runtime(settings, store, hub, LongPolls(store, hub), open_gate(settings))

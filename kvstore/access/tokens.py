@@ -7,12 +7,12 @@ among the keys by `alg` and `kid`; nothing else of its header counts, and `none`
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from time import time
-from typing import Any, NamedTuple
+from typing import Any
 
 import jwt
 
 from kvstore.access.jwks import Key, KeySource
-from kvstore.access.principal import Principal
+from kvstore.access.principal import IssuedToken, Principal, UnknownKey
 from kvstore.core.errors import Unauthorized
 from kvstore.core.settings import Settings
 
@@ -21,10 +21,6 @@ MAX_CACHED = 4096  # verified tokens that are known again
 MAX_CACHED_BYTES = 2 * 1024  # of a token that is: with its claims, all of them take at most some 50 MiB
 
 _OPTIONS: Any = {"verify_iat": False}  # it decides nothing, and the clock of who issues tokens may be ahead of ours
-
-
-class UnknownKey(Exception):
-    """No key that is here has signed the token; fetch the keys, and try again. The message is for the client."""
 
 
 def invalid_token(detail: str) -> Unauthorized:
@@ -94,17 +90,11 @@ class TokenVerifier:
             yield from self.keys.find(header.get("alg"), header.get("kid"))
 
 
-class Issued(NamedTuple):
-    """A token that was made, and when it expires, in s since the epoch."""
-
-    token: str
-    expires_at_s: int
-
-
-def issue(settings: Settings, *, ttl_s: int, **claims: Any) -> Issued:
+def issue(settings: Settings, *, ttl_s: int, **claims: Any) -> IssuedToken:
     """Return a token that is valid for `ttl_s`, signed with the first secret. Claims that are empty are left out."""
     now = int(time())
     given = {name: value for name, value in claims.items() if value}
     times = {"iat": now, "exp": now + ttl_s}
     audience = {"aud": settings.audience} if settings.audience else {}
-    return Issued(jwt.encode(given | audience | times, settings.secrets[0], algorithm="HS256"), now + ttl_s)
+    token = jwt.encode(given | audience | times, settings.secrets[0], algorithm="HS256")
+    return IssuedToken(token, claims.get("sub") or "", now + ttl_s)

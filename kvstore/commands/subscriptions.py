@@ -3,6 +3,7 @@
 from typing import Generic, NamedTuple
 
 from kvstore.commands.base import Command
+from kvstore.commands.charges import Charge
 from kvstore.commands.presence import Hold
 from kvstore.commands.scripts import Outcome_co
 from kvstore.core.paths import Path
@@ -11,12 +12,13 @@ from kvstore.core.paths import Path
 class LongPoll(NamedTuple, Generic[Outcome_co]):
     """Execute a command again after each change to a path, until its outcome is worth a response, for at most `wait_s`.
 
-    The outcome is the command's. `live/long_poll.py` executes it.
+    The outcome is the command's. `live/long_poll.py` executes it. `charge` counts the request first, once.
     """
 
     command: Command[Outcome_co]
     path: Path
     wait_s: float
+    charge: Charge[None] | None = None
 
 
 class Follow(NamedTuple):
@@ -26,3 +28,4 @@ class Follow(NamedTuple):
     position: str | None
     recursive: bool  # of a container: the snapshot has all documents below it, not only those directly below
     hold: Hold | None = None  # a document to hold as long as the stream lives
+    charge: Charge[None] | None = None  # what counts the request first

@@ -87,7 +87,7 @@ def _envelope(request: Request) -> tuple[bool, list[Request]]:
     atomic = members.get("atomic", "true")
     if atomic not in ("true", "false"):
         raise InvalidDocument('"atomic" must be true or false')
-    return atomic == "true", _requests(members.get("requests", ""), request.base)
+    return atomic == "true", _requests(members.get("requests", ""), request)
 
 
 # A request as most clients write it, in one match of the regular expression. Its body is checked when the request is parsed.
@@ -97,10 +97,11 @@ _is_usual = re.compile(
 ).match
 
 
-def _requests(text: str, base: str) -> list[Request]:
+def _requests(text: str, batch: Request) -> list[Request]:
     if not text.startswith("["):
         raise InvalidDocument('a batch must be {"requests":[…]}, each request with "method" and "path"')
     requests: list[Request] = []
+    of_batch = batch.base, batch.caller
     following = ","
     at = json_text.skip(text, 1)
     if text[at] == "]":
@@ -110,18 +111,18 @@ def _requests(text: str, base: str) -> list[Request]:
             raise ContentTooLarge(f"the batch has more than {MAX_REQUESTS:,} requests; send several batches")
         if usual := _is_usual(text, at):
             method, path, body, following = usual.groups()
-            requests.append(Request(method, path.encode(), {}, body.encode() if body else b"", base))
+            requests.append(Request(method, path.encode(), {}, body.encode() if body else b"", *of_batch))
             at = usual.end()
         else:
             end = json_text.scan(text, at)
-            requests.append(_request(len(requests), text[at:end], base))
+            requests.append(_request(len(requests), text[at:end], batch))
             at = json_text.skip(text, end)
             following = text[at]
             at = json_text.skip(text, at + 1)
     return requests
 
 
-def _request(index: int, part: str, base: str) -> Request:
+def _request(index: int, part: str, batch: Request) -> Request:
     members = json_text.split_object(part.encode())
     method, path, headers = (json.loads(members.get(name, default)) for name, default in _MEMBERS)
     if not isinstance(method, str) or not isinstance(path, str):
@@ -129,7 +130,9 @@ def _request(index: int, part: str, base: str) -> Request:
     if not isinstance(headers, dict) or not all(isinstance(value, str) and _is_field(value) for value in headers.values()):
         raise InvalidDocument(f'request {index}: "headers" must be an object of valid header field values')
     by_name = {name.lower(): value for name, value in headers.items()}
-    return Request(method, path.encode("utf-8", "surrogatepass"), by_name, members.get("body", "").encode(), base)
+    return Request(
+        method, path.encode("utf-8", "surrogatepass"), by_name, members.get("body", "").encode(), batch.base, batch.caller
+    )
 
 
 _is_field = re.compile(r"[\t -~\x80-\xff]*").fullmatch

@@ -10,6 +10,7 @@ from time import gmtime
 from typing import NamedTuple, TypeAlias
 from urllib.parse import parse_qsl
 
+from kvstore.access.caller import Caller
 from kvstore.commands.containers import List
 from kvstore.core import json_text
 from kvstore.core.errors import InvalidParameter, Problem
@@ -17,6 +18,8 @@ from kvstore.core.numbers import parse_number
 
 MAX_BODY_BYTES = json_text.MAX_BYTES
 MAX_TARGET_BYTES = 8190  # of a request in a batch: as much as a request line has
+
+EVENT_STREAM = "text/event-stream"
 
 Headers = tuple[tuple[str, str], ...]
 
@@ -26,7 +29,8 @@ class Request(NamedTuple):
 
     `target` is the raw request target, below the path at which the service is mounted. `base` is that path (`""` or
     `/prefix`). `headers` are by lower-case name; several lines with one name are joined by ", ". `body` is complete: the
-    adapter refuses a body that is larger than MAX_BODY_BYTES or that ended too early.
+    adapter refuses a body that is larger than MAX_BODY_BYTES or that ended too early. `caller` is None where a request needs
+    no Gate.
     """
 
     method: str
@@ -34,6 +38,7 @@ class Request(NamedTuple):
     headers: Mapping[str, str]
     body: bytes = b""
     base: str = ""
+    caller: Caller | None = None
 
 
 class Response(NamedTuple):

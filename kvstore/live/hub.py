@@ -176,6 +176,8 @@ class Hub:
 
     async def follow(self, follow: Follow, subscriber: Subscriber) -> None:
         """Send a subscriber its snapshot, or what it has missed, then every change; raises Problem before the first block."""
+        if follow.charge:
+            await self._store.execute(follow.charge)
         await self._register(subscriber, follow.hold)
         if subscriber.has_left:
             return

@@ -12,12 +12,13 @@ from kvstore.commands.subscriptions import Follow, LongPoll
 from kvstore.core.errors import Problem
 from kvstore.core.paths import escape
 from kvstore.core.settings import read_settings
+from kvstore.http.gate import FetchKeys
 from kvstore.http.hosts import is_loopback
 from kvstore.http.messages import MAX_BODY_BYTES, Headers, Request, Response
 from kvstore.http.protocol import Outcome, render
 from kvstore.runtime import ClientGone, Runtime, locate, open_runtime
 from kvstore.serving.buffered_stream import BufferedStream
-from kvstore.serving.exchange import Asked, Decision, add_field, decide, decide_for_host, respond, stream_fields, too_large
+from kvstore.serving.exchange import Asked, add_field, decide, decide_for_host, respond, stream_fields, too_large
 from kvstore.serving.mount import below_mount
 
 Message = dict[str, Any]
@@ -79,19 +80,25 @@ def _is_server_on_loopback(scope: Message) -> bool:
     return is_loopback(address) and not scope.get("root_path")
 
 
-async def _read(runtime: Runtime, scope: Message, receive: Receive) -> tuple[Request, Decision]:
+async def _read(runtime: Runtime, scope: Message, receive: Receive) -> tuple[Request, Asked | Follow | Response]:
     """Return a request and what to do with it; raises ClientGone."""
     headers: dict[str, str] = {}
     for name, value in scope["headers"]:
         add_field(headers, name.decode("latin-1").lower(), value.decode("latin-1"))
+    if scope.get("scheme") == "https":
+        headers.setdefault("x-forwarded-proto", "https")
     request = Request(scope["method"], b"", headers)
+    if runtime.gate:
+        request = runtime.gate.begin(request, (scope.get("client") or ("",))[0])
     try:
         target, base = below_mount(_target(scope), scope.get("root_path", "").encode())
         request = request._replace(target=target, base=base, body=await _body(receive))
     except Problem as problem:
         return request, respond(request, problem, runtime.settings)
     deciding = decide_for_host if _is_server_on_loopback(scope) else decide
-    return request, deciding(request, runtime.settings)
+    while isinstance(decision := deciding(request, runtime.settings, runtime.gate), FetchKeys):
+        await asyncio.to_thread(decision.keys.fetch)
+    return request, decision
 
 
 async def _outcome(runtime: Runtime, asked: Asked, receive: Receive) -> Outcome | Exception:

@@ -8,33 +8,46 @@ from typing import TypeAlias
 
 from kvstore.commands.base import Command
 from kvstore.commands.subscriptions import Follow, LongPoll
-from kvstore.core.errors import ContentTooLarge, InvalidRequest, Problem, problem_in
+from kvstore.core.errors import ContentTooLarge, InvalidRequest, Problem, TooManyRequests, problem_in
 from kvstore.core.settings import Settings
 from kvstore.http.cors import shown_to
+from kvstore.http.gate import FetchKeys, Gate
 from kvstore.http.hosts import check_host
 from kvstore.http.messages import MAX_BODY_BYTES, Headers, Request, Response, refuse
 from kvstore.http.protocol import STREAM, Outcome, parse, render
 
 Asked: TypeAlias = Command[Outcome] | LongPoll[Outcome]
-Decision: TypeAlias = Asked | Follow | Response
+Decision: TypeAlias = Asked | Follow | Response | FetchKeys
 
 
-def decide(request: Request, settings: Settings) -> Decision:
-    """Return what a request asks for, or its response if the store is not needed."""
+def decide(request: Request, settings: Settings, gate: Gate | None = None) -> Decision:
+    """Return what a request asks for, or its response if the store is not needed.
+
+    With a gate the request must have a caller, by Gate.begin().
+    """
     try:
-        decision = parse(request, settings)
+        decision = _decide(request, settings, gate)
     except Exception as error:
         return respond(request, error, settings)
     return _show(request, decision, settings) if isinstance(decision, Response) else decision
 
 
-def decide_for_host(request: Request, settings: Settings) -> Decision:
+def _decide(request: Request, settings: Settings, gate: Gate | None) -> Decision:
+    if gate is None:
+        return parse(request, settings)
+    if (answer := gate.admit(request)) is not None:
+        return answer
+    decision = parse(request, settings)
+    return decision if isinstance(decision, Response) else gate.charge(request, decision)
+
+
+def decide_for_host(request: Request, settings: Settings, gate: Gate | None = None) -> Decision:
     """Do the same for a server that web pages could reach by DNS rebinding: check Host first."""
     try:
         check_host(request.headers, settings)
     except Problem as problem:
         return respond(request, problem, settings)
-    return decide(request, settings)
+    return decide(request, settings, gate)
 
 
 def respond(request: Request, outcome: Outcome | Exception, settings: Settings) -> Response:
@@ -45,6 +58,8 @@ def respond(request: Request, outcome: Outcome | Exception, settings: Settings) 
         response = render(request, outcome)
     except Exception as error:
         response = refuse(problem_in(error))
+    if request.caller and request.caller.quota and response.status != TooManyRequests.status:
+        response = response._replace(headers=response.headers + request.caller.quota.fields)
     return _show(request, response, settings) if "origin" in request.headers else response
 
 
@@ -55,7 +70,8 @@ def _show(request: Request, response: Response, settings: Settings) -> Response:
 
 def stream_fields(request: Request, settings: Settings) -> Headers:
     """Return the header fields of a response that is a stream."""
-    return STREAM + shown_to(request, settings)
+    quota = request.caller.quota.fields if request.caller and request.caller.quota else ()
+    return STREAM + quota + shown_to(request, settings)
 
 
 def add_field(headers: dict[str, str], name: str, value: str) -> None:

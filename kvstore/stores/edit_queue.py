@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvstore.commands.base import Command, Idempotent, Outcome
+from kvstore.commands.charges import Charge
 from kvstore.commands.documents import Edit
 from kvstore.core.errors import Problem, unavailable
 from kvstore.stores.pipelined import AsyncStore, executed
@@ -39,7 +40,9 @@ class EditQueue:
 
     def submit(self, command: Command[Outcome], done: Done[Context, Outcome], context: Context) -> None:
         """As PipelinedStore.submit."""
-        edit = command.command if isinstance(command, Idempotent) else command
+        edit: Command[Outcome] | None = command
+        while isinstance(edit, Idempotent | Charge):
+            edit = edit.command
         if not isinstance(edit, Edit):
             self._store.submit(command, done, context)
             return

@@ -12,7 +12,8 @@ import pytest
 
 from kvstore.access import jwks as jwks_module
 from kvstore.access.jwks import InvalidKeys, KeySource, parse_jwks
-from kvstore.access.tokens import MAX_BYTES, TokenVerifier, UnknownKey, issue
+from kvstore.access.principal import UnknownKey
+from kvstore.access.tokens import MAX_BYTES, TokenVerifier, issue
 from kvstore.core.errors import Unauthorized
 from kvstore.core.settings import InvalidSetting, Settings, read_settings
 from tests.support.tokens import BAD, GOOD, HS256, OLD_SECRET, SECRET, by_hand, in_s, jwk, jwks, private_key, public_pem, signed
@@ -103,7 +104,7 @@ def test_an_audience(aud: Any, is_accepted: bool) -> None:
 def test_an_issued_token() -> None:
     """It is signed with the first secret, and has the audience; claims without a value are left out."""
     settings = Settings(secrets=SECRETS, audience="app")
-    token, expires_at_s = issue(settings, ttl_s=90, sub="ada", roles=[])
+    token, _, expires_at_s = issue(settings, ttl_s=90, sub="ada", roles=[])
     principal = TokenVerifier(SECRETS[:1], None, "app").principal(token)
     assert set(principal.claims) == {"sub", "aud", "iat", "exp"}
     assert principal.expires_at_s == expires_at_s
