@@ -27,3 +27,27 @@ class IssuedToken(NamedTuple):
     token: str
     subject: str
     expires_at_s: int
+
+
+Claims = Mapping[str, Any]
+
+
+def as_principal(claims: Claims | None) -> Principal | None:
+    """Return the principal with some claims, the same one for the same claims if it was asked for lately; None for None."""
+    if claims is None:
+        return None
+    at = repr(claims)
+    principal = _principals.get(at)
+    if principal is None or principal.claims != claims:
+        if len(_principals) >= MAX_PRINCIPALS:
+            _principals.clear()
+        expires_at_s = claims.get("exp")
+        principal = Principal(dict(claims), expires_at_s if isinstance(expires_at_s, int | float) else None)
+        if len(at) <= MAX_KEPT_CHARACTERS:
+            _principals[at] = principal
+    return principal
+
+
+_principals: dict[str, Principal] = {}
+MAX_PRINCIPALS = 512
+MAX_KEPT_CHARACTERS = 4096  # of claims, as text

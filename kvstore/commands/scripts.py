@@ -71,6 +71,7 @@ def _idempotent(name: str, *called: str) -> Script[Any]:
 _SHARED = ("_log", "_jobs", "_erasure", "_index", "_documents", "_order", "_server_values")  # each uses only those before it
 
 READ = _named("read", _text("read"))
+EXISTS = _named("exists", _text("exists"))
 GET = _act("get")
 PUT = _act("put")
 PATCH = _act("patch")

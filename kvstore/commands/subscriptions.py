@@ -4,7 +4,9 @@ from typing import Generic, NamedTuple
 
 from kvstore.commands.base import Command
 from kvstore.commands.charges import Charge
+from kvstore.commands.guarded import Guarded
 from kvstore.commands.presence import Hold
+from kvstore.commands.rights import Right, Touches, everything_below, reads
 from kvstore.commands.scripts import Outcome_co
 from kvstore.core.paths import Path
 
@@ -29,3 +31,10 @@ class Follow(NamedTuple):
     recursive: bool  # of a container: the snapshot has all documents below it, not only those directly below
     hold: Hold | None = None  # a document to hold as long as the stream lives
     charge: Charge[None] | None = None  # what counts the request first
+    permit: Guarded[None] | None = None  # what decides, at the start and from time to time, whether the stream is permitted
+    expires_at_s: float | None = None  # when it ends, since the token that asked for it does
+
+    @property
+    def touches(self) -> Touches:
+        reading = everything_below(self.path, Right.READ) if self.path.is_container else reads(self.path)
+        return (*self.hold.touches, *reading) if self.hold else reading

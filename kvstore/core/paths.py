@@ -117,7 +117,7 @@ def _parse(raw: bytes) -> Path:
         parts.pop()
     if len(parts) > MAX_SEGMENTS:
         raise InvalidPath(f"the path has more than {MAX_SEGMENTS} segments; use fewer levels")
-    segments = [_encode_segment(part) for part in parts]
+    segments = [encode_segment(part) for part in parts]
     path = "/" + "/".join(segments)
     # Documents of one segment and the root document are in the root namespace. No segment can be named `/`.
     if len(segments) >= 2 or (segments and is_container):
@@ -133,7 +133,8 @@ def _parse(raw: bytes) -> Path:
     )
 
 
-def _encode_segment(raw: bytes) -> str:
+def encode_segment(raw: bytes) -> str:
+    """Return a segment in canonical spelling, from a percent-encoded one; raises InvalidPath."""
     try:
         segment = unquote_to_bytes(raw).decode("utf-8")
     except UnicodeDecodeError:
@@ -143,6 +144,20 @@ def _encode_segment(raw: bytes) -> str:
     if _CONTROL.search(segment):
         raise InvalidPath("a segment of the path has a control character; remove it")
     return quote(segment, safe=_LITERAL)
+
+
+def as_segment(text: str) -> str | None:
+    """Return a text as one segment in canonical spelling, None if it cannot be one."""
+    try:
+        return encode_segment(quote(text, safe="").encode())
+    except (InvalidPath, UnicodeEncodeError):
+        return None
+
+
+def segments_of(path: Path) -> list[str]:
+    """Return the segments of a path, in canonical spelling."""
+    text = path.text.removesuffix("/")
+    return text.split("/")[1:]
 
 
 def _keys(namespace: str, name: str) -> Keys:

@@ -158,6 +158,7 @@ SETTINGS = (
         "KVSTORE_ORIGINS", LOCAL, _origins, "origins whose web pages may use it, separated by spaces; `*` for all, or `none`"
     ),
     Setting("KVSTORE_HOSTS", "", _hosts, "names besides `localhost` for which it answers on loopback, separated by spaces"),
+    Setting("KVSTORE_RULES", "", str, "file with the access rules; empty: with tokens, only the role `admin` has access"),
     Setting("KVSTORE_MAX_TTL", str(YEAR_S), _number(1, MAX_TTL_S), "largest TTL that a client may request, in seconds"),
     Setting("KVSTORE_MAX_STREAMS", "10000", _number(0, 1_000_000), "largest number of open streams, in each process"),
     Setting("KVSTORE_MAX_CONNECTIONS", "16384", _number(1, 1_000_000), "largest number of connections, in each process"),
@@ -194,6 +195,7 @@ class Settings:
     max_memory_bytes: int = 0  # of the embedded server; 0: half of what this process may use
     origins: Origins = LOCAL_ORIGINS
     hosts: frozenset[str] = LOCAL_HOSTS  # in lower case and without a port
+    rules: str = ""  # a file; "" for none
     max_ttl_s: int = YEAR_S
     default_ttl_s: int = YEAR_S  # of a document written without a TTL: one year, or max_ttl_s if that is less
     log_length: int = 1000
@@ -234,6 +236,7 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         max_memory_bytes=values["KVSTORE_MAXMEMORY"] or 0,
         origins=values["KVSTORE_ORIGINS"],
         hosts=values["KVSTORE_HOSTS"] or LOCAL_HOSTS,
+        rules=values["KVSTORE_RULES"],
         max_ttl_s=values["KVSTORE_MAX_TTL"],
         default_ttl_s=min(YEAR_S, values["KVSTORE_MAX_TTL"]),
         log_length=values["KVSTORE_LOG_LENGTH"],

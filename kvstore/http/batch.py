@@ -22,8 +22,9 @@ from kvstore.commands.batch import (
     BatchOutcome,
     Refused,
     Step,
+    check_atomic,
 )
-from kvstore.commands.documents import ConditionalGet, Edit, Get
+from kvstore.commands.documents import ConditionalGet, Get
 from kvstore.core import json_text
 from kvstore.core.errors import (
     BatchRefused,
@@ -64,21 +65,8 @@ def parse_batch(request: Request, parse: Callable[[Request], Command[object] | R
         except Problem as problem:
             steps.append(Answered(problem))
     if atomic:
-        _check_atomic(steps)
+        check_atomic(steps)
     return Batch(requests, steps, {}, atomic, once="idempotency-key" in request.headers)
-
-
-def _check_atomic(steps: list[Step[Answer]]) -> None:
-    commands = [step for step in steps if not isinstance(step, Answered)]
-    if len({command.path.namespace for command in commands}) > 1:
-        raise NotInBatch('the requests of an atomic batch must have paths with the same first segment; or send "atomic":false')
-    paths = [command.path.text for command in commands if not isinstance(command, ConditionalGet)]
-    for command in commands:
-        if isinstance(command, Edit) and paths.count(command.path.text) > 1:
-            raise NotInBatch(
-                f"an atomic batch cannot write {command.path.text} more than once if one of the writes is a nested merge patch"
-                ' or a JSON Patch; send one write for it, or "atomic":false'
-            )
 
 
 def _envelope(request: Request) -> tuple[bool, list[Request]]:
@@ -87,7 +75,7 @@ def _envelope(request: Request) -> tuple[bool, list[Request]]:
     atomic = members.get("atomic", "true")
     if atomic not in ("true", "false"):
         raise InvalidDocument('"atomic" must be true or false')
-    return atomic == "true", _requests(members.get("requests", ""), request)
+    return atomic == "true", _requests(members.get("requests", ""), request.base)
 
 
 # A request as most clients write it, in one match of the regular expression. Its body is checked when the request is parsed.
@@ -97,11 +85,10 @@ _is_usual = re.compile(
 ).match
 
 
-def _requests(text: str, batch: Request) -> list[Request]:
+def _requests(text: str, base: str) -> list[Request]:
     if not text.startswith("["):
         raise InvalidDocument('a batch must be {"requests":[…]}, each request with "method" and "path"')
     requests: list[Request] = []
-    of_batch = batch.base, batch.caller
     following = ","
     at = json_text.skip(text, 1)
     if text[at] == "]":
@@ -111,18 +98,18 @@ def _requests(text: str, batch: Request) -> list[Request]:
             raise ContentTooLarge(f"the batch has more than {MAX_REQUESTS:,} requests; send several batches")
         if usual := _is_usual(text, at):
             method, path, body, following = usual.groups()
-            requests.append(Request(method, path.encode(), {}, body.encode() if body else b"", *of_batch))
+            requests.append(Request(method, path.encode(), {}, body.encode() if body else b"", base))
             at = usual.end()
         else:
             end = json_text.scan(text, at)
-            requests.append(_request(len(requests), text[at:end], batch))
+            requests.append(_request(len(requests), text[at:end], base))
             at = json_text.skip(text, end)
             following = text[at]
             at = json_text.skip(text, at + 1)
     return requests
 
 
-def _request(index: int, part: str, batch: Request) -> Request:
+def _request(index: int, part: str, base: str) -> Request:
     members = json_text.split_object(part.encode())
     method, path, headers = (json.loads(members.get(name, default)) for name, default in _MEMBERS)
     if not isinstance(method, str) or not isinstance(path, str):
@@ -130,9 +117,7 @@ def _request(index: int, part: str, batch: Request) -> Request:
     if not isinstance(headers, dict) or not all(isinstance(value, str) and _is_field(value) for value in headers.values()):
         raise InvalidDocument(f'request {index}: "headers" must be an object of valid header field values')
     by_name = {name.lower(): value for name, value in headers.items()}
-    return Request(
-        method, path.encode("utf-8", "surrogatepass"), by_name, members.get("body", "").encode(), batch.base, batch.caller
-    )
+    return Request(method, path.encode("utf-8", "surrogatepass"), by_name, members.get("body", "").encode(), base)
 
 
 _is_field = re.compile(r"[\t -~\x80-\xff]*").fullmatch

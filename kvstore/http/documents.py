@@ -96,7 +96,7 @@ def parse_patch(request: Request, path: Path, query: Query, settings: Settings) 
         asked_ms = _asked_ttl_ms(query, encoded.ttl_s, settings)
         # Redis applies a patch without objects field by field, so writers of different members never conflict.
         if encoded.is_object and not any(value.startswith(b"{") for value in encoded.fields[1::2]):
-            return Patch(path, encoded, asked_ms, default_ms, preconditions, settings.log_length)
+            return Patch(path, encoded, asked_ms, default_ms, preconditions, settings.log_length, request.body)
         transform = merge_patch_transform(request.body, asked_ms=asked_ms, default_ms=default_ms)
     return Edit(path, transform, preconditions, settings.log_length, once="idempotency-key" in request.headers)
 
@@ -136,6 +136,9 @@ def render_found(request: Request, found: Found) -> Response:
 
 def _written(request: Request, status: int, document: Found, headers: Headers) -> Response:
     """Return the response to a write, with or without a body as the request prefers (RFC 7240)."""
+    if not document.text:  # the client may not read it
+        reply = _document(status, document, headers)
+        return reply._replace(status=204 if status == 200 else status, headers=_without_type(reply.headers))
     return apply_preference(request, _document(status, document, headers))
 
 
@@ -147,8 +150,11 @@ def apply_preference(request: Request, reply: Response) -> Response:
     headers = (*reply.headers, ("Preference-Applied", f"return={preference}"))
     if preference == "representation":
         return reply._replace(headers=headers)
-    kept = tuple((name, value) for name, value in headers if name != "Content-Type")
-    return Response(204 if reply.status == 200 else reply.status, kept)
+    return Response(204 if reply.status == 200 else reply.status, _without_type(headers))
+
+
+def _without_type(headers: Headers) -> Headers:
+    return tuple((name, value) for name, value in headers if name != "Content-Type")
 
 
 def _preference(headers: Mapping[str, str]) -> str | None:
@@ -161,9 +167,10 @@ def render_appended(request: Request, appended: Appended) -> Response:
     """Return the response to a POST."""
     path, document = appended
     location = (("Location", request.base + path),)
-    reply = _written(request, 201, document, location)
-    if _preference(request.headers):
-        return reply
+    preference = _preference(request.headers)
+    reply = _document(201, document, location)
+    if preference == "minimal" or (preference and document.text):
+        return apply_preference(request, reply)
     receipt = {"path": path, "etag": f'"{document.tag}"', "ttl": ttl_s(document.ttl_ms or 0)}
     return reply._replace(body=json.dumps(receipt, separators=(",", ":")).encode() + b"\n")
 

@@ -29,8 +29,8 @@ class Request(NamedTuple):
 
     `target` is the raw request target, below the path at which the service is mounted. `base` is that path (`""` or
     `/prefix`). `headers` are by lower-case name; several lines with one name are joined by ", ". `body` is complete: the
-    adapter refuses a body that is larger than MAX_BODY_BYTES or that ended too early. `caller` is None where a request needs
-    no Gate.
+    adapter refuses a body that is larger than MAX_BODY_BYTES or that ended too early. `subject` is the one of its token.
+    `caller` is None where a request needs no Gate.
     """
 
     method: str
@@ -38,6 +38,7 @@ class Request(NamedTuple):
     headers: Mapping[str, str]
     body: bytes = b""
     base: str = ""
+    subject: str | None = None
     caller: Caller | None = None
 
 

@@ -253,8 +253,11 @@ def _idempotent(
     if not 1 <= len(key) <= 255:
         raise InvalidRequest("an Idempotency-Key must have 1 to 255 characters")
     asked = (request.method, request.target, request.body, *(request.headers.get(name) for name in _ASKED_BY))
+    owned = key
+    if request.subject is not None:  # its keys are its own
+        asked, owned = (*asked, request.subject), repr((request.subject, key))
     fingerprint = hashlib.sha256(repr(asked).encode()).hexdigest()
-    kept = own_key(path, "idempotency:" + hashlib.sha256(key.encode()).hexdigest())
+    kept = own_key(path, "idempotency:" + hashlib.sha256(owned.encode("utf-8", "backslashreplace")).hexdigest())
     return Idempotent(command, kept, fingerprint, reader=reader)
 
 

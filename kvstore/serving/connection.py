@@ -226,7 +226,7 @@ class ClientConnection(asyncio.Protocol):
         runtime = self._runtime
         # For an identical block of fields the reader returns the same object, whose Host has been checked.
         deciding = decide if request.headers is self._accepted else self._server.decide
-        decision = deciding(request, runtime.settings, runtime.gate)
+        decision = deciding(request, runtime.settings, runtime.rules, None, runtime.gate)
         if isinstance(decision, Response):
             self._send(request, decision)
         elif isinstance(decision, Follow):

@@ -4,9 +4,14 @@ An adapter reads a request and calls `decide()`. Then it sends the Response, sta
 command and sends what `respond()` makes of the outcome.
 """
 
+from time import time
 from typing import TypeAlias
 
+from kvstore.access.judging import judge
+from kvstore.access.principal import Principal
+from kvstore.access.views import Rules
 from kvstore.commands.base import Command
+from kvstore.commands.batch import Answers, Refused
 from kvstore.commands.subscriptions import Follow, LongPoll
 from kvstore.core.errors import ContentTooLarge, InvalidRequest, Problem, TooManyRequests, problem_in
 from kvstore.core.settings import Settings
@@ -20,34 +25,69 @@ Asked: TypeAlias = Command[Outcome] | LongPoll[Outcome]
 Decision: TypeAlias = Asked | Follow | Response | FetchKeys
 
 
-def decide(request: Request, settings: Settings, gate: Gate | None = None) -> Decision:
+def decide(
+    request: Request,
+    settings: Settings,
+    rules: Rules | None = None,
+    principal: Principal | None = None,
+    gate: Gate | None = None,
+) -> Decision:
     """Return what a request asks for, or its response if the store is not needed.
 
-    With a gate the request must have a caller, by Gate.begin().
+    `rules` judge what `principal` asks for, None being a request without a token. Without rules everything is permitted. A gate
+    finds the principal in the request's token; then the request must have a caller, by Gate.begin().
     """
     try:
-        decision = _decide(request, settings, gate)
+        if gate is not None:
+            decision = _through(gate, request, settings, rules, principal)
+        elif rules is not None:
+            decision = _judged(request, settings, rules, principal)
+        else:
+            decision = parse(request, settings)
     except Exception as error:
         return respond(request, error, settings)
     return _show(request, decision, settings) if isinstance(decision, Response) else decision
 
 
-def _decide(request: Request, settings: Settings, gate: Gate | None) -> Decision:
-    if gate is None:
-        return parse(request, settings)
+def _through(gate: Gate, request: Request, settings: Settings, rules: Rules | None, principal: Principal | None) -> Decision:
+    """Return what a request asks for, once its sender is known, and count it; raises Problem."""
+    caller = request.caller
+    assert caller
+    caller.principal = principal
     if (answer := gate.admit(request)) is not None:
         return answer
-    decision = parse(request, settings)
+    decision = parse(request, settings) if rules is None else _judged(request, settings, rules, caller.principal)
     return decision if isinstance(decision, Response) else gate.charge(request, decision)
 
 
-def decide_for_host(request: Request, settings: Settings, gate: Gate | None = None) -> Decision:
+def _judged(request: Request, settings: Settings, rules: Rules, principal: Principal | None) -> Response | Asked | Follow:
+    """Return what a request asks for, as far as the rules permit it; raises Problem."""
+    if principal is not None and "idempotency-key" in request.headers:
+        request = request._replace(subject=principal.subject)
+    decision = parse(request, settings)
+    if isinstance(decision, Response):
+        return decision
+    decision = judge(decision, rules, principal)
+    if isinstance(decision, Answers | Refused):  # a batch of which nothing is left to execute
+        return render(request, decision)
+    if isinstance(decision, LongPoll) and principal is not None and principal.expires_at_s is not None:
+        decision = decision._replace(wait_s=max(0.0, min(decision.wait_s, principal.expires_at_s - time())))
+    return decision
+
+
+def decide_for_host(
+    request: Request,
+    settings: Settings,
+    rules: Rules | None = None,
+    principal: Principal | None = None,
+    gate: Gate | None = None,
+) -> Decision:
     """Do the same for a server that web pages could reach by DNS rebinding: check Host first."""
     try:
         check_host(request.headers, settings)
     except Problem as problem:
         return respond(request, problem, settings)
-    return decide(request, settings, gate)
+    return decide(request, settings, rules, principal, gate)
 
 
 def respond(request: Request, outcome: Outcome | Exception, settings: Settings) -> Response:

@@ -15,7 +15,7 @@ from kvstore.core.redis_url import parse_redis_url
 from kvstore.core.settings import InvalidSetting, Settings, read_settings
 from kvstore.http.gate import open_gate
 from kvstore.http.hosts import is_loopback
-from kvstore.runtime import NOTHING_IS_KEPT
+from kvstore.runtime import NOTHING_IS_KEPT, rules_of
 from kvstore.serving.server import tcp_addresses
 from kvstore.stores import embedded
 
@@ -23,7 +23,8 @@ from kvstore.stores import embedded
 def _settings() -> Settings:
     try:
         settings = read_settings(os.environ)
-        open_gate(settings)  # so that keys which cannot be read stop the start, and not each worker
+        open_gate(settings)  # so that keys and rules which cannot be read stop the start, and not each worker
+        rules_of(settings)
     except InvalidSetting as error:
         sys.exit(f"kvstore: {error}")
     return settings

@@ -8,9 +8,9 @@ import asyncio
 from dataclasses import dataclass
 from typing import Any
 
-from kvstore.commands.base import Command, Idempotent, Outcome
-from kvstore.commands.charges import Charge
+from kvstore.commands.base import Command, Outcome
 from kvstore.commands.documents import Edit
+from kvstore.commands.guarded import unwrapped
 from kvstore.core.errors import Problem, unavailable
 from kvstore.stores.pipelined import AsyncStore, executed
 from kvstore.stores.redis_connection import Context, Done
@@ -40,9 +40,7 @@ class EditQueue:
 
     def submit(self, command: Command[Outcome], done: Done[Context, Outcome], context: Context) -> None:
         """As PipelinedStore.submit."""
-        edit: Command[Outcome] | None = command
-        while isinstance(edit, Idempotent | Charge):
-            edit = edit.command
+        edit = unwrapped(command)
         if not isinstance(edit, Edit):
             self._store.submit(command, done, context)
             return
