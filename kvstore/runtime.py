@@ -15,6 +15,7 @@ from kvstore.commands.base import Command, Outcome
 from kvstore.commands.subscriptions import LongPoll
 from kvstore.core.redis_url import parse_redis_url
 from kvstore.core.settings import InvalidSetting, Settings
+from kvstore.http.gate import Gate, open_gate
 from kvstore.live.hub import Hub
 from kvstore.live.long_poll import LongPolls
 from kvstore.stores import embedded
@@ -64,6 +65,7 @@ class Runtime(NamedTuple):
     hub: Hub
     long_polls: LongPolls
     rules: Rules | None = None  # None: everything is permitted
+    gate: Gate | None = None
 
     def submit(
         self, asked: Command[Outcome] | LongPoll[Outcome], done: Done[Context, Outcome], context: Context
@@ -117,11 +119,20 @@ class ClientGone(Exception):
 
 
 def open_runtime(settings: Settings, rules: Rules | None = None) -> Runtime:
-    """Return what serves the requests of one event loop, on the Redis of the settings. Nothing is connected yet."""
+    """Return what serves the requests of one event loop, on the Redis of the settings. Nothing is connected yet.
+
+    Without `rules` those of the settings judge, unless access is open. Raises InvalidSetting.
+    """
+    rules = rules or rules_of(settings)
     address = parse_redis_url(settings.redis_url, verify_tls=settings.verify_tls)
     store = EditQueue(open_async_store(settings.redis_url, verify_tls=settings.verify_tls))
     hub = Hub(store, address, settings.max_streams)
-    return Runtime(settings, store, hub, LongPolls(store, hub), rules)
+    return Runtime(settings, store, hub, LongPolls(store, hub), rules, open_gate(settings))
+
+
+def rules_of(settings: Settings) -> Rules | None:
+    """Return the rules that judge who has a token, None if access is open; raises InvalidSetting."""
+    return None if settings.is_open else mounted_rules(settings, None)
 
 
 def mounted_rules(settings: Settings, source: RulesSource | None) -> Rules:

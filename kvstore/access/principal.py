@@ -17,6 +17,18 @@ class Principal(NamedTuple):
         return subject if isinstance(subject, str) else None
 
 
+class UnknownKey(Exception):
+    """No key that is here has signed the token: fetch the keys, and try again."""
+
+
+class IssuedToken(NamedTuple):
+    """A token that was made, for whom, and when it expires, in s since the epoch."""
+
+    token: str
+    subject: str
+    expires_at_s: int
+
+
 Claims = Mapping[str, Any]
 
 

@@ -20,6 +20,7 @@ from kvstore.commands.base import (
     Replayed,
     Stored,
 )
+from kvstore.commands.charges import Charge
 from kvstore.commands.documents import Post, Put
 from kvstore.commands.scripts import EXISTS, Script
 from kvstore.core.errors import PreconditionFailed
@@ -119,7 +120,7 @@ def _hidden(outcome: Any) -> Any:
 
 def unwrapped(command: Command[Any]) -> Command[Any] | None:
     """Return the command that was asked for, for a store that treats some commands in a way of their own."""
-    while isinstance(command, Guarded | Blind | Idempotent):
+    while isinstance(command, Guarded | Blind | Idempotent | Charge):
         if command.command is None:
             return None
         command = command.command

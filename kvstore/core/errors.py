@@ -225,6 +225,12 @@ class MisdirectedRequest(Problem):
     status = 421
 
 
+class TooManyRequests(Problem):
+    """This client has sent too many requests."""
+
+    status = 429
+
+
 class HeadersTooLarge(Problem):
     """The header fields are too large."""
 

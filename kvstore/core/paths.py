@@ -6,6 +6,7 @@ if they are the same path. Source: RFC 3986 sections 2.1, 3.3; CLUSTER hash tags
 https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/#hash-tags
 """
 
+import hashlib
 import re
 from functools import lru_cache
 from typing import NamedTuple
@@ -177,3 +178,8 @@ def own_key(path: Path, name: str) -> str:
     is the sorted set of the holders of that document, by the ms until which they hold it.
     """
     return path.keys.log.removesuffix("log") + name
+
+
+def client_key(purpose: str, client: str) -> str:
+    """Return the key of what is counted for a client. No namespace is named like this: the segment `_` is ours."""
+    return "kv:{_/" + hashlib.sha256(client.encode("utf-8", "surrogatepass")).hexdigest()[:32] + "}!" + purpose

@@ -21,6 +21,7 @@ from kvstore.core.errors import (
     NotFound,
     PreconditionFailed,
 )
+from kvstore.core.numbers import parse_duration_s
 from kvstore.core.paths import Path, parse_path, split_target
 from kvstore.core.preconditions import check_unconditional, parse_preconditions, read_status, tag_time_ms
 from kvstore.core.settings import Settings
@@ -35,7 +36,6 @@ from kvstore.http.messages import (
     Response,
     http_date,
     parameter,
-    parse_duration_s,
     tag_header,
     ttl_s,
     with_ttl,

@@ -190,6 +190,8 @@ class Hub:
         """
         if follow.permit:
             await self._store.execute(follow.permit)
+        if follow.charge:
+            await self._store.execute(follow.charge)
         await self._register(subscriber, follow.hold)
         if subscriber.has_left:
             return

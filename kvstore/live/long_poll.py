@@ -45,6 +45,8 @@ class LongPolls:
 
     async def outcome(self, wait: LongPoll[Outcome]) -> Outcome:
         """Return the first outcome that is_settled, or after `wait_s` the last one; raises Problem."""
+        if wait.charge:
+            await self._store.execute(wait.charge)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + wait.wait_s
         outcome = await self._execute(wait.command)

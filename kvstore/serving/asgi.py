@@ -7,6 +7,7 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from inspect import isawaitable
 from typing import Any
 
@@ -15,12 +16,13 @@ from kvstore.commands.subscriptions import Follow, LongPoll
 from kvstore.core.errors import Problem
 from kvstore.core.paths import escape
 from kvstore.core.settings import read_settings
+from kvstore.http.gate import FetchKeys
 from kvstore.http.hosts import is_loopback
 from kvstore.http.messages import MAX_BODY_BYTES, Headers, Request, Response
 from kvstore.http.protocol import Outcome, render
 from kvstore.runtime import ClientGone, RulesSource, Runtime, locate, mounted_rules, open_runtime
 from kvstore.serving.buffered_stream import BufferedStream
-from kvstore.serving.exchange import Asked, Decision, add_field, decide, decide_for_host, respond, stream_fields, too_large
+from kvstore.serving.exchange import Asked, add_field, decide, decide_for_host, respond, stream_fields, too_large
 from kvstore.serving.mount import below_mount
 
 Message = dict[str, Any]
@@ -51,7 +53,9 @@ class Application:
         """Return what serves the requests of this event loop; raises InvalidSetting or StartFailed."""
         if self._runtime is None:
             settings = read_settings(self._environ)
-            rules = mounted_rules(settings, self._rules) if self._principal else None
+            if self._principal:  # the application says who asks, so tokens do not
+                settings = replace(settings, is_open=True)
+            rules = mounted_rules(settings, self._rules) if self._principal or not settings.is_open else None
             self._runtime = open_runtime(locate(settings), rules)
         return self._runtime
 
@@ -76,19 +80,26 @@ class Application:
             return
         await _send(runtime, request, decision, send)
 
-    async def _read(self, runtime: Runtime, scope: Message, receive: Receive) -> tuple[Request, Decision]:
+    async def _read(self, runtime: Runtime, scope: Message, receive: Receive) -> tuple[Request, Asked | Follow | Response]:
         """Return a request and what to do with it; raises ClientGone."""
         headers: dict[str, str] = {}
         for name, value in scope["headers"]:
             add_field(headers, name.decode("latin-1").lower(), value.decode("latin-1"))
+        if scope.get("scheme") == "https":
+            headers.setdefault("x-forwarded-proto", "https")
         request = Request(scope["method"], b"", headers)
+        if runtime.gate:
+            request = runtime.gate.begin(request, (scope.get("client") or ("",))[0])
         try:
             target, base = below_mount(_target(scope), scope.get("root_path", "").encode())
             request = request._replace(target=target, base=base, body=await _body(receive))
         except Problem as problem:
             return request, respond(request, problem, runtime.settings)
         deciding = decide_for_host if _is_server_on_loopback(scope) else decide
-        return request, deciding(request, runtime.settings, runtime.rules, await self._asking(scope))
+        asking = await self._asking(scope)
+        while isinstance(decision := deciding(request, runtime.settings, runtime.rules, asking, runtime.gate), FetchKeys):
+            await asyncio.to_thread(decision.keys.fetch)
+        return request, decision
 
     async def _asking(self, scope: Message) -> Principal | None:
         """Return who asks, as the application says."""

@@ -27,6 +27,7 @@ from kvstore.commands.subscriptions import Follow, LongPoll
 from kvstore.core.errors import InvalidRequest, Problem
 from kvstore.core.paths import escape
 from kvstore.core.settings import Settings, read_settings
+from kvstore.http.gate import FetchKeys, Gate, open_gate
 from kvstore.http.hosts import is_loopback
 from kvstore.http.messages import MAX_BODY_BYTES, Request, Response, refuse
 from kvstore.http.protocol import Outcome, render
@@ -58,6 +59,7 @@ class FlaskRuntime(NamedTuple):
     background: Background
     rules: Rules | None = None  # None: everything is permitted
     principal: Callable[[], Claims | None] | None = None
+    gate: Gate | None = None
 
 
 def make_blueprint(runtime: FlaskRuntime) -> flask.Blueprint:
@@ -86,13 +88,17 @@ def make_blueprint(runtime: FlaskRuntime) -> flask.Blueprint:
 
 def _answer(runtime: FlaskRuntime, environ: Environ, prefix_segments: int) -> flask.Response:
     request = _head(environ)
+    if runtime.gate:
+        request = runtime.gate.begin(request, str(environ.get("REMOTE_ADDR") or ""))
     try:
         target, base = _below_mount(environ, prefix_segments)
         request = request._replace(target=target, base=base, body=_body(environ))
     except Problem as problem:
         return as_response(respond(request, problem, runtime.settings))
     deciding = decide_for_host if _is_development_server_on_loopback(environ) else decide
-    decision = deciding(request, runtime.settings, runtime.rules, as_principal(runtime.principal and runtime.principal()))
+    asking = as_principal(runtime.principal and runtime.principal())
+    while isinstance(decision := deciding(request, runtime.settings, runtime.rules, asking, runtime.gate), FetchKeys):
+        decision.keys.fetch()
     if isinstance(decision, Response):
         return as_response(decision)
     outcome: Outcome | Exception
@@ -227,6 +233,8 @@ def _head(environ: Environ) -> Request:
     headers = {name[5:].replace("_", "-").lower(): str(value) for name, value in environ.items() if name.startswith("HTTP_")}
     if environ.get("CONTENT_TYPE"):
         headers["content-type"] = str(environ["CONTENT_TYPE"])
+    if environ.get("wsgi.url_scheme") == "https":
+        headers.setdefault("x-forwarded-proto", "https")
     return Request(str(environ["REQUEST_METHOD"]), b"", headers)
 
 
@@ -287,7 +295,10 @@ def blueprint(*, principal: Callable[[], Claims | None] | None = None, rules: Ru
     they ask for: a file, or a list of rows.
     """
     settings = read_settings(os.environ)
-    judging = mounted_rules(settings, rules) if principal else None
+    if principal:  # the application says who asks, so tokens do not
+        settings = replace(settings, is_open=True)
+    judging = mounted_rules(settings, rules) if principal or not settings.is_open else None
     store, settings = connect(settings)
     limited = replace(settings, max_streams=min(settings.max_streams, MAX_STREAMS))
-    return make_blueprint(FlaskRuntime(settings, store, Background(lambda: open_runtime(limited)), judging, principal))
+    background = Background(lambda: open_runtime(limited))
+    return make_blueprint(FlaskRuntime(settings, store, background, judging, principal, open_gate(settings)))

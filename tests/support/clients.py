@@ -20,9 +20,10 @@ from werkzeug.test import run_wsgi_app
 
 from kvstore.core.redis_url import parse_redis_url
 from kvstore.core.settings import Settings, read_settings
+from kvstore.http.gate import open_gate
 from kvstore.live.hub import Hub
 from kvstore.live.long_poll import LongPolls
-from kvstore.runtime import Runtime, open_runtime
+from kvstore.runtime import Runtime, open_runtime, rules_of
 from kvstore.serving.asgi import Application
 from kvstore.serving.background import Background
 from kvstore.serving.flask import FlaskRuntime, make_blueprint
@@ -96,7 +97,8 @@ class FlaskClient:
 def flask_runtime(store: Running, environ: Mapping[str, str]) -> FlaskRuntime:
     """What a blueprint of ours serves requests with, on a store that the tests started."""
     settings = read_settings({**environ, "REDIS_URL": store.url})
-    return FlaskRuntime(settings, store.open(), Background(lambda: runtime_on(store, settings)))
+    background = Background(lambda: runtime_on(store, settings))
+    return FlaskRuntime(settings, store.open(), background, rules_of(settings), gate=open_gate(settings))
 
 
 def runtime_on(store: Running, settings: Settings) -> Runtime:
@@ -105,7 +107,7 @@ def runtime_on(store: Running, settings: Settings) -> Runtime:
         return open_runtime(settings)
     on_loop = PooledStore(lambda: fakeredis.FakeAsyncRedis(server=store.server))
     hub = Hub(on_loop, parse_redis_url(store.url), settings.max_streams)
-    return Runtime(settings, on_loop, hub, LongPolls(on_loop, hub))
+    return Runtime(settings, on_loop, hub, LongPolls(on_loop, hub), rules_of(settings), open_gate(settings))
 
 
 def make_environ(method: str, target: str | bytes, headers: Lines = (), body: bytes = b"") -> dict[str, Any]:
