@@ -26,6 +26,7 @@ from kvstore.live.stream_session import HEARTBEAT_S, begin, path_of, prefix
 from kvstore.stores.pipelined import AsyncStore
 
 BEATS = 480  # parts of a heartbeat's period, each for some of the subscribers: thousands at once would delay other requests
+LATE_S = 0.1  # of the loop's clock, at most: who comes back must not find the token valid for another moment
 EXPIRED = b": the token has expired; come back with a new one\n\n"
 REVOKED = b": the rules no longer permit this stream\n\n"
 MAX_JOINED_BYTES = 64 * 1024  # of changes in one write to a subscriber
@@ -197,7 +198,7 @@ class Hub:
             return
         subscriber.permit = follow.permit
         if follow.expires_at_s is not None:
-            left_s = max(0.0, follow.expires_at_s - time())
+            left_s = max(0.0, follow.expires_at_s - time()) + LATE_S
             subscriber.expiry = asyncio.get_running_loop().call_later(left_s, self._revoke, subscriber, EXPIRED)
         try:
             position = await self._begin(follow, subscriber)
