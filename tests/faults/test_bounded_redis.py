@@ -1,7 +1,7 @@
 """What each kind of request costs Redis and a worker: twice as much for twice the input, and never more than 50 ms at a time.
 
-CASES has a row for each input that a client can lengthen. A size is compared with twice that size. What the largest one costs that
-is allowed, or that a test can wait for, is held to the bound of the contract, section 9.
+CASES has a row for each input that a client can lengthen. A size is compared with twice that size. The cost of the largest one
+that is allowed, or that a test can wait for, is held to the limit of 50 ms.
 """
 
 import functools
@@ -68,7 +68,8 @@ def expire_all(bench: Bench, count: int) -> None:
 
 def read_log(bench: Bench, _: int) -> None:
     """Read all changes of a namespace, as those who follow it do."""
-    store, position = open_blocking_store(bench.url), bench.raw.xrange(keys_of("ns").log, count=1)[0][0].decode()
+    first: Any = bench.raw.xrange(keys_of("ns").log, count=1)
+    store, position = open_blocking_store(bench.url), first[0][0].decode()
     while True:
         read = store.execute(ReadChanges(parse_path(b"/ns/"), position))
         if not read.entries:

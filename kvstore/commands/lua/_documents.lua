@@ -62,8 +62,8 @@ end
 
 -- Put ARGV[first..last] in the place of all that a document holds, and say so in the log and the indexes: how many fields it
 -- has (0: it is not there), its entity-tag (nil: none), `mark`, what is known of it as a job, and `due`, as index() takes it, are
--- known by now, and so is that no key has another type. The first write is XADD, which a full Redis refuses with nothing changed. `expires_at` is -1 for
--- never, nil for ttl_ms from now on. Returns the entity-tag, expires_at, the time in ms, and what index() returns.
+-- known by now, and so is that no key has another type. The first write is XADD, which a full Redis refuses with nothing
+-- changed. `expires_at` is -1 for never, nil for ttl_ms from now on. Returns the entity-tag, expires_at, the time in ms, and what index() returns.
 local function replace(key, size, tag, mark, due, length, op, name, ttl_ms, expires_at, shape, first, last)
   local exists = size > 0
   if due and not exists then

@@ -70,7 +70,7 @@ local function erase_expired(name)
     redis.call('HDEL', LATEST, name)
     erase_now(id)
   else
-    redis.call('XTRIM', LOG, 'MINID', '=', string.format('%.0f', clock() - SOON_MS))
+    redis.call('XTRIM', LOG, 'MINID', '=', string.format('%.0f', clock() - SOON_MS + DAY_MS)) -- a day, for clocks that differ
   end
 end
 
