@@ -325,7 +325,10 @@ def prepare(ask: Callable[[Asked], None], kind: Asked) -> None:
             ask(in_batch([("PUT", f"/below{number}/{at}", 1) for at in range(100)]))
 
 
-@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+WRONG_TODAY = {"PUT with a key, refused": pytest.mark.xfail(strict=True, reason="row 3")}
+
+
+@pytest.mark.parametrize("kind", [pytest.param(kind, id=name, marks=WRONG_TODAY.get(name, ())) for name, kind in KINDS.items()])
 def test_what_a_request_leaves(looped: InProcess, backing: redis.Redis, kind: Asked) -> None:
     """In Redis, but for the change log, which may keep what was changed; and in the worker, among all that Python keeps."""
     wire_to = looped.connect(limit_s=60)
