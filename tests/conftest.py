@@ -23,7 +23,7 @@ from tests.support.stores import STORES, Running, die_with_parent, make_director
 ROOMS = ("project", "tasks", "faults", "stores", "serving", "live", "http", "unit")
 
 
-AXES = ("lane", "adapter")  # the parameters of which `make test` runs a selection: lanes, and adapters alone
+AXES = ("lane", "adapter", "followed", "loop")  # the parameters of which `make test` runs a selection
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m
@@ -57,10 +57,9 @@ settings.register_profile(
 settings.load_profile("kvstore")
 
 
-@pytest.fixture(autouse=True)
-def _wires() -> Iterator[None]:
+@pytest.hookimpl(tryfirst=True)  # before the servers of fixtures are stopped
+def pytest_runtest_teardown() -> None:
     """Connections that a test opens end with it."""
-    yield
     wires.close_all()
 
 

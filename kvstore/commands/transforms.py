@@ -40,7 +40,7 @@ def merge_patch_transform(body: bytes, *, asked_ms: int | None, default_ms: int)
 
 def json_patch_transform(body: bytes, *, asked_ms: int | None) -> Transform:
     """Return the transform of a JSON Patch; raises InvalidPatch, InvalidDocument or PathNotThere. Source: RFC 6902."""
-    if patch.points_at(patch.check_json_patch(patch.load_checked(body)), "ttl"):
+    if patch.points_at(patch.check_body(body), "ttl"):
         raise PathNotThere("ttl is no member of the stored document; ask for another TTL with ?ttl=")
 
     def transform(current: Found | None) -> Turns[tuple[Encoded, int | None]]:

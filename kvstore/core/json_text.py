@@ -30,6 +30,7 @@ _plain_member = re.compile(
 
 
 Parsed = TypeVar("Parsed")
+Text = TypeVar("Text", str, bytes)
 Scan = Callable[[str, int], tuple[Any, int]]  # of a value: (text, index) → (value, end)
 
 
@@ -67,7 +68,7 @@ def parse_text(body: bytes, parse: Callable[[str], Parsed]) -> Parsed:
         raise InvalidDocument("an integer has more than 4,300 digits; send it as a string") from None
 
 
-def uncollected(parse: Callable[[str], Parsed], text: str) -> Parsed:
+def uncollected(parse: Callable[[Text], Parsed], text: Text) -> Parsed:
     """Return `parse(text)`, with the collector of cyclic garbage off if the text is long.
 
     A tree of JSON has no cycles, and the collector would look at its hundreds of thousands of lists again and again.
@@ -215,11 +216,13 @@ _AS_ZEROS = bytes.maketrans(b"123456789E", b"000000000e")
 
 def scanner(text: str) -> Scan:
     """Return the scanner that checks the values in `text`."""
+    return _scan_checked_floats if may_exceed_doubles(text) else _scan_checked
+
+
+def may_exceed_doubles(text: str) -> bool:
+    """Return False if each number in `text` has at most two digits in its exponent and 199 before it."""
     zeros = text.encode().translate(_AS_ZEROS)
-    # No number is too large that has at most two digits in its exponent and 200 before it.
-    if b"e000" in zeros or b"e+000" in zeros or _DIGITS in zeros:
-        return _scan_checked_floats
-    return _scan_checked
+    return b"e000" in zeros or b"e+000" in zeros or _DIGITS in zeros
 
 
 _DIGITS = b"0" * 200

@@ -17,6 +17,7 @@ from kvstore.core.json_text import (
     check_float,
     check_limits,
     check_object,
+    may_exceed_doubles,
     parse_text,
     refuse_constant,
     skip,
@@ -27,7 +28,10 @@ Tree = Any
 
 MAX_OPERATIONS = 2_000
 MAX_SHIFTED = 64 * 1024 * 1024  # items of arrays that inserting and removing moves, over all operations: some 30 ms
-COMPARED_PER_TURN = 50_000  # values that a test compares in one turn of the event loop: some 10 ms
+OPERATIONS_PER_TURN = 100  # of the event loop
+COMPARED_PER_TURN = 10_000  # values that a test compares in one turn of the event loop: 2 to 40 ms
+EXACT_DIGITS = 15  # of a number that doubles tell from any other of so many digits, unless it is next to 0
+MIN_EXACT = 1e-290
 
 
 _NUMBER = re.compile(r"(-?)([0-9]+)(?:\.([0-9]+))?(?:[eE]([+-]?[0-9]+))?")
@@ -76,9 +80,9 @@ def _members(pairs: list[tuple[str, Tree]]) -> dict[str, Tree]:
 
 _decode = json.JSONDecoder(parse_float=Number).decode
 _decode_minus_zero = json.JSONDecoder(parse_float=Number, parse_int=_integer).decode
-_scan_checked = json.JSONDecoder(
-    parse_float=_checked_number, parse_int=_integer, parse_constant=refuse_constant, object_pairs_hook=_members
-).scan_once  # type: ignore[attr-defined]
+_HOOKS: dict[str, Any] = {"parse_int": _integer, "parse_constant": refuse_constant, "object_pairs_hook": _members}
+_scan_checked = json.JSONDecoder(parse_float=Number, **_HOOKS).scan_once  # type: ignore[attr-defined]
+_scan_checked_floats = json.JSONDecoder(parse_float=_checked_number, **_HOOKS).scan_once  # type: ignore[attr-defined]
 
 
 def load(text: bytes) -> Tree:
@@ -92,7 +96,8 @@ def load_checked(body: bytes) -> Tree:
 
 
 def _load_checked(text: str) -> Tree:
-    tree, end = _scan_checked(text, skip(text, 0))
+    scan = _scan_checked_floats if may_exceed_doubles(text) else _scan_checked
+    tree, end = scan(text, skip(text, 0))
     check_end(text, end)
     check_limits(text)
     return tree
@@ -132,6 +137,11 @@ class Operation(NamedTuple):
     path: list[str]
     source: list[str]
     value: Tree
+
+
+def check_body(body: bytes) -> list[Operation]:
+    """Return the operations of a JSON Patch, a JSON text; raises InvalidPatch, InvalidDocument or ContentTooLarge."""
+    return uncollected(lambda body: check_json_patch(load_checked(body)), body)
 
 
 def check_json_patch(patch: Tree) -> list[Operation]:
@@ -191,6 +201,8 @@ def apply(target: Tree, operations: list[Operation]) -> Generator[None, None, Tr
     patched = _Patched(target)
     for index, (op, path, source, value) in enumerate(operations):
         patched.index = index
+        if index % OPERATIONS_PER_TURN == OPERATIONS_PER_TURN - 1:
+            yield
         if op == "test":
             if not (yield from _equal(patched.get(path), value)):
                 raise PatchFailed(f"operation {index}: the value at {_spelled(path)!r} is not the one that is tested for")
@@ -294,7 +306,7 @@ def _equal(one: Tree, other: Tree) -> Generator[None, None, bool]:
         one, other = pairs.pop()
         kind = type(one)
         if kind is not type(other):
-            if not (_is_number(one) and _is_number(other) and _value(one) == _value(other)):
+            if not (_is_number(one) and _is_number(other) and _is_same_number(one, other)):
                 return False
         elif kind is dict:
             if one.keys() != other.keys():
@@ -304,13 +316,21 @@ def _equal(one: Tree, other: Tree) -> Generator[None, None, bool]:
             if len(one) != len(other):
                 return False
             pairs += zip(one, other, strict=True)
-        elif one != other and not (kind is Number and one.parts() == other.parts()):
+        elif one != other and not (kind is Number and _is_same_number(one, other)):
             return False
     return True
 
 
 def _is_number(value: Tree) -> bool:
     return type(value) in (int, Number)
+
+
+def _is_same_number(one: int | Number, other: int | Number) -> bool:
+    if isinstance(one, Number) and isinstance(other, Number) and len(one) <= EXACT_DIGITS >= len(other):
+        value = float(one)
+        if value != float(other) or abs(value) > MIN_EXACT:
+            return value == float(other)
+    return _value(one) == _value(other)
 
 
 def _value(number: int | Number) -> _Parts:

@@ -1,7 +1,6 @@
 """The ASGI adapter, for any ASGI server.
 
-It carries bytes between ASGI and `exchange.py`, and decides nothing. The production server opens an Application too, but uses
-no ASGI messages. Source: https://asgi.readthedocs.io/en/stable/specs/www.html
+It carries bytes between ASGI and `exchange.py`, and decides nothing. Source: https://asgi.readthedocs.io/en/stable/specs/www.html
 """
 
 import asyncio

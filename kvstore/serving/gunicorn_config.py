@@ -29,7 +29,7 @@ def _settings() -> Settings:
 _read = _settings()
 _server: embedded.EmbeddedRedis | None = None
 
-wsgi_app = "kvstore.asgi:app"
+wsgi_app = "kvstore.serving.gunicorn_worker:open_in_environment"
 bind = f"[{_read.host}]:{_read.port}" if ":" in _read.host else f"{_read.host}:{_read.port}"
 
 worker_class = "kvstore.serving.gunicorn_worker.WorkerProcess"

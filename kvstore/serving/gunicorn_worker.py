@@ -1,7 +1,6 @@
 """gunicorn's worker for production: an event loop with the server of `server.py` on gunicorn's sockets.
 
-gunicorn's master watches, restarts and stops it. It serves the `Application` of `asgi.py`, but does not use ASGI messages.
-Source: gunicorn.workers.base, "your worker subclass must".
+gunicorn's master watches, restarts and stops it. Source: gunicorn.workers.base, "your worker subclass must".
 """
 
 import asyncio
@@ -16,8 +15,9 @@ from typing import Any
 
 from gunicorn.workers.base import Worker
 
+from kvstore.core.settings import read_settings
 from kvstore.http.hosts import is_loopback
-from kvstore.serving.asgi import Application
+from kvstore.runtime import Runtime, locate, open_runtime
 from kvstore.serving.connection import ClientConnection
 from kvstore.serving.exchange import decide_for_host
 from kvstore.serving.server import Server, tcp_addresses
@@ -26,8 +26,16 @@ SPARE_DESCRIPTORS = 512  # not for clients' connections: for those that are refu
 _NOTIFY_S = 1.0  # between signs of life: gunicorn's master kills a worker that is silent for `timeout`
 
 
+def open_in_environment() -> Runtime:
+    """Return what serves a worker's requests, with the settings in the environment; gunicorn loads it as the application.
+
+    Raises InvalidSetting or StartFailed.
+    """
+    return open_runtime(locate(read_settings(os.environ)))
+
+
 class WorkerProcess(Worker):  # type: ignore[misc]  # gunicorn has no types
-    """A process that serves an Application until it is stopped."""
+    """A process that serves HTTP until it is stopped."""
 
     def init_process(self) -> None:
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -56,19 +64,18 @@ class WorkerProcess(Worker):  # type: ignore[misc]  # gunicorn has no types
         self._loop.add_signal_handler(signal.SIGABRT, sys.exit, 1)
 
     def run(self) -> None:
-        application = self.wsgi
-        if not isinstance(application, Application):
-            sys.exit("kvstore: this worker serves kvstore.asgi:app only")
-        self._loop.run_until_complete(self._serve(application))
+        if self.wsgi is not open_in_environment:
+            sys.exit("kvstore: this worker serves nothing but kvstore; give gunicorn no application")
+        self._loop.run_until_complete(self._serve())
 
-    async def _serve(self, application: Application) -> None:
+    async def _serve(self) -> None:
         # Modules stay loaded, and a batch makes thousands of short-lived tuples: collect garbage less often.
         gc.collect()
         gc.freeze()
         gc.set_threshold(50_000, 10, 10)
         self._stopped, self._quitting = asyncio.Event(), False
         self._handle_signals()
-        runtime = application.open()
+        runtime = open_in_environment()
         server = Server(runtime)
         addresses = tcp_addresses(listener.sock for listener in self.sockets)
         if addresses and all(map(is_loopback, addresses)):

@@ -161,8 +161,11 @@ def pooled_client(address: Address) -> Any:
 
 
 async def close_pooled_client(client: Any) -> None:
-    """Close a client, and the connections to the Sentinels, which redis-py leaves open."""
+    """Close a client, and what redis-py leaves open: connections to Sentinels, and to a cluster after an error."""
     await client.aclose()
+    if isinstance(client, redis.asyncio.RedisCluster):
+        await client.nodes_manager.aclose()
+        await client.nodes_manager.aclose("startup_nodes")
     pool = getattr(client, "connection_pool", None)
     if isinstance(pool, AsyncSentinelConnectionPool):
         await _close_sentinels(pool.sentinel_manager)

@@ -4,6 +4,7 @@ A size is compared with twice that size: `TWICE_AND_A_BIT` where the cost may gr
 """
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
@@ -11,6 +12,9 @@ from typing import Any
 import pytest
 import redis
 
+from kvstore.commands.base import Found, Later, in_turns
+from kvstore.commands.transforms import json_patch_transform
+from kvstore.core import codec
 from kvstore.core.errors import Problem
 from kvstore.core.json_text import MAX_MEMBERS
 from kvstore.core.settings import read_settings
@@ -38,6 +42,8 @@ pytestmark = pytest.mark.slow
 
 SETTINGS = read_settings({})
 MERGE, JSON_PATCH = ("Content-Type", "application/merge-patch+json"), ("Content-Type", "application/json-patch+json")
+
+TURN_S = 0.1  # of an event loop, at most (the contract's section 9)
 
 Make = Callable[[int], Request]
 
@@ -329,7 +335,7 @@ def test_a_batch_does_not_decode_everything_in_one_turn(looped: InProcess) -> No
     assert wire.answer().status == 201
 
     def cost(documents: int) -> float:
-        body = batch_body([("GET", "/ns/large")] * documents)
+        body = batch_body([("GET", "/ns/large")] * documents, atomic=False)
 
         def read() -> None:
             wire.send(b"POST /_/batch HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
@@ -354,3 +360,86 @@ def test_a_number_is_read_once(serving: Served) -> None:
         return worker_s(serving, test)
 
     assert growth(cost, 100) < A_BIT
+
+
+# --- Patches --------------------------------------------------------------------------------------------------------------
+
+MEBIBYTE = 1024 * 1024
+
+
+def operations(op: str, count: int, **members: Any) -> bytes:
+    """A JSON Patch of the same operation again and again; `%d` in a pointer is its number."""
+    texts = [json.dumps({"op": op} | members, separators=(",", ":")) for _ in range(count)]
+    return b"[%b]" % ",".join(text.replace("%d", str(at)) for at, text in enumerate(texts)).encode()
+
+
+def array(item: str, count: int) -> bytes:
+    """An array of the same item again and again."""
+    return f"[{','.join([item] * count)}]".encode()
+
+
+# A document and a JSON Patch of about so many bytes each.
+PATCHES: dict[str, Callable[[int], tuple[bytes, bytes]]] = {
+    "tests of a long number": lambda n: (b"[1.%b0]" % (b"5" * n), operations("test", min(2000, n // 40), path="/0", value=1.5)),
+    "a test of all, integers": lambda n: (array("1", n // 2), operations("test", 1, path="", value=[1] * (n // 3))),
+    "a test of all, numbers spelled otherwise": lambda n: (
+        array("1e1", n // 4), b'[{"op":"test","path":"","value":%b}]' % array("1E1", n // 4 - 20)
+    ),
+    "a test of all, long numbers": lambda n: (
+        array("1234567890123456e1", n // 19), b'[{"op":"test","path":"","value":%b}]' % array("1234567890123456E1", n // 19 - 5)
+    ),
+    "a test of all, nested": lambda n: (
+        array("[[[]]]", n // 7 - 9), b'[{"op":"test","path":"","value":%b}]' % array("[[[]]]", n // 7 - 9)
+    ),
+    "moves to the front": lambda n: (array("1", n // 2), operations("move", min(2000, n // 50), path="/0", **{"from": "/9"})),
+    "a copy of all": lambda n: (array("[[[]]]", n // 14), operations("copy", 1, path="/0", **{"from": ""})),
+    "small copies": lambda n: (
+        b'{"a":"%b"}' % (b"x" * 400), operations("copy", min(2000, n // 50), path="/%d", **{"from": "/a"})
+    ),
+    "copies that double": lambda n: (b"[[]]", operations("copy", min(2000, n // 50), path="/-", **{"from": ""})),
+    "values of a MiB": lambda n: (b"[]", b'[{"op":"add","path":"/0","value":%b}]' % array("[[[]]]", n // 7 - 9)),
+    "one long pointer": lambda n: (b"[]", operations("test", 1, path="/~0" * (n // 3 - 20), value=1)),
+    "pointers that are ever longer": lambda n: (
+        b"[]", b"[%b]" % b",".join(b'{"op":"add","path":"%b","value":[]}' % (b"/0" * at) for at in range(1, int(n**0.5) - 24))
+    ),
+    "names": lambda n: (b"{}", operations("add", min(2000, n // 50), path="/%d", value=1)),
+}  # fmt: skip
+
+
+def patch_turns(document: bytes, patch: bytes) -> list[float]:
+    """The processor time of each turn of the event loop that a JSON Patch takes."""
+    turns: list[float] = []
+
+    def timed(turn: Callable[[], Any]) -> Any:
+        begun = time.process_time()
+        try:
+            return turn()
+        finally:
+            turns.append(time.process_time() - begun)
+
+    with suppress(Problem):
+        found = Found(*codec.decode([codec.META, b"1-1 value", codec.VALUE, document]), None, None)
+        transform = timed(lambda: json_patch_transform(patch, asked_ms=None))
+        outcome = timed(lambda: in_turns(transform(found)))
+        while isinstance(outcome, Later):
+            outcome = timed(outcome.resume)
+    return turns
+
+
+@pytest.mark.parametrize("make", PATCHES.values(), ids=PATCHES)
+def test_a_patch_is_linear(make: Callable[[int], tuple[bytes, bytes]]) -> None:
+    """A patch and a document that are twice as long cost twice as much."""
+    made = {size: make(size) for size in (100_000, 200_000)}
+    for document, patch in made.values():
+        codec.encode(document)  # it is known to be JSON, as what is stored is
+        assert len(patch) <= MEBIBYTE >= len(document)
+    assert growth(lambda size: sum(patch_turns(*made[size])), 100_000) < TWICE_AND_A_BIT
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", PATCHES.values(), ids=PATCHES)
+def test_a_turn_of_a_patch(make: Callable[[int], tuple[bytes, bytes]]) -> None:
+    """A patch of a MiB of a document of a MiB holds the event loop up for at most 100 ms at a time."""
+    document, patch = make(MEBIBYTE - 1000)
+    codec.encode(document)
+    assert least(lambda: max(patch_turns(document, patch))) < TURN_S

@@ -188,6 +188,7 @@ def test_redis_with_an_older_state(followed: Followed, ask: Callable[..., Any], 
         assert [event.name for event in reader.wait_for(2)] == ["reset", "snapshot"]
 
 
+@pytest.mark.heavy
 def test_a_log_in_which_nothing_is(followed: Followed, ask: Callable[..., Any], store: Running) -> None:
     """As a batch leaves it that was undone: its end is a place, from which a stream goes on."""
     undone = [{"method": "PUT", "path": "/room/1", "body": 1}, {"method": "DELETE", "path": "/room/2"}]
@@ -306,6 +307,7 @@ def test_what_cannot_be_followed(followed: Followed, ask: Callable[..., Any], st
         wait_until(lambda: followed.request("GET", "/people/ada").status == 404, LIMIT_S)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("lane", [("served", "redis"), ("flask", "redis"), ("asgi", "redis")], ids="-".join, indirect=True)
 def test_redis_that_does_not_answer(followed: Followed, store: Running) -> None:
     """503 and Retry-After, not a stream that is cut; also where others follow the namespace already."""

@@ -165,7 +165,7 @@ LOADED = [
     ("kvstore.serving.flask", {"kvstore.serving.asgi", "kvstore.serving.connection", "gunicorn"}),
     ("kvstore.serving.asgi", {"kvstore.serving.flask", "kvstore.serving.connection", "flask", "gunicorn"}),
     ("kvstore", {"kvstore.core", "asyncio", "flask", "redis", "gunicorn"}),
-    ("kvstore.serving.gunicorn_worker", {"flask", "werkzeug", "click", "kvstore.tasks"}),
+    ("kvstore.serving.gunicorn_worker", {"flask", "werkzeug", "click", "kvstore.tasks", "kvstore.serving.asgi"}),
     ("kvstore.tasks.worker", {"kvstore.serving", "gunicorn", "flask"}),
     ("kvstore.tasks.decorators", {"kvstore.serving", "gunicorn"}),
 ]

@@ -482,7 +482,9 @@ def test_large_bodies(served: Served, size: int, status: tuple[int, ...], coding
 
 def test_a_stop_while_a_worker_starts(directory: Path) -> None:
     """SIGTERM is heard by a worker that is still loading the application."""
-    (directory / "slow.py").write_text("import time\ntime.sleep(1)\nfrom kvstore.asgi import app\n")
+    (directory / "slow.py").write_text(
+        "import time\ntime.sleep(1)\nfrom kvstore.serving.gunicorn_worker import open_in_environment as app\n"
+    )
     arguments = [sys.executable, "-m", "gunicorn", "-c", "python:kvstore.serving.gunicorn_config", "slow:app"]
     served = Served(directory, arguments, {"PORT": "0", "WEB_CONCURRENCY": "1", "KVSTORE_DATA": str(directory / "data")})
     try:

@@ -89,9 +89,15 @@ def test_the_limits_add_up(limits: redis_clients.TimeOuts) -> None:
 
 
 @pytest.fixture(params=LOOPS)
-def run(request: pytest.FixtureRequest) -> Iterator[Run]:
+def loop(request: pytest.FixtureRequest) -> str:
+    """A kind of event loop."""
+    return str(request.param)
+
+
+@pytest.fixture
+def run(loop: str) -> Iterator[Run]:
     """Runs a coroutine on an event loop of each kind."""
-    with asyncio.Runner(loop_factory=LOOPS[request.param]) as runner:
+    with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
         run: Run = runner.run
         yield run
 

@@ -9,7 +9,8 @@ from collections.abc import Coroutine, Mapping
 from functools import partial
 from typing import Any
 
-from kvstore.serving.asgi import Application
+from kvstore.core.settings import read_settings
+from kvstore.runtime import open_runtime
 from kvstore.serving.connection import ClientConnection
 from kvstore.serving.server import Server
 from tests.support.loops import PRODUCTION, Loop
@@ -24,7 +25,7 @@ class InProcess:
         self.at: Address = self._loop.run(self._start(redis_url, environ or {}))
 
     async def _start(self, redis_url: str, environ: Mapping[str, str]) -> Address:
-        self._runtime = Application({**environ, "REDIS_URL": redis_url}).open()
+        self._runtime = open_runtime(read_settings({**environ, "REDIS_URL": redis_url}))
         self.server = Server(self._runtime)
         self._listener = await asyncio.get_running_loop().create_server(partial(ClientConnection, self.server), "127.0.0.1", 0)
         at: Address = self._listener.sockets[0].getsockname()
@@ -51,4 +52,6 @@ class InProcess:
         self._listener.close()
         self.server.stop()
         await self._runtime.close()
+        for connection in list(self.server.connections):  # whose clients have not closed
+            connection.cut()
         await asyncio.sleep(0)

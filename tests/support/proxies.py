@@ -111,4 +111,5 @@ class Pretender:
                 writer.write(answer)
         except ConnectionError:
             pass
-        writer.close()
+        finally:
+            writer.close()
