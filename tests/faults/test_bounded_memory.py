@@ -58,7 +58,6 @@ KEPT: dict[str, tuple[str, str, list[tuple[str, str]], bytes]] = {
 TIMES = 8
 
 
-@pytest.mark.xfail(strict=True, reason="row 3")
 @pytest.mark.parametrize("row", KEPT.values(), ids=KEPT)
 def test_what_is_kept_for_a_key(
     serving: Served, backing: redis.Redis, row: tuple[str, str, list[tuple[str, str]], bytes]
@@ -325,10 +324,7 @@ def prepare(ask: Callable[[Asked], None], kind: Asked) -> None:
             ask(in_batch([("PUT", f"/below{number}/{at}", 1) for at in range(100)]))
 
 
-WRONG_TODAY = {"PUT with a key, refused": pytest.mark.xfail(strict=True, reason="row 3")}
-
-
-@pytest.mark.parametrize("kind", [pytest.param(kind, id=name, marks=WRONG_TODAY.get(name, ())) for name, kind in KINDS.items()])
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 def test_what_a_request_leaves(looped: InProcess, backing: redis.Redis, kind: Asked) -> None:
     """In Redis, but for the change log, which may keep what was changed; and in the worker, among all that Python keeps."""
     wire_to = looped.connect(limit_s=60)
