@@ -59,8 +59,9 @@ class FaultyProxy:
         threading.Thread(target=self._listen, daemon=True).start()
 
     def begin(self, fault: str = "", at: int = 0) -> None:
-        """Count the scripts anew, and make this fault."""
+        """Count the scripts anew, make this fault, and reply at once."""
         self.scripts = 0
+        self.reply_after_s = 0.0
         self._fault, self._at = fault, at
 
     @property
