@@ -14,7 +14,7 @@ from enum import Enum
 from typing import Any, NamedTuple
 
 from kvstore.core.errors import Problem
-from kvstore.core.paths import MAX_SEGMENTS, as_segment, encode_segment
+from kvstore.core.paths import MAX_SEGMENTS, as_segment, parse_path
 
 
 class Kind(Enum):
@@ -77,7 +77,8 @@ def _element(part: str) -> Element:
             f"the segment {part!r} is neither *, **, {{claim}} nor $name; write %2A, %7B, %7D or %24 for the character itself"
         )
     try:
-        return Element(Kind.LITERAL, encode_segment(part.encode()))
+        # As a path of two segments, which refuses all that a path may not have.
+        return Element(Kind.LITERAL, parse_path(b"/%b/-" % part.encode()).namespace)
     except (Problem, UnicodeEncodeError) as error:
         raise InvalidPattern(f"the segment {part!r} can be part of no path: {error}") from None
 

@@ -117,7 +117,7 @@ def _parse(raw: bytes) -> Path:
         parts.pop()
     if len(parts) > MAX_SEGMENTS:
         raise InvalidPath(f"the path has more than {MAX_SEGMENTS} segments; use fewer levels")
-    segments = [encode_segment(part) for part in parts]
+    segments = [_encode_segment(part) for part in parts]
     path = "/" + "/".join(segments)
     # Documents of one segment and the root document are in the root namespace. No segment can be named `/`.
     if len(segments) >= 2 or (segments and is_container):
@@ -133,8 +133,7 @@ def _parse(raw: bytes) -> Path:
     )
 
 
-def encode_segment(raw: bytes) -> str:
-    """Return a segment in canonical spelling, from a percent-encoded one; raises InvalidPath."""
+def _encode_segment(raw: bytes) -> str:
     try:
         segment = unquote_to_bytes(raw).decode("utf-8")
     except UnicodeDecodeError:
@@ -149,7 +148,7 @@ def encode_segment(raw: bytes) -> str:
 def as_segment(text: str) -> str | None:
     """Return a text as one segment in canonical spelling, None if it cannot be one."""
     try:
-        return encode_segment(quote(text, safe="").encode())
+        return _encode_segment(quote(text, safe="").encode())
     except (InvalidPath, UnicodeEncodeError):
         return None
 

@@ -54,6 +54,7 @@ class ClientConnection(asyncio.Protocol):
         "_busy",
         "_choked",
         "_ended",
+        "_followed",
         "_keep",
         "_lacked",
         "_next",
@@ -86,6 +87,7 @@ class ClientConnection(asyncio.Protocol):
         self._choked = False  # writing is paused, and the client has WRITE_S to read
         self._next: tuple[Request, List] | None = None  # the next part of a long response, for when the client has read
         self._stream: Stream | None = None
+        self._followed: Request | None = None  # the request of the stream
         self._wait: asyncio.Task[None] | None = None  # of a long poll
         self.choked_at = 0.0  # when writing was paused; 0.0 if it is not
         self.due = server.loop.time() + HEAD_S
@@ -110,6 +112,8 @@ class ClientConnection(asyncio.Protocol):
         self._over = True
         if self._stream:
             self._stream.leave()
+            if self._followed and self._server.log:
+                self._server.log.record(self._followed, 200)
         if self._wait:
             self._wait.cancel()
 
@@ -281,6 +285,8 @@ class ClientConnection(asyncio.Protocol):
             parts.append(body)
         self.due = server.now + IDLE_S
         transport.write(b"".join(parts))  # may call pause_writing
+        if server.log is not None:
+            server.log.record(request, status)
         if more is not None:
             self._send_part(request, body, more)
         elif not self._keep:
@@ -357,6 +363,7 @@ class ClientConnection(asyncio.Protocol):
         is_1_1 = self._reader.is_1_1
         framing = b"\r\nTransfer-Encoding: chunked\r\n\r\n" if is_1_1 else b"\r\nConnection: close\r\n\r\n"
         head = _STATUS[200] + server.date + _lines(stream_fields(request, self._runtime.settings)) + framing
+        self._followed = request
         self._stream = Stream(server.streams, self._transport, follow.path, head=head, is_chunked=is_1_1)
         self._stream.start(follow, lambda problem: self._refused(request, problem))
 
