@@ -362,7 +362,10 @@ class ClientConnection(asyncio.Protocol):
         self.due = _NEVER
         is_1_1 = self._reader.is_1_1
         framing = b"\r\nTransfer-Encoding: chunked\r\n\r\n" if is_1_1 else b"\r\nConnection: close\r\n\r\n"
-        head = _STATUS[200] + server.date + _lines(stream_fields(request, self._runtime.settings)) + framing
+
+        def head() -> bytes:
+            return _STATUS[200] + server.date + _lines(stream_fields(request, self._runtime.settings)) + framing
+
         self._followed = request
         self._stream = Stream(server.streams, self._transport, follow.path, head=head, is_chunked=is_1_1)
         self._stream.start(follow, lambda problem: self._refused(request, problem))
