@@ -130,9 +130,15 @@ def open_runtime(settings: Settings, rules: Rules | None = None) -> Runtime:
     return Runtime(settings, store, hub, LongPolls(store, hub), rules, open_gate(settings))
 
 
-def rules_of(settings: Settings) -> Rules | None:
+def rules_of(settings: Settings, source: RulesSource | None = None) -> Rules | None:
     """Return the rules that judge who has a token, None if access is open; raises InvalidSetting."""
-    return None if settings.is_open else mounted_rules(settings, None)
+    if not settings.is_open:
+        return mounted_rules(settings, source)
+    if (settings.rules or source is not None) and not (settings.secrets or settings.jwks):
+        raise InvalidSetting(
+            "there are rules, and nothing says who asks: set KVSTORE_SECRET or KVSTORE_JWKS, or give principal="
+        )
+    return None
 
 
 def mounted_rules(settings: Settings, source: RulesSource | None) -> Rules:

@@ -42,6 +42,12 @@ class Verdict(NamedTuple):
 PERMITTED = Verdict()
 REFUSED = Verdict(frozenset({frozenset()}))
 
+
+def bits(*rights: Right) -> int:
+    """Return rights as one number."""
+    return sum(1 << right for right in rights)
+
+
 # An element of a pattern for one principal: the segments that it matches, None for any. MANY is any number of segments.
 _Matched = frozenset[str] | None
 _MANY: frozenset[str] = frozenset({"/"})  # no segment has a slash
@@ -52,12 +58,14 @@ _Config = tuple[int, int, tuple[int, ...]]  # a row, how many of its elements ha
 class _State:
     """What rows have matched so far. `fixed` is the verdict for each right, None where it depends on captured segments."""
 
-    __slots__ = ("captured", "configs", "expected", "fixed", "following", "row")
+    __slots__ = ("captured", "configs", "expected", "fixed", "following", "other", "permitted", "row")
 
     def __init__(self, configs: tuple[_Config, ...], expected: frozenset[str]) -> None:
         self.configs = configs
         self.expected = expected  # the segments that some row names next
         self.following: dict[str, _State] = {}
+        self.other: _State | None = None  # the one that follows any other segment
+        self.permitted = 0  # the rights that depend on nothing, a bit for each
         self.row: tuple[int, tuple[int, ...]] | None = None  # the first row that matches, and what it has captured
         self.fixed: tuple[Verdict | None, ...] = ()
         self.captured = sorted({index for _, _, captures in configs for index in captures})
@@ -115,16 +123,26 @@ class View:
         state = self._reached(segments)
         return state.fixed[right] or self._depending(state, right, segments)
 
-    def permits_all(self, namespace: str, names: Sequence[bytes], rights: Sequence[Right]) -> bool:
-        """Return whether rights on each of some documents of a namespace, which is not the root's, depend on nothing."""
+    def permits_all(self, namespace: str, names: Sequence[bytes], rights: int) -> bool:
+        """Return whether rights, as bits(), on each of some documents depend on nothing. The namespace is not the root's."""
         space = self._after(self._start, namespace, 0)
         for name in names:
             state = space
             for depth, segment in enumerate(name.decode().split("/"), 1):
                 state = self._after(state, segment, depth)
-            if any(state.fixed[right] is not PERMITTED for right in rights):
+            if state.permitted & rights != rights:
                 return False
         return True
+
+    def permits(self, path: str, rights: int) -> bool:
+        """Return whether rights, as bits(), on a document depend on nothing. False also where verdict() is to find out."""
+        state = self._start
+        for segment in path.split("/")[1:] if path != "/" else ():
+            following = state.following.get(segment) or (state.other if segment not in state.expected else None)
+            if following is None:
+                return False
+            state = following
+        return state.permitted & rights == rights
 
     def _reached(self, segments: list[str]) -> _State:
         if len(self._states) > MAX_STATES:
@@ -192,7 +210,9 @@ class View:
     def _after(self, state: _State, segment: str, depth: int) -> _State:
         """Return the state after one more segment, the one with index `depth` of the path."""
         if segment not in state.expected:
-            segment = OTHER
+            if state.other is None:
+                state.other = self._state(self._moved(state, OTHER, depth))
+            return state.other
         found = state.following.get(segment)
         if found is None:
             found = state.following[segment] = self._state(self._moved(state, segment, depth))
@@ -255,6 +275,7 @@ class View:
         state.fixed = tuple(
             PERMITTED if any(right in rights for rights in own) else self._fixed(state.row, right) for right in Right
         )
+        state.permitted = bits(*(right for right in Right if state.fixed[right] is PERMITTED))
         return state
 
     # The rights of a row

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
 from kvstore.access.caller import Caller
 from kvstore.access.principal import IssuedToken, UnknownKey
 from kvstore.access.rates import Quota, Rates
-from kvstore.commands.base import Again, Command, Idempotent
+from kvstore.commands.base import Again, Command
 from kvstore.commands.batch import Batch
 from kvstore.commands.bulk import GetMany, PutMany
 from kvstore.commands.charges import Charge
+from kvstore.commands.guarded import unwrapped
 from kvstore.commands.subscriptions import Follow, LongPoll
 from kvstore.core.errors import MethodNotAllowed, Problem, Unauthorized, unavailable
 from kvstore.core.settings import InvalidSetting, Rate, Settings
@@ -191,11 +192,10 @@ def _not_allowed(allow: str) -> Problem:
 
 def cost_of(command: Command[object]) -> int:
     """Return how many requests a command counts as: a batch as many as it has."""
-    if isinstance(command, Idempotent):
-        command = command.command
-    if isinstance(command, Batch):
-        return max(1, len(command.requests))
-    return len(command.names) if isinstance(command, PutMany | GetMany) else 1
+    asked = unwrapped(command)
+    if isinstance(asked, Batch):
+        return max(1, len(asked.requests))
+    return len(asked.names) if isinstance(asked, PutMany | GetMany) else 1
 
 
 def forwarded_for(field: str, proxies: int) -> str | None:

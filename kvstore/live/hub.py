@@ -26,6 +26,7 @@ from kvstore.live.stream_session import HEARTBEAT_S, begin, path_of, prefix
 from kvstore.stores.pipelined import AsyncStore
 
 BEATS = 480  # parts of a heartbeat's period, each for some of the subscribers: thousands at once would delay other requests
+LATE_S = 0.1  # of the loop's clock, at most: who comes back must not find the token valid for another moment
 EXPIRED = b": the token has expired; come back with a new one\n\n"
 REVOKED = b": the rules no longer permit this stream\n\n"
 MAX_JOINED_BYTES = 64 * 1024  # of changes in one write to a subscriber
@@ -188,16 +189,16 @@ class Hub:
 
         The stream ends when the rules no longer permit it, and when its token expires.
         """
-        if follow.charge:
-            await self._store.execute(follow.charge)
         if follow.permit:
             await self._store.execute(follow.permit)
+        if follow.charge:
+            await self._store.execute(follow.charge)
         await self._register(subscriber, follow.hold)
         if subscriber.has_left:
             return
         subscriber.permit = follow.permit
         if follow.expires_at_s is not None:
-            left_s = max(0.0, follow.expires_at_s - time())
+            left_s = max(0.0, follow.expires_at_s - time()) + LATE_S
             subscriber.expiry = asyncio.get_running_loop().call_later(left_s, self._revoke, subscriber, EXPIRED)
         try:
             position = await self._begin(follow, subscriber)

@@ -20,7 +20,7 @@ from kvstore.http.gate import FetchKeys
 from kvstore.http.hosts import is_loopback
 from kvstore.http.messages import MAX_BODY_BYTES, Headers, Request, Response
 from kvstore.http.protocol import Outcome, render
-from kvstore.runtime import ClientGone, RulesSource, Runtime, locate, mounted_rules, open_runtime
+from kvstore.runtime import ClientGone, RulesSource, Runtime, locate, mounted_rules, open_runtime, rules_of
 from kvstore.serving.buffered_stream import BufferedStream
 from kvstore.serving.exchange import Asked, add_field, decide, decide_for_host, respond, stream_fields, too_large
 from kvstore.serving.mount import below_mount
@@ -57,7 +57,7 @@ class Application:
             settings = read_settings(self._environ)
             if self._principal:  # the application says who asks, so tokens do not
                 settings = replace(settings, is_open=True)
-            rules = mounted_rules(settings, self._rules) if self._principal or not settings.is_open else None
+            rules = mounted_rules(settings, self._rules) if self._principal else rules_of(settings, self._rules)
             self._runtime = open_runtime(locate(settings), rules)
             self._log = open_log(settings)
         return self._runtime

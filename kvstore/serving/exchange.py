@@ -7,7 +7,7 @@ command and sends what `respond()` makes of the outcome.
 from time import time
 from typing import TypeAlias
 
-from kvstore.access.judging import judge
+from kvstore.access.judging import is_plainly_permitted, judge
 from kvstore.access.principal import Principal
 from kvstore.access.views import Rules
 from kvstore.commands.base import Command
@@ -65,7 +65,7 @@ def _judged(request: Request, settings: Settings, rules: Rules, principal: Princ
     if principal is not None and "idempotency-key" in request.headers:
         request = request._replace(subject=principal.subject)
     decision = parse(request, settings)
-    if isinstance(decision, Response):
+    if isinstance(decision, Response) or is_plainly_permitted(decision, rules, principal):
         return decision
     decision = judge(decision, rules, principal)
     if isinstance(decision, Answers | Refused):  # a batch of which nothing is left to execute

@@ -31,7 +31,7 @@ from kvstore.http.gate import FetchKeys, Gate, open_gate
 from kvstore.http.hosts import is_loopback
 from kvstore.http.messages import MAX_BODY_BYTES, Request, Response, refuse
 from kvstore.http.protocol import Outcome, render
-from kvstore.runtime import ClientGone, RulesSource, Runtime, connect, mounted_rules, open_runtime
+from kvstore.runtime import ClientGone, RulesSource, Runtime, connect, mounted_rules, open_runtime, rules_of
 from kvstore.serving.background import Background
 from kvstore.serving.buffered_stream import BufferedStream
 from kvstore.serving.exchange import Asked, cut_off, decide, decide_for_host, respond, stream_fields, too_large
@@ -310,10 +310,10 @@ def blueprint(*, principal: Callable[[], Claims | None] | None = None, rules: Ru
     settings = read_settings(os.environ)
     if principal:  # the application says who asks, so tokens do not
         settings = replace(settings, is_open=True)
-    judging = mounted_rules(settings, rules) if principal or not settings.is_open else None
+    judging = mounted_rules(settings, rules) if principal else rules_of(settings, rules)
     store, settings = connect(settings)
     limited = replace(settings, max_streams=min(settings.max_streams, MAX_STREAMS))
-    background = Background(lambda: open_runtime(limited))
+    background = Background(lambda: open_runtime(limited, judging))
     return make_blueprint(
         FlaskRuntime(settings, store, background, judging, principal, open_gate(settings), open_log(settings))
     )

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import redis
 
-from tests.support.access import ADMIN, RULED_LANES, by, open_ruled
+from tests.support.access import ADMIN, RULED, RULED_LANES, by
 from tests.support.clients import Answer, Checked
 from tests.support.lanes import on
 from tests.support.stores import Running
@@ -30,12 +30,26 @@ Ask = Callable[..., Answer]
 on_ruled = on(RULED_LANES)
 
 
+@pytest.fixture(scope="module")
+def opened_ruled(started: Callable[[str], Running]) -> Iterator[Callable[[str, str], Checked]]:
+    """The client of a lane, of a service with ROWS, made when first asked for."""
+    clients: dict[tuple[str, str], Checked] = {}
+
+    def open_client(adapter: str, store: str) -> Checked:
+        if (adapter, store) not in clients:
+            clients[adapter, store] = Checked(RULED[adapter](started(store), ROWS))
+        return clients[adapter, store]
+
+    yield open_client
+    for client in clients.values():
+        client.close()
+
+
 @pytest.fixture
-def ruled(lane: tuple[str, str], store: Running) -> Iterator[Checked]:
-    """A client of a service with ROWS."""
-    client = Checked(open_ruled(lane[0], store, ROWS))
-    yield client
-    client.close()
+def ruled(lane: tuple[str, str], store: Running, opened_ruled: Callable[[str, str], Checked]) -> Checked:
+    """A client of a service with ROWS, on an empty store."""
+    assert store
+    return opened_ruled(*lane)
 
 
 @pytest.fixture

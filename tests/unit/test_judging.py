@@ -2,22 +2,27 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kvstore.access.judging import is_plainly_permitted, judge
 from kvstore.access.principal import Principal
 from kvstore.access.rules import parse_rows
 from kvstore.access.views import Rules
 from kvstore.commands.base import Again
 from kvstore.commands.batch import Answered, Batch
 from kvstore.commands.bulk import GetMany, PutMany
+from kvstore.commands.documents import Get, Put
 from kvstore.commands.guarded import Blind, Guarded
 from kvstore.commands.subscriptions import Follow, LongPoll
 from kvstore.core.errors import Problem
+from kvstore.core.preconditions import NONE
 from kvstore.core.settings import Settings
 from kvstore.http.messages import Request, Response
+from kvstore.http.protocol import parse
 from kvstore.serving.exchange import decide
 from tests.support.naive_rules import has_right
 from tests.unit.test_rules import CLAIMS, FRESH, NAMES, STORED, tables
@@ -48,6 +53,22 @@ def judged(rows: Sequence[Any], claims: Mapping[str, Any] | None, request: Reque
 def status_of(decision: Any) -> int:
     """The status of a response, 0 for what is executed."""
     return decision.status if isinstance(decision, Response) else 0
+
+
+def check_fast_path(rows: Sequence[Any], claims: Mapping[str, Any] | None, request: Request) -> None:
+    """What is plainly permitted is what judge() leaves as it is."""
+    command, judging = parse(request, Settings()), Rules(parse_rows(rows))
+    principal = None if claims is None else Principal(claims)
+    if is_plainly_permitted(command, judging, principal):
+        assert judge(command, judging, principal) is command
+    with suppress(Problem):
+        if (
+            judge(command, judging, principal) is command
+            and type(command) in (Get, Put)
+            and request.headers.keys() <= {"if-modified-since"}
+        ):
+            is_usual = isinstance(command, Get) or not (command.encoded.has_server_values or command.preconditions is not NONE)
+            assert is_plainly_permitted(command, judging, principal) is is_usual
 
 
 class Asked(NamedTuple):
@@ -150,7 +171,9 @@ places = st.lists(st.sampled_from([*NAMES, "new"]), max_size=3)
 @given(tables(), st.sampled_from(CLAIMS), places, st.sampled_from(DOCUMENTS))
 def test_requests_for_documents(rows: list[Any], claims: dict[str, Any] | None, path: list[str], asked: Asked) -> None:
     """Permitted as the documentation says, and shown to those who may read it."""
-    decision = judged(rows, claims, request_of(path, asked, is_container=False), STORED)
+    request = request_of(path, asked, is_container=False)
+    check_fast_path(rows, claims, request)
+    decision = judged(rows, claims, request, STORED)
     if is_permitted(rows, claims, path, asked):
         assert status_of(decision) == 0
         if asked.method in ("PUT", "POST"):
