@@ -15,7 +15,7 @@ from kvstore.access.rates import Quota, Rates
 from kvstore.commands.base import Again, Command
 from kvstore.commands.batch import Batch
 from kvstore.commands.bulk import GetMany, PutMany
-from kvstore.commands.charges import Charge
+from kvstore.commands.charges import Charge, StreamPlace
 from kvstore.commands.guarded import unwrapped
 from kvstore.commands.subscriptions import Follow, LongPoll
 from kvstore.core.errors import MethodNotAllowed, Problem, Unauthorized, unavailable
@@ -79,7 +79,10 @@ class Gate:
     def charge(self, request: Request, asked: Asked[Outcome]) -> Asked[Outcome]:
         """Return what a request asks for, so that it is counted for its client first; raises TooManyRequests."""
         caller = request.caller
-        if self._rates is None or caller is None:
+        assert caller
+        if isinstance(asked, Follow) and self._settings.client_streams:
+            asked = asked._replace(place=StreamPlace(caller.client, self._settings.client_streams))
+        if self._rates is None:
             return asked
         if isinstance(asked, LongPoll | Follow):
             return asked._replace(charge=self._charge_waiting(caller, self._rates))

@@ -11,14 +11,15 @@ import pytest
 import redis
 
 from kvstore.access.rates import MAX_CLIENTS, Rates
-from kvstore.commands.charges import Charge, Charged
+from kvstore.commands.charges import Charge, Charged, ClaimStreams, ReleaseStream, StreamPlace
 from kvstore.core.errors import TooManyRequests
 from kvstore.core.settings import InvalidSetting, Rate, read_settings
+from kvstore.live import client_streams
 from tests.support.asking import batch
 from tests.support.clients import Answer, Checked
 from tests.support.lanes import on
-from tests.support.stores import Running
-from tests.support.streams import FOLLOWED, Followed, following
+from tests.support.stores import Running, wait_until
+from tests.support.streams import FOLLOWED, Followed, Reader, following, open_reader
 from tests.support.tokens import SECRET, signed
 from tests.support.wires import Wire
 
@@ -220,3 +221,81 @@ def test_a_rate() -> None:
     assert read_settings({"KVSTORE_RATE": "1000/m"}).rate == (1000, 60)
     assert read_settings({"KVSTORE_RATE": "5000/h"}).rate == (5000, 3600)
     assert read_settings({}).rate is None
+
+
+# --- Streams ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=FOLLOWED)
+def two_streams(request: pytest.FixtureRequest, started: Callable[[str], Running]) -> Iterator[Followed]:
+    store = started("redis")
+    store.redis.flushall()
+    followed = FOLLOWED[request.param](store, {"KVSTORE_CLIENT_STREAMS": "2", "KVSTORE_PROXIES": "1"})
+    yield followed
+    followed.stop()
+    assert not store.redis.keys("*streams*")
+
+
+def test_streams_of_a_client(two_streams: Followed) -> None:
+    """One too many is refused; another client's is not, and a place that is given up is free."""
+
+    def open_one(address: str = "192.0.2.1") -> Reader:
+        return two_streams.open("/ns/a", {"X-Forwarded-For": address})
+
+    first, second, third = open_one(), open_one(), open_one()
+    assert (first.status, second.status, third.status) == (200, 200, 429)
+    assert json.loads(third.body)["type"] == "urn:kvstore:too-many-requests"
+    assert int(third.headers["Retry-After"]) >= 1
+    other = open_one("192.0.2.2")
+    assert other.status == 200
+    assert two_streams.request("GET", "/ns/b").status == 404
+    first.wait_for(1)
+    first.close()
+    opened: list[Reader] = []
+
+    def is_free() -> bool:
+        opened.append(open_one())
+        return opened[-1].status == 200
+
+    wait_until(is_free, 10)
+    for reader in (second, other, *opened):
+        reader.close()
+
+
+@on([("served", "redis")])
+def test_streams_of_a_client_over_several_workers(client_with: Callable[..., Checked]) -> None:
+    """Whichever process a stream falls to."""
+    client = client_with(KVSTORE_CLIENT_STREAMS="3", WEB_CONCURRENCY="2")
+    readers = [open_reader(client.served.at, "/ns/a", {}) for _ in range(10)]
+    assert Counter(reader.status for reader in readers) == {200: 3, 429: 7}
+    for reader in readers:
+        reader.close()
+
+
+@on([("flask", "valkey"), ("flask", "redis"), ("flask", "fake"), ("flask", "cluster")])
+def test_the_places_of_a_process_that_died(store: Running) -> None:
+    """They are free when their claims end; those that are renewed are not."""
+    blocking = store.open()
+    one, two, three = (StreamPlace("ada", 2, name) for name in ("x 1", "x 2", "y 1"))
+    assert blocking.execute(ClaimStreams((one, two), 300)) == 2
+    assert blocking.execute(ClaimStreams((three,), 300)) == 0
+    assert blocking.execute(ClaimStreams((one,), 60_000)) == 1
+    wait_until(lambda: blocking.execute(ClaimStreams((three,), 60_000)) == 1, 10)
+    assert blocking.execute(ClaimStreams((two,), 60_000)) == 0
+    blocking.execute(ReleaseStream(one))
+    assert blocking.execute(ClaimStreams((two,), 60_000)) == 1
+
+
+def test_a_claim_is_renewed(started: Callable[[str], Running], monkeypatch: pytest.MonkeyPatch) -> None:
+    """For as long as the stream lives."""
+    store = started("redis")
+    store.redis.flushall()
+    monkeypatch.setattr(client_streams, "RENEW_S", 0.05)
+    monkeypatch.setattr(client_streams, "CLAIM_S", 2.0)
+    followed = FOLLOWED["asgi"](store, {"KVSTORE_CLIENT_STREAMS": "1"})
+    reader = followed.open("/ns/a", {})
+    [key] = store.redis.keys("*streams*")
+    [(_, until_ms)] = store.redis.zrange(key, 0, -1, withscores=True)
+    wait_until(lambda: store.redis.zrange(key, 0, -1, withscores=True)[0][1] > until_ms, 10)
+    reader.close()
+    followed.stop()
