@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator
 from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from kvstore.commands.scripts import IDEMPOTENT, RECORD_REPLY, REGISTER_NAMESPACE, Outcome_co, Script
-from kvstore.core.codec import decode
+from kvstore.core.codec import Decoded, decode
 from kvstore.core.errors import (
     PROBLEMS,
     ContentTooLarge,
@@ -35,7 +35,10 @@ Arguments: TypeAlias = tuple[bytes | str | int, ...]
 
 
 class Found(NamedTuple):
-    """A stored document. Times are in ms, None where it does not expire; `tag` is None in another client's hash."""
+    """A stored document. Times are in ms, None where it does not expire; `tag` is None in another client's hash.
+
+    `text` is empty if the value was not asked for, or if a replay does not show it any more.
+    """
 
     text: bytes
     is_object: bool
@@ -295,7 +298,12 @@ def found_in(reply: RedisReply) -> Found:
     """The document in a script's reply: {fields, expires_at_ms, ttl_ms}."""
     fields, expires_at_ms, ttl_ms = reply
     expires = expires_at_ms >= 0
-    return Found(*decode(fields), expires_at_ms if expires else None, ttl_ms if expires else None)
+    return Found(*decode_shown(fields), expires_at_ms if expires else None, ttl_ms if expires else None)
+
+
+def decode_shown(fields: list[bytes]) -> Decoded:
+    """Return the document in a hash's fields; its text is empty if a replay has only the entity-tag (lua/idempotent.lua)."""
+    return decode(fields) if len(fields) != 1 else Decoded(b"", True, fields[0].decode() or None)
 
 
 def refused(reply: RedisReply) -> Failed:

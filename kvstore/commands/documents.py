@@ -18,6 +18,7 @@ from kvstore.commands.base import (
     Stored,
     Turns,
     below,
+    decode_shown,
     found_in,
     in_turns,
     refusal,
@@ -26,7 +27,7 @@ from kvstore.commands.base import (
 )
 from kvstore.commands.rights import Right, Scope, Touch, Touches, changes, creates, is_creation, reads, writes
 from kvstore.commands.scripts import DELETE, GET, PATCH, POST, PUT, READ, READ_FOR_UPDATE, SET_TTL, Script
-from kvstore.core.codec import Encoded, decode
+from kvstore.core.codec import Encoded
 from kvstore.core.errors import (
     Problem,
     unavailable,
@@ -264,7 +265,7 @@ class Post(NamedTuple):
         if reply[0] != b"created":
             raise refusal(reply)
         _, _, name, fields, _, expires_at_ms = reply
-        found = Found(*decode(fields), expires_at_ms, self.ttl_ms)
+        found = Found(*decode_shown(fields), expires_at_ms, self.ttl_ms)
         appended = Appended(self.container.text + name.decode().rpartition("/")[2], found)
         return registered(self.container, reply[4], appended)
 
@@ -368,7 +369,7 @@ def _stored(reply: RedisReply, encoded: Encoded | None) -> Stored:
     """Return what put.lua wrote: the fields in the reply, or `encoded` if the reply has none."""
     word, tag, expires_at_ms, ttl_ms, fields = reply[:5]
     if fields or encoded is None:
-        text, is_object, _ = decode(fields)
+        text, is_object, _ = decode_shown(fields)
     else:
         text, is_object = encoded.text, encoded.is_object
     expires = expires_at_ms >= 0

@@ -32,7 +32,7 @@ def _script(name: str, *parts: str, call: str) -> Script[Any]:
     """Return a script that returns what a call returns. If that erases changes, the script does so when the call is done."""
     text = _assembled(f"return {call}", parts)
     if "collected" in text:
-        text = _assembled(f"local reply = {call}\nerase_collected()\nreturn reply", parts)
+        text = _assembled(f"local reply = {call}\nif collected then\n  erasing().finish()\nend\nreturn reply", parts)
     return _named(name, text)
 
 
@@ -68,7 +68,7 @@ def _idempotent(name: str, *called: str) -> Script[Any]:
     return _script(f"{name} idempotent", *_SHARED, *called, name, "idempotent", call=f"idempotent({name}, KEYS[2])")
 
 
-_SHARED = ("_log", "_jobs", "_erasure", "_index", "_documents", "_order", "_server_values")  # each uses only those before it
+_SHARED = ("_log", "_jobs", "_index", "_gone", "_documents", "_order", "_server_values")  # each uses only those before it
 
 READ = _named("read", _text("read"))
 EXISTS = _named("exists", _text("exists"))

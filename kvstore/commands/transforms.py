@@ -9,6 +9,7 @@ from kvstore.core import codec, json_text, patch
 from kvstore.core.codec import SERVER_VALUE, Encoded
 from kvstore.core.errors import InvalidDocument, NotFound, PathNotThere
 
+COPIED_FACTOR, COPIED_BYTES = 8, 8 * 1024  # of what a JSON Patch copies: a request leaves 16 times its bytes and 16 KiB at most
 LARGE_BYTES = 64 * 1024  # of a document, or a patch: each step of a larger one has a turn of the event loop of its own
 
 
@@ -54,7 +55,7 @@ def json_patch_transform(body: bytes, *, asked_ms: int | None) -> Transform:
         if is_large:
             yield
         try:
-            tree = yield from patch.apply(tree, operations)
+            tree = yield from patch.apply(tree, operations, COPIED_FACTOR * len(body) + COPIED_BYTES)
             if is_large:
                 yield
             text = patch.dump(tree)

@@ -47,10 +47,11 @@ def split_object(body: bytes) -> dict[str, str]:
     return parse_text(body, _split_object)
 
 
-def scan(text: str, at: int) -> int:
-    """Return the end of the value that starts at `at`, in a text that is known to be JSON."""
-    end: int = _scan_known(text, at)[1]
-    return end
+def split_object_at(text: str, at: int) -> tuple[dict[str, str], int]:
+    """Return the same for the object at `at` of a text that is known to be JSON, and the index of the next token after it."""
+    if text[at] != "{":
+        raise InvalidDocument("a JSON object is required here; send one in braces")
+    return split_members(text, at, _scan_known)
 
 
 def parse_text(body: bytes, parse: Callable[[str], Parsed]) -> Parsed:
@@ -98,9 +99,9 @@ def _text(body: bytes) -> str:
 
 def _split_object(text: str) -> dict[str, str]:
     start = skip(text, 0)
-    if text[start : start + 1] != "{":
-        raise InvalidDocument("a JSON object is required here; send one in braces")
-    members, end = split_members(text, start, _scan_known)
+    if start == len(text):
+        raise malformed(text, start)
+    members, end = split_object_at(text, start)
     check_end(text, end)
     return members
 

@@ -193,12 +193,12 @@ def points_at(operations: list[Operation], member: str) -> bool:
     return any(pointer[1:2] == [member] for operation in operations for pointer in (operation.path, operation.source))
 
 
-def apply(target: Tree, operations: list[Operation]) -> Generator[None, None, Tree]:
+def apply(target: Tree, operations: list[Operation], max_copied_bytes: int) -> Generator[None, None, Tree]:
     """Return the target with all operations of a JSON Patch applied. The target and the operations' values are used up.
 
     Raises PatchFailed if a test fails, PathNotThere for a path that does not exist, ContentTooLarge for too much work.
     """
-    patched = _Patched(target)
+    patched = _Patched(target, max_copied_bytes)
     for index, (op, path, source, value) in enumerate(operations):
         patched.index = index
         if index % OPERATIONS_PER_TURN == OPERATIONS_PER_TURN - 1:
@@ -229,9 +229,10 @@ _INDEX = re.compile(r"0|[1-9][0-9]{0,8}")  # RFC 6901 section 4: no leading zero
 class _Patched:
     """A document that is being patched, by the operation `index`. The whole document is the member "" of `root`."""
 
-    def __init__(self, target: Tree) -> None:
+    def __init__(self, target: Tree, max_copied_bytes: int) -> None:
         self.root = {"": target}
         self.index = 0
+        self._max_copied_bytes = max_copied_bytes
         self._copied_bytes = 0
         self._shifted = 0  # items of arrays
 
@@ -274,8 +275,11 @@ class _Patched:
     def copy(self, path: list[str]) -> Tree:
         text = dump(self.get(path))
         self._copied_bytes += len(text)
-        if self._copied_bytes > MAX_BYTES:
-            raise ContentTooLarge(f"the copies of the JSON Patch have more than {MAX_BYTES:,} bytes in all; copy less")
+        if self._copied_bytes > self._max_copied_bytes:
+            raise ContentTooLarge(
+                f"the copies of the JSON Patch have more than {self._max_copied_bytes:,} bytes, which are 8 for each of its own"
+                " and 8 KiB; copy less, or send the values"
+            )
         return load(text)
 
     def _shift(self, items: int) -> None:

@@ -101,16 +101,14 @@ def _requests(text: str, base: str) -> list[Request]:
             requests.append(Request(method, path.encode(), {}, body.encode() if body else b"", base))
             at = usual.end()
         else:
-            end = json_text.scan(text, at)
-            requests.append(_request(len(requests), text[at:end], base))
-            at = json_text.skip(text, end)
+            members, at = json_text.split_object_at(text, at)
+            requests.append(_request(len(requests), members, base))
             following = text[at]
             at = json_text.skip(text, at + 1)
     return requests
 
 
-def _request(index: int, part: str, base: str) -> Request:
-    members = json_text.split_object(part.encode())
+def _request(index: int, members: dict[str, str], base: str) -> Request:
     method, path, headers = (json.loads(members.get(name, default)) for name, default in _MEMBERS)
     if not isinstance(method, str) or not isinstance(path, str):
         raise InvalidDocument(f'request {index}: "method" and "path" must be strings')

@@ -136,10 +136,8 @@ def render_found(request: Request, found: Found) -> Response:
 
 def _written(request: Request, status: int, document: Found, headers: Headers) -> Response:
     """Return the response to a write, with or without a body as the request prefers (RFC 7240)."""
-    if not document.text:  # the client may not read it
-        reply = _document(status, document, headers)
-        return reply._replace(status=204 if status == 200 else status, headers=_without_type(reply.headers))
-    return apply_preference(request, _document(status, document, headers))
+    reply = _document(status, document, headers)
+    return apply_preference(request, reply) if document.text else _without_body(reply)
 
 
 def apply_preference(request: Request, reply: Response) -> Response:
@@ -150,11 +148,11 @@ def apply_preference(request: Request, reply: Response) -> Response:
     headers = (*reply.headers, ("Preference-Applied", f"return={preference}"))
     if preference == "representation":
         return reply._replace(headers=headers)
-    return Response(204 if reply.status == 200 else reply.status, _without_type(headers))
+    return _without_body(reply._replace(status=204 if reply.status == 200 else reply.status, headers=headers))
 
 
-def _without_type(headers: Headers) -> Headers:
-    return tuple((name, value) for name, value in headers if name != "Content-Type")
+def _without_body(reply: Response) -> Response:
+    return Response(reply.status, tuple((name, value) for name, value in reply.headers if name != "Content-Type"))
 
 
 def _preference(headers: Mapping[str, str]) -> str | None:
@@ -167,8 +165,8 @@ def render_appended(request: Request, appended: Appended) -> Response:
     """Return the response to a POST."""
     path, document = appended
     location = (("Location", request.base + path),)
-    preference = _preference(request.headers)
     reply = _document(201, document, location)
+    preference = _preference(request.headers)
     if preference == "minimal" or (preference and document.text):
         return apply_preference(request, reply)
     receipt = {"path": path, "etag": f'"{document.tag}"', "ttl": ttl_s(document.ttl_ms or 0)}
@@ -180,11 +178,13 @@ def _failed(current: Found | None) -> PreconditionFailed:
         return PreconditionFailed(
             "the precondition requires a document, but nothing is stored at this path", etag=None, current=None
         )
-    return PreconditionFailed(
+    failed = PreconditionFailed(
         "the stored document does not meet the precondition; look at `current`, decide, and retry with its entity-tag",
         etag=f'"{current.tag}"' if current.tag else None,
-        current=with_ttl(current.text, current.ttl_ms if current.is_object else None),
     )
+    if current.text:
+        failed.members["current"] = with_ttl(current.text, current.ttl_ms if current.is_object else None)
+    return failed
 
 
 def _document(status: int, found: Found, headers: Headers) -> Response:

@@ -84,11 +84,11 @@ def _check_queue(container: Path) -> None:
 
 
 def render_taken(taken: Taken) -> Response:
-    """Return the response to a take."""
+    """Return the response to a take; a replay leaves out the jobs that are gone."""
     if not taken.jobs:
         return Response(204, (("Cache-Control", "no-store"), *SAFE))
     headers = tuple(("Cache-Control", "no-store") if name == "Cache-Control" else (name, value) for name, value in DOCUMENT)
-    return Response(200, headers, b'{"items":[%b]}\n' % b",".join(_job(job) for job in taken.jobs))
+    return Response(200, headers, b'{"items":[%b]}\n' % b",".join(_job(job) for job in taken.jobs if job.document.text))
 
 
 def render_held(held: LeaseChanged) -> Response:

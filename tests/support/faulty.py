@@ -59,8 +59,9 @@ class FaultyProxy:
         threading.Thread(target=self._listen, daemon=True).start()
 
     def begin(self, fault: str = "", at: int = 0) -> None:
-        """Count the scripts anew, and make this fault."""
+        """Count the scripts anew, make this fault, and reply at once."""
         self.scripts = 0
+        self.reply_after_s = 0.0
         self._fault, self._at = fault, at
 
     @property
@@ -72,10 +73,11 @@ class FaultyProxy:
         """Wait until all that the clients have sent is passed on, what was late included."""
         with socket.create_connection(("127.0.0.1", self.port)) as last:  # those before it are accepted by then
             _exchange(last, hiredis.pack_command(("PING",)))
-        for client, carrying in self._connections:
+        for client, carrying in list(self._connections):
             while _has_more(client, carrying):
                 time.sleep(0.001)
-        self._connections = [each for each in self._connections if each[0].fileno() >= 0]
+        with self._lock:
+            self._connections = [each for each in self._connections if each[0].fileno() >= 0]
         late, self._late = self._late, []
         for packed in late:
             with self._to_redis() as redis:
@@ -94,21 +96,27 @@ class FaultyProxy:
                 client, _ = self._listener.accept()
             except OSError:
                 return
-            self._connections.append((client, threading.Lock()))
-            threading.Thread(target=self._carry, args=self._connections[-1], daemon=True).start()
+            connection = client, threading.Lock()
+            with self._lock:
+                self._connections.append(connection)
+            threading.Thread(target=self._carry, args=connection, daemon=True).start()
 
     def _carry(self, client: socket.socket, carrying: threading.Lock) -> None:
         reader = hiredis.Reader()
-        with suppress(OSError), client, self._to_redis() as redis:
-            while True:
-                select.select([client], [], [])
-                with carrying:
-                    if not (received := client.recv(65536)):
-                        return
-                    reader.feed(received)
-                    while (words := reader.gets()) is not False:
-                        if not self._pass(client, redis, words):
+        try:
+            with suppress(OSError), self._to_redis() as redis:
+                while True:
+                    select.select([client], [], [])
+                    with carrying:
+                        if not (received := client.recv(65536)):
                             return
+                        reader.feed(received)
+                        while (words := reader.gets()) is not False:
+                            if not self._pass(client, redis, words):
+                                return
+        finally:
+            with carrying:  # nobody looks at it now
+                client.close()
 
     def _pass(self, client: socket.socket, redis: socket.socket, words: list[bytes]) -> bool:
         """Pass a command on, or make the fault; returns False where the connection ends."""

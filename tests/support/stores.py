@@ -289,4 +289,5 @@ def contents(client: redis.Redis) -> dict[bytes, tuple[Any, int]]:
         b"zset": lambda key: client.zrange(key, 0, -1, withscores=True),
         b"stream": client.xrange,
     }
-    return {key: (read[client.type(key)](key), int(client.pexpiretime(key) or 0)) for key in client.scan_iter(count=1000)}
+    typed = ((key, client.type(key)) for key in client.scan_iter(count=1000))  # a key may expire between the two
+    return {key: (read[kind](key), int(client.pexpiretime(key) or 0)) for key, kind in typed if kind in read}

@@ -67,7 +67,7 @@ end
 local function replace(key, size, tag, mark, due, length, op, name, ttl_ms, expires_at, shape, first, last)
   local exists = size > 0
   if due and not exists then
-    expire(name)
+    erasing().expire(name)
   end
   local id, now = append(length, op, name, tag or '', ttl_ms, shape, ARGV, first, last)
   local meta, stop = mark .. id .. shape, math.min(last, first + MOST_ARGUMENTS - 1)
@@ -87,13 +87,15 @@ local function replace(key, size, tag, mark, due, length, op, name, ttl_ms, expi
     redis.call('PEXPIREAT', key, expires_at)
   end
   local new_expiry = index(name, exists and due, expires_at >= 0 and expires_at)
-  know_latest(name, id, expires_at >= 0 and expires_at - now or SOON_MS, exists and due and due - now < SOON_MS)
+  if expires_at >= 0 and expires_at - now < SOON_MS then
+    know_latest(name, id)
+  end
   return id, expires_at, now, new_expiry
 end
 
 -- Delete a document that is there. UNLINK is the first write: a full Redis lets it through, and with it what follows in the script.
--- Its changes go too, if it has an entity-tag. Returns the change's id.
-local function remove(key, name, tag, length)
+-- Returns the change's id. The changes of the document stay: erase_changes() is for these.
+local function remove(key, name, length)
   redis.call('UNLINK', key)
   redis.call('ZREM', NAMES, name)
   redis.call('ZREM', EXPIRY, name)
@@ -102,9 +104,15 @@ local function remove(key, name, tag, length)
   end
   local id = redis.call('XADD', LOG, 'MAXLEN', '~', length, 'LIMIT', MOST_TRIMMED, '*', 'delete', name)
   expire_namespace()
-  redis.pcall('HDEL', LATEST, name)
-  if tag then
-    erase(tag)
-  end
   return id
+end
+
+-- Erase the changes of a document that was removed and had this entity-tag (nil: none).
+local function erase_changes(name, tag)
+  redis.pcall('HDEL', LATEST, name)
+  if tag and deferred_erasures then
+    deferred_erasures[#deferred_erasures + 1] = tag
+  elseif tag then
+    erasing().erase(tag)
+  end
 end

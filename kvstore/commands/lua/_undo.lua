@@ -9,7 +9,7 @@ local function remember(before, key, name)
   local bytes = was.dump and redis.pcall('MEMORY', 'USAGE', key, 'SAMPLES', 0) -- a dump is compressed
   before.bytes = before.bytes + (type(bytes) == 'number' and bytes or was.dump and #was.dump or 0) -- fakeredis does not know
   if not was.dump and redis.call('ZSCORE', EXPIRY, name) and check_types(name) then
-    record_expired(name) -- it has expired, whatever becomes of the batch
+    erasing().record(name) -- it has expired, whatever becomes of the batch
   elseif was.dump then
     was.expires_at = redis.call('PEXPIRETIME', key)
     was.due = redis.call('ZSCORE', EXPIRY, name)
@@ -48,8 +48,8 @@ local function undo(before, last_id)
       end
     end
     local is_hash, _, tag = pcall(inspect, key)
-    if is_hash and tag then
-      know_latest(was.name, tag, was.expires_at >= 0 and was.expires_at - clock() or SOON_MS, true)
+    if is_hash and tag and was.expires_at >= 0 and was.expires_at - clock() < SOON_MS then
+      know_latest(was.name, tag)
     else
       redis.pcall('HDEL', LATEST, was.name)
     end

@@ -94,7 +94,7 @@ local function batch(_, at, last)
     at = stop + 1
   end
   for _, id in ipairs(deferred_erasures or {}) do
-    erase_now(id)
+    erasing().erase(id)
   end
   if deferred_trim and word == 'done' and deferred_trim < MOST_ENTRIES then
     redis.call('XTRIM', LOG, 'MAXLEN', '~', deferred_trim, 'LIMIT', 2 * MOST_TRIMMED) -- it may have added as many

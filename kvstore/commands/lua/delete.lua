@@ -14,7 +14,8 @@ local function delete(key, at)
     return refusal
   end
   check_types(ARGV[at])
-  local id = remove(key, ARGV[at], tag, ARGV[at + 4])
+  local id = remove(key, ARGV[at], ARGV[at + 4])
+  erase_changes(ARGV[at], tag)
   if job or not tag then -- another client's hash may stand where a job was
     unblock(ARGV[at])
   end

@@ -11,8 +11,11 @@ local function delete_recursive(_, at)
   local names = redis.call('ZRANGEBYLEX', NAMES, low, high, 'LIMIT', 0, ARGV[at + 2])
   check_types('')
   local deleted, seen, has_jobs = 0, 0, redis.call('EXISTS', READY_AT) == 1
+  local has_latest = redis.call('EXISTS', LATEST) == 1
+  local oldest = redis.call('XRANGE', LOG, '-', '+', 'COUNT', 1)[1]
+  local since_ms = oldest and tonumber(string.match(oldest[1], '^%d+')) or 0 -- the changes that were made before it are gone
   for _, name in ipairs(names) do
-    if #collected >= MOST_ERASED then
+    if (collected or 0) >= MOST_ERASED then
       break
     end
     seen = seen + 1
@@ -22,13 +25,18 @@ local function delete_recursive(_, at)
       redis.call('ZREM', NAMES, name)
       unblock(name)
     elseif exists then
-      remove(prefix .. name, name, tag, MOST_ENTRIES)
+      remove(prefix .. name, name, MOST_ENTRIES)
+      if tag and tonumber(string.match(tag, '^%d+')) >= since_ms then
+        erase_changes(name, tag)
+      elseif has_latest then
+        redis.pcall('HDEL', LATEST, name)
+      end
       if has_jobs then
         unblock(name)
       end
       deleted = deleted + 1
     else
-      record_expired(name)
+      erasing().record(name)
     end
   end
   return {'some', deleted, (seen < #names or #names == tonumber(ARGV[at + 2])) and 'more' or false}

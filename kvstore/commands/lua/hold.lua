@@ -37,7 +37,7 @@ local function hold(key, at, last)
     redis.call('PEXPIRE', key, ttl_ms) -- the first write is one that a full Redis lets through: who is there stays there
     new_expiry = index(name, due, redis.call('PEXPIRETIME', key))
     if tag then
-      know_latest(name, tag, ttl_ms, true)
+      know_latest(name, tag)
     end
   else
     new_expiry = put(key, at + 2, last)[6]

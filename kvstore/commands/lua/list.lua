@@ -89,9 +89,9 @@ local function list(_, at)
         end
         items[#items + 1] = item
       elseif relative ~= '' and redis.call('EXISTS', prefix .. name) == 0 then
-        record_expired(name)
+        erasing().record(name)
         expired = expired + 1
-        if expired == MOST_EXPIRED or #collected >= MOST_ERASED then
+        if expired == MOST_EXPIRED or (collected or 0) >= MOST_ERASED then
           return {'again'}
         end
       end

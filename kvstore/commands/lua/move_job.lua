@@ -16,7 +16,8 @@ local function move_job(_, at, last)
   if reply[1] == 'leased' then -- a dead one of that name, by somebody who looks into it: this one stays until that is over
     return {'lost'}
   end
-  remove(key, name, tag, ARGV[at + 5])
+  remove(key, name, ARGV[at + 5])
+  erase_changes(name, tag)
   unblock(name)
   return {'moved', reply[6]}
 end

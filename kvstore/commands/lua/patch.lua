@@ -102,7 +102,7 @@ local function patch(key, at, last)
   end
 
   if due and not exists then
-    expire(name)
+    erasing().expire(name)
   elseif exists and not tag then -- another client's hash, perhaps where a job was
     unblock(name)
   end
@@ -126,7 +126,9 @@ local function patch(key, at, last)
   end
   local expires_at = redis.call('PEXPIRETIME', key)
   local new_expiry = index(name, exists and due, expires_at >= 0 and expires_at)
-  know_latest(name, id, expires_at >= 0 and expires_at - now or SOON_MS, exists and due and due - now < SOON_MS)
+  if expires_at >= 0 and expires_at - now < SOON_MS then
+    know_latest(name, id)
+  end
   sweep_sometimes(string.sub(key, 1, #key - #name), now)
   return {exists and 'replaced' or 'created', {flat, expires_at, redis.call('PTTL', key)}, new_expiry}
 end

@@ -28,7 +28,9 @@ local function post(_, at, last)
   set(key, ARGV, at + 7, last)
   redis.call('PEXPIRE', key, ARGV[at + 2])
   local new_expiry = index(name, nil, now + ARGV[at + 2])
-  know_latest(name, id, tonumber(ARGV[at + 2]), false)
+  if tonumber(ARGV[at + 2]) < SOON_MS then
+    know_latest(name, id)
+  end
   sweep_sometimes(ARGV[at], now)
   if delay_ms > 0 then
     write_mark(key, id .. ARGV[at + 4], 0, nil, now + delay_ms, '-', '-')

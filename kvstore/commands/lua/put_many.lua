@@ -21,6 +21,26 @@ local function inspect_all(prefix, names)
   return sizes, tags, redis.call('ZMSCORE', EXPIRY, unpack(names))
 end
 
+-- Write them: ARGV[runs..last] are the runs of documents.
+local function write_all(prefix, length, runs, last, sizes, before, due)
+  local tags, words, new_expiry, now = {}, {}, false, nil
+  local run = runs
+  while run <= last do
+    local count, width, ttl_ms, shape = tonumber(ARGV[run]), tonumber(ARGV[run + 1]), ARGV[run + 2], ARGV[run + 3]
+    run = run + 4 + count * width
+    for first = run - count * width, run - 1, width do
+      local i = #tags + 1
+      local name = ARGV[first]
+      local tag, _, time, new = replace(
+        prefix .. name, sizes[i], before[i], '', due[i], length, 'put', name, ttl_ms, nil, shape, first + 1, first + width - 1
+      )
+      tags[i], words[i], now, new_expiry = tag, sizes[i] > 0 and 'r' or 'c', time, new or new_expiry
+    end
+  end
+  sweep_sometimes(prefix, now)
+  return {'done', tags, table.concat(words), new_expiry, now}
+end
+
 local function put_many(_, at, last)
   local prefix, length, runs = ARGV[at], ARGV[at + 1], at + 2
   local names, run = {}, runs
@@ -35,24 +55,6 @@ local function put_many(_, at, last)
   if not is_fine then
     return {'refused'}
   end
-
-  local tags, words, new_expiry, now = {}, {}, false, nil
-  run = runs
-  while run <= last do
-    local count, width, ttl_ms, shape = tonumber(ARGV[run]), tonumber(ARGV[run + 1]), ARGV[run + 2], ARGV[run + 3]
-    run = run + 4 + count * width
-    for first = run - count * width, run - 1, width do
-      local i = #tags + 1
-      local name = ARGV[first]
-      local is_written, tag, _, time, new = pcall(
-        replace, prefix .. name, sizes[i], before[i], '', due[i], length, 'put', name, ttl_ms, nil, shape, first + 1, first + width - 1
-      )
-      if not is_written then -- the first of them, by a full Redis
-        return {'refused'}
-      end
-      tags[i], words[i], now, new_expiry = tag, sizes[i] > 0 and 'r' or 'c', time, new or new_expiry
-    end
-  end
-  sweep_sometimes(prefix, now)
-  return {'done', tags, table.concat(words), new_expiry, now}
+  local is_written, reply = pcall(write_all, prefix, length, runs, last, sizes, before, due)
+  return is_written and reply or {'refused'} -- the first of them, by a full Redis
 end

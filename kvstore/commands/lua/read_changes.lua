@@ -9,6 +9,21 @@
 
 local MOST_EXPIRED = 1000 -- documents, in one call
 
+-- Whether a position is a change that was erased, and nothing that came after it is missing.
+local function is_erased_position(id)
+  for _ = 1, MOST_KNOWN do
+    local known = redis.pcall('ZRANGEBYLEX', ERASED, '[' .. id .. ' ', '(' .. id .. '!', 'LIMIT', 0, 1)[1] -- '!' follows ' '
+    if not known then
+      return false
+    end
+    id = string.sub(known, #id + 2)
+    if redis.call('XRANGE', LOG, id, id)[1] then
+      return true
+    end
+  end
+  return false
+end
+
 -- Whether all that came after a place is in the log, though the place itself is no entry of it.
 local function is_whole_since(from, now)
   local ms = tonumber(string.match(from, '^(%d+)%-999999999$')) -- made where there was no log (log_position.lua)
@@ -105,7 +120,9 @@ local function read_changes(_, at)
     if sweep(ARGV[at + 2], now, MOST_EXPIRED) == MOST_EXPIRED then -- all of it: no entry is shown of what has expired
       return {'again'}
     end
-    erase_collected()
+    if collected then
+      erasing().finish()
+    end
     wait = wait_for_expiry(now)
   end
   local left_ms = redis.call('PTTL', LOG)

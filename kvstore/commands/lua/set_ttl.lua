@@ -17,8 +17,8 @@ local function set_ttl(key, at)
   local due = check_types(name)
   redis.call('PEXPIRE', key, ARGV[at + 1])
   local new_expiry = index(name, due, redis.call('PEXPIRETIME', key))
-  if tag then
-    know_latest(name, tag, tonumber(ARGV[at + 1]), true)
+  if tag and tonumber(ARGV[at + 1]) < SOON_MS then
+    know_latest(name, tag)
   end
   return {'touched', read(key), new_expiry}
 end

@@ -93,8 +93,8 @@ local function take(_, at)
       low = '[' .. container .. string.sub(relative, 1, slash - 1) .. '0'
       passed = passed + 1
     elseif relative ~= '' and not fields.err and #fields == 0 then
-      record_expired(name)
-      passed = #collected < MOST_ERASED and passed + 1 or MOST_PASSED
+      erasing().record(name)
+      passed = (collected or 0) < MOST_ERASED and passed + 1 or MOST_PASSED
     elseif #fields > 0 then
       local _, tag, meta, job = inspect(prefix .. name)
       job = job or {attempts = 0, ready_at = 0, reason = '-'}
