@@ -17,9 +17,10 @@ from kvstore.http.gate import forwarded_for
 from tests.support.clients import Answer, Checked
 from tests.support.lanes import on
 from tests.support.providers import Provider
-from tests.support.stores import Running
+from tests.support.stores import Running, wait_until
 from tests.support.streams import FOLLOWED, Followed, following
 from tests.support.tokens import BAD, GOOD, OLD_SECRET, SECRET, by_hand, in_s, jwks, private_key, signed
+from tests.support.wires import Wire
 
 on_adapters = on([("flask", "valkey"), ("asgi", "cluster"), ("served", "redis"), ("flask", "fake")])
 
@@ -206,6 +207,30 @@ def test_an_open_service_looks_at_no_token(client: Checked, client_with: Callabl
         assert opened.get("/own/ada/a?access_token=bad", cookie("bad")).status == 200
         assert opened.request("POST", "/_/session", bearer(signed())).status == 404
         assert opened.request("POST", "/_/visitors").status == 404
+
+
+@on([("served", "redis")])
+def test_the_same_fields_again(ruled: Checked) -> None:
+    """On one connection the token is looked at once, and judged as ever: by path, by query, by time."""
+    wire = Wire(ruled.served.at)
+    token = signed(exp=in_s(3))
+
+    def ask_for(target: str) -> int:
+        wire.send(f"GET {target} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {token}\r\n\r\n".encode())
+        return wire.answer().status
+
+    asked = [
+        "/own/ada/a",
+        "/own/ada/a",
+        "/own/bob/a",
+        "/own/ada/a?access_token=x",
+        "/_/session",
+        "/own/ada/?keys",
+        "/own/ada/a",
+    ]
+    assert [ask_for(target) for target in asked] == [404, 404, 403, 400, 405, 200, 404]
+    wait_until(lambda: ask_for("/own/ada/a") == 401, 15)
+    assert ask_for("/public/a") == 401
 
 
 # --- Streams ----------------------------------------------------------------------------------------------------------------
