@@ -165,8 +165,17 @@ def test_a_name_that_is_allowed(start: Callable[..., Served]) -> None:
 def test_another_address(start: Callable[..., Served]) -> None:
     """It answers for every host, and says at the start, once, what that means."""
     served = start(HOST="0.0.0.0")
-    assert served.said.count("WARNING: kvstore has no access control") == 1
+    assert served.said.count("WARNING: access is open") == 1
+    assert "Set KVSTORE_SECRET" in served.said
     assert served.request("PUT", "/ns/a", [("Host", EVIL)], b"1").status == 201
+
+
+def test_another_address_with_a_secret(start: Callable[..., Served]) -> None:
+    """There is nothing to warn of, unless access is open all the same."""
+    assert "WARNING" not in start(HOST="0.0.0.0", KVSTORE_SECRET="s" * 32).said
+    said = start(HOST="0.0.0.0", KVSTORE_SECRET="s" * 32, KVSTORE_OPEN="1").said
+    assert said.count("WARNING: access is open") == 1
+    assert "Unset KVSTORE_OPEN" in said
 
 
 # --- In other servers ---------------------------------------------------------------------------------------------------
