@@ -7,7 +7,7 @@ JOBS ?= 6 # test processes: more than there are cores, since tests wait a lot
 PYTEST := pytest -n $(JOBS) --dist worksteal # who has nothing left takes over what others have not begun
 UV := uv>=0.13,<0.14 # another version may write the lock files in another form
 LOCK = UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
-	pyproject.toml --extra server --extra embedded $(ARGS)
+	pyproject.toml --extra server --extra embedded --extra jwks $(ARGS)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run test test-all test-lowest check fmt docs lock bench load clean
@@ -41,7 +41,7 @@ test-all: $(VENV)/ready-dev ## run all tests, the slow ones included
 test-lowest: $(VENV)/ready-dev ## run the tests with the lowest versions that pyproject.toml allows
 	@$(PIP) '$(UV)'
 	@$(BIN)/uv venv --quiet --clear build/lowest
-	@$(BIN)/uv pip install --quiet --python build/lowest --resolution lowest-direct --editable '.[server,embedded]'
+	@$(BIN)/uv pip install --quiet --python build/lowest --resolution lowest-direct --editable '.[server,embedded,jwks]'
 	@$(BIN)/uv pip install --quiet --python build/lowest --group test
 	@build/lowest/bin/$(PYTEST) -m "not slow" $(ARGS)
 

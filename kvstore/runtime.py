@@ -3,15 +3,19 @@
 import asyncio
 import atexit
 import logging
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from dataclasses import replace
+from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
+from kvstore.access.rules import parse_rows, parse_toml
+from kvstore.access.views import Rules
 from kvstore.commands.base import Command, Outcome
 from kvstore.commands.subscriptions import LongPoll
 from kvstore.core.redis_url import parse_redis_url
-from kvstore.core.settings import Settings
+from kvstore.core.settings import InvalidSetting, Settings
+from kvstore.http.gate import Gate, open_gate
 from kvstore.live.hub import Hub
 from kvstore.live.long_poll import LongPolls
 from kvstore.stores import embedded
@@ -22,6 +26,8 @@ from kvstore.stores.pooled import open_async_store
 from kvstore.stores.redis_connection import Context, Done
 
 log = logging.getLogger("kvstore")
+
+RulesSource: TypeAlias = str | PathLike[str] | Sequence[Sequence[Any]]  # a file, or rows
 
 NOTHING_IS_KEPT = (
     "NOTHING IS KEPT: {why}, so documents live in the memory of this process and end with it. Set REDIS_URL to keep them."
@@ -58,6 +64,8 @@ class Runtime(NamedTuple):
     store: AsyncStore
     hub: Hub
     long_polls: LongPolls
+    rules: Rules | None = None  # None: everything is permitted
+    gate: Gate | None = None
 
     def submit(
         self, asked: Command[Outcome] | LongPoll[Outcome], done: Done[Context, Outcome], context: Context
@@ -110,9 +118,41 @@ class ClientGone(Exception):
     """The client has disconnected; nobody reads the response."""
 
 
-def open_runtime(settings: Settings) -> Runtime:
-    """Return what serves the requests of one event loop, on the Redis of the settings. Nothing is connected yet."""
+def open_runtime(settings: Settings, rules: Rules | None = None) -> Runtime:
+    """Return what serves the requests of one event loop, on the Redis of the settings. Nothing is connected yet.
+
+    Without `rules` those of the settings judge, unless access is open. Raises InvalidSetting.
+    """
+    rules = rules or rules_of(settings)
     address = parse_redis_url(settings.redis_url, verify_tls=settings.verify_tls)
     store = EditQueue(open_async_store(settings.redis_url, verify_tls=settings.verify_tls))
     hub = Hub(store, address, settings.max_streams)
-    return Runtime(settings, store, hub, LongPolls(store, hub))
+    return Runtime(settings, store, hub, LongPolls(store, hub), rules, open_gate(settings))
+
+
+def rules_of(settings: Settings, source: RulesSource | None = None) -> Rules | None:
+    """Return the rules that judge who has a token, None if access is open; raises InvalidSetting."""
+    if not settings.is_open:
+        return mounted_rules(settings, source)
+    if (settings.rules or source is not None) and not (settings.secrets or settings.jwks):
+        raise InvalidSetting(
+            "there are rules, and nothing says who asks: set KVSTORE_SECRET or KVSTORE_JWKS, or give principal="
+        )
+    return None
+
+
+def mounted_rules(settings: Settings, source: RulesSource | None) -> Rules:
+    """Return the rules that an application gives, otherwise those of the settings, otherwise none; raises InvalidSetting."""
+    return read_rules(source if source is not None else settings.rules or [])
+
+
+def read_rules(source: RulesSource) -> Rules:
+    """Return the rules in a file, or in a list of rows; raises InvalidSetting."""
+    if not isinstance(source, str | PathLike):
+        return Rules(parse_rows(source))
+    try:
+        return Rules(parse_toml(Path(source).read_text("utf-8")))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidSetting(f"the file of rules {source} cannot be read: {error}") from None
+    except InvalidSetting as error:
+        raise InvalidSetting(f"{source}: {error}") from None

@@ -28,7 +28,7 @@ from kvstore.commands.base import (
 )
 from kvstore.commands.documents import ConditionalGet, Delete, Edit, Patch, Post, Put, SetTTL
 from kvstore.commands.scripts import BATCH, Script
-from kvstore.core.errors import PROBLEMS, ContentTooLarge, Problem, problem_of_reply
+from kvstore.core.errors import PROBLEMS, ContentTooLarge, NotInBatch, Problem, problem_of_reply
 from kvstore.core.paths import Path
 
 MAX_READ_BYTES = 16 * 1024 * 1024  # of the documents in the responses of a batch, about
@@ -233,6 +233,20 @@ class Batch(NamedTuple, Generic[Request, Answer]):
 def _sent_parts(step: Step[Answer]) -> int:
     """How many names and values a command sends to Redis."""
     return len(step.encoded.fields) if isinstance(step, Put | Patch | Post) else 0
+
+
+def check_atomic(steps: list[Step[Answer]]) -> None:
+    """Check that one script can execute these steps, all or none of them; raises NotInBatch."""
+    commands = [step for step in steps if not isinstance(step, Answered)]
+    if len({command.path.namespace for command in commands}) > 1:
+        raise NotInBatch('the requests of an atomic batch must have paths with the same first segment; or send "atomic":false')
+    paths = [command.path.text for command in commands if not isinstance(command, ConditionalGet)]
+    for command in commands:
+        if isinstance(command, Edit) and paths.count(command.path.text) > 1:
+            raise NotInBatch(
+                f"an atomic batch cannot write {command.path.text} more than once if one of the writes is a nested merge patch"
+                ' or a JSON Patch; send one write for it, or "atomic":false'
+            )
 
 
 def _joins(step: Step[Answer], namespace: str) -> bool:

@@ -17,6 +17,7 @@ from kvstore.commands.base import (
     in_turns,
 )
 from kvstore.commands.jobs import read_mark
+from kvstore.commands.rights import Right, Touches, everything_below
 from kvstore.commands.scripts import DELETE_RECURSIVE, INSPECT_NAMESPACES, LIST, Script
 from kvstore.core.paths import Path, parse_path
 
@@ -70,6 +71,10 @@ class List(NamedTuple):
     @property
     def keys(self) -> tuple[str, ...]:
         return self.container.keys
+
+    @property
+    def touches(self) -> Touches:
+        return everything_below(self.container, Right.READ)
 
     @property
     def arguments(self) -> Arguments:
@@ -157,6 +162,10 @@ class DeleteRecursive(NamedTuple):
     @property
     def keys(self) -> tuple[str, ...]:
         return self.container.keys
+
+    @property
+    def touches(self) -> Touches:
+        return everything_below(self.container, Right.WRITE)
 
     @property
     def arguments(self) -> Arguments:

@@ -25,6 +25,7 @@ from kvstore.commands.base import (
     refused,
     registered,
 )
+from kvstore.commands.rights import Right, Scope, Touch, Touches, changes, creates, is_creation, reads, writes
 from kvstore.commands.scripts import DELETE, GET, PATCH, POST, PUT, READ, READ_FOR_UPDATE, SET_TTL, Script
 from kvstore.core.codec import Encoded
 from kvstore.core.errors import (
@@ -55,6 +56,10 @@ class Get(NamedTuple):
         return (self.path.keys.document,)
 
     @property
+    def touches(self) -> Touches:
+        return reads(self.path)
+
+    @property
     def arguments(self) -> Arguments:
         return ()
 
@@ -77,6 +82,10 @@ class ConditionalGet(NamedTuple):
     @property
     def keys(self) -> tuple[str, ...]:
         return self.path.keys
+
+    @property
+    def touches(self) -> Touches:
+        return reads(self.path)
 
     @property
     def arguments(self) -> Arguments:
@@ -115,6 +124,17 @@ class Put(NamedTuple):
         return self.path.keys
 
     @property
+    def touches(self) -> Touches:
+        if is_creation(self.preconditions):
+            return creates(self.path)
+        # Whether an increment overflows tells what it is added to.
+        return changes(self.path) if self.encoded.increments else writes(self.path, self.preconditions)
+
+    @property
+    def shows(self) -> Touches:
+        return reads(self.path)
+
+    @property
     def arguments(self) -> Arguments:
         encoded, ttl_ms = self.encoded, "" if self.ttl_ms is None else self.ttl_ms
         if self.preconditions is NONE and not self.edit and not encoded.has_server_values:
@@ -134,7 +154,7 @@ class Put(NamedTuple):
 class Patch(NamedTuple):
     """Change members of a document, none of them to an object, or create the document: Stored or Failed.
 
-    A member that is null in `encoded` is removed. `ttl_ms` None keeps the expiry.
+    A member that is null in `encoded` is removed. `ttl_ms` None keeps the expiry. `body` is the merge patch that this is.
     """
 
     path: Path
@@ -143,11 +163,16 @@ class Patch(NamedTuple):
     default_ttl_ms: int
     preconditions: Preconditions
     log_length: int
+    body: bytes = b""
     script: Script[Stored | Failed] = PATCH
 
     @property
     def keys(self) -> tuple[str, ...]:
         return self.path.keys
+
+    @property
+    def touches(self) -> Touches:
+        return changes(self.path)
 
     @property
     def arguments(self) -> Arguments:
@@ -183,6 +208,10 @@ class SetTTL(NamedTuple):
         return self.path.keys
 
     @property
+    def touches(self) -> Touches:
+        return changes(self.path)
+
+    @property
     def arguments(self) -> Arguments:
         return (self.path.name, self.ttl_ms, *_judged(self.preconditions))
 
@@ -210,6 +239,14 @@ class Post(NamedTuple):
     def path(self) -> Path:
         """The container: the path that a batch groups this command by."""
         return self.container
+
+    @property
+    def touches(self) -> Touches:
+        return (Touch(self.container, Right.APPEND, Scope.ADDED),)
+
+    @property
+    def shows(self) -> Touches:
+        return (Touch(self.container, Right.READ, Scope.ADDED),)
 
     @property
     def arguments(self) -> Arguments:
@@ -246,6 +283,10 @@ class Delete(NamedTuple):
         return self.path.keys
 
     @property
+    def touches(self) -> Touches:
+        return writes(self.path, self.preconditions)
+
+    @property
     def arguments(self) -> Arguments:
         return (self.path.name, *_judged(self.preconditions), self.log_length)
 
@@ -272,6 +313,10 @@ class Edit(NamedTuple):
     @property
     def keys(self) -> tuple[str, ...]:
         return self.path.keys
+
+    @property
+    def touches(self) -> Touches:
+        return changes(self.path)
 
     @property
     def arguments(self) -> Arguments:

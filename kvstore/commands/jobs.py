@@ -28,6 +28,7 @@ from kvstore.commands.base import (
     settled,
 )
 from kvstore.commands.documents import Put
+from kvstore.commands.rights import Right, Touches, changes, everything_below
 from kvstore.commands.scripts import (
     CHANGE_LEASE,
     FINISH_AND_TAKE,
@@ -147,6 +148,10 @@ class Take(NamedTuple):
         return self.container.keys
 
     @property
+    def touches(self) -> Touches:
+        return everything_below(self.container, Right.WRITE, Right.READ)
+
+    @property
     def arguments(self) -> Arguments:
         most = "" if self.max_attempts is None else self.max_attempts
         return (*below(self.container), self.lease_ms, self.limit, most, MAX_PAGE_BYTES, self.low, DEFAULT_ATTEMPTS)
@@ -228,6 +233,10 @@ class ChangeLease(NamedTuple):
     @property
     def keys(self) -> tuple[str, ...]:
         return self.path.keys
+
+    @property
+    def touches(self) -> Touches:
+        return changes(self.path)
 
     @property
     def arguments(self) -> Arguments:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from kvstore.commands.base import Again, Arguments, RedisReply, registered
 from kvstore.commands.documents import Delete, Put
+from kvstore.commands.rights import Right, Touch, Touches
 from kvstore.commands.scripts import HOLD, RELEASE_HOLD, Script
 from kvstore.core.codec import Encoded
 from kvstore.core.errors import AlreadyStored
@@ -41,6 +42,10 @@ class Hold(NamedTuple):
     @property
     def keys(self) -> tuple[str, ...]:
         return _keys(self.path)
+
+    @property
+    def touches(self) -> Touches:
+        return (Touch(self.path, Right.WRITE),)
 
     @property
     def arguments(self) -> Arguments:

@@ -71,6 +71,7 @@ def _idempotent(name: str, *called: str) -> Script[Any]:
 _SHARED = ("_log", "_jobs", "_index", "_gone", "_documents", "_order", "_server_values")  # each uses only those before it
 
 READ = _named("read", _text("read"))
+EXISTS = _named("exists", _text("exists"))
 GET = _act("get")
 PUT = _act("put")
 PATCH = _act("patch")
@@ -90,6 +91,7 @@ BATCH = _act("batch", *IN_A_BATCH, "_undo")
 PUT_MANY = _act("put_many")
 GET_MANY = _act("get_many")
 LIST = _act("list")
+CHARGE = _named("charge", _text("charge"))
 REGISTER_NAMESPACE = _act("register_namespace")
 INSPECT_NAMESPACES = _act("inspect_namespaces")
 LOG_POSITION = _act("log_position")

@@ -3,7 +3,10 @@
 from typing import Generic, NamedTuple
 
 from kvstore.commands.base import Command
+from kvstore.commands.charges import Charge
+from kvstore.commands.guarded import Guarded
 from kvstore.commands.presence import Hold
+from kvstore.commands.rights import Right, Touches, everything_below, reads
 from kvstore.commands.scripts import Outcome_co
 from kvstore.core.paths import Path
 
@@ -11,12 +14,13 @@ from kvstore.core.paths import Path
 class LongPoll(NamedTuple, Generic[Outcome_co]):
     """Execute a command again after each change to a path, until its outcome is worth a response, for at most `wait_s`.
 
-    The outcome is the command's. `live/long_poll.py` executes it.
+    The outcome is the command's. `live/long_poll.py` executes it. `charge` counts the request first, once.
     """
 
     command: Command[Outcome_co]
     path: Path
     wait_s: float
+    charge: Charge[None] | None = None
 
 
 class Follow(NamedTuple):
@@ -26,3 +30,11 @@ class Follow(NamedTuple):
     position: str | None
     recursive: bool  # of a container: the snapshot has all documents below it, not only those directly below
     hold: Hold | None = None  # a document to hold as long as the stream lives
+    charge: Charge[None] | None = None  # what counts the request first
+    permit: Guarded[None] | None = None  # what decides, at the start and from time to time, whether the stream is permitted
+    expires_at_s: float | None = None  # when it ends, since the token that asked for it does
+
+    @property
+    def touches(self) -> Touches:
+        reading = everything_below(self.path, Right.READ) if self.path.is_container else reads(self.path)
+        return (*self.hold.touches, *reading) if self.hold else reading

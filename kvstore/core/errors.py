@@ -101,6 +101,22 @@ class InvalidTTL(Problem):
     status = 400
 
 
+class Unauthorized(Problem):
+    """The request needs a valid token."""
+
+    status = 401
+
+    def __init__(self, detail: str, *, error: str = "") -> None:
+        """`error` is that of a token that came and is refused, such as `invalid_token` (RFC 6750 section 3.1)."""
+        super().__init__(detail, headers={"WWW-Authenticate": f'Bearer error="{error}"' if error else "Bearer"})
+
+
+class Forbidden(Problem):
+    """The rules do not permit this request."""
+
+    status = 403
+
+
 class OriginNotAllowed(Problem):
     """Web pages of this origin may not change anything."""
 
@@ -207,6 +223,12 @@ class MisdirectedRequest(Problem):
     """The service does not answer for this host."""
 
     status = 421
+
+
+class TooManyRequests(Problem):
+    """This client has sent too many requests."""
+
+    status = 429
 
 
 class HeadersTooLarge(Problem):

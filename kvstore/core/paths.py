@@ -6,6 +6,7 @@ if they are the same path. Source: RFC 3986 sections 2.1, 3.3; CLUSTER hash tags
 https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/#hash-tags
 """
 
+import hashlib
 import re
 from functools import lru_cache
 from typing import NamedTuple
@@ -144,6 +145,20 @@ def _encode_segment(raw: bytes) -> str:
     return quote(segment, safe=_LITERAL)
 
 
+def as_segment(text: str) -> str | None:
+    """Return a text as one segment in canonical spelling, None if it cannot be one."""
+    try:
+        return _encode_segment(quote(text, safe="").encode())
+    except (InvalidPath, UnicodeEncodeError):
+        return None
+
+
+def segments_of(path: Path) -> list[str]:
+    """Return the segments of a path, in canonical spelling."""
+    text = path.text.removesuffix("/")
+    return text.split("/")[1:]
+
+
 def _keys(namespace: str, name: str) -> Keys:
     log, documents = _namespace_keys(namespace)
     return Keys(log, documents + name)
@@ -163,3 +178,8 @@ def own_key(path: Path, name: str) -> str:
     is the sorted set of the holders of that document, by the ms until which they hold it.
     """
     return path.keys.log.removesuffix("log") + name
+
+
+def client_key(purpose: str, client: str) -> str:
+    """Return the key of what is counted for a client. No namespace is named like this: the segment `_` is ours."""
+    return "kv:{_/" + hashlib.sha256(client.encode("utf-8", "surrogatepass")).hexdigest()[:32] + "}!" + purpose

@@ -5,10 +5,10 @@ This module does not read `os.environ`. An application that embeds the service d
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
-from kvstore.core.numbers import parse_number
+from kvstore.core.numbers import parse_duration_s, parse_number
 from kvstore.core.redis_url import parse_redis_url
 
 YEAR_S = 31_536_000
@@ -47,6 +47,10 @@ class Origins:
             pattern in ("*", origin) or (pattern.endswith(":*") and _PORT.sub("", origin) == pattern[:-2])
             for pattern in self.patterns
         )
+
+    def name(self, origin: str) -> bool:
+        """Return whether this very origin is listed: no pattern, and not `null`, which every sandbox has."""
+        return origin != "null" and origin in self.patterns
 
 
 _PORT = re.compile(r":[0-9]{1,5}\Z")
@@ -90,6 +94,49 @@ def _memory(text: str) -> int:
     return size
 
 
+MIN_SECRET_BYTES = 32  # RFC 7518 section 3.2: as long as the hash of HS256
+
+
+def _secrets(text: str) -> tuple[bytes, ...]:
+    secrets = tuple(secret.encode() for secret in text.split())
+    if min(map(len, secrets)) < MIN_SECRET_BYTES:
+        raise ValueError(f"secrets of at least {MIN_SECRET_BYTES} bytes, separated by spaces")
+    return secrets
+
+
+def _ttl_s(text: str) -> int:
+    ttl_s = parse_duration_s(text)
+    if ttl_s is None or not 1 <= ttl_s <= MAX_TTL_S:
+        raise ValueError("a time such as 12h or 30d")
+    return ttl_s
+
+
+class Rate(NamedTuple):
+    """So many requests in each window of so many seconds."""
+
+    quota: int
+    window_s: int
+
+
+_RATE = re.compile(r"([1-9][0-9]{0,8})/([smh])")
+
+
+def _rate(text: str) -> Rate:
+    found = _RATE.fullmatch(text)
+    if not found:
+        raise ValueError("a number of requests per second, minute or hour, such as 200/s, 1000/m or 5000/h")
+    return Rate(int(found[1]), {"s": 1, "m": 60, "h": 3600}[found[2]])
+
+
+def _one_of(*words: str) -> Callable[[str], str]:
+    def convert(text: str) -> str:
+        if text not in words:
+            raise ValueError(" or ".join(words))
+        return text
+
+    return convert
+
+
 @dataclass(frozen=True, slots=True)
 class Setting:
     """A row of the table: environment variable, default as text, conversion, meaning."""
@@ -111,11 +158,29 @@ SETTINGS = (
         "KVSTORE_ORIGINS", LOCAL, _origins, "origins whose web pages may use it, separated by spaces; `*` for all, or `none`"
     ),
     Setting("KVSTORE_HOSTS", "", _hosts, "names besides `localhost` for which it answers on loopback, separated by spaces"),
+    Setting("KVSTORE_RULES", "", str, "file with the access rules; empty: with tokens, only the role `admin` has access"),
     Setting("KVSTORE_MAX_TTL", str(YEAR_S), _number(1, MAX_TTL_S), "largest TTL that a client may request, in seconds"),
     Setting("KVSTORE_MAX_STREAMS", "10000", _number(0, 1_000_000), "largest number of open streams, in each process"),
     Setting("KVSTORE_MAX_CONNECTIONS", "16384", _number(1, 1_000_000), "largest number of connections, in each process"),
     Setting("KVSTORE_LOG_LENGTH", "1000", _number(1, 10_000_000), "changes kept in each namespace's change log"),
+    Setting(
+        "KVSTORE_SECRET", "", _secrets, "secret that signs tokens, at least 32 bytes; more, separated by spaces, only verify"
+    ),
+    Setting("KVSTORE_JWKS", "", str, "file or URL of the public keys (JWKS) with which an identity provider signs tokens"),
+    Setting("KVSTORE_AUDIENCE", "", str, "the claim `aud` that every token must have; empty: tokens must have none"),
+    Setting("KVSTORE_OPEN", "", _one_of("1"), "`1`: everyone may do everything, although there is a secret"),
+    Setting(
+        "KVSTORE_VISITORS", "", _ttl_s, "how long a token of `POST /_/visitors` is valid, such as `30d`; empty: it gives none"
+    ),
+    Setting("KVSTORE_RATE", "", _rate, "requests that each client may send, such as `200/s` or `1000/m`; empty: any number"),
+    Setting(
+        "KVSTORE_CLIENT_STREAMS", "", _number(1, 1_000_000), "largest number of open streams of each client; empty: any number"
+    ),
+    Setting("KVSTORE_PROXIES", "0", _number(0, 16), "trusted proxies in front: so many of `X-Forwarded-For` are theirs"),
+    Setting("KVSTORE_LOG", "none", _one_of("none", "text", "json"), "a line for each request: `text`, `json` or `none`"),
 )
+
+_CONFIDENTIAL = ("REDIS_URL", "KVSTORE_SECRET", "KVSTORE_JWKS")  # never printed: a URL may hold a password
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,11 +195,21 @@ class Settings:
     max_memory_bytes: int = 0  # of the embedded server; 0: half of what this process may use
     origins: Origins = LOCAL_ORIGINS
     hosts: frozenset[str] = LOCAL_HOSTS  # in lower case and without a port
+    rules: str = ""  # a file; "" for none
     max_ttl_s: int = YEAR_S
     default_ttl_s: int = YEAR_S  # of a document written without a TTL: one year, or max_ttl_s if that is less
     log_length: int = 1000
     max_streams: int = 10_000
     max_connections: int = 16_384
+    secrets: tuple[bytes, ...] = field(default=(), repr=False)
+    jwks: str = field(default="", repr=False)  # a file or a URL
+    audience: str = ""
+    is_open: bool = True  # everyone may do everything
+    visitors_ttl_s: int = 0  # of a visitor's token; 0: visitors get none
+    rate: Rate | None = None  # of each client
+    client_streams: int = 0  # of each client; 0: any number
+    proxies: int = 0  # trusted ones in front
+    log: str = "none"  # of requests
     disk_is_lost: bool = False  # a Heroku dyno loses its disk when it restarts
     verify_tls: bool = True  # Heroku's Redis has a self-signed certificate
 
@@ -147,8 +222,10 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         try:
             values[setting.name] = setting.convert(text) if text else ""
         except ValueError as rule:
-            shown = "the present value" if setting.name == "REDIS_URL" else repr(text)  # a URL may hold a password
+            shown = "the present value" if setting.name in _CONFIDENTIAL else repr(text)
             raise InvalidSetting(f"{setting.name} must be {rule}, not {shown}") from None
+    if values["KVSTORE_VISITORS"] and not values["KVSTORE_SECRET"]:
+        raise InvalidSetting("KVSTORE_VISITORS needs KVSTORE_SECRET, which signs the tokens")
     heroku = bool(environ.get("DYNO"))
     return Settings(
         host=values["HOST"],
@@ -159,11 +236,21 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         max_memory_bytes=values["KVSTORE_MAXMEMORY"] or 0,
         origins=values["KVSTORE_ORIGINS"],
         hosts=values["KVSTORE_HOSTS"] or LOCAL_HOSTS,
+        rules=values["KVSTORE_RULES"],
         max_ttl_s=values["KVSTORE_MAX_TTL"],
         default_ttl_s=min(YEAR_S, values["KVSTORE_MAX_TTL"]),
         log_length=values["KVSTORE_LOG_LENGTH"],
         max_streams=values["KVSTORE_MAX_STREAMS"],
         max_connections=values["KVSTORE_MAX_CONNECTIONS"],
+        secrets=values["KVSTORE_SECRET"] or (),
+        jwks=values["KVSTORE_JWKS"],
+        audience=values["KVSTORE_AUDIENCE"],
+        is_open=bool(values["KVSTORE_OPEN"]) or not (values["KVSTORE_SECRET"] or values["KVSTORE_JWKS"]),
+        visitors_ttl_s=values["KVSTORE_VISITORS"] or 0,
+        rate=values["KVSTORE_RATE"] or None,
+        client_streams=values["KVSTORE_CLIENT_STREAMS"] or 0,
+        proxies=values["KVSTORE_PROXIES"],
+        log=values["KVSTORE_LOG"],
         disk_is_lost=heroku,
         verify_tls=not heroku,
     )

@@ -22,8 +22,9 @@ from kvstore.commands.batch import (
     BatchOutcome,
     Refused,
     Step,
+    check_atomic,
 )
-from kvstore.commands.documents import ConditionalGet, Edit, Get
+from kvstore.commands.documents import ConditionalGet, Get
 from kvstore.core import json_text
 from kvstore.core.errors import (
     BatchRefused,
@@ -64,21 +65,8 @@ def parse_batch(request: Request, parse: Callable[[Request], Command[object] | R
         except Problem as problem:
             steps.append(Answered(problem))
     if atomic:
-        _check_atomic(steps)
+        check_atomic(steps)
     return Batch(requests, steps, {}, atomic, once="idempotency-key" in request.headers)
-
-
-def _check_atomic(steps: list[Step[Answer]]) -> None:
-    commands = [step for step in steps if not isinstance(step, Answered)]
-    if len({command.path.namespace for command in commands}) > 1:
-        raise NotInBatch('the requests of an atomic batch must have paths with the same first segment; or send "atomic":false')
-    paths = [command.path.text for command in commands if not isinstance(command, ConditionalGet)]
-    for command in commands:
-        if isinstance(command, Edit) and paths.count(command.path.text) > 1:
-            raise NotInBatch(
-                f"an atomic batch cannot write {command.path.text} more than once if one of the writes is a nested merge patch"
-                ' or a JSON Patch; send one write for it, or "atomic":false'
-            )
 
 
 def _envelope(request: Request) -> tuple[bool, list[Request]]:

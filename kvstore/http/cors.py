@@ -13,9 +13,10 @@ from kvstore.core.settings import Settings
 from kvstore.http.messages import Headers, Request
 
 # The header fields that a page of another origin may send and read, besides those that the Fetch standard always allows.
-_SENT = "Cache-Control, Content-Type, Idempotency-Key, If-Match, If-Modified-Since, If-None-Match, If-Unmodified-Since"
-_SENT += ", Last-Event-ID, Prefer"
-_SEEN = "Accept-Patch, Allow, Date, ETag, Idempotency-Replayed, Link, Location, Preference-Applied, Retry-After, Sunset"
+_SENT = "Authorization, Cache-Control, Content-Type, Idempotency-Key, If-Match, If-Modified-Since, If-None-Match"
+_SENT += ", If-Unmodified-Since, Last-Event-ID, Prefer"
+_SEEN = "Accept-Patch, Allow, Date, ETag, Idempotency-Replayed, Link, Location, Preference-Applied, RateLimit, RateLimit-Policy"
+_SEEN += ", Retry-After, Sunset, WWW-Authenticate"
 _PREFLIGHT_S = 7200  # for which a browser may cache a preflight; Chromium allows no more
 
 _OWN = ("same-origin", "none")  # a page of this origin, or the user, who typed the URL
@@ -26,8 +27,11 @@ def shown_to(request: Request, settings: Settings) -> Headers:
     origin = request.headers.get("origin")
     if origin is None or not settings.origins.allow(origin):
         return ()
+    # A page that sends the session cookie sees the response only if its origin is listed by name.
+    credentials = (("Access-Control-Allow-Credentials", "true"),) if settings.origins.name(origin) else ()
     return (
         ("Access-Control-Allow-Origin", origin),
+        *credentials,
         ("Access-Control-Expose-Headers", _SEEN),
         ("Vary", "Origin"),
     )
@@ -55,6 +59,22 @@ def check_origin(headers: Mapping[str, str], settings: Settings) -> None:
     if settings.origins.allow(origin) or (site is None and _is_own(origin, headers)):
         return
     raise OriginNotAllowed(f"pages of {origin} may not change anything; add this origin to KVSTORE_ORIGINS to allow it")
+
+
+def check_session_origin(headers: Mapping[str, str], settings: Settings) -> None:
+    """Check that the page which sends the session cookie may use it, also to read; raises OriginNotAllowed.
+
+    A pattern is not enough. `SameSite=Strict` alone would let in every port of this host, and every host below its domain.
+    """
+    site, origin = headers.get("sec-fetch-site"), headers.get("origin")
+    if site in _OWN or (site is None and origin is None):
+        return
+    if origin is not None and (settings.origins.name(origin) or (site is None and _is_own(origin, headers))):
+        return
+    raise OriginNotAllowed(
+        "the session cookie is for pages of this origin, and of origins that KVSTORE_ORIGINS lists by name; send the token as"
+        " Authorization"
+    )
 
 
 def check_hold_origin(headers: Mapping[str, str], settings: Settings) -> None:

@@ -21,6 +21,7 @@ from kvstore.core.errors import (
     NotFound,
     PreconditionFailed,
 )
+from kvstore.core.numbers import parse_duration_s
 from kvstore.core.paths import Path, parse_path, split_target
 from kvstore.core.preconditions import check_unconditional, parse_preconditions, read_status, tag_time_ms
 from kvstore.core.settings import Settings
@@ -35,7 +36,6 @@ from kvstore.http.messages import (
     Response,
     http_date,
     parameter,
-    parse_duration_s,
     tag_header,
     ttl_s,
     with_ttl,
@@ -96,7 +96,7 @@ def parse_patch(request: Request, path: Path, query: Query, settings: Settings) 
         asked_ms = _asked_ttl_ms(query, encoded.ttl_s, settings)
         # Redis applies a patch without objects field by field, so writers of different members never conflict.
         if encoded.is_object and not any(value.startswith(b"{") for value in encoded.fields[1::2]):
-            return Patch(path, encoded, asked_ms, default_ms, preconditions, settings.log_length)
+            return Patch(path, encoded, asked_ms, default_ms, preconditions, settings.log_length, request.body)
         transform = merge_patch_transform(request.body, asked_ms=asked_ms, default_ms=default_ms)
     return Edit(path, transform, preconditions, settings.log_length, once="idempotency-key" in request.headers)
 

@@ -10,6 +10,7 @@ from time import gmtime
 from typing import NamedTuple, TypeAlias
 from urllib.parse import parse_qsl
 
+from kvstore.access.caller import Caller
 from kvstore.commands.containers import List
 from kvstore.core import json_text
 from kvstore.core.errors import InvalidParameter, Problem
@@ -17,6 +18,8 @@ from kvstore.core.numbers import parse_number
 
 MAX_BODY_BYTES = json_text.MAX_BYTES
 MAX_TARGET_BYTES = 8190  # of a request in a batch: as much as a request line has
+
+EVENT_STREAM = "text/event-stream"
 
 Headers = tuple[tuple[str, str], ...]
 
@@ -26,7 +29,8 @@ class Request(NamedTuple):
 
     `target` is the raw request target, below the path at which the service is mounted. `base` is that path (`""` or
     `/prefix`). `headers` are by lower-case name; several lines with one name are joined by ", ". `body` is complete: the
-    adapter refuses a body that is larger than MAX_BODY_BYTES or that ended too early.
+    adapter refuses a body that is larger than MAX_BODY_BYTES or that ended too early. `subject` is the one of its token.
+    `caller` is None where a request needs no Gate.
     """
 
     method: str
@@ -34,6 +38,8 @@ class Request(NamedTuple):
     headers: Mapping[str, str]
     body: bytes = b""
     base: str = ""
+    subject: str | None = None
+    caller: Caller | None = None
 
 
 class Response(NamedTuple):
@@ -143,16 +149,6 @@ def tag_header(tag: str | None) -> Headers:
 def ttl_s(ttl_ms: int) -> int:
     """Return a remaining TTL in whole seconds, rounded up; at least 1, although PTTL may be 0."""
     return max(1, -(-ttl_ms // 1000))
-
-
-_DURATION = re.compile(r"([0-9]{1,12})([smhd]?)")
-_UNITS_S = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
-
-
-def parse_duration_s(text: str) -> int | None:
-    """Parse a duration (`90`, `90s`, `5m`, `2h`, `7d`) into seconds; None for any other text."""
-    found = _DURATION.fullmatch(text)
-    return int(found[1]) * _UNITS_S[found[2]] if found else None
 
 
 def with_ttl(text: bytes, ttl_ms: int | None) -> bytes:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
+from kvstore.access.principal import IssuedToken
 from kvstore.commands.base import Appended, Command, Deleted, Failed, Found, Idempotent, Missing, Replayed, Stored
 from kvstore.commands.batch import Answered, Answers, Batch, Refused
 from kvstore.commands.bulk import ManyRead, ManyWritten
@@ -35,6 +36,7 @@ from kvstore.http.bulk_batch import parse_bulk, render_responses
 from kvstore.http.containers import parse_list, render_listing, render_unchanged
 from kvstore.http.content import ACCEPT_PATCH, check_json
 from kvstore.http.cors import check_hold_origin, check_origin, preflight
+from kvstore.http.credentials import check_no_token, render_issued
 from kvstore.http.documents import (
     apply_preference,
     parse_delete,
@@ -49,6 +51,7 @@ from kvstore.http.documents import (
 )
 from kvstore.http.messages import (
     DOCUMENT,
+    EVENT_STREAM,
     MAX_TARGET_BYTES,
     SAFE,
     Headers,
@@ -81,6 +84,7 @@ Executed: TypeAlias = (
     | ManyRead
     | Taken
     | LeaseChanged
+    | IssuedToken
 )
 Outcome: TypeAlias = Executed | Replayed[Executed]  # what a request's command can come to
 
@@ -89,8 +93,13 @@ ALLOW_CONTAINER = "GET, HEAD, POST, DELETE, OPTIONS"
 
 _ALLOWED = tuple(frozenset(allow.split(", ")) for allow in (ALLOW_DOCUMENT, ALLOW_CONTAINER))  # by whether it is a container
 _WAIT = re.compile(r"(?:^|[,;])\s*wait\s*=\s*\"?([0-9]{1,9})\b", re.IGNORECASE)
-EVENT_STREAM = "text/event-stream"
-STREAM: Headers = (("Content-Type", EVENT_STREAM), ("Cache-Control", "no-store"), ("X-Accel-Buffering", "no"), *SAFE)
+STREAM: Headers = (
+    ("Content-Type", EVENT_STREAM),
+    ("Cache-Control", "no-store"),
+    ("X-Accel-Buffering", "no"),
+    ("Referrer-Policy", "no-referrer"),
+    *SAFE,
+)
 _POSITION = re.compile(r"[0-9]{1,15}-[0-9]{1,15}")
 
 
@@ -222,6 +231,7 @@ def _in_batch(request: Request, settings: Settings) -> Command[Outcome] | Respon
         raise PathTooLong(f"a path in a batch has at most {MAX_TARGET_BYTES:,} bytes with its query; shorten it")
     if parse_path(split_target(request.target)[0]).text == BATCH_PATH:  # before its body is parsed, which may nest further
         raise NotInBatch("a batch cannot contain a batch; put its requests into the outer one, or send it by itself")
+    check_no_token(request, settings)
     command = parse(request, settings)
     if isinstance(command, Follow | LongPoll):
         raise NotInBatch("a batch cannot contain a stream or a request that waits; send it by itself")
@@ -243,8 +253,11 @@ def _idempotent(
     if not 1 <= len(key) <= 255:
         raise InvalidRequest("an Idempotency-Key must have 1 to 255 characters")
     asked = (request.method, request.target, request.body, *(request.headers.get(name) for name in _ASKED_BY))
+    owned = key
+    if request.subject is not None:  # its keys are its own
+        asked, owned = (*asked, request.subject), repr((request.subject, key))
     fingerprint = hashlib.sha256(repr(asked).encode()).hexdigest()
-    kept = own_key(path, "idempotency:" + hashlib.sha256(key.encode()).hexdigest())
+    kept = own_key(path, "idempotency:" + hashlib.sha256(owned.encode("utf-8", "backslashreplace")).hexdigest())
     return Idempotent(command, kept, fingerprint, reader=reader)
 
 
@@ -285,4 +298,5 @@ _RENDERERS: dict[type, Callable[[Request, Any], Response]] = {
     Refused: _refused,
     Taken: lambda _, taken: render_taken(taken),
     LeaseChanged: _held,
+    IssuedToken: lambda _, issued: render_issued(issued),
 }

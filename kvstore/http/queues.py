@@ -23,10 +23,11 @@ from kvstore.commands.jobs import (
 from kvstore.commands.subscriptions import LongPoll
 from kvstore.core import json_text
 from kvstore.core.errors import InvalidDocument, InvalidParameter, InvalidPrecondition
+from kvstore.core.numbers import parse_duration_s
 from kvstore.core.paths import Path, parse_path
 from kvstore.core.preconditions import check_unconditional, parse_preconditions
 from kvstore.core.settings import Settings
-from kvstore.http.messages import DOCUMENT, SAFE, Query, Request, Response, number_parameter, parameter, parse_duration_s, ttl_s
+from kvstore.http.messages import DOCUMENT, SAFE, Query, Request, Response, number_parameter, parameter, ttl_s
 
 MAX_LIMIT = 100
 MAX_WAIT_S = 25

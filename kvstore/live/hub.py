@@ -9,12 +9,14 @@ id that they have, and get a `reset`. Source: https://html.spec.whatwg.org/multi
 import asyncio
 from collections.abc import Awaitable, Callable
 from itertools import cycle
+from time import time
 
 from kvstore.commands.base import RedisReply
 from kvstore.commands.changelog import GetLogPosition, LogPosition, changed_name, is_change, parse_entry
+from kvstore.commands.guarded import Guarded
 from kvstore.commands.presence import Hold
 from kvstore.commands.subscriptions import Follow
-from kvstore.core.errors import unavailable
+from kvstore.core.errors import Forbidden, Unauthorized, unavailable
 from kvstore.core.paths import Path
 from kvstore.core.redis_url import Address
 from kvstore.http.events import event
@@ -24,6 +26,9 @@ from kvstore.live.stream_session import HEARTBEAT_S, begin, path_of, prefix
 from kvstore.stores.pipelined import AsyncStore
 
 BEATS = 480  # parts of a heartbeat's period, each for some of the subscribers: thousands at once would delay other requests
+LATE_S = 0.1  # of the loop's clock, at most: who comes back must not find the token valid for another moment
+EXPIRED = b": the token has expired; come back with a new one\n\n"
+REVOKED = b": the rules no longer permit this stream\n\n"
 MAX_JOINED_BYTES = 64 * 1024  # of changes in one write to a subscriber
 MAX_BUFFERED_BYTES = 1024 * 1024  # that the reader of a stream may leave unread; above, the stream is cut
 MAX_WAITING_BYTES = 4 * 1024 * 1024  # of changes that wait for the end of a snapshot
@@ -39,7 +44,10 @@ async def _at_once() -> None:
 class Subscriber:
     """One stream: `send` takes blocks, `end` ends it, `room` waits until its reader has read what was sent."""
 
-    __slots__ = ("after", "beat", "end", "has_left", "hold", "is_ready", "path", "room", "send", "waiting", "waiting_bytes")
+    __slots__ = (
+        *("after", "beat", "end", "expiry", "has_left", "hold", "is_ready", "path", "permit", "room", "send"),
+        *("waiting", "waiting_bytes"),
+    )
 
     def __init__(
         self,
@@ -55,6 +63,8 @@ class Subscriber:
         self.is_ready = False
         self.has_left = False
         self.hold: Hold | None = None
+        self.permit: Guarded[None] | None = None  # executed with each heartbeat, since what the rules look up may change
+        self.expiry: asyncio.TimerHandle | None = None  # of the token that asked for it
         self.after = (0, 0)  # the position up to which it has everything; the log reader may be behind it
         self.waiting: list[Changed] = []
         self.waiting_bytes = 0
@@ -175,10 +185,21 @@ class Hub:
         self._heart: asyncio.Task[None] | None = None
 
     async def follow(self, follow: Follow, subscriber: Subscriber) -> None:
-        """Send a subscriber its snapshot, or what it has missed, then every change; raises Problem before the first block."""
+        """Send a subscriber its snapshot, or what it has missed, then every change; raises Problem before the first block.
+
+        The stream ends when the rules no longer permit it, and when its token expires.
+        """
+        if follow.permit:
+            await self._store.execute(follow.permit)
+        if follow.charge:
+            await self._store.execute(follow.charge)
         await self._register(subscriber, follow.hold)
         if subscriber.has_left:
             return
+        subscriber.permit = follow.permit
+        if follow.expires_at_s is not None:
+            left_s = max(0.0, follow.expires_at_s - time()) + LATE_S
+            subscriber.expiry = asyncio.get_running_loop().call_later(left_s, self._revoke, subscriber, EXPIRED)
         try:
             position = await self._begin(follow, subscriber)
         except BaseException:
@@ -229,6 +250,8 @@ class Hub:
     def leave(self, subscriber: Subscriber) -> None:
         """Remove a stream that has ended; does nothing the second time."""
         subscriber.has_left = True
+        if subscriber.expiry:
+            subscriber.expiry.cancel()
         if subscriber not in subscriber.beat:
             return
         subscriber.beat.discard(subscriber)
@@ -315,11 +338,24 @@ class Hub:
     def _send_beats(self) -> None:
         """Send the heartbeats of the next part. A heartbeat has an id, so that a reader without changes resumes from there."""
         for subscriber in tuple(self._beats[self._beating]):
+            if subscriber.permit:
+                self._store.submit(subscriber.permit, self._judged, subscriber)
             if subscriber.is_ready:  # one that is ahead of the log reader keeps its position
                 position = self._namespaces[subscriber.path.namespace].reading.position
                 is_ahead = subscriber.after > _order(position)
                 subscriber.send(b":\n\n" if is_ahead else b"id: %b\n\n" % position.encode())
         self._beating = (self._beating + 1) % BEATS
+
+    def _judged(self, subscriber: Subscriber, outcome: object) -> None:
+        """End a stream that the rules no longer permit. While Redis is away they are not known, and nothing is sent either."""
+        if isinstance(outcome, Unauthorized | Forbidden):
+            self._revoke(subscriber, REVOKED)
+
+    def _revoke(self, subscriber: Subscriber, why: bytes) -> None:
+        if not subscriber.has_left:
+            subscriber.send(why)
+            subscriber.end()
+            self.leave(subscriber)
 
     # Called by the log reader
 

@@ -11,6 +11,7 @@ from contextlib import suppress
 from kvstore.commands.base import Command, Found, Idempotent, Missing, Outcome
 from kvstore.commands.containers import Unchanged
 from kvstore.commands.documents import ConditionalGet
+from kvstore.commands.guarded import Guarded, unwrapped
 from kvstore.commands.jobs import ChangeLease, Taken
 from kvstore.commands.subscriptions import LongPoll
 from kvstore.core.paths import Path
@@ -22,12 +23,13 @@ from kvstore.stores.pipelined import AsyncStore
 
 def is_settled(command: Command[object], outcome: object) -> bool:
     """Return whether a request that may wait is answered with this outcome, rather than wait for another."""
+    asked = unwrapped(command)
     if isinstance(outcome, Taken):
         return bool(outcome.jobs)
-    if isinstance(outcome, Found) and isinstance(command, ConditionalGet):
-        return read_status(command.preconditions, outcome.tag) != 304
+    if isinstance(outcome, Found) and isinstance(asked, ConditionalGet):
+        return read_status(asked.preconditions, outcome.tag) != 304
     if isinstance(outcome, Missing):  # a client with the document's tag waits for its end too
-        return isinstance(command, ConditionalGet) and bool(command.preconditions.none_match)
+        return isinstance(asked, ConditionalGet) and bool(asked.preconditions.none_match)
     return not isinstance(outcome, Unchanged)
 
 
@@ -43,6 +45,8 @@ class LongPolls:
 
     async def outcome(self, wait: LongPoll[Outcome]) -> Outcome:
         """Return the first outcome that is_settled, or after `wait_s` the last one; raises Problem."""
+        if wait.charge:
+            await self._store.execute(wait.charge)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + wait.wait_s
         outcome = await self._execute(wait.command)
@@ -92,7 +96,8 @@ class LongPolls:
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
-            if not isinstance(command, Idempotent):  # a retry gets the kept reply
+            inner = command.command if isinstance(command, Guarded) else command
+            if not isinstance(inner, Idempotent):  # a retry gets the kept reply
                 task.add_done_callback(self._release)
             raise
 

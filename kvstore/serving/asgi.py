@@ -4,20 +4,25 @@ It carries bytes between ASGI and `exchange.py`, and decides nothing. Source: ht
 """
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
+from inspect import isawaitable
 from typing import Any
 
+from kvstore.access.principal import Claims, Principal, as_principal
 from kvstore.commands.subscriptions import Follow, LongPoll
 from kvstore.core.errors import Problem
 from kvstore.core.paths import escape
 from kvstore.core.settings import read_settings
+from kvstore.http.gate import FetchKeys
 from kvstore.http.hosts import is_loopback
 from kvstore.http.messages import MAX_BODY_BYTES, Headers, Request, Response
 from kvstore.http.protocol import Outcome, render
-from kvstore.runtime import ClientGone, Runtime, locate, open_runtime
+from kvstore.runtime import ClientGone, RulesSource, Runtime, locate, mounted_rules, open_runtime, rules_of
 from kvstore.serving.buffered_stream import BufferedStream
-from kvstore.serving.exchange import Asked, Decision, add_field, decide, decide_for_host, respond, stream_fields, too_large
+from kvstore.serving.exchange import Asked, add_field, decide, decide_for_host, respond, stream_fields, too_large
 from kvstore.serving.mount import below_mount
 
 Message = dict[str, Any]
@@ -26,16 +31,32 @@ Send = Callable[[Message], Awaitable[None]]
 
 
 class Application:
-    """The service as an ASGI application, with the settings in `environ`; it belongs to the first event loop that serves it."""
+    """The service as an ASGI application; it belongs to the first event loop that serves it.
 
-    def __init__(self, environ: Mapping[str, str]) -> None:
-        self._environ = environ
+    `environ` has the settings, by default the environment. `principal` says who asks: from the scope of a request to claims, or
+    None for nobody; it may be a coroutine function. Then `rules` judge what they ask for: a file, or a list of rows.
+    """
+
+    def __init__(
+        self,
+        environ: Mapping[str, str] | None = None,
+        *,
+        principal: Callable[[Message], Claims | Awaitable[Claims | None] | None] | None = None,
+        rules: RulesSource | None = None,
+    ) -> None:
+        self._environ = os.environ if environ is None else environ
+        self._principal = principal
+        self._rules = rules
         self._runtime: Runtime | None = None
 
     def open(self) -> Runtime:
         """Return what serves the requests of this event loop; raises InvalidSetting or StartFailed."""
         if self._runtime is None:
-            self._runtime = open_runtime(locate(read_settings(self._environ)))
+            settings = read_settings(self._environ)
+            if self._principal:  # the application says who asks, so tokens do not
+                settings = replace(settings, is_open=True)
+            rules = mounted_rules(settings, self._rules) if self._principal else rules_of(settings, self._rules)
+            self._runtime = open_runtime(locate(settings), rules)
         return self._runtime
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -49,7 +70,7 @@ class Application:
     async def _http(self, scope: Message, receive: Receive, send: Send) -> None:
         runtime = self.open()
         try:
-            request, decision = await _read(runtime, scope, receive)
+            request, decision = await self._read(runtime, scope, receive)
             if isinstance(decision, Follow):
                 await _follow(runtime, request, decision, receive, send)
                 return
@@ -58,6 +79,32 @@ class Application:
         except ClientGone:
             return
         await _send(runtime, request, decision, send)
+
+    async def _read(self, runtime: Runtime, scope: Message, receive: Receive) -> tuple[Request, Asked | Follow | Response]:
+        """Return a request and what to do with it; raises ClientGone."""
+        headers: dict[str, str] = {}
+        for name, value in scope["headers"]:
+            add_field(headers, name.decode("latin-1").lower(), value.decode("latin-1"))
+        if scope.get("scheme") == "https":
+            headers.setdefault("x-forwarded-proto", "https")
+        request = Request(scope["method"], b"", headers)
+        if runtime.gate:
+            request = runtime.gate.begin(request, (scope.get("client") or ("",))[0])
+        try:
+            target, base = below_mount(_target(scope), scope.get("root_path", "").encode())
+            request = request._replace(target=target, base=base, body=await _body(receive))
+        except Problem as problem:
+            return request, respond(request, problem, runtime.settings)
+        deciding = decide_for_host if _is_server_on_loopback(scope) else decide
+        asking = await self._asking(scope)
+        while isinstance(decision := deciding(request, runtime.settings, runtime.rules, asking, runtime.gate), FetchKeys):
+            await asyncio.to_thread(decision.keys.fetch)
+        return request, decision
+
+    async def _asking(self, scope: Message) -> Principal | None:
+        """Return who asks, as the application says."""
+        claims = self._principal(scope) if self._principal else None
+        return as_principal(await claims if isawaitable(claims) else claims)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         while (message := await receive())["type"] == "lifespan.startup":
@@ -77,21 +124,6 @@ def _is_server_on_loopback(scope: Message) -> bool:
     """Whether the server listens on loopback and the service is not mounted: who mounts it checks Host itself."""
     address, _ = scope.get("server") or (None, None)
     return is_loopback(address) and not scope.get("root_path")
-
-
-async def _read(runtime: Runtime, scope: Message, receive: Receive) -> tuple[Request, Decision]:
-    """Return a request and what to do with it; raises ClientGone."""
-    headers: dict[str, str] = {}
-    for name, value in scope["headers"]:
-        add_field(headers, name.decode("latin-1").lower(), value.decode("latin-1"))
-    request = Request(scope["method"], b"", headers)
-    try:
-        target, base = below_mount(_target(scope), scope.get("root_path", "").encode())
-        request = request._replace(target=target, base=base, body=await _body(receive))
-    except Problem as problem:
-        return request, respond(request, problem, runtime.settings)
-    deciding = decide_for_host if _is_server_on_loopback(scope) else decide
-    return request, deciding(request, runtime.settings)
 
 
 async def _outcome(runtime: Runtime, asked: Asked, receive: Receive) -> Outcome | Exception:

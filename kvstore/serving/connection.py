@@ -14,6 +14,7 @@ from http import HTTPStatus
 from kvstore.commands.containers import List
 from kvstore.commands.subscriptions import Follow
 from kvstore.core.errors import Problem, RequestTimeout, unavailable
+from kvstore.http.gate import FetchKeys
 from kvstore.http.messages import Headers, Request, Response
 from kvstore.http.protocol import Outcome, render
 from kvstore.serving.exchange import decide, respond, stream_fields
@@ -39,6 +40,12 @@ def _lines(headers: Headers) -> bytes:
     return "".join([f"\r\n{name}: {value}" for name, value in headers]).encode("latin-1")
 
 
+def peer_address(transport: asyncio.BaseTransport) -> str:
+    """Return the IP address of a client; "" for one on a unix socket."""
+    peer = transport.get_extra_info("peername")
+    return str(peer[0]) if isinstance(peer, tuple) else ""
+
+
 class ClientConnection(asyncio.Protocol):
     """A loop over the requests of one connection, driven by callbacks."""
 
@@ -52,6 +59,7 @@ class ClientConnection(asyncio.Protocol):
         "_next",
         "_over",
         "_paused",
+        "_peer",
         "_reader",
         "_runtime",
         "_server",
@@ -66,6 +74,7 @@ class ClientConnection(asyncio.Protocol):
         self._server = server
         self._runtime = server.runtime
         self._transport: asyncio.Transport = None  # type: ignore[assignment]  # set by connection_made
+        self._peer = ""  # the address of the client
         self._reader = Reader()
         self._lacked = NOTHING  # the part of a request that was missing when it was last looked at
         self._accepted: Mapping[str, str] | None = None  # header fields of the last request that passed the check of Host
@@ -85,6 +94,8 @@ class ClientConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]
+        if self._runtime.gate:
+            self._peer = peer_address(transport)
         server = self._server
         server.connections.add(self)
         if server.is_full:
@@ -206,18 +217,37 @@ class ClientConnection(asyncio.Protocol):
 
     def _answer(self, request: Request) -> None:
         runtime = self._runtime
+        gate = runtime.gate
+        if gate is not None:
+            request = gate.begin(request, self._peer)
+        self._decide(request)
+
+    def _decide(self, request: Request) -> None:
+        runtime = self._runtime
         # For an identical block of fields the reader returns the same object, whose Host has been checked.
         deciding = decide if request.headers is self._accepted else self._server.decide
-        decision = deciding(request, runtime.settings)
+        decision = deciding(request, runtime.settings, runtime.rules, None, runtime.gate)
         if isinstance(decision, Response):
             self._send(request, decision)
         elif isinstance(decision, Follow):
             self._follow(request, decision)
+        elif isinstance(decision, FetchKeys):
+            self._busy = True
+            self.due = _NEVER
+            self._wait = self._server.loop.create_task(self._fetch_keys(request, decision))
         else:
             self._accepted = request.headers
             self._busy = True
             self.due = _NEVER
             self._wait = runtime.submit(decision, self._respond, request)
+
+    async def _fetch_keys(self, request: Request, wanted: FetchKeys) -> None:
+        await asyncio.to_thread(wanted.keys.fetch)
+        self._wait = None
+        self._busy = False
+        self._decide(request)
+        if not self._busy:
+            self._finish()
 
     def _respond(self, request: Request, outcome: Outcome | Exception) -> None:
         self._wait = None
@@ -339,4 +369,6 @@ class ClientConnection(asyncio.Protocol):
         """Refuse a request that cannot be parsed any further, and close."""
         self._keep = False
         request = Request(*self._reader.asked)
+        if self._runtime.gate:
+            request = self._runtime.gate.begin(request, self._peer)
         self._send(request, respond(request, problem, self._runtime.settings))

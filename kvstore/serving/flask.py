@@ -9,7 +9,7 @@ import asyncio
 import os
 import socket
 import ssl
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from itertools import chain
@@ -21,14 +21,17 @@ from werkzeug.exceptions import BadRequest, ClientDisconnected, HTTPException, R
 from werkzeug.routing import BaseConverter
 from werkzeug.wsgi import get_input_stream
 
+from kvstore.access.principal import Claims, as_principal
+from kvstore.access.views import Rules
 from kvstore.commands.subscriptions import Follow, LongPoll
 from kvstore.core.errors import InvalidRequest, Problem
 from kvstore.core.paths import escape
 from kvstore.core.settings import Settings, read_settings
+from kvstore.http.gate import FetchKeys, Gate, open_gate
 from kvstore.http.hosts import is_loopback
 from kvstore.http.messages import MAX_BODY_BYTES, Request, Response, refuse
 from kvstore.http.protocol import Outcome, render
-from kvstore.runtime import ClientGone, Runtime, connect, open_runtime
+from kvstore.runtime import ClientGone, RulesSource, Runtime, connect, mounted_rules, open_runtime, rules_of
 from kvstore.serving.background import Background
 from kvstore.serving.buffered_stream import BufferedStream
 from kvstore.serving.exchange import Asked, cut_off, decide, decide_for_host, respond, stream_fields, too_large
@@ -54,6 +57,9 @@ class FlaskRuntime(NamedTuple):
     settings: Settings
     store: BlockingStore
     background: Background
+    rules: Rules | None = None  # None: everything is permitted
+    principal: Callable[[], Claims | None] | None = None
+    gate: Gate | None = None
 
 
 def make_blueprint(runtime: FlaskRuntime) -> flask.Blueprint:
@@ -82,13 +88,17 @@ def make_blueprint(runtime: FlaskRuntime) -> flask.Blueprint:
 
 def _answer(runtime: FlaskRuntime, environ: Environ, prefix_segments: int) -> flask.Response:
     request = _head(environ)
+    if runtime.gate:
+        request = runtime.gate.begin(request, str(environ.get("REMOTE_ADDR") or ""))
     try:
         target, base = _below_mount(environ, prefix_segments)
         request = request._replace(target=target, base=base, body=_body(environ))
     except Problem as problem:
         return as_response(respond(request, problem, runtime.settings))
     deciding = decide_for_host if _is_development_server_on_loopback(environ) else decide
-    decision = deciding(request, runtime.settings)
+    asking = as_principal(runtime.principal and runtime.principal())
+    while isinstance(decision := deciding(request, runtime.settings, runtime.rules, asking, runtime.gate), FetchKeys):
+        decision.keys.fetch()
     if isinstance(decision, Response):
         return as_response(decision)
     outcome: Outcome | Exception
@@ -223,6 +233,8 @@ def _head(environ: Environ) -> Request:
     headers = {name[5:].replace("_", "-").lower(): str(value) for name, value in environ.items() if name.startswith("HTTP_")}
     if environ.get("CONTENT_TYPE"):
         headers["content-type"] = str(environ["CONTENT_TYPE"])
+    if environ.get("wsgi.url_scheme") == "https":
+        headers.setdefault("x-forwarded-proto", "https")
     return Request(str(environ["REQUEST_METHOD"]), b"", headers)
 
 
@@ -275,11 +287,18 @@ def create_app() -> flask.Flask:
     return app
 
 
-def blueprint() -> flask.Blueprint:
+def blueprint(*, principal: Callable[[], Claims | None] | None = None, rules: RulesSource | None = None) -> flask.Blueprint:
     """Return the service as a blueprint, with the settings in the environment; raises InvalidSetting.
 
-    Register it at a prefix of your choice: `app.register_blueprint(kvstore.blueprint(), url_prefix="/kv")`.
+    Register it at a prefix of your choice: `app.register_blueprint(kvstore.blueprint(), url_prefix="/kv")`. `principal` says
+    who asks: claims, or None for nobody. It is called in the context of a request, without arguments. Then `rules` judge what
+    they ask for: a file, or a list of rows.
     """
-    store, settings = connect(read_settings(os.environ))
+    settings = read_settings(os.environ)
+    if principal:  # the application says who asks, so tokens do not
+        settings = replace(settings, is_open=True)
+    judging = mounted_rules(settings, rules) if principal else rules_of(settings, rules)
+    store, settings = connect(settings)
     limited = replace(settings, max_streams=min(settings.max_streams, MAX_STREAMS))
-    return make_blueprint(FlaskRuntime(settings, store, Background(lambda: open_runtime(limited))))
+    background = Background(lambda: open_runtime(limited, judging))
+    return make_blueprint(FlaskRuntime(settings, store, background, judging, principal, open_gate(settings)))

@@ -13,20 +13,25 @@ from typing import Any
 from kvstore import __version__
 from kvstore.core.redis_url import parse_redis_url
 from kvstore.core.settings import InvalidSetting, Settings, read_settings
+from kvstore.http.gate import open_gate
 from kvstore.http.hosts import is_loopback
-from kvstore.runtime import NOTHING_IS_KEPT
+from kvstore.runtime import NOTHING_IS_KEPT, rules_of
 from kvstore.serving.server import tcp_addresses
 from kvstore.stores import embedded
 
 
 def _settings() -> Settings:
     try:
-        return read_settings(os.environ)
+        settings = read_settings(os.environ)
+        open_gate(settings)  # so that keys and rules which cannot be read stop the start, and not each worker
+        rules_of(settings)
     except InvalidSetting as error:
         sys.exit(f"kvstore: {error}")
+    return settings
 
 
 _read = _settings()
+_CLOSE = "Unset KVSTORE_OPEN." if _read.secrets or _read.jwks else "Set KVSTORE_SECRET, or listen on 127.0.0.1."
 _server: embedded.EmbeddedRedis | None = None
 
 wsgi_app = "kvstore.serving.gunicorn_worker:open_in_environment"
@@ -95,10 +100,10 @@ def when_ready(server: Any) -> None:
         f"try:   curl -X PUT -d '{{\"value\":123}}' {at}/any/path",
         flush=True,
     )
-    if not all(map(is_loopback, tcp_addresses(listener.sock for listener in server.LISTENERS))):
+    if _read.is_open and not all(map(is_loopback, tcp_addresses(listener.sock for listener in server.LISTENERS))):
         print(
-            "WARNING: kvstore has no access control, and this address is not loopback: whoever reaches it can read, change and"
-            " delete everything. Listen on 127.0.0.1, or let a proxy decide who may pass.",
+            "WARNING: access is open, and this address is not loopback: whoever reaches it can read, change and delete"
+            f" everything. {_CLOSE}",
             file=sys.stderr,
             flush=True,
         )

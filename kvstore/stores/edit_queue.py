@@ -8,8 +8,9 @@ import asyncio
 from dataclasses import dataclass
 from typing import Any
 
-from kvstore.commands.base import Command, Idempotent, Outcome
+from kvstore.commands.base import Command, Outcome
 from kvstore.commands.documents import Edit
+from kvstore.commands.guarded import unwrapped
 from kvstore.core.errors import Problem, unavailable
 from kvstore.stores.pipelined import AsyncStore, executed
 from kvstore.stores.redis_connection import Context, Done
@@ -39,7 +40,7 @@ class EditQueue:
 
     def submit(self, command: Command[Outcome], done: Done[Context, Outcome], context: Context) -> None:
         """As PipelinedStore.submit."""
-        edit = command.command if isinstance(command, Idempotent) else command
+        edit = unwrapped(command)
         if not isinstance(edit, Edit):
             self._store.submit(command, done, context)
             return

@@ -37,7 +37,9 @@ LONG: dict[str, tuple[list[tuple[Any, ...]], tuple[Any, ...]]] = {
 }
 
 
-@pytest.fixture(params=STORES)
+@pytest.fixture(
+    params=[pytest.param(name, marks=pytest.mark.slow if kind == "cluster" else ()) for name, (kind, _) in STORES.items()]
+)
 def asked(request: pytest.FixtureRequest, behind_proxy: Callable[[str], Backing]) -> tuple[Backing, Callable[..., Response]]:
     """What a store has behind it, and how to ask it."""
     kind, execute = STORES[request.param]

@@ -157,6 +157,7 @@ EXPIRING: dict[str, Callable[[Checked], object]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @on_few
 @pytest.mark.parametrize("write", EXPIRING.values(), ids=EXPIRING)
 def test_whatever_makes_it_expire(client: Checked, raw: redis.Redis, write: Callable[[Checked], object]) -> None:
@@ -179,6 +180,7 @@ def test_a_batch_that_is_undone_erases_nothing(client: Checked, raw: redis.Redis
     assert documents_and_indexes(raw) == before
 
 
+@pytest.mark.slow
 @on_few
 def test_who_follows_has_a_moment_to_read_it(client: Checked, raw: redis.Redis) -> None:
     """What was erased at once is kept for those who follow, for 2 s; Redis then forgets it by itself."""
@@ -258,6 +260,7 @@ def test_a_replayed_stream_has_no_value_of_what_has_expired(followed: Followed) 
     assert told_since(followed, "/n/", place, 2) == [("put", "/n/other", 2), ("expire", "/n/secret", None)]
 
 
+@pytest.mark.slow
 @pytest.mark.heavy
 def test_more_than_a_thousand_have_expired(followed: Followed) -> None:
     """Nobody is shown any of them, though one script does not record as many."""

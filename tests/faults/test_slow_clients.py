@@ -256,6 +256,7 @@ def test_a_client_that_reads_slowly_is_served(impatient: InProcess) -> None:
             time.sleep(0.005 if received < MEBIBYTE // 4 else 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fields", [[], [("Connection", "close")]], ids=["kept", "closed"])
 def test_a_long_listing_is_read_to_its_end(
     impatient: InProcess, monkeypatch: pytest.MonkeyPatch, fields: list[tuple[str, str]]
@@ -313,6 +314,7 @@ def test_replies_that_nobody_reads_are_not_piled_up(serving: Served) -> None:
     assert grown < 50
 
 
+@pytest.mark.slow
 def test_many_connections_that_come_and_go(serving: Served) -> None:
     """Connections that are opened and broken, in whatever state, leave nothing behind."""
     pieces = [b"", b"GET", GET, GET[:-2], b"PUT /ns/b HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n1", b"\0\r\n\r\n"]

@@ -126,6 +126,7 @@ def test_redis_is_killed(connected: Callable[[str], Checked], valkey: Running, d
         second.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_halted", [True, False], ids=["halted", "killed"])
 def test_clients_that_reset_while_redis_has_their_requests(valkey: Running, directory: Path, *, is_halted: bool) -> None:
     """They take nobody along: the others are answered, by the same connection to Redis where that has come back to life."""
@@ -309,6 +310,7 @@ def test_a_full_redis_keeps_answers(client: Checked, raw: redis.Redis) -> None:
 # --- A password, and connections that break -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.heavy
 def test_a_password_that_is_missing(connected: Callable[[str], Checked], valkey: Running) -> None:
     """It is asked for, whatever the command: Redis refuses one with many arguments before it looks at who sends it."""
@@ -388,6 +390,7 @@ def test_no_redis_at_all(connected: Callable[[str], Checked], started: Callable[
     assert b"secret" not in answer.body
 
 
+@pytest.mark.slow
 def test_nobody_listens(connected: Callable[[str], Checked]) -> None:
     """A port at which nobody listens."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -395,6 +398,7 @@ def test_nobody_listens(connected: Callable[[str], Checked]) -> None:
     assert timed(lambda: connected(f"redis://127.0.0.1:{port}").get("/a")).status == 503
 
 
+@pytest.mark.slow
 @pytest.mark.heavy
 def test_a_redis_that_takes_and_says_nothing(connected: Callable[[str], Checked]) -> None:
     """A connection that opens, and no byte ever comes back."""

@@ -347,6 +347,7 @@ def test_the_namespace_lives_as_long_as_before(client: Checked, raw: redis.Redis
     assert raw.pexpiretime(keys_of("ns").blocked) == raw.pexpiretime(keys_of("ns").names)
 
 
+@pytest.mark.heavy
 @on_few
 def test_the_log_after_refused_batches(client: Checked, raw: redis.Redis) -> None:
     """They take nothing out of it, however large; one that is applied leaves it as long as single writes do."""
@@ -709,6 +710,7 @@ LARGE_ANSWERS: dict[str, tuple[Any, bool]] = {
 }  # fmt: skip
 
 
+@pytest.mark.heavy
 @on_two
 @pytest.mark.parametrize(("request_", "writes"), LARGE_ANSWERS.values(), ids=LARGE_ANSWERS)
 def test_large_answers(client: Checked, raw: redis.Redis, request_: Any, writes: bool) -> None:
@@ -741,6 +743,7 @@ def test_large_answers_of_many_documents(client: Checked) -> None:
     assert list(client.get("/ns/0").json) == ["x", "ttl"]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("method", ["PATCH", "PUT", "GET", "DELETE"])
 def test_an_atomic_batch_that_is_too_much_work(client: Checked, raw: redis.Redis, method: str) -> None:
     """Redis would be held up by it: 413, and nothing is changed."""
@@ -759,6 +762,7 @@ def test_an_atomic_batch_that_is_too_much_work(client: Checked, raw: redis.Redis
     assert [(answer.status, answer.body) for answer in replayed] == [(413, refused.body)] * 2
 
 
+@pytest.mark.heavy
 def test_a_batch_that_is_too_much_work_at_once(client: Checked) -> None:
     """Not an atomic one: Redis does something else in between, and every request is carried out once, in order."""
     client.put("/ns/large", as_body({f"m{n}": n for n in range(9000)}))

@@ -728,6 +728,7 @@ def test_a_stream_that_fails(client: Checked, raw: redis.Redis) -> None:
 # --- Pages while others write -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.heavy
 @on_servers
 @pytest.mark.parametrize("query", ["limit=7", "limit=7&order=desc", "limit=50&recursive", "ndjson"])
 def test_complete_while_others_write(client: Checked, query: str) -> None:

@@ -329,6 +329,7 @@ def page_on(service: tuple[str, int], name: str, *, is_same_origin: bool) -> Ite
         server.server_close()
 
 
+@pytest.mark.slow
 def test_pages_in_a_browser(directory: Path, started: Callable[[str], Running], browse: Callable[..., None]) -> None:
     """Over HTTP, on a name of the local network, where a browser sends neither Sec-Fetch-Site nor, without CORS, Origin.
 

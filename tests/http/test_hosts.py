@@ -144,6 +144,7 @@ def test_a_page_that_rebinds_its_name(start: Callable[..., Served], store: Runni
         assert served.request("PUT", "/ns/a", [("Host", host)], b"1").status in (200, 201)
 
 
+@pytest.mark.slow
 def test_on_one_connection(start: Callable[..., Served]) -> None:
     """Each request is looked at, however often one like it came before."""
     wire = Wire(start().at)
@@ -160,11 +161,21 @@ def test_a_name_that_is_allowed(start: Callable[..., Served]) -> None:
     assert served.request("PUT", "/ns/a", REBOUND, b"1").status == 421
 
 
+@pytest.mark.slow
 def test_another_address(start: Callable[..., Served]) -> None:
     """It answers for every host, and says at the start, once, what that means."""
     served = start(HOST="0.0.0.0")
-    assert served.said.count("WARNING: kvstore has no access control") == 1
+    assert served.said.count("WARNING: access is open") == 1
+    assert "Set KVSTORE_SECRET" in served.said
     assert served.request("PUT", "/ns/a", [("Host", EVIL)], b"1").status == 201
+
+
+def test_another_address_with_a_secret(start: Callable[..., Served]) -> None:
+    """There is nothing to warn of, unless access is open all the same."""
+    assert "WARNING" not in start(HOST="0.0.0.0", KVSTORE_SECRET="s" * 32).said
+    said = start(HOST="0.0.0.0", KVSTORE_SECRET="s" * 32, KVSTORE_OPEN="1").said
+    assert said.count("WARNING: access is open") == 1
+    assert "Unset KVSTORE_OPEN" in said
 
 
 # --- In other servers ---------------------------------------------------------------------------------------------------

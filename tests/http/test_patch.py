@@ -366,6 +366,7 @@ members: st.SearchStrategy[Any] = st.none() | st.integers(0, 9) | st.just([])
 flat_patches = st.dictionaries(st.sampled_from(NAMES), members, max_size=5)
 
 
+@pytest.mark.heavy
 @on_few
 @settings(max_examples=40)
 @given(st.lists(st.sampled_from(NAMES), unique=True), st.lists(flat_patches, max_size=12), st.booleans())
@@ -403,6 +404,7 @@ def test_members_that_others_add(client: Checked, raw: redis.Redis) -> None:
     assert list(patch(client, "/ns/b", {"A": 4}).json) == ["$kv$", "a", "b", "A"]
 
 
+@pytest.mark.heavy
 @on_few
 def test_names_that_come_and_go(client: Checked, raw: redis.Redis) -> None:
     """The list of names stays as short as the document, whatever was added and taken away."""
@@ -413,6 +415,7 @@ def test_names_that_come_and_go(client: Checked, raw: redis.Redis) -> None:
     assert raw.hstrlen("kv:{ns}/a", "$kv") < 300
 
 
+@pytest.mark.heavy
 @on_few
 def test_names_that_are_gone(client: Checked, raw: redis.Redis) -> None:
     """A document that has lost most of its members keeps the order of the others, and nothing of those."""
@@ -428,6 +431,7 @@ def test_names_that_are_gone(client: Checked, raw: redis.Redis) -> None:
     assert list(patch(client, "/ns/a", {"b": 1, "a": 2}).json.items())[:-1] == [("b", 1), ("a", 2)]
 
 
+@pytest.mark.heavy
 @on_two
 def test_the_log_of_long_lists_of_names(client: Checked, raw: redis.Redis) -> None:
     """What our own field holds counts where the log is bounded by bytes."""
@@ -599,6 +603,7 @@ KINDS: list[tuple[Any, str, bytes]] = [
 ]
 
 
+@pytest.mark.heavy
 @on_few
 @pytest.mark.parametrize(("headers", "target", "body"), KINDS, ids=["flat", "nested", "value", "JSON Patch", "touch"])
 def test_preconditions(client: Checked, raw: redis.Redis, headers: Any, target: str, body: bytes) -> None:

@@ -99,6 +99,7 @@ NO_SUMS: list[tuple[str, int]] = [
 ]
 
 
+@pytest.mark.heavy
 @on_few
 @pytest.mark.parametrize("method", METHODS)
 def test_no_sum(client: Checked, raw: redis.Redis, method: str) -> None:

@@ -549,6 +549,7 @@ def test_gone_from_asgi(server: Running, is_before: bool) -> None:
 # --- Limits, stops and trouble ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_more_than_allowed(server: Running) -> None:
     """503 and Retry-After where more wait than KVSTORE_MAX_STREAMS; takers of one container count once."""
     serving = Serving(server.url, KVSTORE_MAX_STREAMS="3")
@@ -569,6 +570,7 @@ def test_more_than_allowed(server: Running) -> None:
         serving.close()
 
 
+@pytest.mark.slow
 def test_a_stop(server: Running, directory: Path) -> None:
     """SIGTERM of the command: all who wait are answered, with what there is, and long before their time; then it ends."""
     served = start_kvstore(directory, REDIS_URL=server.url)
@@ -637,6 +639,7 @@ def test_what_is_lost_again_and_again(serving: Serving, server: Running, monkeyp
     assert server.redis.info("stats")["total_commands_processed"] - before < 200  # those of scripts are counted as well
 
 
+@pytest.mark.slow
 def test_redis_is_halted(serving: Serving, server: Running) -> None:
     """Nobody hangs: an answer within the time they wait and the 6 s that Redis is given."""
     tag = dict(serving.ask("PUT", "/ns/a", (), b"1").lines)["ETag"]

@@ -292,6 +292,7 @@ def test_a_stop_releases(lane: tuple[str, str], store: Running) -> None:
     assert ops(store) == ["delete"]
 
 
+@pytest.mark.slow
 def test_sigterm(directory: Path, started: Callable[[str], Running]) -> None:
     """The command `kvstore`, stopped as a process manager does."""
     store = started("redis")
@@ -336,6 +337,7 @@ def test_a_process_that_is_killed(directory: Path, started: Callable[[str], Runn
         watching.stop()
 
 
+@pytest.mark.slow
 def test_flask_is_interrupted(directory: Path, started: Callable[[str], Running]) -> None:
     """Ctrl-C in `flask run` releases what its streams hold."""
     store = started("redis")
@@ -352,6 +354,7 @@ def test_flask_is_interrupted(directory: Path, started: Callable[[str], Running]
         serving.kill()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [OwnServer, FlaskServer])
 def test_redis_is_away_when_it_is_released(directory: Path, kind: type[Followed]) -> None:
     """Release is tried again until Redis is back."""

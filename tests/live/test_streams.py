@@ -307,6 +307,7 @@ def test_what_cannot_be_followed(followed: Followed, ask: Callable[..., Any], st
         wait_until(lambda: followed.request("GET", "/people/ada").status == 404, LIMIT_S)
 
 
+@pytest.mark.slow
 @pytest.mark.heavy
 @pytest.mark.parametrize("lane", [("served", "redis"), ("flask", "redis"), ("asgi", "redis")], ids="-".join, indirect=True)
 def test_redis_that_does_not_answer(followed: Followed, store: Running) -> None:

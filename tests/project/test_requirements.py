@@ -49,7 +49,7 @@ def group(name: str) -> list[str]:
 
 
 EXTRAS = PYPROJECT["project"]["optional-dependencies"]
-RUN = [*PYPROJECT["project"]["dependencies"], *EXTRAS["server"], *EXTRAS["embedded"]]
+RUN = [*PYPROJECT["project"]["dependencies"], *EXTRAS["server"], *EXTRAS["embedded"], *EXTRAS["jwks"]]
 LOCKS = {"requirements.txt": RUN, "requirements-dev.txt": RUN + group("dev")}
 
 

@@ -69,6 +69,7 @@ def test_the_banner(start: Callable[..., Served], directory: Path) -> None:
     assert pasted.stdout == b'{"value":123,"ttl":31536000}\n'
 
 
+@pytest.mark.slow
 def test_nothing_is_left_in_the_home_directory(start: Callable[..., Served]) -> None:
     """It writes to its data directory, and nowhere else."""
     served = start()
@@ -78,6 +79,7 @@ def test_nothing_is_left_in_the_home_directory(start: Callable[..., Served]) -> 
     assert {path.name for path in served.directory.iterdir()} == {"home", "data", "said.txt"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("redis_url", ["", "redis://127.0.0.1:1"])
 def test_a_disk_that_does_not_last(start: Callable[..., Served], redis_url: str) -> None:
     """A warning on a Heroku dyno without a REDIS_URL, and none with one."""
@@ -89,6 +91,7 @@ def test_a_disk_that_does_not_last(start: Callable[..., Served], redis_url: str)
         wait_until(lambda: "WARNING" in served.said and "heroku-redis" in served.said, READ_S)
 
 
+@pytest.mark.slow
 def test_a_password_is_not_printed(start: Callable[..., Served]) -> None:
     """The banner names the Redis, and no password."""
     said = start(REDIS_URL="redis://somebody:hush@127.0.0.1:1/0").said
@@ -193,6 +196,7 @@ def test_documents_survive(start: Callable[..., Served]) -> None:
     assert get(third, "/ns/b") == b'"after SIGTERM"\n'
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="PDEATHSIG is Linux's")
 def test_a_killed_master_leaves_nothing_running(start: Callable[..., Served]) -> None:
     """kill -9 of the master ends the workers and the embedded server, and the data can be served again."""
@@ -242,6 +246,7 @@ def test_a_second_start_on_the_same_data(start: Callable[..., Served], directory
     assert get(served, "/a") == b"1\n"
 
 
+@pytest.mark.slow
 def test_the_memory_of_the_embedded_server(directory: Path) -> None:
     """It is limited, by default to half of what this process may use; then writes are refused, and nothing is evicted."""
     served = start_kvstore(directory, KVSTORE_MAXMEMORY="16mb")
@@ -319,6 +324,7 @@ def test_a_data_directory_that_others_can_write_to_is_refused(directory: Path, m
         embedded.start_or_join(data)
 
 
+@pytest.mark.slow
 def test_who_joined_an_embedded_server_takes_over(directory: Path) -> None:
     """Where the process that started it ends, another one that uses it starts it again, with all that is stored."""
     apps = []
@@ -361,6 +367,7 @@ def test_who_watches_goes_on_in_trouble(directory: Path, monkeypatch: pytest.Mon
         joined.stop()
 
 
+@pytest.mark.slow
 def test_a_long_data_path(directory: Path) -> None:
     """A data directory whose path is too long for a unix socket."""
     data = directory / ("d" * 60) / ("e" * 60)
@@ -371,6 +378,7 @@ def test_a_long_data_path(directory: Path) -> None:
         served.kill()
 
 
+@pytest.mark.slow
 def test_memory_only(start: Callable[..., Served]) -> None:
     """fake:// is one memory, however many workers were asked for."""
     served = start(REDIS_URL="fake://", WEB_CONCURRENCY="2")
@@ -456,6 +464,7 @@ def test_many_requests_on_one_connection(served: Served) -> None:
     assert bodies == [*(b"%d" % n for n in range(30)), b"2"]
 
 
+@pytest.mark.slow
 def test_as_many_connections_as_the_machine_allows(directory: Path, started: Callable[[str], Running]) -> None:
     """The limit of open files with which most systems start a process can be raised by itself, and is."""
     environ = {"PORT": "0", "REDIS_URL": started("valkey").url, "WEB_CONCURRENCY": "1"}
@@ -480,6 +489,7 @@ def test_large_bodies(served: Served, size: int, status: tuple[int, ...], coding
     assert response.status in status
 
 
+@pytest.mark.slow
 def test_a_stop_while_a_worker_starts(directory: Path) -> None:
     """SIGTERM is heard by a worker that is still loading the application."""
     (directory / "slow.py").write_text(

@@ -706,9 +706,9 @@ class Player:
         connection, transport = server.ClientConnection(self.server), Socket()
         decide = vars(server)["decide"]
 
-        def note(request: Request, settings: Settings) -> object:
+        def note(request: Request, *others: object) -> object:
             requests.append(request)
-            return decide(request, settings)
+            return decide(request, *others)
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(self.server, "decide", note)

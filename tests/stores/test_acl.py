@@ -109,6 +109,7 @@ def test_a_redis_that_does_not_track(directory: Path) -> None:
         running.stop()
 
 
+@pytest.mark.slow
 def test_the_acl_suffices_in_a_cluster(started: Callable[[str], Running]) -> None:
     """A client of a cluster asks which node has which slots; without the right to that it can do nothing."""
     cluster = started("cluster")

@@ -70,6 +70,7 @@ def test_nobody_loses(valkey: Running, served: InProcess, headers: str) -> None:
     wire.close()
 
 
+@pytest.mark.slow
 def test_redis_is_away(valkey: Running, served: InProcess) -> None:
     """Who stands in line does not wait for those before to be given up one by one; what was never begun is said to be that."""
     valkey.signal(signal.SIGSTOP)

@@ -261,6 +261,7 @@ ADDRESSES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", ADDRESSES)
 def test_addresses(
     run: Run, port: int, raw: redis.Redis, caplog: pytest.LogCaptureFixture, row: tuple[str, str, object]
@@ -337,6 +338,7 @@ CERTIFICATES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", CERTIFICATES)
 def test_tls(run: Run, tls_port: tuple[int, Path], row: tuple[str, str, bool, bool]) -> None:
     """A certificate is verified, and its name, unless we are told not to; what is not trusted is 503."""
@@ -437,6 +439,7 @@ def test_a_connection_that_opens_and_says_nothing(run: Run) -> None:
     assert "Nothing was changed" in refused.detail
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("hasty")
 def test_nobody_there(run: Run) -> None:
     """A port that nobody listens on: told within 6 s, again and again, without a storm of attempts."""
@@ -519,6 +522,7 @@ def test_room_again(run: Run, port: int, raw: redis.Redis, monkeypatch: pytest.M
 GARBAGE = [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x15\x03\x01\x00\x02\x02\x46", b"$x\r\n", b"*-7\r\n", b"\r\n", b"\0" * 100]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("hasty")
 @pytest.mark.parametrize("garbage", GARBAGE)
 @pytest.mark.parametrize("when", ["first", "later"])

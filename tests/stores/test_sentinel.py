@@ -161,6 +161,7 @@ def store_reads(store: Any, path: str) -> bytes:
     return text
 
 
+@pytest.mark.slow
 def test_a_sentinel_that_hangs(sentinels: Sentinels) -> None:
     """Another is asked in time, by both kinds of store."""
     with socket.create_server(("127.0.0.1", 0)) as silent:

@@ -10,7 +10,7 @@ import json
 import queue
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import flask
@@ -24,6 +24,9 @@ from tests.support.loops import Loop
 from tests.support.stores import Running, wait_until
 
 LIMIT_S = 10
+
+
+NO_FIELDS: Mapping[str, str] = {}
 
 
 class Event(NamedTuple):
@@ -86,7 +89,7 @@ class Followed(Protocol):
     """What the tests ask of what serves streams."""
 
     def __init__(self, store: Running, environ: dict[str, str] | None = None) -> None: ...
-    def request(self, method: str, target: str, body: bytes = b"") -> Answer: ...
+    def request(self, method: str, target: str, body: bytes = b"", headers: Mapping[str, str] = NO_FIELDS) -> Answer: ...
     def open(self, target: str, headers: dict[str, str]) -> Reader: ...
     def stop(self) -> None: ...
 
@@ -96,9 +99,9 @@ class OverHttp:
 
     at: tuple[str, int]
 
-    def request(self, method: str, target: str, body: bytes = b"") -> Answer:
+    def request(self, method: str, target: str, body: bytes = b"", headers: Mapping[str, str] = NO_FIELDS) -> Answer:
         connection = http.client.HTTPConnection(*self.at, timeout=LIMIT_S)
-        connection.request(method, target, body or None)
+        connection.request(method, target, body or None, dict(headers))
         answer = connection.getresponse()
         content = answer.read()
         connection.close()
@@ -163,9 +166,9 @@ class AsgiApplication:
         self._app = Application({"REDIS_URL": store.url, **(environ or {})})
         self._loop = Loop()
 
-    def request(self, method: str, target: str, body: bytes = b"") -> Answer:
-        status, headers, pieces, _ = self._loop.run(self._call(method, target, {}, body))
-        return Answer(status, headers, b"".join(pieces))
+    def request(self, method: str, target: str, body: bytes = b"", headers: Mapping[str, str] = NO_FIELDS) -> Answer:
+        status, named, pieces, _ = self._loop.run(self._call(method, target, dict(headers), body))
+        return Answer(status, named, b"".join(pieces))
 
     def open(self, target: str, headers: dict[str, str]) -> Reader:
         return Reader(*self._loop.run(self._call("GET", target, {"Accept": "text/event-stream"} | headers, b"")))

@@ -422,6 +422,7 @@ def test_a_second_sigterm_gives_the_job_back(redis_: redis.Redis, alone: Workers
     assert (result.status, result.error) == ("queued", "the worker was told to quit")
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed(redis_: redis.Redis, alone: Workers) -> None:
     """Its job is taken again within the lease and 2 s, by a process that was started in its place."""
     result = own("note", "killed", LEASE_S)
@@ -465,6 +466,7 @@ def test_a_parent_that_is_killed(redis_: redis.Redis, alone: Workers) -> None:
     assert (result.return_value, len(ran(redis_, "orphan"))) == ("orphan", 1)
 
 
+@pytest.mark.slow
 def test_a_task_that_forks(redis_: redis.Redis, alone: Workers) -> None:
     """Its copy of the worker is none: the job's result is the worker's, and nothing works on when that has ended."""
     assert own("fork", "copy", "parent").wait(JOB_S) == "parent"
@@ -473,11 +475,13 @@ def test_a_task_that_forks(redis_: redis.Redis, alone: Workers) -> None:
     wait_until(lambda: not alone.pids(), JOB_S)
 
 
+@pytest.mark.slow
 def test_a_task_ends_what_it_has_forked(redis_: redis.Redis, alone: Workers) -> None:
     """By SIGTERM, which is an order to the worker and not to a copy of it."""
     assert own("terminate").wait(JOB_S) == -signal.SIGTERM
 
 
+@pytest.mark.slow
 def test_poison(redis_: redis.Redis, alone: Workers) -> None:
     """A job whose worker dies each time is dead after exactly as many takes as it may have; the others go on."""
     result = own("poison", "p")
@@ -536,7 +540,7 @@ def test_killed_again_and_again(server: Running, redis_: redis.Redis, directory:
 # --- Time limits --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", ["sleep", "caught", "in C"])
+@pytest.mark.parametrize("how", ["sleep", *(pytest.param(how, marks=pytest.mark.slow) for how in ("caught", "in C"))])
 def test_a_task_that_hangs(redis_: redis.Redis, server: Running, directory: Path, how: str) -> None:
     """It is ended, its attempts are counted, and others run; one that does not heed its time limit costs its worker process."""
     options = ["--timeout", "0.5", "--lease", str(LEASE_S), "--max-attempts", "2", "--retry", "0"]
@@ -669,6 +673,7 @@ def test_queue_daemon(server: Running, redis_: redis.Redis, directory: Path) -> 
         process.wait()
 
 
+@pytest.mark.slow
 def test_who_started_a_queue_daemon_may_go(server: Running, redis_: redis.Redis, directory: Path) -> None:
     """It works on, as after a logout: only a worker that has a parent of ours ends with it."""
     said = subprocess.run(
@@ -709,6 +714,7 @@ def test_bad_terms(server: Running, terms: dict[str, Any]) -> None:
         queue_daemon(worked.app, **terms)
 
 
+@pytest.mark.slow
 def test_where_the_end_of_a_child_is_ignored(server: Running, redis_: redis.Redis, directory: Path) -> None:
     """A worker that died is started again also where SIGCHLD was ignored by whoever started them all."""
     before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
@@ -785,6 +791,7 @@ def ask_for(n: int, app_file: Path, **environ: str) -> Any:
     return json.loads(said.stdout)
 
 
+@pytest.mark.slow
 def test_the_embedded_server_is_started(app_file: Path) -> None:
     """By the worker where none runs; the application joins it; it ends with the worker."""
     workers = Workers(app_file.parent, app_file)
@@ -823,6 +830,7 @@ def test_the_embedded_server_is_joined(app_file: Path) -> None:
         running.stop()
 
 
+@pytest.mark.slow
 def test_the_configuration_comes_first(app_file: Path, server: Running, redis_: redis.Redis) -> None:
     """`app.config["REDIS_URL"]` before the environment's."""
     workers = Workers(app_file.parent, app_file, REDIS_URL="redis://127.0.0.1:1", CONFIGURED=server.url)

@@ -1,0 +1,257 @@
+"""What the rules make of requests: refused, permitted, or permitted without being shown what is stored."""
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kvstore.access.judging import is_plainly_permitted, judge
+from kvstore.access.principal import Principal
+from kvstore.access.rules import parse_rows
+from kvstore.access.views import Rules
+from kvstore.commands.base import Again
+from kvstore.commands.batch import Answered, Batch
+from kvstore.commands.bulk import GetMany, PutMany
+from kvstore.commands.documents import Get, Put
+from kvstore.commands.guarded import Blind, Guarded
+from kvstore.commands.subscriptions import Follow, LongPoll
+from kvstore.core.errors import Problem
+from kvstore.core.preconditions import NONE
+from kvstore.core.settings import Settings
+from kvstore.http.messages import Request, Response
+from kvstore.http.protocol import parse
+from kvstore.serving.exchange import decide
+from tests.support.naive_rules import has_right
+from tests.unit.test_rules import CLAIMS, FRESH, NAMES, STORED, tables
+
+STREAM = {"accept": "text/event-stream"}
+NEW = "1795168800000a0"  # a name that POST assigns
+OWN = b'{"by":"ada"}'
+
+
+def judged(rows: Sequence[Any], claims: Mapping[str, Any] | None, request: Request, stored: set[str] | None = None) -> Any:
+    """What comes of a request, and of what has to be looked up for it: a command, or a response that needs none."""
+    principal = None if claims is None else Principal(claims)
+    decision: Any = decide(request, Settings(), Rules(parse_rows(rows)), principal)
+    if isinstance(decision, LongPoll):
+        decision = decision.command
+    follow, guard = (decision, decision.permit) if isinstance(decision, Follow) else (None, decision)
+    while isinstance(guard, Guarded):
+        asked = [path.text for path in guard.asked if path.namespace == guard.asked[0].namespace]
+        assert len(guard.keys) == len(asked)
+        try:
+            outcome: Any = guard.outcome([int(path in (stored or set())) for path in asked])
+        except Problem as problem:
+            return Response(problem.status, (), problem.body())
+        guard = outcome.command if isinstance(outcome, Again) else outcome
+    return follow or guard
+
+
+def status_of(decision: Any) -> int:
+    """The status of a response, 0 for what is executed."""
+    return decision.status if isinstance(decision, Response) else 0
+
+
+def check_fast_path(rows: Sequence[Any], claims: Mapping[str, Any] | None, request: Request) -> None:
+    """What is plainly permitted is what judge() leaves as it is."""
+    command, judging = parse(request, Settings()), Rules(parse_rows(rows))
+    principal = None if claims is None else Principal(claims)
+    if is_plainly_permitted(command, judging, principal):
+        assert judge(command, judging, principal) is command
+    with suppress(Problem):
+        if (
+            judge(command, judging, principal) is command
+            and type(command) in (Get, Put)
+            and request.headers.keys() <= {"if-modified-since"}
+        ):
+            is_usual = isinstance(command, Get) or not (command.encoded.has_server_values or command.preconditions is not NONE)
+            assert is_plainly_permitted(command, judging, principal) is is_usual
+
+
+class Asked(NamedTuple):
+    """A request, and what it needs: rights on the path, on a new document below it, or on all documents below it."""
+
+    method: str
+    headers: dict[str, str]
+    query: str
+    body: bytes
+    needs: tuple[tuple[str, str], ...]  # a right, and of what: "", "new" or "below"
+
+
+BY_OTHERS = b'{"by":"eve"}'
+DOCUMENTS = [
+    Asked("GET", {}, "", b"", (("read", ""),)),
+    Asked("GET", {"prefer": "wait=5"}, "", b"", (("read", ""),)),
+    Asked("HEAD", {}, "", b"", (("read", ""),)),
+    Asked("GET", {"if-none-match": '"1-0"'}, "", b"", (("read", ""),)),
+    Asked("GET", STREAM, "", b"", (("read", ""),)),
+    Asked("PUT", {}, "", OWN, (("write", ""),)),
+    Asked("PUT", {}, "", BY_OTHERS, (("write", ""),)),
+    Asked("PUT", {}, "", b"7", (("write", ""),)),
+    Asked("PUT", {"if-none-match": "*"}, "", OWN, (("append", ""),)),
+    Asked("PUT", {"if-none-match": "*", "if-match": '"1-0"'}, "", OWN, (("write", ""), ("read", ""))),
+    Asked("PUT", {"if-none-match": '"1-0"'}, "", OWN, (("write", ""), ("read", ""))),
+    Asked("PUT", {"if-match": "*"}, "", OWN, (("write", ""), ("read", ""))),
+    Asked("PUT", {"if-unmodified-since": "Sat, 21 Nov 2026 11:37:30 GMT"}, "", OWN, (("write", ""), ("read", ""))),
+    Asked("PUT", {"if-modified-since": "Sat, 21 Nov 2026 11:37:30 GMT"}, "", OWN, (("write", ""),)),
+    Asked("PUT", {"idempotency-key": "k"}, "", OWN, (("write", ""),)),
+    Asked("PUT", {}, "", b'{"by":"ada","n":{".sv":{"increment":1}}}', (("write", ""), ("read", ""))),
+    Asked("PUT", {}, "", b'{"by":"ada","n":{".sv":"timestamp"}}', (("write", ""),)),
+    Asked("PUT", {}, "", b'{"by":{".sv":"timestamp"}}', (("write", ""),)),
+    Asked("PATCH", {}, "", OWN, (("write", ""), ("read", ""))),
+    Asked("PATCH", {}, "", BY_OTHERS, (("write", ""), ("read", ""))),
+    Asked("PATCH", {}, "", b'{"by":null}', (("write", ""), ("read", ""))),
+    Asked("PATCH", {"idempotency-key": "k"}, "", OWN, (("write", ""), ("read", ""))),
+    Asked("PATCH", {}, "?ttl=90", b"", (("write", ""), ("read", ""))),
+    Asked("PATCH", {"if-match": '"1-0"'}, "?lease=9", b"", (("write", ""), ("read", ""))),
+    Asked("DELETE", {}, "", b"", (("write", ""),)),
+    Asked("DELETE", {"if-match": '"1-0"'}, "", b"", (("write", ""), ("read", ""))),
+    Asked("POST", {}, "", OWN, (("append", "new"),)),
+    Asked("POST", {}, "", BY_OTHERS, (("append", "new"),)),
+    Asked("POST", {"idempotency-key": "k"}, "", OWN, (("append", "new"),)),
+]
+CONTAINERS = [
+    Asked("GET", {}, "?list", b"", (("read", "below"),)),
+    Asked("GET", {"accept": "application/x-ndjson"}, "?recursive", b"", (("read", "below"),)),
+    Asked("GET", {"prefer": "wait=5", "if-none-match": '"1-0"'}, "", b"", (("read", "below"),)),
+    Asked("GET", STREAM, "", b"", (("read", "below"),)),
+    Asked("POST", {}, "", OWN, (("append", "new"),)),
+    Asked("POST", {}, "?delay=5", OWN, (("append", "new"),)),
+    Asked("POST", {}, "?lease=5", b"", (("write", "below"), ("read", "below"))),
+    Asked("POST", {"idempotency-key": "k"}, "?lease=5&wait=5", b"", (("write", "below"), ("read", "below"))),
+    Asked("DELETE", {}, "?recursive", b"", (("write", "below"),)),
+]
+
+
+def touched(path: list[str], what: str) -> list[list[str]]:
+    """The paths of a small world that a need is about."""
+    if what == "new":
+        return [[*path, NEW]]
+    if not what:
+        return [path]
+    found, level = [] if path else [path], [path]
+    for _ in range(4 - min(1, len(path))):
+        level = [[*each, name] for each in level for name in NAMES + FRESH]
+        found += level
+    return found
+
+
+def is_permitted(rows: Any, claims: Any, path: list[str], asked: Asked, stored: set[str] = STORED) -> bool:
+    """Whether a request is, by the second reading of the rules."""
+    for right, what in asked.needs:
+        for each in touched(path, what):
+            is_given, members = has_right(rows, claims, stored, each, right)
+            if not is_given:
+                return False
+            if (
+                members
+                and asked.body
+                and asked.body.startswith(b"{")
+                and json.loads(asked.body).get("by") != claims.get("sub", 0)
+            ):
+                return False
+            if members and asked.body == b"7":
+                return False
+    return True
+
+
+def request_of(path: list[str], asked: Asked, *, is_container: bool) -> Request:
+    """The request for a path."""
+    target = "/" + "/".join(path) + ("/" if is_container and path else "") + asked.query
+    return Request(asked.method, target.encode(), asked.headers, asked.body)
+
+
+places = st.lists(st.sampled_from([*NAMES, "new"]), max_size=3)
+
+
+@settings(max_examples=400)
+@given(tables(), st.sampled_from(CLAIMS), places, st.sampled_from(DOCUMENTS))
+def test_requests_for_documents(rows: list[Any], claims: dict[str, Any] | None, path: list[str], asked: Asked) -> None:
+    """Permitted as the documentation says, and shown to those who may read it."""
+    request = request_of(path, asked, is_container=False)
+    check_fast_path(rows, claims, request)
+    decision = judged(rows, claims, request, STORED)
+    if is_permitted(rows, claims, path, asked):
+        assert status_of(decision) == 0
+        if asked.method in ("PUT", "POST"):
+            at = [*path, NEW] if asked.method == "POST" else path
+            assert isinstance(decision, Blind) != has_right(rows, claims, STORED, at, "read")[0]
+    else:
+        assert status_of(decision) == (401 if claims is None else 403)
+
+
+@settings(max_examples=200)
+@given(tables(), st.sampled_from(CLAIMS), places, st.sampled_from(CONTAINERS))
+def test_requests_for_containers(rows: list[Any], claims: dict[str, Any] | None, path: list[str], asked: Asked) -> None:
+    """Permitted if every path that could lie below is."""
+    if not path and (asked.headers == STREAM or asked.query != "?list"):
+        return  # no request that the root takes
+    decision = judged(rows, claims, request_of(path, asked, is_container=True), STORED)
+    assert status_of(decision) == (0 if is_permitted(rows, claims, path, asked) else 401 if claims is None else 403)
+
+
+@settings(max_examples=200)
+@given(tables(), st.sampled_from(CLAIMS), places, places.filter(bool), st.sampled_from([OWN, BY_OTHERS]))
+def test_holds(rows: list[Any], claims: dict[str, Any] | None, path: list[str], held: list[str], value: bytes) -> None:
+    """A stream that holds a document needs to read the one and to write the other."""
+    query = f"?hold=/{'/'.join(held)}&as={value.decode()}"
+    decision = judged(rows, claims, Request("GET", ("/" + "/".join(path) + query).encode(), STREAM), STORED)
+    reading = is_permitted(rows, claims, path, DOCUMENTS[0])
+    holding = is_permitted(rows, claims, held, Asked("", {}, "", value, (("write", ""),)))
+    assert status_of(decision) == (0 if reading and holding else 401 if claims is None else 403)
+
+
+parts = st.lists(st.tuples(places.filter(bool), st.sampled_from(DOCUMENTS)), min_size=1, max_size=4)
+
+
+def in_batch(path: list[str], asked: Asked) -> dict[str, Any]:
+    """A request as a part of a batch."""
+    part: dict[str, Any] = {"method": asked.method, "path": "/" + "/".join(path) + asked.query, "headers": asked.headers}
+    return part | ({"body": json.loads(asked.body)} if asked.body else {})
+
+
+@settings(max_examples=300)
+@given(tables(), st.sampled_from(CLAIMS), parts, st.booleans())
+def test_batches(
+    rows: list[Any],
+    claims: dict[str, Any] | None,
+    parts: list[tuple[list[str], Asked]],
+    is_atomic: bool,
+) -> None:
+    """Each request is judged by itself; an atomic batch with one that is refused is refused."""
+    parts = [
+        (path, asked)
+        for path, asked in parts
+        if "lease" not in asked.query and not {"idempotency-key", "accept", "prefer"} & set(asked.headers)
+    ]
+    if is_atomic:
+        parts = [(["a", *path], asked) for path, asked in parts]
+    body = json.dumps({"atomic": is_atomic, "requests": [in_batch(*part) for part in parts]})
+    decision = judged(rows, claims, Request("POST", b"/_/batch", {}, body.encode()), STORED)
+    permitted = [is_permitted(rows, claims, *part) for part in parts]
+    if not parts:
+        return
+    if is_atomic and not all(permitted):
+        assert status_of(decision) == 409
+        problem = json.loads(decision.body)
+        assert not permitted[problem["index"]]
+        assert problem["problem"]["status"] == (401 if claims is None else 403)
+    elif isinstance(decision, Response) and not is_atomic:
+        assert not any(permitted)
+        assert [part["status"] for part in json.loads(decision.body)["responses"]] == [401 if claims is None else 403] * len(
+            parts
+        )
+    elif isinstance(decision, GetMany | PutMany):
+        assert all(permitted)
+        assert all(has_right(rows, claims, STORED, path, "read")[0] for path, _ in parts)
+    elif isinstance(decision, Batch):
+        assert [not isinstance(step, Answered) for step in decision.steps] == permitted
+        for step, (path, asked) in zip(decision.steps, parts, strict=True):
+            at = [*path, NEW] if asked.method == "POST" else path
+            if asked.method in ("PUT", "POST") and not isinstance(step, Answered):
+                assert isinstance(step, Blind) != has_right(rows, claims, STORED, at, "read")[0]
+    else:
+        assert status_of(decision) == 422  # two writes of one document, one of which must read first
