@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import redis
 
-from tests.support.access import ADMIN, RULED, RULED_LANES, by
+from tests.support.access import ADMIN, RULED, RULED_LANES, Ruled, by
 from tests.support.clients import Answer, Checked
 from tests.support.lanes import on
 from tests.support.stores import Running
@@ -37,7 +37,7 @@ def opened_ruled(started: Callable[[str], Running]) -> Iterator[Callable[[str, s
 
     def open_client(adapter: str, store: str) -> Checked:
         if (adapter, store) not in clients:
-            clients[adapter, store] = Checked(RULED[adapter](started(store), ROWS))
+            clients[adapter, store] = Ruled(RULED[adapter](started(store), ROWS))
         return clients[adapter, store]
 
     yield open_client
