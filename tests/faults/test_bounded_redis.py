@@ -20,7 +20,7 @@ from tests.support.asking import batch_body, keys_of
 from tests.support.measures import TWICE_AND_A_BIT, Scripts, scripts, worker_s
 from tests.support.serving import Served
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 LIMIT_S = 0.05  # of Redis, at a time
 BUSY = 2  # times as long as that it may take where other tests run on the same cores
