@@ -302,6 +302,7 @@ COVERED: list[tuple[list[list[Any]], str, Any]] = [
     ([["/r/$r/**", *["in:/m/$r/"] * 3]], "/r/", False),  # nobody is in every room
     ([["/r/$r/**", *["in:/m/$r/ user"] * 3]], "/r/", True),
     ([["/**/$r", *["in:/m/$r/"] * 3]], "/r/", False),
+    ([["/t/{teams}/**", *["in:/m/{teams}/"] * 3], ["/**", *ALL]], "/t/", {"/m/red/ada", "/m/blue/ada"}),
     ([["/r/1/**", *STAFF], ["/r/**", *ALL]], "/r/", {"/staff/ada"}),
     ([["/r/1/**", *STAFF], ["/r/**", *ALL]], "/r/2/", True),
     ([["/" + "a/" * 30 + "*/*", *NONE], ["/**", *ALL]], "/" + "a/" * 30, False),
@@ -312,7 +313,8 @@ COVERED: list[tuple[list[list[Any]], str, Any]] = [
 @pytest.mark.parametrize(("rows", "container", "expected"), COVERED)
 def test_covering(rows: list[Any], container: str, expected: Any) -> None:
     """What reading everything below a container depends on."""
-    clauses = view_of(rows, ADA).verdict(touch(container, "read", Scope.BELOW)).clauses
+    claims = ADA | {"teams": ["red", "blue"]}
+    clauses = view_of(rows, claims).verdict(touch(container, "read", Scope.BELOW)).clauses
     assert clauses == depends_on(expected)
 
 
