@@ -35,7 +35,7 @@ def least(cost: Callable[[], float], runs: int = RUNS) -> float:
 
 def growth(cost: Callable[[int], float], size: int, runs: int = RUNS) -> float:
     """How many times as much an input of twice this size costs; looked at again where that is more than it may be."""
-    found = []
+    found: list[float] = []
     while len(found) < ATTEMPTS and (not found or found[-1] >= TWICE_AND_A_BIT):
         found.append(least(lambda: cost(2 * size), runs) / least(lambda: cost(size), runs))
     return min(found)
