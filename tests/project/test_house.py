@@ -62,7 +62,7 @@ WORLD = {
     "subprocess": {"stores.embedded"},
     "sys": {"stores.embedded", "serving", "tasks", "cli"},
     "tempfile": {"stores.embedded"},
-    "threading": {"access.jwks", "stores", "serving.background", "tasks"},
+    "threading": {"access", "stores", "serving.background", "tasks"},
     # http.messages: gmtime alone; http.gate: when a request came
     "time": {"access", "stores", "live", "serving", "tasks", "http.messages", "http.gate"},
 }
