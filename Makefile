@@ -67,6 +67,7 @@ lock: $(VENV)/ready-dev ## write requirements*.txt from pyproject.toml; ARGS=--u
 bench: $(VENV)/ready-dev ## measure beside webdis, nchan and a plain Flask app, about 20 minutes
 	@$(BIN)/python -m bench.peers
 	@$(BIN)/python -m bench.inside
+	@$(BIN)/python -m bench.access
 	@$(BIN)/python -m bench.containers
 	@$(BIN)/python -m bench.live
 	@$(BIN)/python -m bench.jobs
