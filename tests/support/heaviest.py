@@ -14,6 +14,7 @@ from kvstore.commands.changelog import ReadChanges
 from kvstore.core.paths import parse_path
 from kvstore.stores.blocking import open_blocking_store
 from tests.support.asking import batch_body, keys_of
+from tests.support.inprocess import InProcess
 from tests.support.serving import Served
 
 MERGE, JSON_PATCH = ("Content-Type", "application/merge-patch+json"), ("Content-Type", "application/json-patch+json")
@@ -23,7 +24,7 @@ MIB = 1024 * 1024
 class Bench(NamedTuple):
     """What a case may use: the service, and the Redis behind it."""
 
-    serving: Served
+    serving: Served | InProcess
     raw: redis.Redis
     url: str
 
