@@ -85,3 +85,7 @@ def _serve() -> None:
         sys.exit("kvstore: serving needs gunicorn; install it with: pip install 'kvstore[server]'")
     sys.argv = ["kvstore", "-c", "python:kvstore.serving.gunicorn_config"]
     WSGIApplication(None, prog="kvstore").run()
+
+
+if __name__ == "__main__":  # where the package was not installed, only what it needs: heroku run python -m kvstore.cli
+    main()

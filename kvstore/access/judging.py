@@ -102,7 +102,7 @@ def _case(command: Any, view: View) -> _Case:
                 raise _refusal(touch, view)
             needs.append((touch, clauses))
         if members:
-            made = _with_members(inner, members)
+            made = _with_members(inner, members, view)
             if made is not inner:
                 if isinstance(command, Idempotent):
                     made = made._replace(once=True)
@@ -130,7 +130,7 @@ def _judge_stream(follow: Follow, view: View) -> Follow:
     case = _case(follow, view)
     if follow.hold:
         for touch in follow.hold.touches:
-            _with_members(follow.hold, view.verdict(touch).members)
+            _with_members(follow.hold, view.verdict(touch).members, view)
     if not case.needs:
         return follow
 
@@ -196,8 +196,18 @@ def _refusal(touch: Touch, view: View) -> Unauthorized | Forbidden:
 # The members that a document must have
 
 
-def _with_members(command: Any, members: Members) -> Any:
-    """Return a command that writes a document with these members only; raises Forbidden if it would write others."""
+def _with_members(command: Any, members: Members, view: View) -> Any:
+    """Return a command that writes no document without these members; raises Unauthorized or Forbidden if it would."""
+    try:
+        return _checking(command, members)
+    except Forbidden as problem:
+        if view.principal is None:
+            raise Unauthorized(f"{problem.detail}; send Authorization: Bearer, and a token") from None
+        raise
+
+
+def _checking(command: Any, members: Members) -> Any:
+    """Return a command that checks the members where they are not known before; raises Forbidden where they are wrong."""
     match command:
         case Put() | Post() | Hold():
             _check_members(command.encoded, members)
@@ -207,8 +217,9 @@ def _with_members(command: Any, members: Members) -> Any:
             if any(name not in given for name, _ in members):  # the stored document decides
                 transform = merge_patch_transform(command.body, asked_ms=command.ttl_ms, default_ms=command.default_ttl_ms)
                 edit = Edit(command.path, transform, command.preconditions, command.log_length)
-                return _with_members(edit, members)
+                return _checking(edit, members)
         case Edit():
+            _check([(name, values) for name, values in members if not values], {})
             return command._replace(transform=_checked(command.transform, members))
     return command
 

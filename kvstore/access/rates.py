@@ -7,6 +7,7 @@ begins with a client's first request. Source: draft-ietf-httpapi-ratelimit-heade
 """
 
 from collections.abc import Callable
+from threading import Lock
 from time import monotonic
 from typing import NamedTuple
 
@@ -57,6 +58,7 @@ class Rates:
         self._rate = rate
         self._detail = detail
         self._windows: dict[str, _Window] = {}
+        self._lock = Lock()
 
     def admit(self, client: str, cost: int) -> Quota | None:
         """Return a client's quota if this process may admit so many requests itself; None if Redis is to be asked.
@@ -95,10 +97,12 @@ class Rates:
         now = monotonic()
         window = self._windows.get(client)
         if window is None or now >= window.ends:
-            if len(self._windows) >= MAX_CLIENTS:
-                del self._windows[next(iter(self._windows))]
-            self._windows.pop(client, None)  # so that it becomes the newest
-            window = self._windows[client] = _Window(0.0)
+            window = _Window(0.0)
+            with self._lock:  # Flask's threads share this
+                self._windows.pop(client, None)  # so that it becomes the newest
+                if len(self._windows) >= MAX_CLIENTS:
+                    del self._windows[next(iter(self._windows))]
+                self._windows[client] = window
         window.ends = now + charged.left_ms / 1000
         window.remaining = charged.remaining
         if not charged.is_admitted:

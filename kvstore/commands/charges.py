@@ -1,10 +1,10 @@
-"""Count what a client asks for before it is done: requests in a window of time."""
+"""Count what a client asks for before it is done: requests in a window of time, and open streams."""
 
 from collections.abc import Callable
 from typing import Generic, NamedTuple
 
 from kvstore.commands.base import Again, Arguments, Command, Outcome, RedisReply
-from kvstore.commands.scripts import CHARGE, Script
+from kvstore.commands.scripts import CHARGE, CLAIM_STREAMS, RELEASE_STREAM, Script
 from kvstore.core.paths import client_key
 
 
@@ -47,3 +47,60 @@ class Charge(NamedTuple, Generic[Outcome]):
     def outcome(self, reply: RedisReply) -> Outcome | Again[Outcome]:
         is_admitted, *numbers = reply
         return self.then(Charged(is_admitted == 1, *numbers))
+
+
+class StreamPlace(NamedTuple):
+    """A place among the open streams of a client, of which there are `limit`. `stream` names it in Redis."""
+
+    client: str
+    limit: int
+    stream: str = ""
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The key of the client's streams."""
+        return (client_key("streams", self.client),)
+
+
+class ClaimStreams(NamedTuple):
+    """Claim places of one client for `claim_ms`, or keep them: the outcome is how many of them, the first ones, there are."""
+
+    places: tuple[StreamPlace, ...]
+    claim_ms: int
+
+    @property
+    def script(self) -> Script[int]:
+        return CLAIM_STREAMS
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return self.places[0].keys
+
+    @property
+    def arguments(self) -> Arguments:
+        return (self.places[0].limit, self.claim_ms, *(place.stream for place in self.places))
+
+    def outcome(self, reply: RedisReply) -> int:
+        count: int = reply
+        return count
+
+
+class ReleaseStream(NamedTuple):
+    """Give up a place."""
+
+    place: StreamPlace
+
+    @property
+    def script(self) -> Script[None]:
+        return RELEASE_STREAM
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return self.place.keys
+
+    @property
+    def arguments(self) -> Arguments:
+        return (self.place.stream,)
+
+    def outcome(self, _: RedisReply) -> None:
+        return None

@@ -3,7 +3,7 @@
 from typing import Generic, NamedTuple
 
 from kvstore.commands.base import Command
-from kvstore.commands.charges import Charge
+from kvstore.commands.charges import Charge, StreamPlace
 from kvstore.commands.guarded import Guarded
 from kvstore.commands.presence import Hold
 from kvstore.commands.rights import Right, Touches, everything_below, reads
@@ -31,6 +31,7 @@ class Follow(NamedTuple):
     recursive: bool  # of a container: the snapshot has all documents below it, not only those directly below
     hold: Hold | None = None  # a document to hold as long as the stream lives
     charge: Charge[None] | None = None  # what counts the request first
+    place: StreamPlace | None = None  # among the open streams of the client, where those are limited
     permit: Guarded[None] | None = None  # what decides, at the start and from time to time, whether the stream is permitted
     expires_at_s: float | None = None  # when it ends, since the token that asked for it does
 

@@ -50,7 +50,7 @@ class Origins:
 
     def name(self, origin: str) -> bool:
         """Return whether this very origin is listed: no pattern, and not `null`, which every sandbox has."""
-        return origin != "null" and origin in self.patterns
+        return origin != "null" and not origin.endswith("*") and origin in self.patterns
 
 
 _PORT = re.compile(r":[0-9]{1,5}\Z")

@@ -7,6 +7,8 @@ Sources: RFC 6750 (Bearer), RFC 6265 (cookies).
 
 import json
 import re
+from collections.abc import Mapping
+from functools import lru_cache
 from typing import NamedTuple
 
 from kvstore.access.principal import IssuedToken
@@ -34,7 +36,7 @@ def credentials_in(request: Request) -> Credentials | None:
 
     What a client has chosen to send takes precedence over the cookie, which a browser sends always.
     """
-    bearer = bearer_in(request)
+    bearer = bearer_in(request.headers)
     if b"?" in request.target and (in_query := _in_query(request)) is not None:
         if not _opens_stream(request):
             raise _misplaced()
@@ -42,22 +44,30 @@ def credentials_in(request: Request) -> Credentials | None:
             raise InvalidRequest(f"the token came as Authorization and as ?{PARAMETER}=; send it once")
         return Credentials(in_query)
     if bearer is not None:
-        return Credentials(bearer)
+        return bearer
     cookies = set(_in_cookies(request.headers.get("cookie", "")))
     if len(cookies) > 1:
         raise InvalidRequest(f"the cookie {COOKIE} came with several values; delete those of other hosts, or sign in again")
     return Credentials(cookies.pop(), is_cookie=True) if cookies else None
 
 
-def bearer_in(request: Request) -> str | None:
+def bearer_in(headers: Mapping[str, str]) -> Credentials | None:
     """Return the token in Authorization, None for other schemes, which may be a proxy's; raises InvalidRequest for two."""
-    field = request.headers.get("authorization")
+    field = headers.get("authorization")
     if field is None:
         return None
+    return _bearer(field) if len(field) <= MAX_CACHED_CHARACTERS else _bearer.__wrapped__(field)
+
+
+MAX_CACHED_CHARACTERS = 2048  # of Authorization: clients send the same again and again
+
+
+@lru_cache(maxsize=1024)
+def _bearer(field: str) -> Credentials | None:
     if "," in field and "bearer" in field.lower():  # fields of one name are joined by a comma, which no token has
         raise InvalidRequest("Authorization came twice, or its token has a comma; send one token")
     scheme, _, token = field.partition(" ")
-    return token.strip() if scheme.lower() == "bearer" else None
+    return Credentials(token.strip()) if scheme.lower() == "bearer" else None
 
 
 def check_no_token(request: Request, settings: Settings) -> None:

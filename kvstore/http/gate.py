@@ -6,16 +6,16 @@ mode without limits there is no gate; PyJWT is loaded only if there are tokens t
 
 from ipaddress import ip_address
 from secrets import token_hex
-from time import monotonic
+from time import monotonic, time
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
 
 from kvstore.access.caller import Caller
-from kvstore.access.principal import IssuedToken, UnknownKey
+from kvstore.access.principal import IssuedToken, Principal, UnknownKey
 from kvstore.access.rates import Quota, Rates
 from kvstore.commands.base import Again, Command
 from kvstore.commands.batch import Batch
 from kvstore.commands.bulk import GetMany, PutMany
-from kvstore.commands.charges import Charge
+from kvstore.commands.charges import Charge, StreamPlace
 from kvstore.commands.guarded import unwrapped
 from kvstore.commands.subscriptions import Follow, LongPoll
 from kvstore.core.errors import MethodNotAllowed, Problem, Unauthorized, unavailable
@@ -49,24 +49,37 @@ class Gate:
         self._settings = settings
         self._verifier = None if settings.is_open else _open_verifier(settings)
         self._rates = Rates("default", settings.rate, "you have sent too many requests") if settings.rate else None
+        self.counts = bool(settings.rate or settings.client_streams)  # whether charge() does anything
+        # Keys of an identity provider may be withdrawn, and a log and rates need to know the caller of each request.
+        self._has_secrets_only = bool(settings.secrets and not settings.jwks and not self.counts and settings.log == "none")
         self._bad_tokens = Rates("bad-tokens", BAD_TOKENS, "too many bad tokens came from your address")
         self._visitors = Rates("visitors", NEW_VISITORS, "too many visitors came from your address")
+
+    def is_known(self, principal: Principal, request: Request) -> bool:
+        """Whether a request with the same header fields as one of this principal needs no gate: a connection's shortcut."""
+        return (
+            self._has_secrets_only
+            and b"?" not in request.target
+            and not request.target.startswith(b"/_/")
+            and (principal.expires_at_s is None or principal.expires_at_s > time())
+        )
 
     def begin(self, request: Request, peer: str) -> Request:
         """Return a request with its caller, who connected from an address."""
         address = peer
         if self._settings.proxies:
             address = forwarded_for(request.headers.get("x-forwarded-for", ""), self._settings.proxies) or peer
-        return request._replace(caller=Caller(address, monotonic()))
+        return Request(*request[:-1], Caller(address, monotonic()))
 
     def admit(self, request: Request) -> Response | Command[IssuedToken] | FetchKeys | None:
         """Find out who asks; None if the request goes on. Raises Problem."""
         if self._verifier is None:
             return None
-        if request.target.startswith(SESSION_PATH) and _is_at(request, SESSION_PATH):
-            return self._session(request)
-        if request.target.startswith(VISITORS_PATH) and self._settings.visitors_ttl_s and _is_at(request, VISITORS_PATH):
-            return self._visitor(request)
+        if request.target.startswith(b"/_/"):
+            if _is_at(request, SESSION_PATH):
+                return self._session(request)
+            if _is_at(request, VISITORS_PATH) and self._settings.visitors_ttl_s:
+                return self._visitor(request)
         if request.method == "OPTIONS":  # a preflight carries no token
             return None
         credentials = credentials_in(request)
@@ -79,7 +92,10 @@ class Gate:
     def charge(self, request: Request, asked: Asked[Outcome]) -> Asked[Outcome]:
         """Return what a request asks for, so that it is counted for its client first; raises TooManyRequests."""
         caller = request.caller
-        if self._rates is None or caller is None:
+        assert caller
+        if isinstance(asked, Follow) and self._settings.client_streams:
+            asked = asked._replace(place=StreamPlace(caller.client, self._settings.client_streams))
+        if self._rates is None:
             return asked
         if isinstance(asked, LongPoll | Follow):
             return asked._replace(charge=self._charge_waiting(caller, self._rates))
@@ -144,14 +160,14 @@ class Gate:
         check_session_origin(request.headers, self._settings)
         if request.method == "DELETE":
             return Response(204, (*session_cookie(request, "", 0), *NO_STORE))
-        token = bearer_in(request)
-        if token is None:
+        bearer = bearer_in(request.headers)
+        if bearer is None:
             raise Unauthorized("send the token of the session as Authorization: Bearer")
-        if (refusal := self._identify(request, Credentials(token))) is not None:
+        if (refusal := self._identify(request, bearer)) is not None:
             return refusal
         assert request.caller
         assert request.caller.principal
-        return Response(204, (*session_cookie(request, token, request.caller.principal.expires_at_s), *NO_STORE))
+        return Response(204, (*session_cookie(request, bearer.token, request.caller.principal.expires_at_s), *NO_STORE))
 
     def _visitor(self, request: Request) -> Response | Command[IssuedToken]:
         """Answer POST with a token that has a new subject."""

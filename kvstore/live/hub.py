@@ -13,6 +13,7 @@ from time import time
 
 from kvstore.commands.base import RedisReply
 from kvstore.commands.changelog import GetLogPosition, LogPosition, changed_name, is_change, parse_entry
+from kvstore.commands.charges import StreamPlace
 from kvstore.commands.guarded import Guarded
 from kvstore.commands.presence import Hold
 from kvstore.commands.subscriptions import Follow
@@ -20,6 +21,7 @@ from kvstore.core.errors import Forbidden, Unauthorized, unavailable
 from kvstore.core.paths import Path
 from kvstore.core.redis_url import Address
 from kvstore.http.events import event
+from kvstore.live.client_streams import ClientStreams
 from kvstore.live.log_reader import LogReader, Reading
 from kvstore.live.presence import Holding
 from kvstore.live.stream_session import HEARTBEAT_S, begin, path_of, prefix
@@ -174,6 +176,7 @@ class Hub:
         self._store = store
         self._logs = LogReader(store, address, on_changes=self._changed, on_lost=self._lose)
         self._holding = Holding(store)
+        self._client_streams = ClientStreams[Subscriber](store)
         self._max_streams = max_streams
         self._is_closed = False
         self._namespaces: dict[str, _Namespace] = {}
@@ -193,7 +196,7 @@ class Hub:
             await self._store.execute(follow.permit)
         if follow.charge:
             await self._store.execute(follow.charge)
-        await self._register(subscriber, follow.hold)
+        await self._register(subscriber, follow.hold, follow.place)
         if subscriber.has_left:
             return
         subscriber.permit = follow.permit
@@ -223,16 +226,18 @@ class Hub:
         """
         subscriber.is_ready = True
         subscriber.has_left = False  # after an earlier subscription
-        await self._register(subscriber, None)
+        await self._register(subscriber, None, None)
         if is_taker and not subscriber.has_left:
             self._namespaces[subscriber.path.namespace].takers.add(subscriber)
 
-    async def _register(self, subscriber: Subscriber, hold: Hold | None) -> None:
+    async def _register(self, subscriber: Subscriber, hold: Hold | None, place: StreamPlace | None) -> None:
         self._check_open()
         if self._count >= self._max_streams:
             raise unavailable("this server has as many streams as it holds; come back later")
         self._count += 1
         try:
+            if place:
+                await self._client_streams.begin(subscriber, place)
             if hold:
                 await self._holding.begin(hold, subscriber.end)
                 subscriber.hold = hold
@@ -272,6 +277,7 @@ class Hub:
             raise unavailable("this server is stopping; come back")
 
     def _release(self, subscriber: Subscriber) -> None:
+        self._client_streams.leave(subscriber)
         if subscriber.hold:
             self._holding.leave(subscriber.hold, subscriber.end)
 
@@ -286,6 +292,7 @@ class Hub:
             await asyncio.gather(self._heart, return_exceptions=True)
         await self._logs.close()
         await self._holding.close()
+        await self._client_streams.close()
 
     async def _namespace(self, path: Path) -> _Namespace:
         """The namespace of a path. Its log is read from now on, so the caller adds a subscriber before it awaits anything."""

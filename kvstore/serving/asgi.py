@@ -24,6 +24,7 @@ from kvstore.runtime import ClientGone, RulesSource, Runtime, locate, mounted_ru
 from kvstore.serving.buffered_stream import BufferedStream
 from kvstore.serving.exchange import Asked, add_field, decide, decide_for_host, respond, stream_fields, too_large
 from kvstore.serving.mount import below_mount
+from kvstore.serving.request_log import RequestLog, open_log
 
 Message = dict[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -48,6 +49,7 @@ class Application:
         self._principal = principal
         self._rules = rules
         self._runtime: Runtime | None = None
+        self._log: RequestLog | None = None
 
     def open(self) -> Runtime:
         """Return what serves the requests of this event loop; raises InvalidSetting or StartFailed."""
@@ -57,6 +59,7 @@ class Application:
                 settings = replace(settings, is_open=True)
             rules = mounted_rules(settings, self._rules) if self._principal else rules_of(settings, self._rules)
             self._runtime = open_runtime(locate(settings), rules)
+            self._log = open_log(settings)
         return self._runtime
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -69,16 +72,22 @@ class Application:
 
     async def _http(self, scope: Message, receive: Receive, send: Send) -> None:
         runtime = self.open()
+        request: Request | None = None
+        log, status = self._log, 0
+
+        async def send_noted(message: Message) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
         try:
             request, decision = await self._read(runtime, scope, receive)
-            if isinstance(decision, Follow):
-                await _follow(runtime, request, decision, receive, send)
-                return
-            if not isinstance(decision, Response):
-                decision = respond(request, await _outcome(runtime, decision, receive), runtime.settings)
+            await _answer(runtime, request, decision, receive, send_noted if log else send)
         except ClientGone:
-            return
-        await _send(runtime, request, decision, send)
+            pass
+        finally:
+            if log and request and status:
+                log.record(request, status)
 
     async def _read(self, runtime: Runtime, scope: Message, receive: Receive) -> tuple[Request, Asked | Follow | Response]:
         """Return a request and what to do with it; raises ClientGone."""
@@ -124,6 +133,18 @@ def _is_server_on_loopback(scope: Message) -> bool:
     """Whether the server listens on loopback and the service is not mounted: who mounts it checks Host itself."""
     address, _ = scope.get("server") or (None, None)
     return is_loopback(address) and not scope.get("root_path")
+
+
+async def _answer(
+    runtime: Runtime, request: Request, decision: Asked | Follow | Response, receive: Receive, send: Send
+) -> None:
+    """Send the response, or the stream; raises ClientGone."""
+    if isinstance(decision, Follow):
+        await _follow(runtime, request, decision, receive, send)
+        return
+    if not isinstance(decision, Response):
+        decision = respond(request, await _outcome(runtime, decision, receive), runtime.settings)
+    await _send(runtime, request, decision, send)
 
 
 async def _outcome(runtime: Runtime, asked: Asked, receive: Receive) -> Outcome | Exception:

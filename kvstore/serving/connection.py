@@ -11,10 +11,11 @@ import logging
 from collections.abc import Mapping
 from http import HTTPStatus
 
+from kvstore.access.principal import Principal
 from kvstore.commands.containers import List
 from kvstore.commands.subscriptions import Follow
 from kvstore.core.errors import Problem, RequestTimeout, unavailable
-from kvstore.http.gate import FetchKeys
+from kvstore.http.gate import FetchKeys, Gate
 from kvstore.http.messages import Headers, Request, Response
 from kvstore.http.protocol import Outcome, render
 from kvstore.serving.exchange import decide, respond, stream_fields
@@ -54,12 +55,14 @@ class ClientConnection(asyncio.Protocol):
         "_busy",
         "_choked",
         "_ended",
+        "_followed",
         "_keep",
         "_lacked",
         "_next",
         "_over",
         "_paused",
         "_peer",
+        "_principal",
         "_reader",
         "_runtime",
         "_server",
@@ -78,6 +81,7 @@ class ClientConnection(asyncio.Protocol):
         self._reader = Reader()
         self._lacked = NOTHING  # the part of a request that was missing when it was last looked at
         self._accepted: Mapping[str, str] | None = None  # header fields of the last request that passed the check of Host
+        self._principal: Principal | None = None  # of that request
         self._keep = True  # keep the connection open after this request
         self._ended = False  # the client has sent EOF
         self._over = False  # the last response of this connection is written
@@ -86,6 +90,7 @@ class ClientConnection(asyncio.Protocol):
         self._choked = False  # writing is paused, and the client has WRITE_S to read
         self._next: tuple[Request, List] | None = None  # the next part of a long response, for when the client has read
         self._stream: Stream | None = None
+        self._followed: Request | None = None  # the request of the stream
         self._wait: asyncio.Task[None] | None = None  # of a long poll
         self.choked_at = 0.0  # when writing was paused; 0.0 if it is not
         self.due = server.loop.time() + HEAD_S
@@ -110,6 +115,8 @@ class ClientConnection(asyncio.Protocol):
         self._over = True
         if self._stream:
             self._stream.leave()
+            if self._followed and self._server.log:
+                self._server.log.record(self._followed, 200)
         if self._wait:
             self._wait.cancel()
 
@@ -216,17 +223,20 @@ class ClientConnection(asyncio.Protocol):
     # From a request to bytes
 
     def _answer(self, request: Request) -> None:
-        runtime = self._runtime
-        gate = runtime.gate
+        gate, principal = self._runtime.gate, None
         if gate is not None:
-            request = gate.begin(request, self._peer)
-        self._decide(request)
+            principal = self._principal if request.headers is self._accepted else None
+            if principal is not None and gate.is_known(principal, request):
+                gate = None
+            else:
+                request = gate.begin(request, self._peer)
+        self._decide(request, principal, gate)
 
-    def _decide(self, request: Request) -> None:
+    def _decide(self, request: Request, principal: Principal | None, gate: Gate | None) -> None:
         runtime = self._runtime
-        # For an identical block of fields the reader returns the same object, whose Host has been checked.
+        # For an identical block of fields the reader returns the same object, whose Host and token have been checked.
         deciding = decide if request.headers is self._accepted else self._server.decide
-        decision = deciding(request, runtime.settings, runtime.rules, None, runtime.gate)
+        decision = deciding(request, runtime.settings, runtime.rules, principal, gate)
         if isinstance(decision, Response):
             self._send(request, decision)
         elif isinstance(decision, Follow):
@@ -237,6 +247,7 @@ class ClientConnection(asyncio.Protocol):
             self._wait = self._server.loop.create_task(self._fetch_keys(request, decision))
         else:
             self._accepted = request.headers
+            self._principal = request.caller.principal if request.caller else principal
             self._busy = True
             self.due = _NEVER
             self._wait = runtime.submit(decision, self._respond, request)
@@ -245,7 +256,7 @@ class ClientConnection(asyncio.Protocol):
         await asyncio.to_thread(wanted.keys.fetch)
         self._wait = None
         self._busy = False
-        self._decide(request)
+        self._decide(request, None, self._runtime.gate)
         if not self._busy:
             self._finish()
 
@@ -281,6 +292,8 @@ class ClientConnection(asyncio.Protocol):
             parts.append(body)
         self.due = server.now + IDLE_S
         transport.write(b"".join(parts))  # may call pause_writing
+        if server.log is not None:
+            server.log.record(request, status)
         if more is not None:
             self._send_part(request, body, more)
         elif not self._keep:
@@ -356,7 +369,11 @@ class ClientConnection(asyncio.Protocol):
         self.due = _NEVER
         is_1_1 = self._reader.is_1_1
         framing = b"\r\nTransfer-Encoding: chunked\r\n\r\n" if is_1_1 else b"\r\nConnection: close\r\n\r\n"
-        head = _STATUS[200] + server.date + _lines(stream_fields(request, self._runtime.settings)) + framing
+
+        def head() -> bytes:
+            return _STATUS[200] + server.date + _lines(stream_fields(request, self._runtime.settings)) + framing
+
+        self._followed = request
         self._stream = Stream(server.streams, self._transport, follow.path, head=head, is_chunked=is_1_1)
         self._stream.start(follow, lambda problem: self._refused(request, problem))
 

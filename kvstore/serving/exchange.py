@@ -57,7 +57,7 @@ def _through(gate: Gate, request: Request, settings: Settings, rules: Rules | No
     if (answer := gate.admit(request)) is not None:
         return answer
     decision = parse(request, settings) if rules is None else _judged(request, settings, rules, caller.principal)
-    return decision if isinstance(decision, Response) else gate.charge(request, decision)
+    return gate.charge(request, decision) if gate.counts and not isinstance(decision, Response) else decision
 
 
 def _judged(request: Request, settings: Settings, rules: Rules, principal: Principal | None) -> Response | Asked | Follow:

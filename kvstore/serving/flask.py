@@ -36,6 +36,7 @@ from kvstore.serving.background import Background
 from kvstore.serving.buffered_stream import BufferedStream
 from kvstore.serving.exchange import Asked, cut_off, decide, decide_for_host, respond, stream_fields, too_large
 from kvstore.serving.mount import Mounted, below_mount
+from kvstore.serving.request_log import RequestLog, open_log
 from kvstore.stores.blocking import BlockingStore
 
 MAX_STREAMS = 32  # long polls included: each occupies a thread
@@ -60,6 +61,7 @@ class FlaskRuntime(NamedTuple):
     rules: Rules | None = None  # None: everything is permitted
     principal: Callable[[], Claims | None] | None = None
     gate: Gate | None = None
+    log: RequestLog | None = None
 
 
 def make_blueprint(runtime: FlaskRuntime) -> flask.Blueprint:
@@ -94,7 +96,18 @@ def _answer(runtime: FlaskRuntime, environ: Environ, prefix_segments: int) -> fl
         target, base = _below_mount(environ, prefix_segments)
         request = request._replace(target=target, base=base, body=_body(environ))
     except Problem as problem:
-        return as_response(respond(request, problem, runtime.settings))
+        answer = as_response(respond(request, problem, runtime.settings))
+    else:
+        answer = _decided(runtime, request, environ)
+    if log := runtime.log:
+        if answer.is_streamed:
+            answer.call_on_close(lambda: log.record(request, answer.status_code))
+        else:
+            log.record(request, answer.status_code)
+    return answer
+
+
+def _decided(runtime: FlaskRuntime, request: Request, environ: Environ) -> flask.Response:
     deciding = decide_for_host if _is_development_server_on_loopback(environ) else decide
     asking = as_principal(runtime.principal and runtime.principal())
     while isinstance(decision := deciding(request, runtime.settings, runtime.rules, asking, runtime.gate), FetchKeys):
@@ -301,4 +314,6 @@ def blueprint(*, principal: Callable[[], Claims | None] | None = None, rules: Ru
     store, settings = connect(settings)
     limited = replace(settings, max_streams=min(settings.max_streams, MAX_STREAMS))
     background = Background(lambda: open_runtime(limited, judging))
-    return make_blueprint(FlaskRuntime(settings, store, background, judging, principal, open_gate(settings)))
+    return make_blueprint(
+        FlaskRuntime(settings, store, background, judging, principal, open_gate(settings), open_log(settings))
+    )

@@ -11,6 +11,7 @@ from typing import Protocol
 from kvstore.http.messages import http_date
 from kvstore.runtime import Runtime
 from kvstore.serving.exchange import decide
+from kvstore.serving.request_log import open_log
 from kvstore.serving.sse import Streams
 
 CHECK_S = 0.5  # between checks of the limits
@@ -53,6 +54,7 @@ class Server:
         self.loop = asyncio.get_running_loop()
         self.connections: set[Connection] = set()
         self.decide = decide
+        self.log = open_log(runtime.settings)
         self.max_connections = runtime.settings.max_connections
         self.stopping = False
         self.now = 0.0  # by the loop's clock, at the last check

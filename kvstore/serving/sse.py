@@ -25,14 +25,16 @@ class Streams:
 
 
 class Stream:
-    """One stream, on a transport that no one else writes to from now on. `head` is the head of the response."""
+    """One stream, on a transport that no one else writes to from now on. `head` makes the head of the response."""
 
     __slots__ = ("_head", "_is_choked", "_is_chunked", "_room", "_streams", "_subscriber", "_transport")
 
-    def __init__(self, streams: Streams, transport: asyncio.Transport, path: Path, *, head: bytes, is_chunked: bool) -> None:
+    def __init__(
+        self, streams: Streams, transport: asyncio.Transport, path: Path, *, head: Callable[[], bytes], is_chunked: bool
+    ) -> None:
         self._streams = streams
         self._transport = transport
-        self._head = head  # b"" when it is written
+        self._head: Callable[[], bytes] | None = head  # None when it is written
         self._is_chunked = is_chunked
         self._is_choked = False
         self._room: asyncio.Future[None] | None = None  # for the next part of the snapshot
@@ -83,8 +85,8 @@ class Stream:
         if transport.is_closing():
             return
         if self._head:
-            transport.write(self._head)
-            self._head = b""
+            transport.write(self._head())
+            self._head = None
         if transport.get_write_buffer_size() > MAX_BUFFERED_BYTES:
             transport.abort()
             return
@@ -102,5 +104,6 @@ class Stream:
 
     def _end(self) -> None:
         if not self._transport.is_closing():
-            self._transport.write(self._head + (b"0\r\n\r\n" if self._is_chunked else b""))
+            head = self._head() if self._head else b""
+            self._transport.write(head + (b"0\r\n\r\n" if self._is_chunked else b""))
         self._transport.close()

@@ -16,7 +16,7 @@ from tests.support.inprocess import InProcess
 from tests.support.measures import TWICE_AND_A_BIT, Scripts, longest_turn_s, scripts, worker_s
 from tests.support.serving import Served
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 LIMIT_S = 0.05  # of Redis, at a time
 TURN_S = 0.1  # of an event loop

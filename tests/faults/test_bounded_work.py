@@ -38,7 +38,7 @@ from tests.support.measures import (
 from tests.support.serving import Served
 from tests.support.stores import Running
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 SETTINGS = read_settings({})
 MERGE, JSON_PATCH = ("Content-Type", "application/merge-patch+json"), ("Content-Type", "application/json-patch+json")

@@ -275,7 +275,7 @@ def test_a_stream_that_ends_before_it_has_begun() -> None:
             return any_socket
 
     taken = Taken()
-    stream = Stream(Streams(None), taken, parse_path(b"/room/"), head=b"head", is_chunked=True)  # type: ignore[arg-type]
+    stream = Stream(Streams(None), taken, parse_path(b"/room/"), head=lambda: b"head", is_chunked=True)  # type: ignore[arg-type]
     stream._end()
     stream._end()
     any_socket.close()

@@ -263,7 +263,7 @@ def test_a_page_prints_what_it_shows(page: Path, directory: Path) -> None:
 def test_blocks_are_run() -> None:
     """What is not run is of another language, and there is little of it."""
     found = [language for page in PAGES for language, _ in BLOCK.findall(page.read_text("utf-8"))]
-    assert set(found) <= {"console", "python", "text", "js", "nginx", "sh"}
+    assert set(found) <= {"console", "python", "text", "js", "nginx", "sh", "toml"}
     assert sum(language in ("console", "python") for language in found) > 5 * sum(
         language in ("text", "sh") for language in found
     )

@@ -54,7 +54,7 @@ WORLD = {
     "pathlib": {"access.jwks", "stores.embedded", "runtime", "serving.gunicorn_config"},
     "random": {"live.stream_session"},
     "resource": {"serving.gunicorn_worker"},
-    "secrets": {"live.presence", "http.gate"},
+    "secrets": {"live.presence", "live.client_streams", "http.gate"},
     "signal": {"stores.embedded", "serving.gunicorn_config", "serving.gunicorn_worker", "tasks"},
     "socket": {"stores.embedded", "serving.server", "serving.sse", "serving.flask"},
     "ssl": {"stores", "serving.flask"},
@@ -62,16 +62,9 @@ WORLD = {
     "subprocess": {"stores.embedded"},
     "sys": {"stores.embedded", "serving", "tasks", "cli"},
     "tempfile": {"stores.embedded"},
-    "threading": {"access.jwks", "stores", "serving.background", "tasks"},
-    "time": {
-        "access",
-        "stores",
-        "live",
-        "serving",
-        "tasks",
-        "http.messages",
-        "http.gate",
-    },  # http.messages: gmtime alone; http.gate: when
+    "threading": {"access", "stores", "serving.background", "tasks"},
+    # http.messages: gmtime alone; http.gate: when a request came
+    "time": {"access", "stores", "live", "serving", "tasks", "http.messages", "http.gate"},
 }
 
 # The rest of the standard library that is in use: it touches nothing.

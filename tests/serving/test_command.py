@@ -1,7 +1,9 @@
 """The command `kvstore`, as a process: what it says, what it keeps, how it ends."""
 
+import json
 import os
 import re
+import secrets
 import shlex
 import shutil
 import signal
@@ -14,14 +16,16 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import jwt
 import pytest
 import redis
 
 from kvstore import __version__
 from kvstore.core.settings import SETTINGS, InvalidSetting, read_settings
 from kvstore.stores import embedded
-from tests.support.serving import COMMAND, READ_S, Served, read, run_kvstore, start_kvstore, wire
+from tests.support.serving import COMMAND, READ_S, Served, bare_environ, read, run_kvstore, start_kvstore, wire
 from tests.support.stores import Running, wait_until
+from tests.support.tokens import OLD_SECRET, SECRET
 
 FSYNC_S = 1.0  # what a killed server may have not written yet
 END_S = 5.0  # for the processes that a killed one leaves behind to notice
@@ -110,6 +114,87 @@ def test_help_and_version(tmp_path: Path) -> None:
     assert "--wrong" in wrong.stderr
 
 
+# Arguments of `kvstore token`, and the claims that it signs besides the times.
+TOKENS: list[tuple[list[str], dict[str, object], int]] = [
+    ([], {}, 30 * 86_400),
+    (["--sub", "ada"], {"sub": "ada"}, 30 * 86_400),
+    (["--role", "editor", "--role", "admin", "--ttl", "12h"], {"roles": ["editor", "admin"]}, 12 * 3600),
+    (
+        ["--sub", "ada", "--allow", "append /sensors/7/**", "--allow", "read write /own/{sub}/**", "--ttl=90"],
+        {"sub": "ada", "allow": [["/sensors/7/**", "append"], ["/own/{sub}/**", "read", "write"]]},
+        90,
+    ),
+]
+
+
+@pytest.mark.parametrize(("arguments", "claims", "ttl_s"), TOKENS)
+def test_a_token_is_printed(tmp_path: Path, arguments: list[str], claims: dict[str, object], ttl_s: int) -> None:
+    """And nothing else; it is signed with the first secret."""
+    printed = run_kvstore(tmp_path, "token", *arguments, KVSTORE_SECRET=f"{SECRET} {OLD_SECRET}", KVSTORE_AUDIENCE="app")
+    assert (printed.returncode, printed.stderr) == (0, "")
+    found = jwt.decode(printed.stdout.removesuffix("\n"), SECRET, algorithms=["HS256"], audience="app")
+    times = {name: found.pop(name) for name in ("iat", "exp")}
+    assert found == claims | {"aud": "app"}
+    assert times["exp"] - times["iat"] == ttl_s
+    assert abs(times["iat"] - time.time()) < 60
+
+
+BAD_TOKENS = [
+    ["--ttl", "soon"],
+    ["--ttl", "0"],
+    ["--ttl", "9999d"],
+    ["--allow", "/a/**"],
+    ["--allow", "remove /a/**"],
+    ["--allow", "read a/**"],
+    ["--allow", ""],
+    ["ada"],
+]
+
+
+@pytest.mark.parametrize("arguments", BAD_TOKENS)
+def test_a_token_that_cannot_be_made(tmp_path: Path, arguments: list[str]) -> None:
+    """It says why, and ends with 2."""
+    printed = run_kvstore(tmp_path, "token", *arguments, KVSTORE_SECRET=SECRET)
+    assert (printed.returncode, printed.stdout) == (2, "")
+    assert arguments[0] in printed.stderr
+
+
+def test_a_token_needs_a_secret(tmp_path: Path) -> None:
+    """Without one it says how to make one; one that is too short is refused, and not printed."""
+    without = run_kvstore(tmp_path, "token")
+    assert without.returncode == 1
+    assert "KVSTORE_SECRET" in without.stderr
+    short = run_kvstore(tmp_path, "token", KVSTORE_SECRET="short")
+    assert short.returncode == 1
+    assert "short" not in short.stderr
+
+
+def test_a_token_needs_no_server(tmp_path: Path) -> None:
+    """Neither HTTP nor Redis is loaded to print one; the command runs where the package itself is not installed."""
+    code = "import sys, runpy; sys.argv = ['kvstore', 'token']; runpy.run_module('kvstore.cli', run_name='__main__'); "
+    code += "print(*sys.modules)"
+    environ = bare_environ(tmp_path) | {"KVSTORE_SECRET": SECRET}
+    printed = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True).stdout
+    token, loaded = printed.splitlines()
+    assert token.count(".") == 2
+    assert not {"kvstore.serving", "kvstore.http", "kvstore.stores", "gunicorn", "flask", "redis"} & set(loaded.split())
+
+
+def test_what_the_buttons_deploy_is_closed(start: Callable[..., Served], tmp_path: Path) -> None:
+    """Heroku and Render make a secret; a token that it signs opens the service, and KVSTORE_OPEN opens it to everyone."""
+    root = Path(__file__).parents[2]
+    assert json.loads((root / "app.json").read_text())["env"]["KVSTORE_SECRET"]["generator"] == "secret"
+    assert re.search(r"- key: KVSTORE_SECRET.*\n +generateValue: true", (root / "render.yaml").read_text())
+    secret = secrets.token_hex(32)  # as Heroku makes them
+    served = start(KVSTORE_SECRET=secret)
+    assert served.request("PUT", "/a", (), b"1").status == 401
+    token = run_kvstore(tmp_path, "token", "--sub", "me", "--role", "admin", KVSTORE_SECRET=secret).stdout.strip()
+    assert served.request("PUT", "/a", [("Authorization", f"Bearer {token}")], b"1").status == 201
+    served.stop()
+    opened = start(KVSTORE_SECRET=secret, KVSTORE_OPEN="1")
+    assert opened.request("GET", "/a").status == 200
+
+
 # --- Settings -----------------------------------------------------------------------------------------------------------
 
 BAD_SETTINGS = [
@@ -125,6 +210,13 @@ BAD_SETTINGS = [
     ("KVSTORE_MAX_TTL", "1y"),
     ("KVSTORE_LOG_LENGTH", "0"),
     ("KVSTORE_LOG_LENGTH", "lots"),
+    ("KVSTORE_SECRET", "x" * 31),
+    ("KVSTORE_OPEN", "yes"),
+    ("KVSTORE_VISITORS", "soon"),
+    ("KVSTORE_RATE", "200"),
+    ("KVSTORE_CLIENT_STREAMS", "0"),
+    ("KVSTORE_PROXIES", "many"),
+    ("KVSTORE_LOG", "xml"),
     ("REDIS_URL", "localhost"),
     ("REDIS_URL", "localhost:6379"),
     ("REDIS_URL", "http://user:hush@localhost"),
@@ -148,6 +240,12 @@ def test_a_bad_setting(name: str, value: str) -> None:
     assert message.startswith(f"{name} must be ")
     assert "\n" not in message
     assert "hush" not in message
+
+
+def test_visitors_need_a_secret() -> None:
+    """Their tokens are signed with it."""
+    with pytest.raises(InvalidSetting, match="KVSTORE_VISITORS needs KVSTORE_SECRET"):
+        read_settings({"KVSTORE_VISITORS": "30d", "KVSTORE_JWKS": "https://issuer.example/keys"})
 
 
 @pytest.mark.parametrize("host", ["::1", "[::1]"])

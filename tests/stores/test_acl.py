@@ -59,7 +59,7 @@ def limited(request: pytest.FixtureRequest, directory: Path) -> Iterator[Checked
     running = STORES[request.param](directory)
     running.redis.execute_command("ACL", "SETUSER", "limited", "on", ">secret", *RULES)
     as_user = running.url.replace("unix://", "unix://limited:secret@")
-    yield Checked(FlaskClient(Running(as_user, None, lambda: None), {}))
+    yield Checked(FlaskClient(Running(as_user, None, lambda: None), {"KVSTORE_RATE": "1000/h"}))
     running.stop()
 
 
@@ -68,7 +68,8 @@ def followed(request: pytest.FixtureRequest, directory: Path) -> Iterator[OwnSer
     """Our own server with such a user."""
     running = STORES[request.param](directory)
     running.redis.execute_command("ACL", "SETUSER", "limited", "on", ">secret", *RULES)
-    served = OwnServer(Running(running.url.replace("unix://", "unix://limited:secret@"), None, lambda: None))
+    as_user = Running(running.url.replace("unix://", "unix://limited:secret@"), None, lambda: None)
+    served = OwnServer(as_user, {"KVSTORE_RATE": "1000/h", "KVSTORE_CLIENT_STREAMS": "5"})
     yield served
     served.stop()
     running.stop()

@@ -27,6 +27,7 @@ from kvstore.runtime import Runtime, open_runtime, rules_of
 from kvstore.serving.asgi import Application
 from kvstore.serving.background import Background
 from kvstore.serving.flask import FlaskRuntime, make_blueprint
+from kvstore.serving.request_log import open_log
 from kvstore.stores.pooled import PooledStore
 from tests.support.serving import READ_S, Served, start_kvstore
 from tests.support.stores import Fake, Running, make_directory
@@ -98,7 +99,9 @@ def flask_runtime(store: Running, environ: Mapping[str, str]) -> FlaskRuntime:
     """What a blueprint of ours serves requests with, on a store that the tests started."""
     settings = read_settings({**environ, "REDIS_URL": store.url})
     background = Background(lambda: runtime_on(store, settings))
-    return FlaskRuntime(settings, store.open(), background, rules_of(settings), gate=open_gate(settings))
+    return FlaskRuntime(
+        settings, store.open(), background, rules_of(settings), gate=open_gate(settings), log=open_log(settings)
+    )
 
 
 def runtime_on(store: Running, settings: Settings) -> Runtime:

@@ -1,6 +1,5 @@
 """Which tokens are accepted (RFC 7519, RFC 8725), what a second look at one costs, and keys that change."""
 
-import http.server
 import json
 import threading
 import time
@@ -16,6 +15,7 @@ from kvstore.access.principal import UnknownKey
 from kvstore.access.tokens import MAX_BYTES, TokenVerifier, issue
 from kvstore.core.errors import Unauthorized
 from kvstore.core.settings import InvalidSetting, Settings, read_settings
+from tests.support.providers import Provider
 from tests.support.tokens import BAD, GOOD, HS256, OLD_SECRET, SECRET, by_hand, in_s, jwk, jwks, private_key, public_pem, signed
 
 SECRETS = (SECRET.encode(), OLD_SECRET.encode())
@@ -175,38 +175,10 @@ def test_what_is_no_jwks(text: bytes) -> None:
         parse_jwks(text)
 
 
-class Provider:
-    """An identity provider: serves its keys over HTTP, and counts who asks for them."""
-
-    def __init__(self) -> None:
-        self.keys = jwks("RS256")
-        self.asked = 0
-        self.status = 200
-        provider = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                provider.asked += 1
-                self.send_response(provider.status)
-                if provider.status == 302:
-                    self.send_header("Location", "/elsewhere")
-                self.end_headers()
-                self.wfile.write(provider.keys.encode())
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/keys"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-
 @pytest.fixture
 def provider() -> Iterator[Provider]:
-    found = Provider()
-    yield found
-    found.server.shutdown()
-    found.server.server_close()
+    with Provider() as found:
+        yield found
 
 
 def test_keys_from_a_url(provider: Provider, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,8 +222,7 @@ def test_keys_that_cannot_be_fetched(provider: Provider, monkeypatch: pytest.Mon
     provider.status = {"error": 500, "redirect": 302}.get(trouble, 200)
     provider.keys = {"no keys": "{}", "too large": jwks("ES256") + " " * jwks_module.MAX_BYTES}.get(trouble, jwks("ES256"))
     if trouble == "gone":
-        provider.server.shutdown()
-        provider.server.server_close()
+        provider.stop()
     now[0] += 61
     keys.fetch()
     assert list(keys.find("RS256", "RS256"))
