@@ -365,6 +365,7 @@ def test_what_browsers_are_told(ask: Ask) -> None:
         refused = ask("GET", "/own/ada/a", [("Origin", origin)])
         assert (refused.status, refused.headers["Access-Control-Allow-Origin"]) == (401, origin)
         assert "WWW-Authenticate" in refused.headers["Access-Control-Expose-Headers"]
+    assert ask("OPTIONS", "/own/ada/a", [("Origin", APP), *asked, *bearer("bad")]).status == 204
     foreign = ask("OPTIONS", "/own/ada/a", [("Origin", FOREIGN), *asked])
     assert "Access-Control-Allow-Origin" not in foreign.headers
 
