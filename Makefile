@@ -36,7 +36,8 @@ test: $(VENV)/ready-dev ## run the tests, in about a minute; ARGS="-k name" for 
 	@$(BIN)/$(PYTEST) -m "not slow" $(ARGS)
 
 test-all: $(VENV)/ready-dev ## run all tests, the slow ones included
-	@$(BIN)/$(PYTEST) $(ARGS)
+	@$(BIN)/$(PYTEST) -m "not alone" $(ARGS)
+	@$(BIN)/pytest -m alone $(ARGS) || test $$? = 5 # no test of ARGS is
 
 test-lowest: $(VENV)/ready-dev ## run the tests with the lowest versions that pyproject.toml allows
 	@$(PIP) '$(UV)'
@@ -66,6 +67,7 @@ lock: $(VENV)/ready-dev ## write requirements*.txt from pyproject.toml; ARGS=--u
 bench: $(VENV)/ready-dev ## measure beside webdis, nchan and a plain Flask app, about 20 minutes
 	@$(BIN)/python -m bench.peers
 	@$(BIN)/python -m bench.inside
+	@$(BIN)/python -m bench.access
 	@$(BIN)/python -m bench.containers
 	@$(BIN)/python -m bench.live
 	@$(BIN)/python -m bench.jobs

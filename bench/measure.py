@@ -193,9 +193,10 @@ class Load(NamedTuple):
 _UNITS_MS = {"us": 0.001, "ms": 1.0, "s": 1000.0, "m": 60_000.0}
 
 
-def wrk(port: int, script: str, connections: int, seconds: int, arguments: Sequence[str]) -> Load:
-    """Load a server with one thread of wrk; exits where a single answer was an error, or none."""
+def wrk(port: int, script: str, connections: int, seconds: int, arguments: Sequence[str], *fields: str) -> Load:
+    """Load a server with one thread of wrk, with more header fields; exits where a single answer was an error, or none."""
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "10s", "--latency"]
+    command += [f"-H{field}" for field in fields]
     command += ["-s", str(BENCH / script), f"http://127.0.0.1:{port}", "--", *arguments]
     output = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 60, check=True).stdout
     if errors := re.search(r"Socket errors: .*|Non-2xx.*", output):

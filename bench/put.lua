@@ -5,7 +5,8 @@ local count, head, tail
 
 function init(args)
   count = tonumber(args[2])
-  local request = wrk.format("PUT", args[1], { ["Content-Type"] = "application/json" }, args[3])
+  wrk.headers["Content-Type"] = "application/json"
+  local request = wrk.format("PUT", args[1], nil, args[3])
   head, tail = request:match("^(.-)@(.*)$")
 end
 

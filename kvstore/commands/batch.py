@@ -36,6 +36,7 @@ MAX_READ_BYTES = 16 * 1024 * 1024  # of the documents in the responses of a batc
 # atomic batch may take 30, what it undoes included, where 50 are the limit: it writes 20,000 members at most, about, or reads
 # 60,000, or has 1,000 requests of 10.
 MAX_WORK, MAX_ATOMIC_WORK = 30_000, 60_000
+MAX_PARTS = 30_000  # names and values that one script is sent: it would leave what is more to the next one
 
 BatchCommand: TypeAlias = ConditionalGet | Put | Patch | SetTTL | Delete | Post | Edit
 BatchOutcome: TypeAlias = Found | Missing | Stored | Appended | Deleted | Failed
@@ -197,8 +198,9 @@ class Batch(NamedTuple, Generic[Request, Answer]):
         if self.atomic:
             stop = len(steps)
         elif not isinstance(first := steps[at], Edit | Answered):
-            namespace = first.path.namespace
-            while stop < len(steps) and _joins(steps[stop], namespace):
+            namespace, parts = first.path.namespace, _sent_parts(first)
+            while stop < len(steps) and parts < MAX_PARTS and _joins(steps[stop], namespace):
+                parts += _sent_parts(steps[stop])
                 stop += 1
         return Again(self._replace(at=at, stop=stop))
 
@@ -226,6 +228,11 @@ class Batch(NamedTuple, Generic[Request, Answer]):
         """Replace an Edit, or its Put, by the command that follows it."""
         assert isinstance(again.command, Put)
         self.steps[index] = again.command
+
+
+def _sent_parts(step: Step[Answer]) -> int:
+    """How many names and values a command sends to Redis."""
+    return len(step.encoded.fields) if isinstance(step, Put | Patch | Post) else 0
 
 
 def check_atomic(steps: list[Step[Answer]]) -> None:

@@ -4,10 +4,10 @@ CASES has a row for each input that a client can lengthen. A size is compared wi
 that is allowed, or that a test can wait for, is held to the limit of 50 ms.
 """
 
-import functools
 import json
 import time
 from collections.abc import Callable
+from statistics import median
 from typing import Any, NamedTuple
 
 import pytest
@@ -17,14 +17,15 @@ from kvstore.commands.changelog import ReadChanges
 from kvstore.core.paths import parse_path
 from kvstore.stores.blocking import open_blocking_store
 from tests.support.asking import batch_body, keys_of
-from tests.support.measures import TWICE_AND_A_BIT, least, scripts, worker_s
+from tests.support.measures import TWICE_AND_A_BIT, Scripts, scripts, worker_s
 from tests.support.serving import Served
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 LIMIT_S = 0.05  # of Redis, at a time
 BUSY = 2  # times as long as that it may take where other tests run on the same cores
-RUNS = 4
+FEW_RUNS, RUNS = 3, 11  # more than a few where the machine is busy
+FLOOR_S, OWN_FLOOR_S = 0.001, 0.005  # below which it is what any request costs
 MERGE, JSON_PATCH = ("Content-Type", "application/merge-patch+json"), ("Content-Type", "application/json-patch+json")
 MIB = 1024 * 1024
 
@@ -78,6 +79,11 @@ def read_log(bench: Bench, _: int) -> None:
         position = read.entries[-1][0].decode()
 
 
+def named(letter: str, count: int) -> dict[str, int]:
+    """An object with so many members whose names are long and not sorted: our own field lists them."""
+    return {f"{letter}{'-' * 85}{number * 7919 % 100_000:05}": number for number in range(count)}
+
+
 Step = Callable[[Bench, int], None]
 
 
@@ -128,6 +134,13 @@ def change_often(bench: Bench, count: int) -> None:
         bench.ask("PUT", "/ns/large", members(3400))
 
 
+def change_in_turns(bench: Bench, count: int, other: int = 1) -> None:
+    """So many changes of a small document, each followed by one of another with so many members."""
+    for number in range(0, count, 20):
+        pairs = [("PUT", "/ns/a", number), ("PUT", "/ns/b", members(other))] * min(20, count - number)
+        bench.batch(pairs, atomic=False)
+
+
 INCREMENT, LONG_INCREMENT = {".sv": {"increment": 1}}, {".sv": {"increment": 2**60}}
 CONTROLS = "\x01" * 8
 
@@ -151,6 +164,18 @@ CASES: dict[str, Case] = {
     "PATCH of one member": Case(lambda bench, _: bench.ask("PATCH", "/ns/large", {"x": 1}, MERGE), 4900, 9999, put_large),
     "PATCH, new members": Case(
         lambda bench, size: bench.ask("PATCH", "/ns/large", {f"n{n}": n for n in range(size)}, MERGE), 2400, 5000, put_large
+    ),
+    "PATCH, new members with long names": Case(
+        lambda bench, size: bench.ask("PATCH", "/ns/large", named("n", size), MERGE),
+        2400,
+        5000,
+        lambda bench, size: bench.ask("PUT", "/ns/large", named("m", size)),
+    ),
+    "PATCH that takes members with long names away": Case(
+        lambda bench, size: bench.ask("PATCH", "/ns/large", dict.fromkeys(named("m", size)), MERGE),
+        2400,
+        8000,
+        lambda bench, size: bench.ask("PUT", "/ns/large", named("m", size)),
     ),
     "PATCH that takes members away": Case(
         lambda bench, size: bench.ask("PATCH", "/ns/large", dict.fromkeys(members(size)), MERGE), 4900, 10_000, put_large
@@ -176,7 +201,7 @@ CASES: dict[str, Case] = {
         lambda bench, size: bench.batch([("PUT", f"/ns/{n}", members(1000)) for n in range(size)]), 24, 60
     ),
     "batch of PUTs, each, members": Case(
-        lambda bench, size: bench.batch([("PUT", f"/ns/{n % 40}", members(1000)) for n in range(size)], atomic=False), 28, 80
+        lambda bench, size: bench.batch([("PUT", f"/ns/{n % 4}", members(1000)) for n in range(size)], atomic=False), 28, 80
     ),
     "batch of PUTs that is undone": Case(
         lambda bench, size: bench.batch([("PUT", f"/ns/{n}", members(1000)) for n in range(size)] + [("GET", "/ns/none")]),
@@ -190,14 +215,14 @@ CASES: dict[str, Case] = {
     "batch of PATCHes": Case(
         lambda bench, size: bench.batch([("PATCH", "/ns/large", {"x": n}) for n in range(size)], atomic=False),
         24,
-        250,
+        60,  # a script does one of them; those that follow cost as much
         lambda bench, _: put_large(bench, 9990),
     ),
     "batch of GETs": Case(lambda bench, size: bench.batch([("GET", f"/ns/{n:03}") for n in range(size)]), 24, 60, put_several),
     "batch of GETs of one document": Case(
         lambda bench, size: bench.batch([("GET", "/ns/large")] * size, atomic=False),
         12,
-        100,
+        40,
         lambda bench, _: put_large(bench, 10_000),
     ),
     "batch of GETs, bytes": Case(
@@ -228,7 +253,7 @@ CASES: dict[str, Case] = {
             },
         ),
         12,
-        100,
+        40,
         lambda bench, _: put_large(bench, 10_000),
     ),
     "listing": Case(
@@ -276,6 +301,12 @@ CASES: dict[str, Case] = {
     ),
     "take that moves the dead": Case(lambda bench, _: bench.ask("POST", "/ns/?lease=60s&max_attempts=1"), 200, 1000, let_die),
     "DELETE of what has changed often": Case(lambda bench, _: bench.ask("DELETE", "/ns/large"), 20, 100, change_often),
+    "DELETE of what has changed a thousand times": Case(
+        lambda bench, _: bench.ask("DELETE", "/ns/a"), 450, 1000, change_in_turns
+    ),
+    "DELETE of what has changed in turns with another": Case(
+        lambda bench, _: bench.ask("DELETE", "/ns/a"), 30, 100, lambda bench, size: change_in_turns(bench, size, 3000)
+    ),
     "log, entries": Case(read_log, 2000, 10_000, lambda bench, size: bench.fill("/ns/", size)),
     "log, members": Case(read_log, 20, 100, change_often),
 }
@@ -287,37 +318,46 @@ def bench(serving: Served, backing: redis.Redis, started: Callable[[str], Any]) 
     return Bench(serving, backing, started("redis").url)
 
 
-def prepared(bench: Bench, case: Case, size: int) -> None:
-    """Empty Redis, and put into it what the case needs."""
+class Cost(NamedTuple):
+    """What a case takes: of Redis, and of the worker."""
+
+    redis: Scripts
+    own_s: float
+
+
+def are_twice(doubles: list[Cost], singles: list[Cost]) -> bool:
+    """Whether half of the one took at most twice as much, and a bit, as half of the other."""
+    redis_s, redis_twice_s = (median(each.redis.redis_s for each in costs) for costs in (singles, doubles))
+    own_s, own_twice_s = (median(each.own_s for each in costs) for costs in (singles, doubles))
+    return redis_twice_s < TWICE_AND_A_BIT * max(FLOOR_S, redis_s) and own_twice_s < TWICE_AND_A_BIT * max(OWN_FLOOR_S, own_s)
+
+
+def costs(bench: Bench, case: Case, size: int) -> Cost:
+    """What a case takes, on an empty Redis in which is what it needs."""
     bench.raw.flushall()
     case.before(bench, size)
+    asked: list[Scripts] = []
+    own_s = worker_s(bench.serving, lambda: asked.append(scripts(bench.raw, lambda: case.action(bench, size))))
+    return Cost(asked[0], own_s)
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_twice_as_much_costs_twice_as_much(bench: Bench, case: Case) -> None:
-    """Redis, and the worker."""
-
-    def redis_s(size: int) -> float:
-        prepared(bench, case, size)
-        return scripts(bench.raw, lambda: case.action(bench, size)).redis_s
-
-    def own_s(size: int) -> float:
-        prepared(bench, case, size)
-        return worker_s(bench.serving, lambda: case.action(bench, size))
-
-    # Below the floor it is what any request costs.
-    for cost, floor_s in ((redis_s, 0.001), (own_s, 0.005)):
-        single = least(functools.partial(cost, case.size), RUNS)
-        double = least(functools.partial(cost, 2 * case.size), RUNS)
-        assert double < TWICE_AND_A_BIT * max(floor_s, single), (cost.__name__, single, double)
+    """Redis, and the worker, in runs that alternate."""
+    singles: list[Cost] = []
+    doubles: list[Cost] = []
+    while len(singles) < FEW_RUNS or (len(singles) < RUNS and not are_twice(doubles, singles)):
+        singles.append(costs(bench, case, case.size))
+        doubles.append(costs(bench, case, 2 * case.size))
+    assert are_twice(doubles, singles), (singles, doubles)
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_no_script_holds_redis_up(bench: Bench, case: Case) -> None:
-    """The longest script of the largest one that is allowed."""
-
-    def longest_s() -> float:
-        prepared(bench, case, case.largest)
-        return scripts(bench.raw, lambda: case.action(bench, case.largest)).longest_s
-
-    assert least(longest_s, RUNS) < BUSY * LIMIT_S
+    """The longest script of the largest one that is allowed, where each has the least time of several runs."""
+    asked = costs(bench, case, case.largest).redis
+    for _ in range(RUNS):
+        if asked.longest_s < LIMIT_S:
+            break
+        asked = asked.best_of(costs(bench, case, case.largest).redis)
+    assert asked.longest_s < BUSY * LIMIT_S

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -213,7 +214,7 @@ def test_nothing_stored_is_shown_to_a_writer(ask: Ask, name: str) -> None:
         assert "value" not in told
     if status == 403:
         assert answer.body == on_nothing.body
-        assert answer.headers == on_nothing.headers
+        assert answer.headers | {"date": ""} == on_nothing.headers | {"date": ""}
     if method == "PUT" and status == 200:
         assert answer.tag == ask(ADMIN, "GET", target).tag
 
@@ -436,7 +437,9 @@ def test_a_wait_of_a_member(ask: Ask) -> None:
     """A long poll is answered as ever, and judged."""
     fill(ask)
     tag = ask(ADA, "GET", "/rooms/1/a").tag
+    began = monotonic()
     assert ask(ADA, "GET", "/rooms/1/a", Prefer="wait=1", If_None_Match=tag).status == 304
+    assert monotonic() - began > 0.9
     assert ask(ADA, "GET", "/rooms/1/", Prefer="wait=1", If_None_Match='"1-0"').status == 200
     assert ask(EVE, "GET", "/rooms/1/a", Prefer="wait=1", If_None_Match=tag).status == 403
     assert ask(ADA, "POST", "/rooms/1/?lease=5&wait=1").status == 200

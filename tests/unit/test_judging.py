@@ -3,7 +3,9 @@
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from importlib import import_module
 from itertools import combinations
+from pkgutil import iter_modules
 from time import time
 from typing import Any, NamedTuple
 
@@ -11,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import kvstore.commands
 from kvstore.access.judging import is_plainly_permitted, judge
 from kvstore.access.principal import Principal
 from kvstore.access.rules import parse_rows
@@ -337,3 +340,25 @@ def test_batches(
                 assert isinstance(step, Blind) != has_right(rows, claims, STORED, at, "read")[0]
     else:
         assert status_of(decision) == 422  # two writes of one document, one of which must read first
+
+
+# Commands that no request asks for: others lead to them, or they are a worker's.
+INTERNAL = {
+    *("RegisterNamespace", "RecordReply", "DropEmptyNamespaces", "MoveDeadJobs", "FinishJob", "FinishAndTake", "InspectJob"),
+    *("GetLogPosition", "ReadChanges", "Release", "CoalescedPuts", "CoalescedGets", "Charge", "ClaimStreams", "ReleaseStream"),
+}
+# Commands that are made of others, which are judged.
+MADE_OF_OTHERS = {"Idempotent", "Batch", "PutMany", "GetMany", "Guarded", "Blind"}
+
+
+def test_every_command_says_what_it_touches() -> None:
+    """One that does not would be answered with 500 where there are rules: name it here, or say what it touches."""
+    modules = [import_module(f"kvstore.commands.{found.name}") for found in iter_modules(kvstore.commands.__path__)]
+    commands = {
+        name: kind
+        for module in modules
+        for name, kind in vars(module).items()
+        if isinstance(kind, type) and hasattr(kind, "outcome") and hasattr(kind, "arguments") and name != "Command"
+    }
+    silent = {name for name, kind in commands.items() if not hasattr(kind, "touches")}
+    assert silent == INTERNAL | MADE_OF_OTHERS

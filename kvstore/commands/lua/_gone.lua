@@ -1,12 +1,13 @@
 -- Documents that are gone: saying so in the log, and taking their changes out of it (DESIGN 45).
--- An entry names the one before it of the same document, so they are found one after the other, from the last one on. That is the
--- document's entity-tag; of one that has expired LATEST knows it. They are collected, and erased when the script is done
--- (scripts.py), so that no entry is read twice.
+-- An entry names the one before it of the same document. The last one is the document's entity-tag; of a document that has expired
+-- LATEST knows it. They are collected, and erased when the script is done (scripts.py).
 
 local SOON_MS = 30 * DAY_MS -- LATEST knows the documents that expire sooner; what has expired and is not known wrote nothing since
-local MOST_ERASED = 1000 -- changes of one document, and in one script, about: some 10 ms
+local MOST_ERASED = 1000 -- changes in one script, about: some 7 ms
+local MOST_OF_ONE, MOST_IN_ALL = 2000, 3000 -- changes of one document, which is erased as a whole; and of all in a batch
+local MEMBERS_PER_CHANGE = 20 -- that take as long to read as what else is done for a change
 local MOST_KNOWN = 2000 -- erased changes of which ERASED knows what came after them
-local collected -- how many changes are to be erased; nil where none are
+local collected -- how many changes are to be erased, those with many members counted as several; nil where none are
 local deferred_erasures -- nil, but in an atomic batch, which erases when it is done: the last changes of documents
 local made -- what erasing() returns, once it was called
 
@@ -16,13 +17,13 @@ local function erasing()
     return made
   end
   local FRESH_MS = 2000 -- UNREAD has what was younger when it was erased, for so long: who follows may not have read it yet
-  local ids, following, has_fresh, now = {}, {}, false, clock() -- `following` is what comes after each of the ids
+  local ids, newer, has_fresh, now = {}, {}, false, clock() -- `newer` is the next change of the same document, among the ids
   made = {}
 
-  -- Keep an entry that is to be erased for those who follow at this time, and for nobody else.
+  -- Keep an entry for those who follow at this time, and for nobody else. Returns whether it is so new.
   local function keep_fresh(entry)
     if now - string.match(entry[1], '^%d+') >= FRESH_MS then
-      return
+      return false
     end
     local bytes = 64
     for _, part in ipairs(entry[2]) do
@@ -30,45 +31,50 @@ local function erasing()
     end
     has_fresh = true
     redis.pcall('XADD', UNREAD, 'MAXLEN', '=', math.max(1, math.floor(LOG_BYTES / bytes)), '*', 'id', entry[1], unpack(entry[2]))
+    return true
   end
 
   -- Erase a document's changes, `id` being the last. A document that has changed more often than one script can erase takes all
   -- that is as old out of the log.
   function made.erase(id)
-    local last = math.min(#ids + MOST_ERASED, 4 * MOST_ERASED)
+    local last, after = math.min((collected or 0) + MOST_OF_ONE, MOST_IN_ALL), nil
     while id do
       local entry = redis.call('XRANGE', LOG, id, id)[1]
       if not entry then -- trimmed
         return
-      elseif #ids >= last then
+      elseif (collected or 0) >= last then
         local ms, count = string.match(id, '^(%d+)%-(%d+)$')
         redis.call('XTRIM', LOG, 'MINID', '=', string.format('%s-%.0f', ms, count + 1))
         return
       end
-      local after = redis.call('XRANGE', LOG, '(' .. id, '+', 'COUNT', 1)[1]
-      ids[#ids + 1], following[id] = id, after and after[1] or '-'
-      collected = #ids
-      keep_fresh(entry)
-      id = string.match(entry[2][6] or '', '^(%d+%-%d+) ')
+      ids[#ids + 1], newer[id] = id, after
+      local members = #entry[2] / 2 * (keep_fresh(entry) and 3 or 1) -- to write them takes twice as long as to read them
+      collected = (collected or 0) + 1 + members / MEMBERS_PER_CHANGE
+      id, after = string.match(entry[2][6] or '', '^(%d+%-%d+) '), id
     end
   end
 
   -- Take what was collected out of the log. Who has read up to one of these changes goes on with the entry that came after it, so
   -- ERASED knows that one.
   function made.finish()
-    for from = 1, #ids, MOST_ARGUMENTS / 2 do
-      local some, known = slice(ids, from, math.min(from + MOST_ARGUMENTS / 2 - 1, #ids)), {}
-      for i, id in ipairs(some) do
-        local after = following[id]
-        while following[after] do
-          after = following[after]
-        end
-        following[id] = after -- so that the way is short for those before it
-        known[2 * i - 1], known[2 * i] = 0, id .. ' ' .. after
-      end
-      redis.call('XDEL', LOG, unpack(some))
-      redis.pcall('ZADD', ERASED, unpack(known))
+    for from = 1, #ids, MOST_ARGUMENTS do
+      redis.call('XDEL', LOG, unpack(ids, from, math.min(from + MOST_ARGUMENTS - 1, #ids)))
     end
+    local known, after, members = {}, '-', 0
+    for i = 1, math.min(#ids, MOST_KNOWN) do
+      local next_id = newer[ids[i]] -- what comes after it also comes after this one, unless there is something in between
+      local entry = redis.call('XRANGE', LOG, '(' .. ids[i], next_id and '(' .. next_id or '+', 'COUNT', 1)[1]
+      if entry then
+        after, members = entry[1], members + #entry[2] / 2
+      elseif not next_id then
+        after = '-'
+      end
+      if members > MOST_ERASED * MEMBERS_PER_CHANGE then -- the others are told as lost
+        break
+      end
+      known[2 * i - 1], known[2 * i] = 0, ids[i] .. ' ' .. after
+    end
+    redis.pcall('ZADD', ERASED, unpack(known))
     redis.pcall('ZREMRANGEBYRANK', ERASED, 0, -MOST_KNOWN - 1)
     local expires_at = redis.call('PEXPIRETIME', LOG)
     if expires_at >= 0 then
@@ -78,7 +84,7 @@ local function erasing()
       redis.pcall('XTRIM', UNREAD, 'MINID', '=', string.format('%.0f', now - FRESH_MS))
       redis.pcall('PEXPIRE', UNREAD, FRESH_MS)
     end
-    ids, following, collected = {}, {}, nil
+    ids, newer, collected = {}, {}, nil
   end
 
   -- Say in the log that a document has expired, and nothing else of it.

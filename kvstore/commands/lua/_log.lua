@@ -72,9 +72,11 @@ local function append(length, op, name, before, ttl_ms, shape, fields, first, la
     id = redis.call('XADD', LOG, 'MAXLEN', '~', keep, 'LIMIT', MOST_TRIMMED, '*', op, name, 'ttl', ttl_ms, '$kv', shape,
       unpack(fields, first, last))
   else
-    local packed = {}
+    local packed, count, sizes = {}, 0, {} -- no string is made for each part
     for i = first, last do
-      packed[#packed + 1] = #fields[i] .. ':' .. fields[i] .. ','
+      local size = #fields[i]
+      sizes[size] = sizes[size] or size .. ':'
+      packed[count + 1], packed[count + 2], packed[count + 3], count = sizes[size], fields[i], ',', count + 3
     end
     packed = table.concat(packed)
     id = redis.call('XADD', LOG, 'MAXLEN', '~', keep, 'LIMIT', MOST_TRIMMED, '*', op, name, 'ttl', ttl_ms, '$packed', shape, '',

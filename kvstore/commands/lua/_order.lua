@@ -9,9 +9,9 @@ local function with_added(shape, fields)
   end
   local names = {}
   for i, field in ipairs(fields) do
-    names[i] = cjson.encode(string.find(field, '^%$kv%$+$') and string.sub(field, 1, -2) or field)
+    names[i] = string.find(field, '^%$kv%$+$') and string.sub(field, 1, -2) or field
   end
-  local added = table.concat(names, ',') .. ']'
+  local added = string.sub(cjson.encode(names), 2)
   if shape == ' object' then
     return ' object [null,' .. added
   end

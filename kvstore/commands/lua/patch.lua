@@ -8,9 +8,21 @@
 --        {'failed', what is there}, {'leased'}, {'no sum', field}, {'too many'}, {'too large'} where the
 --        document would have too many members or bytes
 
--- How many bytes of a text are of a class; `runs` is the pattern of one or more.
-local function count(text, runs)
-  return #text - #string.gsub(text, runs, '')
+-- How many bytes names are longer as JSON.
+local function count_escapes(names)
+  local all = table.concat(names)
+  if not string.find(all, '"', 1, true) and not string.find(all, '\\', 1, true) and string.find(all, '^%C*$') then
+    return 0
+  end
+  local odd = {}
+  for _, name in ipairs(names) do
+    if string.find(name, '[%c"\\]') then
+      odd[#odd + 1] = name
+    end
+  end
+  odd = table.concat(odd)
+  local short, long = string.gsub(odd, '["\\\b\t\n\f\r]+', ''), string.gsub(odd, '[%z\1-\7\11\14-\31]+', '')
+  return #odd - #short + 5 * (#odd - #long)
 end
 
 local function patch(key, at, last)
@@ -73,20 +85,17 @@ local function patch(key, at, last)
       changed[#changed + 1], changed[#changed + 2] = field, fields[place[field]]
     end
   end
-  local flat, size, bytes, odd = {'$kv', ''}, 2, 1, {} -- two braces, less the comma that the last member has not
+  local flat, size, bytes, names = {'$kv', ''}, 2, 1, {} -- two braces, less the comma that the last member has not
   for i = 1, #fields, 2 do
     local field, value = fields[i], fields[i + 1]
     if value then
       flat[size + 1], flat[size + 2] = field, value
       size = size + 2
       bytes = bytes + #field + #value + 4 -- two quotes, a colon, a comma
-      if string.find(field, '[%c"\\]') then -- a name that is longer as JSON
-        odd[#odd + 1] = field
-      end
+      names[#names + 1] = field
     end
   end
-  odd = table.concat(odd)
-  bytes = bytes + count(odd, '["\\\b\t\n\f\r]+') + 5 * count(odd, '[%z\1-\7\11\14-\31]+')
+  bytes = bytes + count_escapes(names)
   if size - 2 > 2 * ARGV[at + 7] then
     return {'too many'}
   end
