@@ -84,7 +84,7 @@ class Rules:
         if principal is None:
             return self._nobody
         view = self._views.get(id(principal))
-        if view is None or view.principal is not principal:
+        if view is None:
             if len(self._views) >= MAX_VIEWS:
                 self._views.clear()
             view = self._views[id(principal)] = View(self._rows, principal)
