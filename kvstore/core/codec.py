@@ -28,6 +28,7 @@ from kvstore.core.json_text import (
     check_end,
     check_limits,
     compact,
+    compact_all,
     find_value,
     parse_text,
     scanner,
@@ -224,10 +225,9 @@ def _encode(text: str) -> Encoded:
     check_end(text, end)
     check_limits(text)
     ttl_s = _ttl_member(members.pop("ttl")) if "ttl" in members else None
-    names = [_field(name) for name in members]
-    values = [compact(value) for value in members.values()]
+    names, quoted = _spelled(members)
+    values = compact_all(members.values())
     has_server_values = bool(_MAYBE_SERVER_VALUE.search(text)) and _server_values(members, values)
-    quoted = [_name(name) for name in names]
     shape = OBJECT
     if len(names) > 1 and names != sorted(names):
         shape += b" [" + b",".join([name[:-1] for name in quoted]) + b"]"
@@ -235,6 +235,16 @@ def _encode(text: str) -> Encoded:
     if len(whole) >= MIN_CHECKED_BYTES and not has_server_values:
         _note(_fingerprint(whole, values))
     return Encoded(shape, [part for pair in zip(names, values, strict=True) for part in pair], whole, ttl_s, has_server_values)
+
+
+def _spelled(names: Collection[str]) -> tuple[list[bytes], list[bytes]]:
+    """Return the names of members as fields, and quoted with the colon. Most are plain: ASCII, no escapes, none of ours."""
+    joined = "".join(names)
+    if joined.isascii() and joined.isprintable() and not ('"' in joined or "\\" in joined or "$kv" in joined):
+        fields = list(map(str.encode, names))
+        return fields, [b'"%b":' % field for field in fields]
+    fields = [_field(name) for name in names]
+    return fields, [_name(field) for field in fields]
 
 
 # An object with few members, all plain: ASCII, no escapes. Most documents are such objects. One match of the regular expression
