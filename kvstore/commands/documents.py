@@ -128,7 +128,7 @@ class Put(NamedTuple):
         if is_creation(self.preconditions):
             return creates(self.path)
         # Whether an increment overflows tells what it is added to.
-        return changes(self.path) if _increments(self.encoded) else writes(self.path, self.preconditions)
+        return changes(self.path) if self.encoded.increments else writes(self.path, self.preconditions)
 
     @property
     def shows(self) -> Touches:
@@ -349,11 +349,6 @@ class Edit(NamedTuple):
             fields = reply[1][0]
             put = put._replace(base=f"{current.tag or '-'} {_digest(fields[1::2])}", base_names=fields[::2])
         return Again(put, has_written=False)
-
-
-def _increments(encoded: Encoded) -> bool:
-    """Whether a member is an increment."""
-    return encoded.has_server_values and any(value.startswith(b"+") for value in encoded.fields[1::2])
 
 
 def _judged(preconditions: Preconditions) -> tuple[str, str, str | int]:

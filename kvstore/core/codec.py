@@ -75,6 +75,11 @@ class Encoded(NamedTuple):
     def is_object(self) -> bool:
         return self.shape.startswith(OBJECT)
 
+    @property
+    def increments(self) -> bool:
+        """Whether a member adds to the stored one."""
+        return self.has_server_values and any(value.startswith(b"+") for value in self.fields[1::2])
+
 
 class Decoded(NamedTuple):
     """A hash as a document: its JSON text, whether it is an object, and its entity-tag (None: another client's hash)."""
