@@ -692,7 +692,7 @@ class Answering:
 def server_of(store: Any) -> shared.Server:
     """A server that nobody follows and nobody waits for."""
     nobody: Any = None
-    return shared.Server(Runtime(Settings(), store, nobody, nobody))
+    return shared.Server(Runtime(Settings(), store, nobody, nobody, nobody))
 
 
 class Player:
