@@ -67,8 +67,10 @@ from kvstore.http.messages import (
 from kvstore.http.presence import parse_hold
 from kvstore.http.queues import MAX_WAIT_S, render_held, render_taken
 
-BATCH_PATH, HEALTH_PATH, READY_PATH = "/_/batch", "/_/health", "/_/ready"
-OPEN_PATHS = frozenset({HEALTH_PATH, READY_PATH})  # serving/own_paths.py answers them before parse() is asked
+BATCH_PATH, HEALTH_PATH, READY_PATH, LIMITS_PATH = "/_/batch", "/_/health", "/_/ready", "/_/limits"
+OPEN_PATHS = frozenset({HEALTH_PATH, READY_PATH, LIMITS_PATH})  # serving/own_paths.py answers them before parse() is asked
+
+MAX_KEY_CHARACTERS = 255  # of an Idempotency-Key
 
 Executed: TypeAlias = (
     Found
@@ -257,8 +259,8 @@ def _idempotent(
     request: Request, path: Path, key: str, command: Command[Executed], reader: Command[Executed] | None = None
 ) -> Idempotent[Executed]:
     """Wrap a command so that it is executed once for its key (draft-ietf-httpapi-idempotency-key-header)."""
-    if not 1 <= len(key) <= 255:
-        raise InvalidRequest("an Idempotency-Key must have 1 to 255 characters")
+    if not 1 <= len(key) <= MAX_KEY_CHARACTERS:
+        raise InvalidRequest(f"an Idempotency-Key must have 1 to {MAX_KEY_CHARACTERS} characters")
     asked = (request.method, request.target, request.body, *(request.headers.get(name) for name in _ASKED_BY))
     owned = key
     if request.subject is not None:  # its keys are its own

@@ -41,7 +41,7 @@ def decide(
     """
     try:
         decision: Decision
-        if (opened := own_paths.answer(request)) is not None:
+        if (opened := own_paths.answer(request, settings)) is not None:
             decision = opened
         elif gate is not None:
             decision = _through(gate, request, settings, rules, principal)

@@ -4,22 +4,27 @@ They are answered before anything else is looked at: the token of a request, whi
 whoever watches the service needs no token, and is not refused for what others have sent from his address.
 """
 
+from collections.abc import Callable
+
 from kvstore.commands.readiness import CheckReadiness
 from kvstore.core.errors import MethodNotAllowed, Problem
 from kvstore.core.paths import parse_path, split_target
+from kvstore.core.settings import Settings
 from kvstore.http.cors import preflight
 from kvstore.http.messages import SAFE, Request, Response
-from kvstore.http.protocol import HEALTH_PATH, OK, READY_PATH
+from kvstore.http.protocol import HEALTH_PATH, LIMITS_PATH, OK, READY_PATH
+from kvstore.serving.limits import render_limits
 
-OPEN: dict[str, Response | CheckReadiness] = {
-    HEALTH_PATH: OK,  # this process is alive, since it answers
-    READY_PATH: CheckReadiness(),
+OPEN: dict[str, Callable[[Settings], Response | CheckReadiness]] = {
+    HEALTH_PATH: lambda _: OK,  # this process is alive, since it answers
+    READY_PATH: lambda _: CheckReadiness(),
+    LIMITS_PATH: render_limits,
 }
 _ALLOW = "GET, HEAD, OPTIONS"
 _MAY_BE_OWN = (b"/_", b"/%", b"h", b"H")  # the escape of `_`, and the absolute form, are spellings too
 
 
-def answer(request: Request) -> Response | CheckReadiness | None:
+def answer(request: Request, settings: Settings) -> Response | CheckReadiness | None:
     """Return the response to a request for one of these paths, or what to ask Redis; None for other paths.
 
     Raises MethodNotAllowed.
@@ -37,4 +42,4 @@ def answer(request: Request) -> Response | CheckReadiness | None:
         return Response(204, (("Allow", _ALLOW), *preflight(request, "GET, HEAD"), *SAFE))
     if request.method not in ("GET", "HEAD"):
         raise MethodNotAllowed(f"{path} allows {_ALLOW}; send one of these methods", headers={"Allow": _ALLOW})
-    return found
+    return found(settings)

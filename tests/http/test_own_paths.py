@@ -6,17 +6,19 @@ from collections.abc import Callable
 import pytest
 import redis
 
+from kvstore.core.settings import Settings
+from kvstore.serving.limits import limits
 from tests.support.asking import batch
 from tests.support.clients import CSP, Checked
 from tests.support.lanes import on, on_two
 from tests.support.tokens import BAD, SECRET
 
-PATHS = ("/_/health", "/_/ready")
+PATHS = ("/_/health", "/_/ready", "/_/limits")
 on_adapters = on([("flask", "valkey"), ("asgi", "cluster"), ("served", "redis"), ("flask", "fake")])
 SAFE = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Content-Security-Policy": CSP}
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", ["/_/health", "/_/ready"])
 def test_it_is_well(client: Checked, path: str) -> None:
     """GET and HEAD; a query, conditions and preferences change nothing."""
     found = client.get(path)
@@ -44,6 +46,26 @@ def test_other_methods(client: Checked, path: str) -> None:
     shown = client.request("OPTIONS", path, asked)
     assert (shown.status, shown.headers["Access-Control-Allow-Methods"]) == (204, "GET, HEAD")
     assert client.get(path, asked[:1]).headers["Access-Control-Allow-Origin"] == "http://localhost:3000"
+
+
+@on_adapters
+def test_limits(client: Checked, client_with: Callable[..., Checked]) -> None:
+    """Each with its number, its unit and its meaning; where a setting makes the number, that of the setting."""
+    answer = client.get("/_/limits")
+    assert answer.headers.items() >= {name.lower(): value for name, value in SAFE.items()}.items()
+    assert answer.json["body"] == {"value": 2**20, "unit": "bytes", "meaning": "the body of a request"}
+    assert {name: row["value"] for name, row in answer.json.items()} == {row.name: row.value for row in limits(Settings())}
+    settings = {"KVSTORE_MAX_TTL": "60", "KVSTORE_RATE": "5/m", "KVSTORE_CLIENT_STREAMS": "2", "KVSTORE_LOG_LENGTH": "7"}
+    found = client_with(**settings).get("/_/limits").json
+    assert [found[name]["value"] for name in ("ttl", "default_ttl", "rate", "client_streams", "log_changes")] == [
+        60,
+        60,
+        5,
+        2,
+        7,
+    ]
+    assert found["rate"]["unit"] == "requests in 60 s"
+    assert client.head("/_/limits").headers["Content-Length"] == str(len(answer.body))
 
 
 @on_adapters
