@@ -43,11 +43,11 @@ def judge(asked: Any, rules: Rules, principal: Principal | None) -> Any:
     if isinstance(asked, LongPoll):
         return asked._replace(command=_judge_one(asked.command, view))
     inner = asked.command if isinstance(asked, Idempotent) else asked
-    if isinstance(inner, PutMany | GetMany):
-        rights = REPLACING if isinstance(inner, PutMany) else READING
-        if view.permits_all(inner.path.namespace, inner.names, rights):
+    if isinstance(asked, PutMany | GetMany):
+        rights = REPLACING if isinstance(asked, PutMany) else READING
+        if view.permits_all(asked.path.namespace, asked.names, rights):
             return asked
-        asked = inner = inner.otherwise()
+        asked = inner = asked.otherwise()
     if isinstance(inner, Batch):
         return _judge_batch(asked, inner, view)
     return _judge_one(asked, view)

@@ -1,6 +1,7 @@
 """Who asks: the claims of a token (RFC 7519), or what an application says of its own client."""
 
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any, NamedTuple
 
 
@@ -33,22 +34,27 @@ Claims = Mapping[str, Any]
 
 
 def as_principal(claims: Claims | None) -> Principal | None:
-    """Return the principal with some claims, the same one for the same claims if it was asked for lately; None for None."""
+    """Return the principal with some claims, the same one for the same claims if it was asked for lately; None for None.
+
+    A subject that is an integer, as the keys of databases are, becomes a string.
+    """
     if claims is None:
         return None
     at = repr(claims)
-    principal = _principals.get(at)
-    if principal is None or principal.claims != claims:
+    given, principal = _principals.get(at, ({}, None))
+    if principal is None or given != claims:
         if len(_principals) >= MAX_PRINCIPALS:
             _principals.clear()
-        expires_at_s = claims.get("exp")
-        principal = Principal(dict(claims), expires_at_s if isinstance(expires_at_s, int | float) else None)
+        given = deepcopy(dict(claims))  # the application may change what it has returned
+        subject, expires_at_s = given.get("sub"), given.get("exp")
+        named = {"sub": str(subject)} if isinstance(subject, int) and not isinstance(subject, bool) else {}
+        principal = Principal(given | named, expires_at_s if isinstance(expires_at_s, int | float) else None)
         if len(at) <= MAX_KEPT_CHARACTERS:
-            _principals[at] = principal
+            _principals[at] = given, principal
     return principal
 
 
-_principals: dict[str, Principal] = {}
+_principals: dict[str, tuple[dict[str, Any], Principal]] = {}  # with the claims as they were
 MAX_TOKEN_BYTES = 8 * 1024  # proxies allow no longer header fields
 MAX_PRINCIPALS = 512
 MAX_KEPT_CHARACTERS = 4096  # of claims, as text

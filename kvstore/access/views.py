@@ -84,7 +84,7 @@ class Rules:
         if principal is None:
             return self._nobody
         view = self._views.get(id(principal))
-        if view is None or view.principal is not principal:
+        if view is None:
             if len(self._views) >= MAX_VIEWS:
                 self._views.clear()
             view = self._views[id(principal)] = View(self._rows, principal)
@@ -174,7 +174,8 @@ class View:
             yield self._depending(state, right, word)  # everything: the root document too
         steps, seen = 0, set()
         level = [(state, word)]
-        for depth in range(len(word), MAX_SEGMENTS):
+        # One level at least: the entity-tag of a container that can have nothing below it tells of its namespace all the same.
+        for depth in range(len(word), max(MAX_SEGMENTS, len(word) + 1)):
             following: list[tuple[_State, list[str]]] = []
             for state, before in level:
                 for segment in (OTHER, *state.expected):

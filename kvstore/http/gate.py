@@ -4,7 +4,8 @@ It does no I/O. What needs Redis is a command, a Charge; what needs the network 
 mode without limits there is no gate; PyJWT is loaded only if there are tokens to verify.
 """
 
-from ipaddress import ip_address
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from secrets import token_hex
 from time import monotonic, time
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
@@ -69,7 +70,7 @@ class Gate:
         address = peer
         if self._settings.proxies:
             address = forwarded_for(request.headers.get("x-forwarded-for", ""), self._settings.proxies) or peer
-        return Request(*request[:-1], Caller(address, monotonic()))
+        return Request(*request[:-1], Caller(client_address(address), monotonic()))
 
     def admit(self, request: Request) -> Response | Command[IssuedToken] | FetchKeys | None:
         """Find out who asks; None if the request goes on. Raises Problem."""
@@ -212,6 +213,21 @@ def cost_of(command: Command[object]) -> int:
     if isinstance(asked, Batch):
         return max(1, len(asked.requests))
     return len(asked.names) if isinstance(asked, PutMany | GetMany) else 1
+
+
+@lru_cache(maxsize=4096)
+def client_address(address: str) -> str:
+    """Return the address that a client is counted by: of IPv6 the first 64 bits, since one client has all that begin with them.
+
+    An IPv4 address that a socket for both shows as IPv6 is one of IPv4. Source: RFC 4291 sections 2.5.1 and 2.5.5.2.
+    """
+    try:
+        found = ip_address(address)
+    except ValueError:  # of a unix socket
+        return address
+    if isinstance(found, IPv4Address):
+        return str(found)
+    return str(found.ipv4_mapped or f"{IPv6Address(int(found) >> 64 << 64)}/64")
 
 
 def forwarded_for(field: str, proxies: int) -> str | None:

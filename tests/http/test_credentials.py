@@ -13,7 +13,7 @@ import redis
 
 from kvstore.core.settings import read_settings
 from kvstore.http.credentials import COOKIE
-from kvstore.http.gate import forwarded_for
+from kvstore.http.gate import client_address, forwarded_for
 from tests.support.clients import Answer, Checked
 from tests.support.lanes import on
 from tests.support.providers import Provider
@@ -365,6 +365,7 @@ def test_what_browsers_are_told(ask: Ask) -> None:
         refused = ask("GET", "/own/ada/a", [("Origin", origin)])
         assert (refused.status, refused.headers["Access-Control-Allow-Origin"]) == (401, origin)
         assert "WWW-Authenticate" in refused.headers["Access-Control-Expose-Headers"]
+    assert ask("OPTIONS", "/own/ada/a", [("Origin", APP), *asked, *bearer("bad")]).status == 204
     foreign = ask("OPTIONS", "/own/ada/a", [("Origin", FOREIGN), *asked])
     assert "Access-Control-Allow-Origin" not in foreign.headers
 
@@ -439,6 +440,23 @@ FORWARDED = [
 def test_the_address_behind_proxies(field: str, proxies: int, address: str | None) -> None:
     """That which the outermost trusted proxy has seen; a client can send what it likes before it."""
     assert forwarded_for(field, proxies) == address
+
+
+@pytest.mark.parametrize(
+    ("address", "counted"),
+    [
+        ("192.0.2.1", "192.0.2.1"),
+        ("2001:db8::1", "2001:db8::/64"),
+        ("2001:db8::ffff:0:0:1", "2001:db8::/64"),
+        ("2001:db8:0:1::1", "2001:db8:0:1::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("", ""),
+    ],
+)
+def test_the_address_that_is_counted(address: str, counted: str) -> None:
+    """Whoever has one address of IPv6 has as many as they like."""
+    assert client_address(address) == counted
 
 
 # --- Keys of an identity provider -------------------------------------------------------------------------------------------

@@ -167,6 +167,24 @@ def test_a_full_redis_refuses_no_reads(client_with: Callable[..., Checked], raw:
         raw.config_set("maxmemory", "0")
 
 
+@on([("flask", "valkey"), ("flask", "redis"), ("flask", "fake"), ("flask", "cluster")])
+def test_what_may_be_taken_ahead(store: Running) -> None:
+    """A sixteenth of what is left: (cost, asked ahead) to (taken ahead, left)."""
+    blocking = store.open()
+    for cost, ahead, taken, left in (
+        (1, 0, 0, 999),
+        (1, 5, 5, 993),
+        (1, 10_000, 62, 930),
+        (900, 10_000, 1, 29),
+        (29, 50, 0, 0),
+    ):
+        charged = blocking.execute(Charge("ada", cost, 1000, 60_000, ahead, lambda charged: charged))
+        assert charged[:3] == (True, taken, left)
+    refused = blocking.execute(Charge("ada", 1, 1000, 60_000, 0, lambda charged: charged))
+    assert refused[:3] == (False, 0, 0)
+    assert 0 < refused.left_ms <= 60_000
+
+
 # --- What a process does by itself ------------------------------------------------------------------------------------------
 
 

@@ -26,6 +26,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import jwt
 import pytest
 
 from kvstore.core.errors import Problem
@@ -35,6 +36,7 @@ from kvstore.serving.limits import Limit, limits
 from tests.support.serving import bare_environ, session, start_kvstore
 from tests.support.stores import die_with_parent, free_ports, wait_until
 from tests.support.streams import open_reader
+from tests.support.tokens import SECRET
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -338,6 +340,39 @@ def test_the_page_works_in_a_browser(directory: Path, browse: Callable[[str], No
         wait_until(lambda: b"hello" in kvstore.request("GET", "/said/").content, LIMIT_S)
         [item] = json.loads(kvstore.request("GET", "/said/").content)["items"]
         assert item["value"] == {"text": "hello"}
+    finally:
+        pages.shutdown()
+        pages.server_close()
+        kvstore.kill()
+
+
+def test_the_page_with_a_token_works_in_a_browser(directory: Path, browse: Callable[[str], None]) -> None:
+    """The script of docs/access.md under the rules of that page: it writes, and hears of what it has written."""
+    page = DOCS / "access.md"
+    [rules], [script] = blocks(page, "toml"), blocks(page, "js")
+    (directory / "rules.toml").write_text(rules)
+    kvstore = start_kvstore(directory, KVSTORE_SECRET=SECRET, KVSTORE_RULES=str(directory / "rules.toml"))
+    address = "http://{}:{}".format(*kvstore.at)
+    token = jwt.encode({"sub": "ada", "allow": [["/said/**", "read append"]]}, SECRET)
+    fields = f'{{Authorization: "Bearer {token}"}}'
+    said = (
+        f'console.log = value => fetch("{address}/said/", {{method: "POST", headers: {fields}, body: JSON.stringify(value)}})'
+    )
+    (directory / "pages").mkdir()
+    script = f'const token = "{token}";\n{said}\n{script.replace("http://127.0.0.1:8000", address)}'
+    (directory / "pages" / "index.html").write_text(f"<!doctype html><script>{script}</script>")
+    serve = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(directory / "pages"))
+    pages = http.server.ThreadingHTTPServer(("127.0.0.1", 0), serve)
+    threading.Thread(target=pages.serve_forever, daemon=True).start()
+
+    def heard() -> list[Any]:
+        answer = kvstore.request("GET", "/said/", [("Authorization", f"Bearer {token}")])
+        return [item["value"] for item in json.loads(answer.content)["items"]]
+
+    try:
+        browse(f"http://127.0.0.1:{pages.server_port}/")
+        wait_until(lambda: bool(heard()), LIMIT_S)
+        assert heard() == [{"text": "hello"}]
     finally:
         pages.shutdown()
         pages.server_close()

@@ -76,6 +76,7 @@ PURE = {
         "collections",
         "concurrent",
         "contextlib",
+        "copy",
         "dataclasses",
         "datetime",
         "email",

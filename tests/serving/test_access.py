@@ -107,6 +107,16 @@ def test_claims_that_change_in_place(store: Running, claims: dict[str, Any]) -> 
     assert statuses == [403, 404, 403]
 
 
+def test_a_subject_may_be_an_integer(store: Running) -> None:
+    """As the key of a user in a database is."""
+    runtime = flask_runtime(store, {})._replace(rules=Rules(parse_rows(ROWS)), principal=lambda: {"sub": 7})
+    app = flask.Flask("host", static_folder=None)
+    app.register_blueprint(make_blueprint(runtime))
+    store.redis.hset("kv:{members}/1/7", "a", "1")
+    for path in ("/users/7/x", "/rooms/1/x"):
+        assert call_wsgi(app, make_environ("PUT", path, (), b"1")).status == 201
+
+
 def test_a_token_means_nothing_to_an_application_that_says_who_asks(store: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its own function does."""
     for name, value in (("REDIS_URL", store.url), ("KVSTORE_SECRET", SECRET)):

@@ -23,7 +23,7 @@ class Provider:
                 provider.asked += 1
                 provider.came.set()
                 provider.gate.wait(4)
-                self.send_response(provider.status)
+                self.send_response(200 if self.path == "/elsewhere" else provider.status)
                 if provider.status == 302:
                     self.send_header("Location", "/elsewhere")
                 self.end_headers()

@@ -1,10 +1,12 @@
 """What the rules make of requests: refused, permitted, or permitted without being shown what is stored."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
 from itertools import combinations
+from pathlib import Path
 from pkgutil import iter_modules
 from time import time
 from typing import Any, NamedTuple
@@ -168,6 +170,39 @@ def request_of(path: list[str], asked: Asked, *, is_container: bool) -> Request:
     """The request for a path."""
     target = "/" + "/".join(path) + ("/" if is_container and path else "") + asked.query
     return Request(asked.method, target.encode(), asked.headers, asked.body)
+
+
+def documented() -> dict[str, set[str]]:
+    """The table of docs/access.md: a kind of request, and the rights that it needs."""
+    text = (Path(__file__).parents[2] / "docs" / "access.md").read_text("utf-8")
+    rows = re.findall(r"^\| (.*) \| (.*) \|$", text.partition("### What a request needs")[2].partition("###")[0], re.MULTILINE)
+    return {kind: set(rights.split(", ")) for kind, rights in rows if kind != "request"}
+
+
+def kind_of(asked: Asked) -> str:
+    """The row of that table that a request belongs to."""
+    if asked.method in ("GET", "HEAD"):
+        return "GET, HEAD, lists, streams, long polls"
+    if asked.method == "PATCH":
+        return "PATCH, also for a lease or a TTL"
+    if asked.method == "POST":
+        return "`POST ?lease=`, which takes jobs" if "lease" in asked.query else "POST"
+    if b"increment" in asked.body:
+        return "PUT with an increment"
+    preconditions = {
+        name: value for name, value in asked.headers.items() if name.startswith("if-") and name != "if-modified-since"
+    }
+    if preconditions == {"if-none-match": "*"}:
+        return "PUT with `If-None-Match: *`"
+    return "PUT, DELETE with another precondition" if preconditions else "PUT, DELETE"
+
+
+def test_the_table_in_the_documentation() -> None:
+    """It has every kind of request, with the rights that the tests hold."""
+    table = documented()
+    for asked in (*DOCUMENTS, *CONTAINERS):
+        assert {right for right, _ in asked.needs} == table[kind_of(asked)], asked
+    assert {kind_of(asked) for asked in (*DOCUMENTS, *CONTAINERS)} == set(table)
 
 
 GIVEN = [set(rights) for count in range(4) for rights in combinations(("read", "append", "write"), count)]

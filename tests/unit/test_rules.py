@@ -306,7 +306,9 @@ COVERED: list[tuple[list[list[Any]], str, Any]] = [
     ([["/r/1/**", *STAFF], ["/r/**", *ALL]], "/r/", {"/staff/ada"}),
     ([["/r/1/**", *STAFF], ["/r/**", *ALL]], "/r/2/", True),
     ([["/" + "a/" * 30 + "*/*", *NONE], ["/**", *ALL]], "/" + "a/" * 30, False),
-    ([["/" + "a/" * 30 + "*/*/**", *NONE], ["/**", *ALL]], "/" + "a/" * 31 + "b/", True),  # no path has 33 segments
+    ([["/**/x/y", *NONE], ["/**", *ALL]], "/" + "a/" * 31, True),  # no path has 33 segments
+    ([["/**/x/y", *NONE], ["/**", *ALL]], "/" + "a/" * 30, False),
+    ([], "/" + "a/" * 32, False),  # nothing can be there, but its entity-tag is the namespace's
 ]
 
 
