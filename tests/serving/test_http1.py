@@ -25,8 +25,8 @@ from kvstore.core.paths import parse_path
 from kvstore.core.settings import Settings
 from kvstore.http.messages import Request, Response
 from kvstore.runtime import Runtime
+from kvstore.serving import bounds, http1
 from kvstore.serving import connection as server
-from kvstore.serving import http1
 from kvstore.serving import server as shared
 from tests.support.inprocess import InProcess
 from tests.support.stores import Running, contents, wait_until
@@ -551,7 +551,7 @@ def test_a_reply_that_goes_on_has_its_time_to_be_taken() -> None:
         )
         return connection.due - asyncio.get_running_loop().time()
 
-    assert 0 < asyncio.run(due()) <= server.WRITE_S
+    assert 0 < asyncio.run(due()) <= bounds.WRITE_S
 
 
 ABORTED = [
@@ -692,7 +692,7 @@ class Answering:
 def server_of(store: Any) -> shared.Server:
     """A server that nobody follows and nobody waits for."""
     nobody: Any = None
-    return shared.Server(Runtime(Settings(), store, nobody, nobody))
+    return shared.Server(Runtime(Settings(), store, nobody, nobody, nobody))
 
 
 class Player:
@@ -786,7 +786,7 @@ def test_what_trickles_costs_the_same_however_much_is_there(framing: bytes) -> N
 @pytest.mark.parametrize("over", range(-4, 5))
 def test_the_limit_of_a_head_is_one_number(over: int) -> None:
     """Whether a head is too large does not depend on how it came."""
-    sent = get(HOST + b"X: %b\r\n" % (b"x" * (http1.MAX_HEAD_BYTES - 32 + over)))
+    sent = get(HOST + b"X: %b\r\n" % (b"x" * (bounds.MAX_HEAD_BYTES - 32 + over)))
     whole, bytewise = play([sent], [sent[:-40], *(sent[at : at + 1] for at in range(len(sent) - 40, len(sent)))])
     assert whole == bytewise
 
