@@ -510,7 +510,14 @@ def test_no_100_where_the_body_is_there(listening: InProcess, stored: redis.Redi
 
 
 @pytest.mark.parametrize(
-    ("sent", "statuses"), [(GET, [200]), (put(b"/ns/new"), [201]), (GET * 3, [200] * 3), (put(b"/ns/b") + GET, [201, 200])]
+    ("sent", "statuses"),
+    [
+        (GET, [200]),
+        (put(b"/ns/new"), [201]),
+        (GET * 3, [200] * 3),
+        (put(b"/ns/b") + GET, [201, 200]),
+        (GET.replace(b"/ns/a", b"/_/ready") * 2 + GET, [200] * 3),
+    ],
 )
 def test_a_half_closed_client_is_answered(listening: InProcess, stored: redis.Redis, sent: bytes, statuses: list[int]) -> None:
     """A client that has said all it will say gets an answer to all of it, then the connection ends."""
