@@ -5,6 +5,7 @@ Source: EVALSHA, EVAL.
 
 import hashlib
 import re
+from functools import cache
 from importlib.resources import files
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -25,6 +26,8 @@ class Script(NamedTuple, Generic[Outcome_co]):
     sha: str
 
 
+_WORD = re.compile(r"\w+")
+_DEFINED = re.compile(r"local (?:function )?(\w+)")
 _OWN_KEY = re.compile(r"\b(?:" + "|".join(OWN_KEYS).upper() + r")\b")
 
 
@@ -38,11 +41,12 @@ def _script(name: str, *parts: str, call: str) -> Script[Any]:
 
 def _assembled(main: str, parts: tuple[str, ...]) -> str:
     """Return some files and `main`, without the locals that are not used: Lua creates each local in every call."""
-    text = main
-    for local in reversed(re.split(r"(?m)^(?=local )", "\n".join(_text(part) for part in parts))):
-        defined = re.match(r"local (?:function )?(\w+)", local)
-        if not defined or re.search(rf"\b{defined[1]}\b", text):
-            text = local + text
+    used, texts = set(_WORD.findall(main)), [main]
+    for local in reversed([local for part in parts for local in _locals(part)]):
+        if local.name in used:
+            used |= local.words
+            texts.append(local.text)
+    text = "".join(reversed(texts))
     text = _OWN_KEY.sub(lambda key: f"(SPACE .. '{key[0].lower()}')", text)
     if "SPACE" in text:
         text = "local SPACE = string.sub(KEYS[1], 1, -4) -- all that the keys of a namespace have in common\n" + text
@@ -51,6 +55,22 @@ def _assembled(main: str, parts: tuple[str, ...]) -> str:
 
 def _named(name: str, text: str) -> Script[Any]:
     return Script(name, text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
+
+
+class _Local(NamedTuple):
+    """A local of a file: its name, its definition, and the words in that."""
+
+    name: str
+    text: str
+    words: frozenset[str]
+
+
+@cache
+def _locals(part: str) -> list[_Local]:
+    """Return the locals of a file, in their order: there is nothing else in it."""
+    first, *texts = re.split(r"(?m)^(?=local )", _text(part).strip() + "\n")
+    assert not first, part
+    return [_Local(_DEFINED.findall(text)[0], text, frozenset(_WORD.findall(text))) for text in texts]
 
 
 def _text(part: str) -> str:
