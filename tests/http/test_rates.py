@@ -184,6 +184,7 @@ def test_what_may_be_taken_ahead(store: Running) -> None:
     refused = blocking.execute(Charge("ada", 1, 1000, 60_000, 0, lambda charged: charged))
     assert refused[:3] == (False, 0, 0)
     assert 0 < refused.left_ms <= 60_000
+    blocking.close()
 
 
 # --- What a process does by itself ------------------------------------------------------------------------------------------
@@ -303,6 +304,7 @@ def test_the_places_of_a_process_that_died(store: Running) -> None:
     assert blocking.execute(ClaimStreams((two,), 60_000)) == 0
     blocking.execute(ReleaseStream(one))
     assert blocking.execute(ClaimStreams((two,), 60_000)) == 1
+    blocking.close()
 
 
 def test_a_claim_is_renewed(started: Callable[[str], Running], monkeypatch: pytest.MonkeyPatch) -> None:
