@@ -71,6 +71,7 @@ bench: $(VENV)/ready-dev ## measure beside webdis, nchan and a plain Flask app, 
 	@$(BIN)/python -m bench.containers
 	@$(BIN)/python -m bench.live
 	@$(BIN)/python -m bench.jobs
+	@$(BIN)/python -m bench.attacks
 
 load: ## PUT and GET 2,000 things at a server that runs; URL=http://127.0.0.1:8000
 	@bench/load.sh $(URL)

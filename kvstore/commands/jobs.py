@@ -38,10 +38,11 @@ from kvstore.commands.scripts import (
     TAKE,
     Script,
 )
-from kvstore.core.codec import META, OBJECT, TIMESTAMP, Encoded
+from kvstore.core.codec import META, OBJECT, Encoded
 from kvstore.core.errors import InvalidPath, PathTooLong
 from kvstore.core.paths import Path, parse_path
 from kvstore.core.preconditions import NONE
+from kvstore.core.server_values import TIMESTAMP
 
 _JOB_MARK = re.compile(rb"job (\d+)(?:/\d+)? (\d+) (\S+) (\S+)\n")
 

@@ -6,8 +6,9 @@
 from kvstore.commands.base import Found, Turns
 from kvstore.commands.documents import Transform
 from kvstore.core import codec, json_text, patch
-from kvstore.core.codec import SERVER_VALUE, Encoded
+from kvstore.core.codec import Encoded
 from kvstore.core.errors import InvalidDocument, NotFound, PathNotThere
+from kvstore.core.server_values import SERVER_VALUE
 
 COPIED_FACTOR, COPIED_BYTES = 8, 8 * 1024  # of what a JSON Patch copies: a request leaves 16 times its bytes and 16 KiB at most
 LARGE_BYTES = 64 * 1024  # of a document, or a patch: each step of a larger one has a turn of the event loop of its own

@@ -21,13 +21,14 @@ from array import array
 from collections.abc import Collection, Sequence
 from functools import lru_cache
 from json.encoder import encode_basestring
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from kvstore.core.errors import InvalidDocument, InvalidTTL
 from kvstore.core.json_text import (
     check_end,
     check_limits,
     compact,
+    compact_all,
     find_value,
     parse_text,
     scanner,
@@ -35,6 +36,7 @@ from kvstore.core.json_text import (
     split_members,
     uncollected,
 )
+from kvstore.core.server_values import refuse_server_values, replace_server_values
 
 MAX_PLAIN_BYTES = 16 * 1024
 MAX_CACHED_BYTES = 1024  # of the names of a document: longer ones are not cached
@@ -43,14 +45,10 @@ META = b"$kv"
 VALUE = b"$value"
 OBJECT = b" object"  # what follows the entity-tag in META
 SCALAR = b" value"
-SERVER_VALUE = ".sv"  # Firebase's spelling
-MAX_SERVER_VALUE_BYTES = 256  # without whitespace; each character may be an escape
-TIMESTAMP = b"@"  # in place of a value: the time in ms
 
 # The state of a job precedes the rest, on a line of its own (commands/lua/_jobs.lua, read_mark).
 _META = re.compile(rb"(?:job [^\n]*\n)?(\d{1,20}-\d{1,20}) (object|value)(?: (\[.*\]))?", re.DOTALL)
 _OUR_NAME = re.compile(rb"\$kv\$*")
-_MAYBE_SERVER_VALUE = re.compile(r"\.sv\"|\\u00")
 # JSON texts that need no further check. Most values match.
 _is_plain = re.compile(rb'"[^"\\\x00-\x1f\x80-\xff]*"|-?(?:0|[1-9][0-9]{0,17})|true|false|null').fullmatch
 
@@ -214,8 +212,7 @@ def _encode(text: str) -> Encoded:
     start = skip(text, 0)
     if text[start : start + 1] != "{":
         start, end = find_value(text)
-        if _MAYBE_SERVER_VALUE.search(text):
-            uncollected(_check_objects, text)
+        refuse_server_values(text)
         value = compact(text[start:end])
         if len(value) >= MIN_CHECKED_BYTES:
             _note(_fingerprint(value, [value]))
@@ -224,10 +221,9 @@ def _encode(text: str) -> Encoded:
     check_end(text, end)
     check_limits(text)
     ttl_s = _ttl_member(members.pop("ttl")) if "ttl" in members else None
-    names = [_field(name) for name in members]
-    values = [compact(value) for value in members.values()]
-    has_server_values = bool(_MAYBE_SERVER_VALUE.search(text)) and _server_values(members, values)
-    quoted = [_name(name) for name in names]
+    names, quoted = _spelled(members)
+    values = compact_all(members.values())
+    has_server_values = replace_server_values(text, members, values)
     shape = OBJECT
     if len(names) > 1 and names != sorted(names):
         shape += b" [" + b",".join([name[:-1] for name in quoted]) + b"]"
@@ -235,6 +231,16 @@ def _encode(text: str) -> Encoded:
     if len(whole) >= MIN_CHECKED_BYTES and not has_server_values:
         _note(_fingerprint(whole, values))
     return Encoded(shape, [part for pair in zip(names, values, strict=True) for part in pair], whole, ttl_s, has_server_values)
+
+
+def _spelled(names: Collection[str]) -> tuple[list[bytes], list[bytes]]:
+    """Return the names of members as fields, and quoted with the colon. Most are plain: ASCII, no escapes, none of ours."""
+    joined = "".join(names)
+    if joined.isascii() and joined.isprintable() and not ('"' in joined or "\\" in joined or "$kv" in joined):
+        fields = list(map(str.encode, names))
+        return fields, [b'"%b":' % field for field in fields]
+    fields = [_field(name) for name in names]
+    return fields, [_name(field) for field in fields]
 
 
 # An object with few members, all plain: ASCII, no escapes. Most documents are such objects. One match of the regular expression
@@ -275,48 +281,6 @@ def _plain_plan(names: tuple[bytes, ...]) -> tuple[bytes, bytes] | None:
 def _template(quoted: list[bytes]) -> bytes:
     """Return a document with these names (quoted, with colon) into which `%` inserts the values."""
     return b"{%b}" % b",".join([name.replace(b"%", b"%%") + b"%b" for name in quoted])
-
-
-def _server_values(members: dict[str, str], values: list[bytes]) -> bool:
-    """Replace server values in `values` by `@` and `+n`; return whether there was one. Raises InvalidDocument."""
-    if SERVER_VALUE in members:
-        raise _bad_server_value()
-    found = False
-    for index, text in enumerate(members.values()):
-        if not _MAYBE_SERVER_VALUE.search(text):
-            continue
-        value = json.loads(text) if len(values[index]) <= MAX_SERVER_VALUE_BYTES else None
-        if not isinstance(value, dict) or SERVER_VALUE not in value:
-            uncollected(_check_objects, text)
-            continue
-        asked = value[SERVER_VALUE]
-        if len(value) == 1 and asked == "timestamp":
-            values[index] = TIMESTAMP
-        elif len(value) == 1 and isinstance(asked, dict) and list(asked) == ["increment"] and _is_int64(asked["increment"]):
-            values[index] = b"+%d" % asked["increment"]
-        else:
-            raise _bad_server_value()
-        found = True
-    return found
-
-
-def _is_int64(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
-
-
-def _refuse_server_value(pairs: list[tuple[str, Any]]) -> None:
-    if any(name == SERVER_VALUE for name, _ in pairs):
-        raise _bad_server_value()
-
-
-_check_objects = json.JSONDecoder(object_pairs_hook=_refuse_server_value).decode
-
-
-def _bad_server_value() -> InvalidDocument:
-    return InvalidDocument(
-        'a server value must be {".sv":"timestamp"} or {".sv":{"increment":n}} with a 64-bit integer n, as the value of a'
-        " member of the outermost object"
-    )
 
 
 def _ttl_member(value: str) -> int:

@@ -3,7 +3,7 @@
 import gc
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import reduce
 from json.decoder import scanstring  # type: ignore[attr-defined]  # typeshed leaves it out
 from typing import Any, TypeVar
@@ -17,6 +17,7 @@ MANY_BYTES = 64 * 1024  # of a text whose values are so many that it pays to kee
 _whitespace = re.compile(r"[ \t\n\r]*").match
 _SQUARE = bytes.maketrans(b"{}", b"[]")
 _SPACES = b" \t\n\r"
+_SPACE = re.compile(r"[ \t\n\r]")
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 # Brackets that are nested at most MAX_DEPTH deep, in one pass: each level of the pattern is a level of brackets.
 _is_shallow = re.compile(reduce(lambda inner, _: rb"(?:\[%b\])*+" % inner, range(MAX_DEPTH), b"")).fullmatch
@@ -255,6 +256,13 @@ def compact(value: str) -> bytes:
     parts[::2] = b'"'.join(parts[::2]).translate(None, _SPACES).split(b'"')
     text = b'"'.join(parts)
     return text.replace(b"\1", b'\\"').replace(b"\0", b"\\\\") if has_escapes else text
+
+
+def compact_all(values: Collection[str]) -> list[bytes]:
+    """Do the same with several texts."""
+    if _SPACE.search("".join(values)):
+        return [compact(value) for value in values]
+    return list(map(str.encode, values))
 
 
 def malformed(text: str, at: int, why: str = "no JSON value starts here") -> InvalidDocument:

@@ -14,7 +14,10 @@ from kvstore.runtime import open_runtime
 from kvstore.serving.connection import ClientConnection
 from kvstore.serving.server import Server
 from tests.support.loops import PRODUCTION, Loop
+from tests.support.serving import Lines, Response, read, wire
 from tests.support.wires import Address, Wire
+
+LIMIT_S = 60  # of a request, on a busy machine
 
 
 class InProcess:
@@ -34,6 +37,12 @@ class InProcess:
     def connect(self, *, limit_s: float = 15) -> Wire:
         """A new connection to it."""
         return Wire(self.at, limit_s=limit_s)
+
+    def request(self, method: str, target: str | bytes, headers: Lines = (), body: bytes = b"") -> Response:
+        """One request on a connection of its own; the response is read."""
+        with socket.create_connection(self.at, LIMIT_S) as connection:
+            connection.sendall(wire(method, target, headers, body))
+            return read(connection, method)
 
     def run(self, task: Coroutine[Any, Any, Any]) -> Any:
         """What comes of a coroutine in the server's own event loop."""
