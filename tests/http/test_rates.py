@@ -336,3 +336,18 @@ def test_a_quota_in_an_application(lane: tuple[str, str], store: Running) -> Non
         answer = client.get("/ns/a", [*by(claims), *bad])
         assert (answer.status, limits(answer)[1]) == (404, left)
     client.close()
+
+
+@on([("flask", "valkey"), ("asgi", "redis")])
+def test_a_batch_that_needs_a_lookup_counts_its_requests(lane: tuple[str, str], store: Running) -> None:
+    """As any other, whatever becomes of it."""
+    member = "in:/members/a/"
+    client = Checked(RULED[lane[0]](store, [["/ns/**", member, member, member]], {"KVSTORE_RATE": "90/m"}))
+    requests = {"atomic": False, "requests": [PUT, GET, PUT]}
+    for left, members in ((87, []), (84, ["ada"])):
+        for name in members:
+            store.redis.hset(f"kv:{{members}}/a/{name}", "n", 1)
+        answer = client.request("POST", "/_/batch", by({"sub": "ada"}), json.dumps(requests).encode())
+        assert {part["status"] for part in answer.json["responses"]} == ({200, 201} if members else {403})
+        assert limits(answer)[1] == left
+    client.close()
