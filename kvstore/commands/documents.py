@@ -36,7 +36,7 @@ from kvstore.core.json_text import MAX_BYTES, MAX_MEMBERS
 from kvstore.core.paths import Path
 from kvstore.core.preconditions import NONE, Preconditions
 
-ID_BYTES = 20  # of a name that POST assigns: 13 digits of ms, a letter, a count
+ID_BYTES = 24  # of a name that POST assigns: 13 digits of ms, a letter, a count that is large where a clock went back
 MAX_ATTEMPTS = 1000  # to write back a document that other clients write at the same time
 MAX_ATTEMPTED_BYTES = 16 * 1024 * 1024  # of the document, over all attempts: about 4 s of Python
 

@@ -2,17 +2,21 @@
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
 
 from kvstore.serving import connection, server
-from tests.support.asking import batch, entries
+from kvstore.stores.blocking import BlockingStore
+from tests.support.asking import batch, command_of, entries, keys_of
 from tests.support.clients import Checked
+from tests.support.faulty import as_request
 from tests.support.inprocess import InProcess
 from tests.support.lanes import on_served
-from tests.support.stores import Running, wait_until
+from tests.support.stores import Running, answers, connect, start_redis_on_tcp, wait_for_redis, wait_until
 
 HOUR_MS = 3_600_000
 
@@ -72,3 +76,41 @@ def test_a_look_that_fails_is_not_the_last(started: Callable[[str], Running], mo
         second.close()
     finally:
         running.stop()
+
+
+# --- A failover ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_failover_repeats_no_entity_tag(tmp_path: Path) -> None:
+    """The clocks of primary and replica are behind the last change: each goes on from there, and neither as the other does."""
+    with ExitStack() as stack:
+        primary, replica = (started_on_tcp(stack, tmp_path / name) for name in ("primary", "replica"))
+        port = primary.connection_pool.connection_kwargs["port"]
+        ahead = f"{int(time.time() * 1000) + HOUR_MS}-0"
+        primary.xadd(keys_of("ns").log, {"put": "x", "ttl": "1000", "$kv": " object"}, id=ahead)
+        replica.replicaof("127.0.0.1", port)
+        wait_until(lambda: replica.xlen(keys_of("ns").log) == 1, 30)
+        replica.execute_command("REPLICAOF", "NO", "ONE")  # what is written from now on is lost by the failover
+        lost, new = ([written(each, number) for number in range(20)] for each in (primary, replica))
+        assert not {*lost} & {*new}
+        for tags in (lost, new):
+            assert tags == sorted(tags, key=lambda tag: [int(part) for part in tag.split("-")])
+
+
+def started_on_tcp(stack: ExitStack, directory: Path) -> redis.Redis:
+    """A Redis that a replica can reach."""
+    directory.mkdir()
+    port, process = start_redis_on_tcp(directory)
+    stack.callback(process.wait)
+    stack.callback(process.kill)
+    client = connect(f"redis://127.0.0.1:{port}")
+    stack.callback(client.close)
+    wait_for_redis(process, directory, lambda: answers(client))
+    return client
+
+
+def written(client: redis.Redis, number: int) -> str:
+    """The entity-tag of a document that is written."""
+    stored: Any = BlockingStore(lambda: client).execute(command_of(as_request("PUT", "/ns/a", number)))
+    tag: str = stored.document.tag
+    return tag

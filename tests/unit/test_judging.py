@@ -428,7 +428,17 @@ def test_a_container_needs_so_many_lookups() -> None:
 # Commands that no request asks for: others lead to them, or they are a worker's.
 INTERNAL = {
     *("RegisterNamespace", "RecordReply", "DropEmptyNamespaces", "MoveDeadJobs", "FinishJob", "FinishAndTake", "InspectJob"),
-    *("GetLogPosition", "ReadChanges", "Release", "CoalescedPuts", "CoalescedGets", "Charge", "ClaimStreams", "ReleaseStream"),
+    *(
+        "GetLogPosition",
+        "ReadChanges",
+        "Release",
+        "CoalescedPuts",
+        "CoalescedGets",
+        "Charge",
+        "ClaimStreams",
+        "ReleaseStream",
+        "CheckReadiness",
+    ),
 }
 # Commands that are made of others, which are judged.
 MADE_OF_OTHERS = {"Idempotent", "Batch", "PutMany", "GetMany", "Guarded", "Blind"}

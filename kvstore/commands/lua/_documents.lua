@@ -102,7 +102,7 @@ local function remove(key, name, length)
   if deferred_trim then
     deferred_trim, length = math.min(deferred_trim + 1, length), MOST_ENTRIES
   end
-  local id = redis.call('XADD', LOG, 'MAXLEN', '~', length, 'LIMIT', MOST_TRIMMED, '*', 'delete', name)
+  local id = add(length, 'delete', name)
   expire_namespace()
   return id
 end

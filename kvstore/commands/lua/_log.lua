@@ -42,16 +42,28 @@ local function write_nothing()
   redis.call('DEL', SCRATCH)
 end
 
--- The time in ms of a change that was appended: that of its id, unless the clock has gone back since the last change. Then ids go on
--- from there, with a count that is not 0, while documents expire by the clock.
-local clock_ms
-local function time_of(id)
+local clock_ms -- of a script that has asked for it
+local has_jumped = false
+
+-- Append an entry to the log, and return its id, and its time in ms. The time is that of the id, unless the clock is behind the last
+-- change. Then ids go on from there, with a count that is not 0, while documents expire by the clock. Two servers that each go on
+-- from the same change, since a failover has lost what came after it, would give the same ids: so each leaves some out.
+local function add(keep, ...)
+  local id = redis.call('XADD', LOG, 'MAXLEN', '~', keep, 'LIMIT', MOST_TRIMMED, '*', ...)
   local ms, count = string.match(id, '^(%d+)%-(%d+)$')
   if count == '0' then
-    return tonumber(ms)
+    return id, tonumber(ms)
   end
-  clock_ms = clock_ms or clock()
-  return math.min(tonumber(ms), clock_ms)
+  if not clock_ms or clock_ms < tonumber(ms) then -- it goes on while a script runs
+    clock_ms = clock()
+  end
+  if clock_ms < tonumber(ms) and not has_jumped then
+    has_jumped = true
+    redis.call('XDEL', LOG, id)
+    id = string.format('%s-%.0f', ms, count + 1 + redis.call('TIME')[2] % 1000)
+    redis.call('XADD', LOG, 'MAXLEN', '~', keep, 'LIMIT', MOST_TRIMMED, id, ...)
+  end
+  return id, math.min(tonumber(ms), clock_ms)
 end
 
 -- Append a document's change to the log and return its id, which is the document's entity-tag, and its time in ms. An entry
@@ -67,22 +79,16 @@ local function append(length, op, name, before, ttl_ms, shape, fields, first, la
   if deferred_trim then
     deferred_trim, keep = math.min(deferred_trim + 1, keep), MOST_ENTRIES
   end
-  local id
   if last - first < MOST_ARGUMENTS then
-    id = redis.call('XADD', LOG, 'MAXLEN', '~', keep, 'LIMIT', MOST_TRIMMED, '*', op, name, 'ttl', ttl_ms, '$kv', shape,
-      unpack(fields, first, last))
-  else
-    local packed, count, sizes = {}, 0, {} -- no string is made for each part
-    for i = first, last do
-      local size = #fields[i]
-      sizes[size] = sizes[size] or size .. ':'
-      packed[count + 1], packed[count + 2], packed[count + 3], count = sizes[size], fields[i], ',', count + 3
-    end
-    packed = table.concat(packed)
-    id = redis.call('XADD', LOG, 'MAXLEN', '~', keep, 'LIMIT', MOST_TRIMMED, '*', op, name, 'ttl', ttl_ms, '$packed', shape, '',
-      packed)
+    return add(keep, op, name, 'ttl', ttl_ms, '$kv', shape, unpack(fields, first, last))
   end
-  return id, time_of(id)
+  local packed, count, sizes = {}, 0, {} -- no string is made for each part
+  for i = first, last do
+    local size = #fields[i]
+    sizes[size] = sizes[size] or size .. ':'
+    packed[count + 1], packed[count + 2], packed[count + 3], count = sizes[size], fields[i], ',', count + 3
+  end
+  return add(keep, op, name, 'ttl', ttl_ms, '$packed', shape, '', table.concat(packed))
 end
 
 -- What Redis knows of the log, which is there.
