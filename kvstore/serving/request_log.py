@@ -13,7 +13,6 @@ import sys
 from collections.abc import Callable
 from functools import lru_cache
 from time import gmtime, monotonic, strftime, time
-from typing import NamedTuple
 
 from kvstore.core.paths import split_target
 from kvstore.core.settings import Settings
@@ -21,26 +20,15 @@ from kvstore.http.messages import Request
 
 MAX_PATH, MAX_SUBJECT = 2048, 256  # characters in a line: longer ones than 4,096 bytes of two processes may get mixed
 
-_is_plain = re.compile(r"[!#-~]+").fullmatch
-_unsafe = re.compile(rb"[^!-~]")
-
-
-class _Line(NamedTuple):
-    """What a line tells. Method and path are printable ASCII without spaces."""
-
-    at: str
-    method: str
-    path: str
-    status: int
-    ms: float
-    subject: str | None
+_is_plain = re.compile(r"(?!-\Z)[!#-~]+").fullmatch
+_unsafe = re.compile(rb"[^!#-\[\]-~]")  # also what JSON escapes, so that a path is spelled alike in both forms
 
 
 class RequestLog:
     """Writes a line for each request; `write` takes it with its line feed."""
 
     def __init__(self, form: str, write: Callable[[str], object]) -> None:
-        self._render = _as_json if form == "json" else _as_text
+        self._is_json = form == "json"
         self._write = write
 
     def record(self, request: Request, status: int) -> None:
@@ -48,27 +36,27 @@ class RequestLog:
         caller = request.caller
         ms = 1000 * (monotonic() - caller.began_s) if caller else 0.0
         now = time()
-        path = request.base.encode("latin-1", "replace") + split_target(request.target)[0]
-        shown = _unsafe.sub(_escaped, path[:MAX_PATH]).decode("ascii")[:MAX_PATH]
-        method = _unsafe.sub(_escaped, request.method.encode("utf-8", "replace")[:32]).decode("ascii")
-        subject = caller.subject if caller else None
         at = f"{_second(int(now))}.{int(now * 1000) % 1000:03}Z"
-        line = _Line(at, method, shown, status, ms, subject[:MAX_SUBJECT] if subject else subject)
-        self._write(self._render(line))
+        method = _shown(request.method.encode("utf-8", "replace")[:32])
+        path = _shown((request.base.encode("latin-1", "replace") + split_target(request.target)[0])[:MAX_PATH])[:MAX_PATH]
+        subject = caller.subject if caller else None
+        who = _as_json(subject and subject[:MAX_SUBJECT])
+        if self._is_json:
+            line = f'{{"time":"{at}","method":"{method}","path":"{path}","status":{status},"ms":{ms:.1f},"subject":{who}}}\n'
+        else:
+            who = "-" if subject is None else subject if who == f'"{subject}"' and _is_plain(subject) else who
+            line = f"{at} {method or '-'} {path or '-'} {status} {ms:.1f} {who}\n"
+        self._write(line)
 
 
-def _as_text(line: _Line) -> str:
-    at, method, path, status, ms, subject = line
-    who = "-" if subject is None else subject if _is_plain(subject) and subject != "-" else json.dumps(subject)
-    return f"{at} {method or '-'} {path or '-'} {status} {ms:.1f} {who}\n"
+def _shown(text: bytes) -> str:
+    """Return bytes as printable ASCII without spaces, quotes and backslashes, the others percent-encoded."""
+    return _unsafe.sub(_escaped, text).decode("ascii")
 
 
-def _as_json(line: _Line) -> str:
-    at, method, path, status, ms, subject = line
-    return (
-        f'{{"time":"{at}","method":{json.dumps(method)},"path":{json.dumps(path)},"status":{status},"ms":{ms:.1f},'
-        f'"subject":{json.dumps(subject)}}}\n'
-    )
+@lru_cache(maxsize=1024)  # of at most MAX_SUBJECT characters
+def _as_json(subject: str | None) -> str:
+    return json.dumps(subject)
 
 
 def _escaped(found: re.Match[bytes]) -> bytes:

@@ -123,6 +123,8 @@ class BlockingStore:
         """Close the connections."""
         if self._client:
             self._client.close()
+            if pool := getattr(self._client, "connection_pool", None):  # redis-py leaves a pool open that it was given
+                pool.disconnect()
 
     @contextmanager
     def _turn(self, due: float) -> Iterator[Any]:

@@ -184,6 +184,7 @@ def test_what_may_be_taken_ahead(store: Running) -> None:
     refused = blocking.execute(Charge("ada", 1, 1000, 60_000, 0, lambda charged: charged))
     assert refused[:3] == (False, 0, 0)
     assert 0 < refused.left_ms <= 60_000
+    blocking.close()
 
 
 # --- What a process does by itself ------------------------------------------------------------------------------------------
@@ -303,6 +304,7 @@ def test_the_places_of_a_process_that_died(store: Running) -> None:
     assert blocking.execute(ClaimStreams((two,), 60_000)) == 0
     blocking.execute(ReleaseStream(one))
     assert blocking.execute(ClaimStreams((two,), 60_000)) == 1
+    blocking.close()
 
 
 def test_a_claim_is_renewed(started: Callable[[str], Running], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -333,4 +335,19 @@ def test_a_quota_in_an_application(lane: tuple[str, str], store: Running) -> Non
     for claims, left in asked:
         answer = client.get("/ns/a", [*by(claims), *bad])
         assert (answer.status, limits(answer)[1]) == (404, left)
+    client.close()
+
+
+@on([("flask", "valkey"), ("asgi", "redis")])
+def test_a_batch_that_needs_a_lookup_counts_its_requests(lane: tuple[str, str], store: Running) -> None:
+    """As any other, whatever becomes of it."""
+    member = "in:/members/a/"
+    client = Checked(RULED[lane[0]](store, [["/ns/**", member, member, member]], {"KVSTORE_RATE": "90/m"}))
+    requests = {"atomic": False, "requests": [PUT, GET, PUT]}
+    for left, members in ((87, []), (84, ["ada"])):
+        for name in members:
+            store.redis.hset(f"kv:{{members}}/a/{name}", "n", 1)
+        answer = client.request("POST", "/_/batch", by({"sub": "ada"}), json.dumps(requests).encode())
+        assert {part["status"] for part in answer.json["responses"]} == ({200, 201} if members else {403})
+        assert limits(answer)[1] == left
     client.close()

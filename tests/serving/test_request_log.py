@@ -32,6 +32,7 @@ LINES: list[tuple[str, bytes, str | None, str]] = [
     ("GET", "/é".encode(), 'a"b', 'GET /%C3%A9 200 - "a\\"b"'),
     ("", b"", None, "- - 200 - -"),
     ("G\nT", b"/", None, "G%0AT / 200 - -"),
+    ("GET", b'/a"b\\c', None, "GET /a%22b%5Cc 200 - -"),
 ]
 
 

@@ -94,6 +94,7 @@ class FlaskClient:
 
     def close(self) -> None:
         self._runtime.background.close()
+        self._runtime.store.close()
 
 
 def flask_runtime(store: Running, environ: Mapping[str, str]) -> FlaskRuntime:

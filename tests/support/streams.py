@@ -157,6 +157,7 @@ class FlaskServer(OverHttp):
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
+        self._runtime.store.close()
 
 
 class AsgiApplication:
