@@ -12,12 +12,14 @@ from typing import Any, NamedTuple, TypeAlias
 from kvstore.access.rules import parse_rows, parse_toml
 from kvstore.access.views import Rules
 from kvstore.commands.base import Command, Outcome
+from kvstore.commands.readiness import CheckReadiness
 from kvstore.commands.subscriptions import LongPoll
 from kvstore.core.redis_url import parse_redis_url
 from kvstore.core.settings import InvalidSetting, Settings
 from kvstore.http.gate import Gate, open_gate
 from kvstore.live.hub import Hub
 from kvstore.live.long_poll import LongPolls
+from kvstore.live.readiness import Readiness
 from kvstore.stores import embedded
 from kvstore.stores.blocking import BlockingStore, open_blocking_store
 from kvstore.stores.edit_queue import EditQueue
@@ -64,6 +66,7 @@ class Runtime(NamedTuple):
     store: AsyncStore
     hub: Hub
     long_polls: LongPolls
+    readiness: Readiness
     rules: Rules | None = None  # None: everything is permitted
     gate: Gate | None = None
 
@@ -77,13 +80,18 @@ class Runtime(NamedTuple):
         """
         if isinstance(asked, LongPoll):
             return asyncio.get_running_loop().create_task(self._wait(asked, done, context))
-        self.store.submit(asked, done, context)
+        if isinstance(asked, CheckReadiness):
+            self.readiness.submit(asked, done, context)
+        else:
+            self.store.submit(asked, done, context)
         return None
 
     async def outcome(self, asked: Command[Outcome] | LongPoll[Outcome]) -> Outcome:
         """Return the outcome of a command or a long poll; raises Problem."""
         if isinstance(asked, LongPoll):
             return await self.long_polls.outcome(asked)
+        if isinstance(asked, CheckReadiness):
+            return await self.readiness.outcome(asked)
         return await self.store.execute(asked)
 
     async def outcome_unless(self, gone: Coroutine[Any, Any, None], asked: LongPoll[Outcome]) -> Outcome:
@@ -127,7 +135,7 @@ def open_runtime(settings: Settings, rules: Rules | None = None) -> Runtime:
     address = parse_redis_url(settings.redis_url, verify_tls=settings.verify_tls)
     store = EditQueue(open_async_store(settings.redis_url, verify_tls=settings.verify_tls))
     hub = Hub(store, address, settings.max_streams)
-    return Runtime(settings, store, hub, LongPolls(store, hub), rules, open_gate(settings))
+    return Runtime(settings, store, hub, LongPolls(store, hub), Readiness(store), rules, open_gate(settings))
 
 
 def rules_of(settings: Settings, source: RulesSource | None = None) -> Rules | None:

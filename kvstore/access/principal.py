@@ -55,5 +55,6 @@ def as_principal(claims: Claims | None) -> Principal | None:
 
 
 _principals: dict[str, tuple[dict[str, Any], Principal]] = {}  # with the claims as they were
+MAX_TOKEN_BYTES = 8 * 1024  # proxies allow no longer header fields
 MAX_PRINCIPALS = 512
 MAX_KEPT_CHARACTERS = 4096  # of claims, as text

@@ -12,11 +12,10 @@ from typing import Any
 import jwt
 
 from kvstore.access.jwks import Key, KeySource
-from kvstore.access.principal import IssuedToken, Principal, UnknownKey
+from kvstore.access.principal import MAX_TOKEN_BYTES, IssuedToken, Principal, UnknownKey
 from kvstore.core.errors import Unauthorized
 from kvstore.core.settings import Settings
 
-MAX_BYTES = 8 * 1024  # of a token; proxies allow no longer header fields
 MAX_CACHED = 4096  # verified tokens that are known again
 MAX_CACHED_BYTES = 2 * 1024  # of a token that is: with its claims, all of them take at most some 50 MiB
 
@@ -47,10 +46,10 @@ class TokenVerifier:
                 self._cached.cache_clear()
         if len(token) <= MAX_CACHED_BYTES:
             principal = self._cached(token)
-        elif len(token) <= MAX_BYTES:
+        elif len(token) <= MAX_TOKEN_BYTES:
             principal = self._verify(token)
         else:
-            raise invalid_token(f"the token has more than {MAX_BYTES:,} bytes; put less into it")
+            raise invalid_token(f"the token has more than {MAX_TOKEN_BYTES:,} bytes; put less into it")
         if principal.expires_at_s is not None and principal.expires_at_s <= time():
             raise invalid_token("the token has expired; get a new one")
         return principal

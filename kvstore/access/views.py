@@ -9,7 +9,7 @@ rows compare a segment with nothing but those names. Source: the subset construc
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from itertools import product
+from itertools import islice, product
 from typing import Any, NamedTuple
 
 from kvstore.access.patterns import Element, Kind, Pattern, claim_segments, claim_values
@@ -22,6 +22,7 @@ from kvstore.core.paths import MAX_SEGMENTS, as_segment, parse_path, segments_of
 MAX_VIEWS = 512  # principals whose view is kept, some 20 KiB each
 MAX_STATES = 256  # of one principal that are kept; most tables have fewer than 100
 MAX_COVERED = 256  # containers of one principal whose verdict is kept
+MAX_MEMBERSHIPS = 256  # of which one right depends, if claims in it are lists; others do not count
 MAX_STEPS = 20_000  # of one look below a container, some 20 ms; a table that needs more permits it to admin only
 
 OTHER = ""  # stands for every segment that no row names at this point
@@ -187,10 +188,10 @@ class View:
                     if key in seen:
                         continue
                     seen.add(key)
-                    yield self._depending(after, right, word)
+                    verdict = self._depending(after, right, word)
+                    steps += sum(map(len, verdict.clauses))
+                    yield REFUSED if steps > MAX_STEPS else verdict
                     following.append((after, word))
-            if steps > MAX_STEPS:
-                yield REFUSED
             level = following
 
     # The automaton
@@ -312,7 +313,7 @@ class View:
     def _named(self, container: Pattern, bound: dict[Element, str]) -> Iterator[str]:
         """Yield the documents of which one makes this principal a member."""
         choices = [self._choices(element, bound) for element in container]
-        for segments in product(*choices):
+        for segments in islice(product(*choices), MAX_MEMBERSHIPS):
             with suppress(Problem):  # the path would be too long
                 yield parse_path("/".join(("", *segments, self._name or "")).encode()).text
 

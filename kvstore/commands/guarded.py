@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Callable
+from itertools import takewhile
 from typing import Any, Generic, NamedTuple
 
 from kvstore.commands.base import (
@@ -26,6 +27,8 @@ from kvstore.commands.scripts import EXISTS, Script
 from kvstore.core.errors import PreconditionFailed
 from kvstore.core.paths import Path
 
+MAX_AT_ONCE = 1000  # documents that one script looks for: 0.3 ms of Redis
+
 Decide = Callable[[frozenset[str]], Outcome | Again[Outcome]]  # from the paths that exist; raises Problem
 
 
@@ -46,9 +49,10 @@ class Guarded(NamedTuple, Generic[Outcome]):
         return EXISTS
 
     @property
-    def _now(self) -> list[Path]:
-        """Those that this lookup is about: one script reads one namespace."""
-        return [path for path in self.asked if path.namespace == self.asked[0].namespace]
+    def _now(self) -> tuple[Path, ...]:
+        """Those that this lookup is about: the first ones, as far as they are of one namespace, which one script can read."""
+        namespace = self.asked[0].namespace
+        return tuple(takewhile(lambda path: path.namespace == namespace, self.asked[:MAX_AT_ONCE]))
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -61,7 +65,7 @@ class Guarded(NamedTuple, Generic[Outcome]):
     def outcome(self, reply: RedisReply) -> Outcome | Again[Outcome]:
         now = self._now
         found = self.found.union(path.text for path, exists in zip(now, reply, strict=True) if exists)
-        left = tuple(path for path in self.asked if path not in now)
+        left = self.asked[len(now) :]
         if left:
             return Again(self._replace(asked=left, found=found), has_written=False)
         return self.decide(found)

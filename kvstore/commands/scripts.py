@@ -58,6 +58,13 @@ def _text(part: str) -> str:
     return re.sub(r"(?m)(?:^|[ \t]+)--.*$", "", (files("kvstore.commands") / "lua" / f"{part}.lua").read_text("utf-8"))
 
 
+def number_in(part: str, name: str) -> int:
+    """Return a number that a file of `lua/` gives a name to."""
+    found = re.search(rf"(?m)^local {name} = (\d+)$", _text(part))
+    assert found, name
+    return int(found[1])
+
+
 def _act(name: str, *called: str) -> Script[Any]:
     """Return a script that calls one function, `name`."""
     return _script(name, *_SHARED, *called, name, call=f"{name}(KEYS[2], 1, #ARGV)")

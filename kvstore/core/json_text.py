@@ -12,6 +12,7 @@ from kvstore.core.errors import ContentTooLarge, InvalidDocument
 
 MAX_DEPTH = 64
 MAX_MEMBERS = 10_000
+MAX_DIGITS = 4300  # of an integer, which Python reads (sys.int_info.default_max_str_digits)
 MAX_BYTES = 1024 * 1024
 MANY_BYTES = 64 * 1024  # of a text whose values are so many that it pays to keep the garbage collector from them
 _whitespace = re.compile(r"[ \t\n\r]*").match
@@ -67,7 +68,7 @@ def parse_text(body: bytes, parse: Callable[[str], Parsed]) -> Parsed:
     except RecursionError:
         raise _too_deep() from None
     except ValueError:
-        raise InvalidDocument("an integer has more than 4,300 digits; send it as a string") from None
+        raise InvalidDocument(f"an integer has more than {MAX_DIGITS:,} digits; send it as a string") from None
 
 
 def uncollected(parse: Callable[[Text], Parsed], text: Text) -> Parsed:

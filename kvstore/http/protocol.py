@@ -17,6 +17,7 @@ from kvstore.commands.containers import DeletedRecursive, Listing, Unchanged
 from kvstore.commands.documents import ConditionalGet, Get
 from kvstore.commands.jobs import LeaseChanged, Taken
 from kvstore.commands.presence import Hold
+from kvstore.commands.readiness import Ready
 from kvstore.commands.subscriptions import Follow, LongPoll
 from kvstore.core.errors import (
     InternalError,
@@ -36,7 +37,7 @@ from kvstore.http.bulk_batch import parse_bulk, render_responses
 from kvstore.http.containers import parse_list, render_listing, render_unchanged
 from kvstore.http.content import ACCEPT_PATCH, check_json
 from kvstore.http.cors import check_hold_origin, check_origin, preflight
-from kvstore.http.credentials import check_no_token, render_issued
+from kvstore.http.credentials import NO_STORE, check_no_token, render_issued
 from kvstore.http.documents import (
     apply_preference,
     parse_delete,
@@ -66,7 +67,10 @@ from kvstore.http.messages import (
 from kvstore.http.presence import parse_hold
 from kvstore.http.queues import MAX_WAIT_S, render_held, render_taken
 
-BATCH_PATH = "/_/batch"
+BATCH_PATH, HEALTH_PATH, READY_PATH, LIMITS_PATH = "/_/batch", "/_/health", "/_/ready", "/_/limits"
+OPEN_PATHS = frozenset({HEALTH_PATH, READY_PATH, LIMITS_PATH})  # serving/own_paths.py answers them before parse() is asked
+
+MAX_KEY_CHARACTERS = 255  # of an Idempotency-Key
 
 Executed: TypeAlias = (
     Found
@@ -85,6 +89,7 @@ Executed: TypeAlias = (
     | Taken
     | LeaseChanged
     | IssuedToken
+    | Ready
 )
 Outcome: TypeAlias = Executed | Replayed[Executed]  # what a request's command can come to
 
@@ -100,6 +105,7 @@ STREAM: Headers = (
     ("Referrer-Policy", "no-referrer"),
     *SAFE,
 )
+OK = Response(200, (("Content-Type", "application/json"), *NO_STORE), b'{"status":"ok"}\n')
 _POSITION = re.compile(r"[0-9]{1,15}-[0-9]{1,15}")
 
 
@@ -229,8 +235,11 @@ def _any_batch(request: Request, settings: Settings) -> Batch[Request, Answer] |
 def _in_batch(request: Request, settings: Settings) -> Command[Outcome] | Response:
     if len(request.target) > MAX_TARGET_BYTES:
         raise PathTooLong(f"a path in a batch has at most {MAX_TARGET_BYTES:,} bytes with its query; shorten it")
-    if parse_path(split_target(request.target)[0]).text == BATCH_PATH:  # before its body is parsed, which may nest further
+    path = parse_path(split_target(request.target)[0]).text
+    if path == BATCH_PATH:  # before its body is parsed, which may nest further
         raise NotInBatch("a batch cannot contain a batch; put its requests into the outer one, or send it by itself")
+    if path in OPEN_PATHS:
+        raise NotInBatch(f"a batch cannot contain {path}; send the request by itself")
     check_no_token(request, settings)
     command = parse(request, settings)
     if isinstance(command, Follow | LongPoll):
@@ -250,8 +259,8 @@ def _idempotent(
     request: Request, path: Path, key: str, command: Command[Executed], reader: Command[Executed] | None = None
 ) -> Idempotent[Executed]:
     """Wrap a command so that it is executed once for its key (draft-ietf-httpapi-idempotency-key-header)."""
-    if not 1 <= len(key) <= 255:
-        raise InvalidRequest("an Idempotency-Key must have 1 to 255 characters")
+    if not 1 <= len(key) <= MAX_KEY_CHARACTERS:
+        raise InvalidRequest(f"an Idempotency-Key must have 1 to {MAX_KEY_CHARACTERS} characters")
     asked = (request.method, request.target, request.body, *(request.headers.get(name) for name in _ASKED_BY))
     owned = key
     if request.subject is not None:  # its keys are its own
@@ -299,4 +308,5 @@ _RENDERERS: dict[type, Callable[[Request, Any], Response]] = {
     Taken: lambda _, taken: render_taken(taken),
     LeaseChanged: _held,
     IssuedToken: lambda _, issued: render_issued(issued),
+    Ready: lambda _, __: OK,
 }

@@ -18,6 +18,7 @@ from kvstore.core.errors import Problem, RequestTimeout, unavailable
 from kvstore.http.gate import FetchKeys, Gate
 from kvstore.http.messages import Headers, Request, Response
 from kvstore.http.protocol import Outcome, render
+from kvstore.serving.bounds import BODY_S, HEAD_S, IDLE_S, WRITE_S
 from kvstore.serving.exchange import decide, respond, stream_fields
 from kvstore.serving.http1 import HEAD, NOTHING, Reader
 from kvstore.serving.server import Server
@@ -25,11 +26,7 @@ from kvstore.serving.sse import Stream
 
 log = logging.getLogger("kvstore")
 
-HEAD_S = 10.0
-BODY_S = 30.0
-WRITE_S = 30.0
 LINGER_S = 2.0  # for which a client may go on sending after its last response
-IDLE_S = 95.0  # Heroku's router keeps an idle connection for 90 s
 MAX_READ_AHEAD_BYTES = 64 * 1024  # of pipelined requests; beyond that, reading pauses
 
 _STATUS = {status.value: f"HTTP/1.1 {status.value} {status.phrase}".encode() for status in HTTPStatus}

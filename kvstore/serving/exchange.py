@@ -12,6 +12,7 @@ from kvstore.access.principal import Principal
 from kvstore.access.views import Rules
 from kvstore.commands.base import Command
 from kvstore.commands.batch import Answers, Refused
+from kvstore.commands.readiness import CheckReadiness
 from kvstore.commands.subscriptions import Follow, LongPoll
 from kvstore.core.errors import ContentTooLarge, InvalidRequest, Problem, TooManyRequests, problem_in
 from kvstore.core.settings import Settings
@@ -20,9 +21,10 @@ from kvstore.http.gate import FetchKeys, Gate
 from kvstore.http.hosts import check_host
 from kvstore.http.messages import MAX_BODY_BYTES, Headers, Request, Response, refuse
 from kvstore.http.protocol import STREAM, Outcome, parse, render
+from kvstore.serving import own_paths
 
 Asked: TypeAlias = Command[Outcome] | LongPoll[Outcome]
-Decision: TypeAlias = Asked | Follow | Response | FetchKeys
+Decision: TypeAlias = Asked | Follow | CheckReadiness | Response | FetchKeys
 
 
 def decide(
@@ -38,7 +40,10 @@ def decide(
     finds the principal in the request's token; then the request must have a caller, by Gate.begin().
     """
     try:
-        if gate is not None:
+        decision: Decision
+        if (opened := own_paths.answer(request, settings)) is not None:
+            decision = opened
+        elif gate is not None:
             decision = _through(gate, request, settings, rules, principal)
         elif rules is not None:
             decision = _judged(request, settings, rules, principal)

@@ -23,6 +23,7 @@ from werkzeug.wsgi import get_input_stream
 
 from kvstore.access.principal import Claims, as_principal
 from kvstore.access.views import Rules
+from kvstore.commands.readiness import CheckReadiness
 from kvstore.commands.subscriptions import Follow, LongPoll
 from kvstore.core.errors import InvalidRequest, Problem
 from kvstore.core.paths import escape
@@ -33,13 +34,12 @@ from kvstore.http.messages import MAX_BODY_BYTES, Request, Response, refuse
 from kvstore.http.protocol import Outcome, render
 from kvstore.runtime import ClientGone, RulesSource, Runtime, connect, mounted_rules, open_runtime, rules_of
 from kvstore.serving.background import Background
+from kvstore.serving.bounds import MAX_FLASK_STREAMS
 from kvstore.serving.buffered_stream import BufferedStream
 from kvstore.serving.exchange import Asked, cut_off, decide, decide_for_host, respond, stream_fields, too_large
 from kvstore.serving.mount import Mounted, below_mount
 from kvstore.serving.request_log import RequestLog, open_log
 from kvstore.stores.blocking import BlockingStore
-
-MAX_STREAMS = 32  # long polls included: each occupies a thread
 
 Environ = dict[str, Any]
 
@@ -145,6 +145,8 @@ def _parts(store: BlockingStore, request: Request, response: Response) -> Iterat
 
 def _outcome(runtime: FlaskRuntime, asked: Asked, environ: Environ) -> Outcome:
     """Return the outcome of a command or a long poll; raises Problem."""
+    if isinstance(asked, CheckReadiness):  # the event loop limits its time
+        return runtime.background.run(lambda loop: loop.outcome(asked))
     if not isinstance(asked, LongPoll):
         return runtime.store.execute(asked)
 
@@ -312,7 +314,7 @@ def blueprint(*, principal: Callable[[], Claims | None] | None = None, rules: Ru
         settings = replace(settings, is_open=True)
     judging = mounted_rules(settings, rules) if principal else rules_of(settings, rules)
     store, settings = connect(settings)
-    limited = replace(settings, max_streams=min(settings.max_streams, MAX_STREAMS))
+    limited = replace(settings, max_streams=min(settings.max_streams, MAX_FLASK_STREAMS))
     background = Background(lambda: open_runtime(limited, judging))
     return make_blueprint(
         FlaskRuntime(settings, store, background, judging, principal, open_gate(settings), open_log(settings))

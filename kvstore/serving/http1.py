@@ -17,10 +17,9 @@ from kvstore.core.errors import (
     VersionNotSupported,
 )
 from kvstore.http.messages import MAX_BODY_BYTES, Request
+from kvstore.serving.bounds import MAX_HEAD_BYTES, MAX_LINE_BYTES
 from kvstore.serving.exchange import add_field, too_large
 
-MAX_LINE_BYTES = 8190  # a path of 1,024 bytes, each escaped, and a query
-MAX_HEAD_BYTES = 32 * 1024
 MAX_CACHED_BLOCK_BYTES = 2048
 MAX_CACHED_BLOCKS = 1024
 

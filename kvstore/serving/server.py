@@ -10,12 +10,12 @@ from typing import Protocol
 
 from kvstore.http.messages import http_date
 from kvstore.runtime import Runtime
+from kvstore.serving.bounds import MAX_UNREAD_BYTES
 from kvstore.serving.exchange import decide
 from kvstore.serving.request_log import open_log
 from kvstore.serving.sse import Streams
 
 CHECK_S = 0.5  # between checks of the limits
-MAX_UNREAD_BYTES = 192 * 1024 * 1024  # of responses that clients have not read; with those that are being made, 256 MiB
 MAX_REFUSED = 256  # connections above the limit that get a 503; more are dropped without a response
 
 log = logging.getLogger("kvstore")

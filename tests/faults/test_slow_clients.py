@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from kvstore.serving import bounds
 from kvstore.serving import connection as server
 from kvstore.serving import server as shared
 from tests.support.inprocess import InProcess
@@ -163,7 +164,7 @@ def impatient(started: Callable[[str], Running], monkeypatch: pytest.MonkeyPatch
 
 def test_the_limits_are_the_contracts() -> None:
     """10 s for a head, 30 s for a body."""
-    assert (server.HEAD_S, server.BODY_S) == (10, 30)
+    assert (bounds.HEAD_S, bounds.BODY_S) == (10, 30)
 
 
 BEGUN = [

@@ -16,12 +16,14 @@ import redis
 
 from kvstore.commands.base import Missing
 from kvstore.commands.documents import Get
+from kvstore.commands.readiness import CheckReadiness, Ready
 from kvstore.core.errors import Problem, StoreUnavailable
 from kvstore.core.paths import parse_path
+from kvstore.core.settings import read_settings
 from kvstore.stores.blocking import _Turns
 from kvstore.stores.pooled import open_async_store
 from kvstore.stores.redis_clients import MAX_BLOCKING_CONNECTIONS
-from tests.support.clients import ADAPTERS, Answer, Checked
+from tests.support.clients import ADAPTERS, Answer, Checked, runtime_on
 from tests.support.lanes import LANES
 from tests.support.loops import LOOPS, Loop
 from tests.support.serving import start_kvstore, wire
@@ -540,3 +542,80 @@ def test_the_redis_is_ours(started: Callable[[str], Running], name: str) -> None
     """The suite talks to the servers that it started, and to no other."""
     running = started(name)
     assert running.redis.info("server")["process_id"] == running.pid
+
+
+# --- What health checks are told ----------------------------------------------------------------------------------------
+
+READY_S = 1.0  # the contract's limit for /_/ready
+SLACK_S = 2.0  # of a busy machine; a GET is answered after 3.5 s at the earliest
+
+
+def asked(client: Checked, path: str) -> tuple[int, float]:
+    """The status of an answer, and how long it took."""
+    begun = time.monotonic()
+    return client.get(path).status, time.monotonic() - begun
+
+
+def test_readiness_while_redis_is_halted(connected: Callable[[str], Checked], valkey: Running) -> None:
+    """503 after 1 s, also for those who ask at once; the process is alive meanwhile, and ready as soon as Redis is."""
+    client = connected(valkey.url)
+    assert client.get("/_/ready").status == 200
+    valkey.signal(signal.SIGSTOP)
+    with ThreadPoolExecutor(17) as pool:
+        waiting = [pool.submit(asked, client, "/_/ready") for _ in range(16)]
+        time.sleep(0.3)
+        assert not any(each.done() for each in waiting)
+        status, took_s = asked(client, "/_/health")
+        assert (status, took_s < READY_S / 2) == (200, True)
+        answers = [each.result() for each in waiting]
+    assert {status for status, _ in answers} == {503}
+    assert min(took_s for _, took_s in answers) > READY_S * 0.9
+    assert max(took_s for _, took_s in answers) < READY_S + SLACK_S
+    refused = client.get("/_/ready")
+    assert refused.json["type"] == "urn:kvstore:store-unavailable"
+    assert "within 1 s" in refused.json["detail"]
+    valkey.signal(signal.SIGCONT)
+    wait_until(lambda: client.get("/_/ready").status == 200, RETURN_S)
+
+
+def test_readiness_without_redis(connected: Callable[[str], Checked], directory: Path) -> None:
+    """Nobody listens, or Redis was killed: 503 within the limit, then 200 within 2 s of its return."""
+    first = start_valkey(directory)
+    client = connected(first.url)
+    assert client.get("/_/ready").status == 200
+    first.stop()
+    for _ in range(3):
+        status, took_s = asked(client, "/_/ready")
+        assert (status, took_s < READY_S + SLACK_S) == (503, True)
+        assert client.get("/_/health").status == 200
+    second = start_valkey(directory)
+    try:
+        wait_until(lambda: client.get("/_/ready").status == 200, RETURN_S)
+    finally:
+        second.stop()
+
+
+@pytest.mark.parametrize("name", ["valkey", "cluster", "fake"])
+def test_redis_gets_one_check_at_a_time(started: Callable[[str], Running], name: str) -> None:
+    """However many ask: they share the answer. The next one is asked anew."""
+    store, loop = started(name), Loop()
+    counts: list[int] = []
+
+    async def scenario() -> None:
+        runtime = runtime_on(store, read_settings({"REDIS_URL": store.url}))
+        execute, sent = runtime.store.execute, 0
+
+        async def counted(command: Any) -> Any:
+            nonlocal sent
+            sent += 1
+            return await execute(command)
+
+        runtime.store.execute = counted  # type: ignore[method-assign]
+        for _ in range(2):
+            assert set(await asyncio.gather(*(runtime.outcome(CheckReadiness()) for _ in range(100)))) == {Ready()}
+            counts.append(sent)
+        await runtime.close()
+
+    loop.run(scenario())
+    loop.close()
+    assert counts == [1, 2]

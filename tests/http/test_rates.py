@@ -15,6 +15,7 @@ from kvstore.commands.charges import Charge, Charged, ClaimStreams, ReleaseStrea
 from kvstore.core.errors import TooManyRequests
 from kvstore.core.settings import InvalidSetting, Rate, read_settings
 from kvstore.live import client_streams
+from tests.support.access import RULED, by
 from tests.support.asking import batch
 from tests.support.clients import Answer, Checked
 from tests.support.lanes import on
@@ -317,3 +318,19 @@ def test_a_claim_is_renewed(started: Callable[[str], Running], monkeypatch: pyte
     wait_until(lambda: store.redis.zrange(key, 0, -1, withscores=True)[0][1] > until_ms, 10)
     reader.close()
     followed.stop()
+
+
+# --- Mounted ----------------------------------------------------------------------------------------------------------------
+
+
+@on([("flask", "valkey"), ("asgi", "redis")])
+def test_a_quota_in_an_application(lane: tuple[str, str], store: Running) -> None:
+    """It is for whoever the application says is asking; tokens are not looked at."""
+    environ = {"KVSTORE_RATE": "3/m"} | ({"KVSTORE_SECRET": SECRET} if lane[0] == "asgi" else {})
+    client = Checked(RULED[lane[0]](store, [["/**", "anyone", "anyone", "anyone"]], environ))
+    bad = [("Authorization", "Bearer bad")]
+    asked: list[tuple[dict[str, str] | None, int]] = [({"sub": "ada"}, 2), ({"sub": "bob"}, 2), (None, 2), ({"sub": "ada"}, 1)]
+    for claims, left in asked:
+        answer = client.get("/ns/a", [*by(claims), *bad])
+        assert (answer.status, limits(answer)[1]) == (404, left)
+    client.close()

@@ -31,7 +31,8 @@ import pytest
 
 from kvstore.core.errors import Problem
 from kvstore.core.paths import OWN_KEYS, own_key, parse_path
-from kvstore.core.settings import SETTINGS
+from kvstore.core.settings import SETTINGS, Settings
+from kvstore.serving.limits import Limit, limits
 from tests.support.serving import bare_environ, session, start_kvstore
 from tests.support.stores import die_with_parent, free_ports, wait_until
 from tests.support.streams import open_reader
@@ -394,6 +395,23 @@ def test_every_setting_is_documented(setting: Any) -> None:
 def test_every_problem_is_documented(problem: type[Problem]) -> None:
     """With its status, in a row of its own."""
     assert f"| {problem.status} | `{problem.uri()}` |" in (DOCS / "errors.md").read_text("utf-8")
+
+
+def shown(limit: Limit) -> str:
+    """The number as a page has it."""
+    if limit.value is None:
+        return "any"
+    for size, unit in ((2**20, "MiB"), (2**10, "KiB")):
+        if limit.unit == "bytes" and limit.value > 1024 and limit.value % size == 0:
+            return f"{limit.value // size:,} {unit}"
+    return f"{limit.value:,} {limit.unit}"
+
+
+def test_every_limit_is_documented() -> None:
+    """In the order of the table, with the numbers of the default settings, and no other."""
+    _, _, section = (DOCS / "http.md").read_text("utf-8").partition("\n## Limits\n")
+    rows = re.findall(r"^\| `.*\|$", section, re.MULTILINE)
+    assert rows == [f"| `{limit.name}` | {shown(limit)} | {limit.meaning} |" for limit in limits(Settings())]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

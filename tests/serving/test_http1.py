@@ -25,8 +25,8 @@ from kvstore.core.paths import parse_path
 from kvstore.core.settings import Settings
 from kvstore.http.messages import Request, Response
 from kvstore.runtime import Runtime
+from kvstore.serving import bounds, http1
 from kvstore.serving import connection as server
-from kvstore.serving import http1
 from kvstore.serving import server as shared
 from tests.support.inprocess import InProcess
 from tests.support.stores import Running, contents, wait_until
@@ -510,7 +510,14 @@ def test_no_100_where_the_body_is_there(listening: InProcess, stored: redis.Redi
 
 
 @pytest.mark.parametrize(
-    ("sent", "statuses"), [(GET, [200]), (put(b"/ns/new"), [201]), (GET * 3, [200] * 3), (put(b"/ns/b") + GET, [201, 200])]
+    ("sent", "statuses"),
+    [
+        (GET, [200]),
+        (put(b"/ns/new"), [201]),
+        (GET * 3, [200] * 3),
+        (put(b"/ns/b") + GET, [201, 200]),
+        (GET.replace(b"/ns/a", b"/_/ready") * 2 + GET, [200] * 3),
+    ],
 )
 def test_a_half_closed_client_is_answered(listening: InProcess, stored: redis.Redis, sent: bytes, statuses: list[int]) -> None:
     """A client that has said all it will say gets an answer to all of it, then the connection ends."""
@@ -551,7 +558,7 @@ def test_a_reply_that_goes_on_has_its_time_to_be_taken() -> None:
         )
         return connection.due - asyncio.get_running_loop().time()
 
-    assert 0 < asyncio.run(due()) <= server.WRITE_S
+    assert 0 < asyncio.run(due()) <= bounds.WRITE_S
 
 
 ABORTED = [
@@ -692,7 +699,7 @@ class Answering:
 def server_of(store: Any) -> shared.Server:
     """A server that nobody follows and nobody waits for."""
     nobody: Any = None
-    return shared.Server(Runtime(Settings(), store, nobody, nobody))
+    return shared.Server(Runtime(Settings(), store, nobody, nobody, nobody))
 
 
 class Player:
@@ -786,7 +793,7 @@ def test_what_trickles_costs_the_same_however_much_is_there(framing: bytes) -> N
 @pytest.mark.parametrize("over", range(-4, 5))
 def test_the_limit_of_a_head_is_one_number(over: int) -> None:
     """Whether a head is too large does not depend on how it came."""
-    sent = get(HOST + b"X: %b\r\n" % (b"x" * (http1.MAX_HEAD_BYTES - 32 + over)))
+    sent = get(HOST + b"X: %b\r\n" % (b"x" * (bounds.MAX_HEAD_BYTES - 32 + over)))
     whole, bytewise = play([sent], [sent[:-40], *(sent[at : at + 1] for at in range(len(sent) - 40, len(sent)))])
     assert whole == bytewise
 

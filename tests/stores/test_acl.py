@@ -40,6 +40,7 @@ REQUESTS = [
     ("GET", "/ns/", [], None),
     ("GET", "/ns/?recursive&keys&order=desc", [], None),
     ("GET", "/?list", [], None),
+    ("GET", "/_/ready", [], None),
     ("POST", "/_/batch", [], {"requests": [{"method": "PUT", "path": "/ns/a", "body": 1}, {"method": "GET", "path": "/ns/a"}]}),
     ("POST", "/jobs/?delay=1h", [], 1),
     ("PUT", "/jobs/a", [], 1),

@@ -11,17 +11,20 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from kvstore.core.errors import StoreUnavailable
 from kvstore.stores.blocking import open_blocking_store
+from tests.support.clients import FlaskClient
 from tests.support.inprocess import InProcess
 from tests.support.stores import answers, connect, free_ports, redis_server, wait_for_redis, wait_until
 
 LIMIT_S = 40  # Sentinel takes its time
 ANSWER_S = 6.0  # the contract's limit for a 503
+READY_S = 1.0  # and for /_/ready
 
 
 def start(directory: Path, port: int, *options: str) -> "subprocess.Popen[bytes]":
@@ -50,10 +53,12 @@ class Sentinels:
         for process in self.processes.values():
             stack.callback(end, process)
         self._sentinels = []
+        self._watching: list[subprocess.Popen[bytes]] = []
         for port in watching:
             watched = f"sentinel monitor main 127.0.0.1 {first} 2"
             quick = ("sentinel down-after-milliseconds main 500", "sentinel failover-timeout main 3000")
-            stack.callback(end, start(directory / str(port), port, watched, *quick))
+            self._watching.append(start(directory / str(port), port, watched, *quick))
+            stack.callback(end, self._watching[-1])
             self._sentinels.append(connect(f"redis://127.0.0.1:{port}"))
             stack.callback(self._sentinels[-1].close)
         wait_until(self._all_know_all, LIMIT_S)
@@ -62,6 +67,10 @@ class Sentinels:
     def primary(self) -> int:
         """The port of the primary, as the first Sentinel says."""
         return int(self._sentinels[0].execute_command("SENTINEL GET-MASTER-ADDR-BY-NAME", "main")[1])
+
+    def all_processes(self) -> "list[subprocess.Popen[bytes]]":
+        """Those of the primary, the replica and the Sentinels."""
+        return [*self.processes.values(), *self._watching]
 
     def _all_know_all(self) -> bool:
         masters: list[Any] = [sentinel.sentinel_masters() for sentinel in self._sentinels]
@@ -114,6 +123,32 @@ def test_a_primary_that_hangs(sentinels: Sentinels) -> None:
         wait_until(lambda: events[-1]["value"] == {"n": 1}, 10)
     finally:
         served.stop()
+
+
+@pytest.mark.slow
+def test_readiness_while_all_hang(sentinels: Sentinels) -> None:
+    """503 after 1 s, whether a connection is open or the Sentinels have to be asked for one, and over Flask too."""
+    store: Any = SimpleNamespace(url=sentinels.url, open=lambda: open_blocking_store(sentinels.url))
+    served, flask = InProcess(sentinels.url), FlaskClient(store, {})
+
+    def statuses() -> list[int]:
+        return [ask(served, "GET", "/_/ready")[0], flask.request("GET", "/_/ready").status]
+
+    try:
+        assert statuses() == [200, 200]
+        for process in sentinels.all_processes():
+            process.send_signal(signal.SIGSTOP)
+        for _ in range(6):
+            begun = time.monotonic()
+            assert statuses() == [503, 503]
+            assert time.monotonic() - begun < 2 * READY_S + 2
+            assert ask(served, "GET", "/_/health")[0] == 200
+        for process in sentinels.all_processes():
+            process.send_signal(signal.SIGCONT)
+        wait_until(lambda: statuses() == [200, 200], LIMIT_S)
+    finally:
+        served.stop()
+        flask.close()
 
 
 @pytest.mark.slow

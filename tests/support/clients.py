@@ -23,6 +23,7 @@ from kvstore.core.settings import Settings, read_settings
 from kvstore.http.gate import open_gate
 from kvstore.live.hub import Hub
 from kvstore.live.long_poll import LongPolls
+from kvstore.live.readiness import Readiness
 from kvstore.runtime import Runtime, open_runtime, rules_of
 from kvstore.serving.asgi import Application
 from kvstore.serving.background import Background
@@ -110,7 +111,8 @@ def runtime_on(store: Running, settings: Settings) -> Runtime:
         return open_runtime(settings)
     on_loop = PooledStore(lambda: fakeredis.FakeAsyncRedis(server=store.server))
     hub = Hub(on_loop, parse_redis_url(store.url), settings.max_streams)
-    return Runtime(settings, on_loop, hub, LongPolls(on_loop, hub), rules_of(settings), open_gate(settings))
+    polls, readiness = LongPolls(on_loop, hub), Readiness(on_loop)
+    return Runtime(settings, on_loop, hub, polls, readiness, rules_of(settings), open_gate(settings))
 
 
 def make_environ(method: str, target: str | bytes, headers: Lines = (), body: bytes = b"") -> dict[str, Any]:
@@ -257,7 +259,7 @@ class Checked:
 
     def request(self, method: str, target: str | bytes, headers: Lines = (), body: bytes = b"") -> Answer:
         answer = self.adapter.request(method, target, headers, body)
-        check_promises(method, answer)
+        check_promises(method, answer, target)
         return answer
 
     def get(self, target: str | bytes, headers: Lines = ()) -> Answer:
@@ -275,11 +277,12 @@ class Checked:
 
 STRONG_TAG = re.compile(r'"[!#-~]+"')
 TAKEN = b'{"items":[{"path":'  # jobs; an item of a listing begins with its name
+NOT_KEPT = ("/_/health", "/_/ready", "/_/limits")  # by any cache
 WRITES = ("PUT", "PATCH", "POST")
 CSP = "default-src 'none'; frame-ancestors 'none'; sandbox"
 
 
-def check_promises(method: str, answer: Answer) -> None:
+def check_promises(method: str, answer: Answer, target: str | bytes = "") -> None:
     """What the contract promises of every answer."""
     status, headers, body = answer
     assert headers["X-Content-Type-Options"] == "nosniff"
@@ -301,7 +304,7 @@ def check_promises(method: str, answer: Answer) -> None:
         is_replayed = "Idempotency-Replayed" in headers
         is_take = body.startswith(TAKEN) or (is_replayed and body == b'{"items":[]}\n')
         assert headers["Content-Type"] == "application/json"
-        assert headers["Cache-Control"] == ("no-store" if is_take else "no-cache")
+        assert headers["Cache-Control"] == ("no-store" if is_take or target in NOT_KEPT else "no-cache")
         return
     assert headers["Content-Type"] == "application/problem+json"
     assert status != 405 or "Allow" in headers

@@ -8,7 +8,7 @@ from importlib import import_module
 from itertools import combinations
 from pathlib import Path
 from pkgutil import iter_modules
-from time import time
+from time import perf_counter, time
 from typing import Any, NamedTuple
 
 import pytest
@@ -19,7 +19,7 @@ import kvstore.commands
 from kvstore.access.judging import is_plainly_permitted, judge
 from kvstore.access.principal import Principal
 from kvstore.access.rules import parse_rows
-from kvstore.access.views import Rules
+from kvstore.access.views import MAX_MEMBERSHIPS, Rules
 from kvstore.commands.base import Again
 from kvstore.commands.batch import Answered, Batch
 from kvstore.commands.bulk import GetMany, PutMany
@@ -27,6 +27,7 @@ from kvstore.commands.documents import Get, Put
 from kvstore.commands.guarded import Blind, Guarded
 from kvstore.commands.subscriptions import Follow, LongPoll
 from kvstore.core.errors import Problem
+from kvstore.core.paths import parse_path
 from kvstore.core.preconditions import NONE
 from kvstore.core.settings import Settings
 from kvstore.http.messages import Request, Response
@@ -48,10 +49,11 @@ def judged(rows: Sequence[Any], claims: Mapping[str, Any] | None, request: Reque
         decision = decision.command
     follow, guard = (decision, decision.permit) if isinstance(decision, Follow) else (None, decision)
     while isinstance(guard, Guarded):
-        asked = [path.text for path in guard.asked if path.namespace == guard.asked[0].namespace]
-        assert len(guard.keys) == len(asked)
+        looked_up = guard.asked[: len(guard.keys)]
+        assert guard.keys == tuple(path.keys.document for path in looked_up)
+        assert len({path.namespace for path in looked_up}) == 1, "one slot"
         try:
-            outcome: Any = guard.outcome([int(path in (stored or set())) for path in asked])
+            outcome: Any = guard.outcome([int(path.text in (stored or set())) for path in looked_up])
         except Problem as problem:
             return Response(problem.status, (), problem.body())
         guard = outcome.command if isinstance(outcome, Again) else outcome
@@ -377,10 +379,66 @@ def test_batches(
         assert status_of(decision) == 422  # two writes of one document, one of which must read first
 
 
+# --- Bounds -------------------------------------------------------------------------------------------------------------
+
+TEAMS = [f"t{number}" for number in range(1000)]
+
+
+def test_lookups_are_made_in_pieces() -> None:
+    """A script looks for 1,000 documents of one namespace at most, and each is looked for once."""
+    paths = tuple(parse_path(f"/{space}/m/{number}".encode()) for space in "ab" for number in range(1500))
+    step: Any = Guarded(paths, len)
+    sizes = []
+    while isinstance(step, Guarded):
+        sizes.append(len(step.keys))
+        outcome: Any = step.outcome([1] * len(step.keys))
+        step = outcome.command if isinstance(outcome, Again) else outcome
+    assert sizes == [1000, 500, 1000, 500]
+    assert step == 3000
+
+
+def test_a_right_depends_on_so_many_documents() -> None:
+    """A token with a thousand teams is a member of those that are looked up, and no request takes long."""
+    row = ["/r/$x/**", "in:/of/{teams}/in/{teams}/$x/", "user", "user"]
+    guard = decide(
+        Request("GET", b"/r/1/a", {}), Settings(), Rules(parse_rows([row])), Principal({"sub": "ada", "teams": TEAMS})
+    )
+    assert isinstance(guard, Guarded)
+    assert len(guard.asked) == MAX_MEMBERSHIPS
+
+
+@pytest.mark.parametrize("is_atomic", [True, False])
+def test_a_batch_needs_so_many_lookups(*, is_atomic: bool) -> None:
+    """One that needs more is refused as a whole; smaller ones are not."""
+    row = ["/r/$x/**", "in:/of/{teams}/$x/", "user", "user"]
+    for count, status in ((16, 0), (17, 413)):
+        requests = [{"method": "GET", "path": f"/r/{number}/a"} for number in range(count)]
+        body = json.dumps({"atomic": is_atomic, "requests": requests}).encode()
+        assert status_of(judged([row], {"sub": "ada", "teams": TEAMS}, Request("POST", b"/_/batch", {}, body))) == status
+
+
+def test_a_container_needs_so_many_lookups() -> None:
+    """Where more would decide on everything below it, it is refused, and soon."""
+    rows = [["/r/{teams}/{teams}/**", *["in:/of/{teams}/"] * 3], ["/**", "user", "user", "user"]]
+    began = perf_counter()
+    assert status_of(judged(rows, {"sub": "ada", "teams": TEAMS}, Request("GET", b"/r/", {}))) == 403
+    assert perf_counter() - began < 3  # some 100 ms
+
+
 # Commands that no request asks for: others lead to them, or they are a worker's.
 INTERNAL = {
     *("RegisterNamespace", "RecordReply", "DropEmptyNamespaces", "MoveDeadJobs", "FinishJob", "FinishAndTake", "InspectJob"),
-    *("GetLogPosition", "ReadChanges", "Release", "CoalescedPuts", "CoalescedGets", "Charge", "ClaimStreams", "ReleaseStream"),
+    *(
+        "GetLogPosition",
+        "ReadChanges",
+        "Release",
+        "CoalescedPuts",
+        "CoalescedGets",
+        "Charge",
+        "ClaimStreams",
+        "ReleaseStream",
+        "CheckReadiness",
+    ),
 }
 # Commands that are made of others, which are judged.
 MADE_OF_OTHERS = {"Idempotent", "Batch", "PutMany", "GetMany", "Guarded", "Blind"}

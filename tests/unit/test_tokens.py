@@ -11,8 +11,8 @@ import pytest
 
 from kvstore.access import jwks as jwks_module
 from kvstore.access.jwks import InvalidKeys, KeySource, parse_jwks
-from kvstore.access.principal import UnknownKey
-from kvstore.access.tokens import MAX_BYTES, TokenVerifier, issue
+from kvstore.access.principal import MAX_TOKEN_BYTES, UnknownKey
+from kvstore.access.tokens import TokenVerifier, issue
 from kvstore.core.errors import Unauthorized
 from kvstore.core.settings import InvalidSetting, Settings, read_settings
 from tests.support.providers import Provider
@@ -48,7 +48,7 @@ def test_a_bad_token(verifier: TokenVerifier, token: Callable[[], str]) -> None:
 def test_a_token_that_is_too_long_is_not_read(verifier: TokenVerifier) -> None:
     """One of 100 KB takes no longer than a look at its length, though its signature is right."""
     text = signed(more="x" * 100_000)
-    assert len(text) > MAX_BYTES
+    assert len(text) > MAX_TOKEN_BYTES
     began = time.perf_counter()
     for _ in range(1000):
         with pytest.raises(Unauthorized, match="bytes"):

@@ -1,0 +1,58 @@
+"""Whether Redis answers in time, for all who ask that in one event loop.
+
+Anyone may ask, without a token and as often as he likes. So Redis gets one command at a time, and all who ask meanwhile get
+the answer to that one.
+"""
+
+import asyncio
+from typing import Any
+
+from kvstore.commands.base import Command, Outcome
+from kvstore.core.errors import Problem, unavailable
+from kvstore.stores.pipelined import AsyncStore
+from kvstore.stores.redis_connection import Context, Done
+
+READY_S = 1.0  # for Redis to answer; usual health checks wait 5 s or longer
+
+
+class Readiness:
+    """The checks of one event loop."""
+
+    def __init__(self, store: AsyncStore) -> None:
+        self._store = store
+        self._check: asyncio.Task[Any] | None = None  # that is with Redis; it may take longer than who asks will wait
+        self._asking: set[asyncio.Task[None]] = set()
+
+    def submit(self, check: Command[Outcome], done: Done[Context, Outcome], context: Context) -> None:
+        """As PipelinedStore.submit."""
+        task = asyncio.get_running_loop().create_task(self._submit(check, done, context))
+        self._asking.add(task)
+        task.add_done_callback(self._asking.discard)
+
+    async def _submit(self, check: Command[Outcome], done: Done[Context, Outcome], context: Context) -> None:
+        outcome: Outcome | Exception
+        try:
+            outcome = await self.outcome(check)
+        except Exception as error:
+            outcome = error
+        done(context, outcome)
+
+    async def outcome(self, check: Command[Outcome]) -> Outcome:
+        """Return the outcome, or that of the check that is with Redis already; raises StoreUnavailable within READY_S."""
+        if self._check is None or self._check.done():
+            self._check = asyncio.ensure_future(self._store.execute(check))
+            self._check.add_done_callback(_noted)
+        task: asyncio.Task[Outcome] = self._check
+        await asyncio.wait((task,), timeout=READY_S)
+        if not task.done():
+            raise unavailable(f"Redis has not answered within {READY_S:.0f} s; try again")
+        try:
+            return task.result()
+        except Problem as problem:
+            raise unavailable(problem.detail) from None
+
+
+def _noted(task: asyncio.Task[Any]) -> None:
+    """Look at the exception of a check that nobody waited for to the end: asyncio would report it as forgotten."""
+    if not task.cancelled():
+        task.exception()

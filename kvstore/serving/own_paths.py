@@ -1,0 +1,45 @@
+"""The service's own paths that are open to anyone.
+
+They are answered before anything else is looked at: the token of a request, which may be a bad one, the rules, and rates. So
+whoever watches the service needs no token, and is not refused for what others have sent from his address.
+"""
+
+from collections.abc import Callable
+
+from kvstore.commands.readiness import CheckReadiness
+from kvstore.core.errors import MethodNotAllowed, Problem
+from kvstore.core.paths import parse_path, split_target
+from kvstore.core.settings import Settings
+from kvstore.http.cors import preflight
+from kvstore.http.messages import SAFE, Request, Response
+from kvstore.http.protocol import HEALTH_PATH, LIMITS_PATH, OK, READY_PATH
+from kvstore.serving.limits import render_limits
+
+OPEN: dict[str, Callable[[Settings], Response | CheckReadiness]] = {
+    HEALTH_PATH: lambda _: OK,  # this process is alive, since it answers
+    READY_PATH: lambda _: CheckReadiness(),
+    LIMITS_PATH: render_limits,
+}
+_ALLOW = "GET, HEAD, OPTIONS"
+_MAY_BE_OWN = (b"/_", b"/%", b"h", b"H")  # the escape of `_`, and the absolute form, are spellings too
+
+
+def answer(request: Request, settings: Settings) -> Response | CheckReadiness | None:
+    """Return the response to a request for one of these paths, or what to ask Redis; None for other paths.
+
+    Raises MethodNotAllowed.
+    """
+    if not request.target.startswith(_MAY_BE_OWN):  # most requests
+        return None
+    try:
+        path = parse_path(split_target(request.target)[0]).text
+    except Problem:  # protocol.parse() says what is wrong with it
+        return None
+    found = OPEN.get(path)
+    if found is None:
+        return None
+    if request.method == "OPTIONS":
+        return Response(204, (("Allow", _ALLOW), *preflight(request, "GET, HEAD"), *SAFE))
+    if request.method not in ("GET", "HEAD"):
+        raise MethodNotAllowed(f"{path} allows {_ALLOW}; send one of these methods", headers={"Allow": _ALLOW})
+    return found(settings)
