@@ -4,6 +4,7 @@ Commands of one namespace that follow each other are one script. A command that 
 an atomic batch, and the batch starts again if another writer was faster.
 """
 
+from collections import Counter
 from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
 from kvstore.commands.base import (
@@ -240,9 +241,9 @@ def check_atomic(steps: list[Step[Answer]]) -> None:
     commands = [step for step in steps if not isinstance(step, Answered)]
     if len({command.path.namespace for command in commands}) > 1:
         raise NotInBatch('the requests of an atomic batch must have paths with the same first segment; or send "atomic":false')
-    paths = [command.path.text for command in commands if not isinstance(command, ConditionalGet)]
+    times = Counter(command.path.text for command in commands if not isinstance(command, ConditionalGet))
     for command in commands:
-        if isinstance(command, Edit) and paths.count(command.path.text) > 1:
+        if isinstance(command, Edit) and times[command.path.text] > 1:
             raise NotInBatch(
                 f"an atomic batch cannot write {command.path.text} more than once if one of the writes is a nested merge patch"
                 ' or a JSON Patch; send one write for it, or "atomic":false'
