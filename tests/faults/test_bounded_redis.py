@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 import redis
 
+from tests.support.faulty import hasten
 from tests.support.heaviest import CASES, Bench, Case
 from tests.support.inprocess import InProcess
 from tests.support.measures import TWICE_AND_A_BIT, Scripts, longest_turn_s, scripts, worker_s
@@ -78,8 +79,9 @@ def test_no_script_holds_redis_up(bench: Bench, case: Case) -> None:
 
 
 @pytest.fixture
-def looped(started: Callable[[str], Any], backing: redis.Redis) -> Iterator[Bench]:
-    """The service on an event loop of this process, on an empty Redis."""
+def looped(started: Callable[[str], Any], backing: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    """The service on an event loop of this process, on an empty Redis; whoever asks waits, however busy the machine is."""
+    hasten(monkeypatch, 60)
     url = started("redis").url
     running = InProcess(url)
     yield Bench(running, backing, url)
