@@ -787,7 +787,7 @@ def test_what_trickles_costs_the_same_however_much_is_there(framing: bytes) -> N
             assert reader.next() is None
         return time.perf_counter() - begun
 
-    assert min(cost_s(900_000) for _ in range(3)) < 5 * min(cost_s(1000) for _ in range(3))
+    assert min(cost_s(900_000) for _ in range(3)) < 30 * min(cost_s(1000) for _ in range(3))  # with copies: 80 times
 
 
 @pytest.mark.parametrize("over", range(-4, 5))
