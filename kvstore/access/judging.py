@@ -93,21 +93,18 @@ def _holds(clauses: Clauses, found: frozenset[str]) -> bool:
 
 def _case(command: Any, view: View) -> _Case:
     """Return what a command depends on; raises Unauthorized or Forbidden if it is refused whatever is stored."""
-    inner: Any = command.command if isinstance(command, Idempotent) else command
-    needs, shown = [], frozenset[frozenset[str]]()
-    for touch in inner.touches:
+    asked: Any = command.command if isinstance(command, Idempotent) else command
+    inner, needs, shown = asked, [], frozenset[frozenset[str]]()
+    for touch in asked.touches:
         clauses, members = view.verdict(touch)
         if clauses:
             if frozenset() in clauses:
                 raise _refusal(touch, view)
             needs.append((touch, clauses))
         if members:
-            made = _with_members(inner, members, view)
-            if made is not inner:
-                if isinstance(command, Idempotent):
-                    made = made._replace(once=True)
-                command = command._replace(command=made) if isinstance(command, Idempotent) else made
-                inner = made
+            inner = _with_members(inner, members, view)
+    if inner is not asked:  # an Edit
+        command = command._replace(command=inner._replace(once=True)) if isinstance(command, Idempotent) else inner
     if isinstance(inner, Put | Post):
         for touch in inner.shows:
             shown |= view.verdict(touch).clauses
@@ -117,7 +114,7 @@ def _case(command: Any, view: View) -> _Case:
 def _judge_one(command: Command[Any], view: View) -> Command[Any]:
     case = _case(command, view)
     if not case.needs and not case.shown:
-        return command if case.command is command else case.command
+        return case.command
     documents = case.documents()
     if not documents:
         return case.decided(frozenset())

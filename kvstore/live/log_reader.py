@@ -20,9 +20,7 @@ log = logging.getLogger("kvstore")
 
 IDLE_S = 60.0  # between reads of a log that does not grow, where Redis reports when one does
 POLL_S = 0.2  # between reads where it does not: a cluster, fakeredis, a Redis that refuses to track
-CHECK_S = (
-    2.0  # between reads of some log: a connection on which we only wait for reports may be dead, and nothing else would show
-)
+CHECK_S = 2.0  # between reads of some log: nothing else would show that a connection on which we only listen is dead
 PAUSE_S = 0.001  # between reads of a log that grows all the time, so that one read finds several changes
 RETRY_S = 0.3  # after an error of Redis
 SPREAD_S = 1.0  # over which the reads of all logs are spread after a lost connection

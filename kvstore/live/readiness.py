@@ -1,7 +1,7 @@
 """Whether Redis answers in time, for all who ask that in one event loop.
 
-Anyone may ask, without a token and as often as he likes. So Redis gets one command at a time, and all who ask meanwhile get
-the answer to that one.
+Anyone may ask, without a token and without a limit. So Redis gets one command at a time, and all requests that come meanwhile
+share its answer.
 """
 
 import asyncio

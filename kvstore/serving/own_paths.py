@@ -1,7 +1,7 @@
 """The service's own paths that are open to anyone.
 
-They are answered before anything else is looked at: the token of a request, which may be a bad one, the rules, and rates. So
-whoever watches the service needs no token, and is not refused for what others have sent from his address.
+They are answered before the token of a request, the rules and rates are looked at. So a load balancer needs no token, and is
+not refused for what other clients have sent from its address.
 """
 
 from collections.abc import Callable
