@@ -21,6 +21,31 @@ from kvstore.stores.redis_connection import Context, Done
 from kvstore.stores.redis_errors import LOOP_ERRORS, all_busy, problem_of, too_many_waiting
 
 
+class Submissions:
+    """Commands that were submitted, each executed in a task of its own."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def add(self, executing: Awaitable[Outcome], done: Done[Context, Outcome], context: Context) -> None:
+        """Call `done(context, outcome)` with what is awaited, or with its exception."""
+        task = asyncio.get_running_loop().create_task(self._run(executing, done, context))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def wait(self) -> None:
+        """Wait until all of them are done."""
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _run(self, executing: Awaitable[Outcome], done: Done[Context, Outcome], context: Context) -> None:
+        outcome: Outcome | Exception
+        try:
+            outcome = await executing
+        except Exception as error:
+            outcome = error
+        done(context, outcome)
+
+
 class PooledStore:
     """A store on a client of redis.asyncio. `connect` makes the client, when the first command comes."""
 
@@ -29,21 +54,11 @@ class PooledStore:
         self._client: Any = None
         self._turns = asyncio.Semaphore(MAX_POOLED_CONNECTIONS)
         self._waiting = self._waiting_bytes = 0  # commands without a reply
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._submissions = Submissions()
 
     def submit(self, command: Command[Outcome], done: Done[Context, Outcome], context: Context) -> None:
         """As PipelinedStore.submit."""
-        task = asyncio.get_running_loop().create_task(self._submit(command, done, context))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _submit(self, command: Command[Outcome], done: Done[Context, Outcome], context: Context) -> None:
-        outcome: Outcome | Exception
-        try:
-            outcome = await self.execute(command)
-        except Exception as error:
-            outcome = error
-        done(context, outcome)
+        self._submissions.add(self.execute(command), done, context)
 
     async def execute(self, command: Command[Outcome]) -> Outcome:
         """Execute a command and those that follow it, and return the outcome; raises Problem."""
@@ -96,7 +111,7 @@ class PooledStore:
 
     async def close(self) -> None:
         """Wait for what runs and close the connections."""
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._submissions.wait()
         if self._client is not None:
             await close_pooled_client(self._client)
 

@@ -168,9 +168,10 @@ def test_the_clients_of_clusters_do_not_queue_without_limit() -> None:
         for _ in range(3):
             await asyncio.sleep(0)
         refused = len(outcomes)
-        for task in store._tasks:
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*store._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         assert refused == 5000
 
     with suppress(asyncio.CancelledError):

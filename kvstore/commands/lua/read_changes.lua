@@ -2,10 +2,10 @@
 -- KEYS   1 log  2 expiry  3 released
 -- ARGV   1 the place  2 most changes  3 what stands before a name in the documents' keys  4 most bytes, about
 --        5 'live' for who has followed since that place: with changes whose documents have gone a moment ago; else ''
--- reply  {'again'} where so many documents have expired that Redis does something else in between; {'entries', entries of the log, the ms until the next document expires (-1: none does), the place in what is released,
---        'more' where that is not all, else nil, where there are none and the place is no entry: the place from now on},
---        {'lost'} where the log does not hold all of them, or not the place: it was trimmed, or Redis was emptied, or it has
---        come back with an older state
+-- reply  {'again'} where so many documents have expired that Redis does something else in between; {'entries', entries of the
+--        log, the ms until the next document expires (-1: none does), the place in what is released, 'more' where that is not
+--        all, else nil, where there are none and the place is no entry: the place from now on}, {'lost'} where the log does not
+--        hold all of them, or not the place: it was trimmed, or Redis was emptied, or it has come back with an older state
 
 local MOST_EXPIRED = 1000 -- documents, in one call
 
