@@ -138,10 +138,20 @@ def open_runtime(settings: Settings, rules: Rules | None = None) -> Runtime:
     return Runtime(settings, store, hub, LongPolls(store, hub), Readiness(store), rules, open_gate(settings))
 
 
+def mounted(settings: Settings, principal: object, source: RulesSource | None) -> tuple[Settings, Rules | None]:
+    """Return the settings and the rules of a service in an application, which may say itself who asks: `principal`.
+
+    Then tokens do not. Raises InvalidSetting.
+    """
+    if principal is None:
+        return settings, rules_of(settings, source)
+    return replace(settings, is_open=True), _given_rules(settings, source)
+
+
 def rules_of(settings: Settings, source: RulesSource | None = None) -> Rules | None:
     """Return the rules that judge who has a token, None if access is open; raises InvalidSetting."""
     if not settings.is_open:
-        return mounted_rules(settings, source)
+        return _given_rules(settings, source)
     if (settings.rules or source is not None) and not (settings.secrets or settings.jwks):
         raise InvalidSetting(
             "there are rules, and nothing says who asks: set KVSTORE_SECRET or KVSTORE_JWKS, or give principal="
@@ -149,7 +159,7 @@ def rules_of(settings: Settings, source: RulesSource | None = None) -> Rules | N
     return None
 
 
-def mounted_rules(settings: Settings, source: RulesSource | None) -> Rules:
+def _given_rules(settings: Settings, source: RulesSource | None) -> Rules:
     """Return the rules that an application gives, otherwise those of the settings, otherwise none; raises InvalidSetting."""
     return read_rules(source if source is not None else settings.rules or [])
 

@@ -7,7 +7,6 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import replace
 from inspect import isawaitable
 from typing import Any
 
@@ -20,7 +19,7 @@ from kvstore.http.gate import FetchKeys
 from kvstore.http.hosts import is_loopback
 from kvstore.http.messages import MAX_BODY_BYTES, Headers, Request, Response
 from kvstore.http.protocol import Outcome, render
-from kvstore.runtime import ClientGone, RulesSource, Runtime, locate, mounted_rules, open_runtime, rules_of
+from kvstore.runtime import ClientGone, RulesSource, Runtime, locate, mounted, open_runtime
 from kvstore.serving.buffered_stream import BufferedStream
 from kvstore.serving.exchange import Asked, add_field, decide, decide_for_host, respond, stream_fields, too_large
 from kvstore.serving.mount import below_mount
@@ -54,10 +53,7 @@ class Application:
     def open(self) -> Runtime:
         """Return what serves the requests of this event loop; raises InvalidSetting or StartFailed."""
         if self._runtime is None:
-            settings = read_settings(self._environ)
-            if self._principal:  # the application says who asks, so tokens do not
-                settings = replace(settings, is_open=True)
-            rules = mounted_rules(settings, self._rules) if self._principal else rules_of(settings, self._rules)
+            settings, rules = mounted(read_settings(self._environ), self._principal, self._rules)
             self._runtime = open_runtime(locate(settings), rules)
             self._log = open_log(settings)
         return self._runtime

@@ -32,7 +32,7 @@ from kvstore.http.gate import FetchKeys, Gate, open_gate
 from kvstore.http.hosts import is_loopback
 from kvstore.http.messages import MAX_BODY_BYTES, Request, Response, refuse
 from kvstore.http.protocol import Outcome, render
-from kvstore.runtime import ClientGone, RulesSource, Runtime, connect, mounted_rules, open_runtime, rules_of
+from kvstore.runtime import ClientGone, RulesSource, Runtime, connect, mounted, open_runtime
 from kvstore.serving.background import Background
 from kvstore.serving.bounds import MAX_FLASK_STREAMS
 from kvstore.serving.buffered_stream import BufferedStream
@@ -309,10 +309,7 @@ def blueprint(*, principal: Callable[[], Claims | None] | None = None, rules: Ru
     who asks: claims, or None for nobody. It is called in the context of a request, without arguments. Then `rules` judge what
     they ask for: a file, or a list of rows.
     """
-    settings = read_settings(os.environ)
-    if principal:  # the application says who asks, so tokens do not
-        settings = replace(settings, is_open=True)
-    judging = mounted_rules(settings, rules) if principal else rules_of(settings, rules)
+    settings, judging = mounted(read_settings(os.environ), principal, rules)
     store, settings = connect(settings)
     limited = replace(settings, max_streams=min(settings.max_streams, MAX_FLASK_STREAMS))
     background = Background(lambda: open_runtime(limited, judging))
