@@ -262,12 +262,15 @@ def _idempotent(
     if not 1 <= len(key) <= MAX_KEY_CHARACTERS:
         raise InvalidRequest(f"an Idempotency-Key must have 1 to {MAX_KEY_CHARACTERS} characters")
     asked = (request.method, request.target, request.body, *(request.headers.get(name) for name in _ASKED_BY))
-    owned = key
-    if request.subject is not None:  # its keys are its own
-        asked, owned = (*asked, request.subject), repr((request.subject, key))
-    fingerprint = hashlib.sha256(repr(asked).encode()).hexdigest()
-    kept = own_key(path, "idempotency:" + hashlib.sha256(owned.encode("utf-8", "backslashreplace")).hexdigest())
-    return Idempotent(command, kept, fingerprint, reader=reader)
+    owner = ""
+    if request.subject is not None:  # its keys are its own: no key of another client has a colon here
+        asked, owner = (*asked, request.subject), _digest(request.subject) + ":"
+    kept = own_key(path, f"idempotency:{owner}{_digest(key)}")
+    return Idempotent(command, kept, _digest(repr(asked)), reader=reader)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
 
 
 # The header fields that belong to the request for its Idempotency-Key: with another value it is another request.

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from hashlib import sha256
 from time import monotonic
 from typing import Any
 
@@ -288,6 +289,15 @@ def test_the_keys_of_two_subjects_are_separate(ask: Ask) -> None:
     assert again.headers["Idempotency-Replayed"] == "true"
     assert ask(EVE, "POST", "/public/", {"n": 2}, Idempotency_Key="k").status == 422
     assert ask({"sub": "eda"}, "POST", "/public/", {"n": 2}, Idempotency_Key="k").status == 201
+
+
+@on_ruled
+def test_no_key_is_another_subject_s(ask: Ask) -> None:
+    """However a client whose token names no subject spells its key, it takes nobody else's key."""
+    digest = sha256(b"ada").hexdigest()
+    for key in (repr(("ada", "k")), "ada:k", f"{digest}:k"):
+        assert ask({"roles": []}, "POST", "/public/", {"n": 0}, Idempotency_Key=key).status == 201
+    assert ask(ADA, "POST", "/public/", {"n": 1}, Idempotency_Key="k").status == 201
 
 
 @on_ruled
