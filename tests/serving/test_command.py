@@ -351,8 +351,10 @@ def test_the_memory_of_the_embedded_server(directory: Path) -> None:
     try:
         statuses = [served.request("PUT", f"/ns/{n}", body=b'"%b"' % (b"x" * 1_000_000)).status for n in range(20)]
         assert {*statuses} == {201, 507}
-        assert statuses == sorted(statuses), "once it is full it stays full"
-        assert served.request("GET", "/ns/0").status == 200
+        assert statuses[0] == 201
+        # Redis gives the buffers of its connections back from time to time, so one more may fit after one that did not.
+        kept = [served.request("GET", f"/ns/{n}").status for n in range(20)]
+        assert kept == [200 if status == 201 else 404 for status in statuses]
     finally:
         served.kill()
     half = embedded.start(directory / "half")
