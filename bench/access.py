@@ -13,13 +13,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from bench import measure
+from bench import inside, measure
 from bench.measure import METHODS
 from kvstore.access.tokens import issue
 from kvstore.core.settings import read_settings
 
 CONNECTIONS = (32, 128)
-WORKERS = 2
 DOCUMENTS = 10_000
 ROWS = 20
 SECRET = {"KVSTORE_SECRET": "a secret of the benchmark, 32 bytes and more".replace(" ", "-")}
@@ -50,14 +49,8 @@ def variants(directory: Path) -> list[Variant]:
 
 @contextmanager
 def service(directory: Path, variant: Variant) -> Iterator[int]:
-    """The service of a variant, on a Redis of its own, with documents 1 to DOCUMENTS: the port."""
-    directory.mkdir()
-    log = directory / "kvstore.log"
-    with (
-        measure.redis_server(directory) as (client, redis_at),
-        measure.kvstore(log, WORKERS, REDIS_URL=f"unix://{redis_at}", **variant.environment) as (process, port),
-    ):
-        measure.wait_for(lambda: measure.answers(port), process, log)
+    """The service of a variant with documents 1 to DOCUMENTS: the port."""
+    with inside.service(directory, **variant.environment) as (client, port, _):
         measure.fill(client, "/bench/@", range(1, DOCUMENTS + 1), measure.BODY.encode())
         yield port
 
@@ -102,7 +95,7 @@ def run(rounds: int, seconds: int) -> dict[str, Any]:
     return {
         "when": time.strftime("%Y-%m-%d"),
         "machine": facts,
-        "workers": WORKERS,
+        "workers": inside.WORKERS,
         "rounds": rounds,
         "seconds": seconds,
         "variants": results,

@@ -46,13 +46,13 @@ class Case:
 
 
 @contextmanager
-def service(directory: Path) -> Iterator[tuple[Any, int, int]]:
-    """A Redis of its own and the service on it: the Redis client, the port, and the pid of the service's master."""
+def service(directory: Path, **environment: str) -> Iterator[tuple[Any, int, int]]:
+    """A Redis of its own and the service on it, with settings: the Redis client, the port, and the pid of its master."""
     directory.mkdir()
     log = directory / "kvstore.log"
     with (
         measure.redis_server(directory) as (client, redis_at),
-        measure.kvstore(log, WORKERS, REDIS_URL=f"unix://{redis_at}") as (process, port),
+        measure.kvstore(log, WORKERS, REDIS_URL=f"unix://{redis_at}", **environment) as (process, port),
     ):
         measure.wait_for(lambda: measure.answers(port), process, log)
         yield client, port, process.pid
