@@ -78,6 +78,20 @@ def split_target(target: bytes) -> tuple[bytes, bytes]:
     return path, query
 
 
+def own_path(target: bytes) -> str | None:
+    """Return the path of a raw request target if it is one of the service's own, `/_/…`; None for others, and bad ones."""
+    if not target.startswith(_MAY_BE_SERVICES):  # most targets
+        return None
+    try:
+        path = parse_path(split_target(target)[0]).text
+    except (InvalidPath, PathTooLong):
+        return None
+    return path if path.startswith("/_/") else None
+
+
+_MAY_BE_SERVICES = (b"/_", b"/%", b"h", b"H")  # the escape of `_`, and the absolute form, are spellings too
+
+
 def escape(decoded: bytes) -> bytes:
     """Percent-encode a decoded request path, for a server that does not keep the raw one. There %2F has become a slash."""
     return quote(decoded, safe="/" + _LITERAL).encode()

@@ -20,6 +20,7 @@ from kvstore.commands.charges import Charge, StreamPlace
 from kvstore.commands.guarded import unwrapped
 from kvstore.commands.subscriptions import Follow, LongPoll
 from kvstore.core.errors import MethodNotAllowed, Problem, Unauthorized, unavailable
+from kvstore.core.paths import own_path
 from kvstore.core.settings import InvalidSetting, Rate, Settings
 from kvstore.http.cors import check_origin, check_session_origin, preflight
 from kvstore.http.credentials import NO_STORE, Credentials, bearer_in, credentials_in, render_issued, session_cookie
@@ -29,7 +30,7 @@ if TYPE_CHECKING:  # PyJWT is loaded where there are tokens
     from kvstore.access.jwks import KeySource
     from kvstore.access.tokens import TokenVerifier
 
-SESSION_PATH, VISITORS_PATH = b"/_/session", b"/_/visitors"
+SESSION_PATH, VISITORS_PATH = "/_/session", "/_/visitors"
 BAD_TOKENS = Rate(20, 60)  # of one address
 NEW_VISITORS = Rate(60, 60)  # of one address: a class of pupils behind one comes in
 
@@ -61,7 +62,7 @@ class Gate:
         return (
             self._has_secrets_only
             and b"?" not in request.target
-            and not request.target.startswith(b"/_/")
+            and own_path(request.target) is None
             and (principal.expires_at_s is None or principal.expires_at_s > time())
         )
 
@@ -76,11 +77,11 @@ class Gate:
         """Find out who asks; None if the request goes on. Raises Problem."""
         if self._verifier is None:
             return None
-        if request.target.startswith(b"/_/"):
-            if _is_at(request, SESSION_PATH):
-                return self._session(request)
-            if _is_at(request, VISITORS_PATH) and self._settings.visitors_ttl_s:
-                return self._visitor(request)
+        path = own_path(request.target)
+        if path == SESSION_PATH:
+            return self._session(request)
+        if path == VISITORS_PATH and self._settings.visitors_ttl_s:
+            return self._visitor(request)
         if request.method == "OPTIONS":  # a preflight carries no token
             return None
         credentials = credentials_in(request)
@@ -197,10 +198,6 @@ def _open_verifier(settings: Settings) -> "TokenVerifier":
     except (OSError, ValueError) as error:
         raise InvalidSetting(f"KVSTORE_JWKS cannot be used: {error}") from None
     return TokenVerifier(settings.secrets, keys, settings.audience)
-
-
-def _is_at(request: Request, path: bytes) -> bool:
-    return request.target == path or request.target.startswith(path + b"?")
 
 
 def _not_allowed(allow: str) -> Problem:

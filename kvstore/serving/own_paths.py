@@ -7,8 +7,8 @@ not refused for what other clients have sent from its address.
 from collections.abc import Callable
 
 from kvstore.commands.readiness import CheckReadiness
-from kvstore.core.errors import MethodNotAllowed, Problem
-from kvstore.core.paths import parse_path, split_target
+from kvstore.core.errors import MethodNotAllowed
+from kvstore.core.paths import own_path
 from kvstore.core.settings import Settings
 from kvstore.http.cors import preflight
 from kvstore.http.messages import SAFE, Request, Response
@@ -21,7 +21,6 @@ OPEN: dict[str, Callable[[Settings], Response | CheckReadiness]] = {
     LIMITS_PATH: render_limits,
 }
 _ALLOW = "GET, HEAD, OPTIONS"
-_MAY_BE_OWN = (b"/_", b"/%", b"h", b"H")  # the escape of `_`, and the absolute form, are spellings too
 
 
 def answer(request: Request, settings: Settings) -> Response | CheckReadiness | None:
@@ -29,13 +28,8 @@ def answer(request: Request, settings: Settings) -> Response | CheckReadiness | 
 
     Raises MethodNotAllowed.
     """
-    if not request.target.startswith(_MAY_BE_OWN):  # most requests
-        return None
-    try:
-        path = parse_path(split_target(request.target)[0]).text
-    except Problem:  # protocol.parse() says what is wrong with it
-        return None
-    found = OPEN.get(path)
+    path = own_path(request.target)
+    found = OPEN.get(path) if path else None
     if found is None:
         return None
     if request.method == "OPTIONS":

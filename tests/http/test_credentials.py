@@ -283,6 +283,7 @@ def test_a_session(ask: Ask) -> None:
     assert found
     assert found[1] == token
     assert ask("PUT", "/own/ada/a", cookie(found[1]), b"1").status == 201
+    assert ask("POST", "/%5F/sessio%6E", bearer(token)).status == 204, "in any spelling of the path"
     secure = ask("POST", "/_/session", [*bearer(token), ("X-Forwarded-Proto", "https")])
     assert "; Secure;" in secure.headers["Set-Cookie"]
     for headers in ([], cookie(token), cookie("bad")):
