@@ -68,7 +68,6 @@ from kvstore.http.presence import parse_hold
 from kvstore.http.queues import MAX_WAIT_S, render_held, render_taken
 
 BATCH_PATH, HEALTH_PATH, READY_PATH, LIMITS_PATH = "/_/batch", "/_/health", "/_/ready", "/_/limits"
-OPEN_PATHS = frozenset({HEALTH_PATH, READY_PATH, LIMITS_PATH})  # serving/own_paths.py answers them before parse() is asked
 
 MAX_KEY_CHARACTERS = 255  # of an Idempotency-Key
 
@@ -238,7 +237,7 @@ def _in_batch(request: Request, settings: Settings) -> Command[Outcome] | Respon
     path = parse_path(split_target(request.target)[0]).text
     if path == BATCH_PATH:  # before its body is parsed, which may nest further
         raise NotInBatch("a batch cannot contain a batch; put its requests into the outer one, or send it by itself")
-    if path in OPEN_PATHS:
+    if path.startswith("/_/"):
         raise NotInBatch(f"a batch cannot contain {path}; send the request by itself")
     check_no_token(request, settings)
     command = parse(request, settings)

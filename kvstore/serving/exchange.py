@@ -19,7 +19,7 @@ from kvstore.core.settings import Settings
 from kvstore.http.cors import shown_to
 from kvstore.http.gate import FetchKeys, Gate
 from kvstore.http.hosts import check_host
-from kvstore.http.messages import MAX_BODY_BYTES, Headers, Request, Response, refuse
+from kvstore.http.messages import MAX_BODY_BYTES, Headers, Request, Response, refuse_to
 from kvstore.http.protocol import STREAM, Outcome, parse, render
 from kvstore.serving import own_paths
 
@@ -102,7 +102,7 @@ def respond(request: Request, outcome: Outcome | Exception, settings: Settings) 
             raise outcome
         response = render(request, outcome)
     except Exception as error:
-        response = refuse(problem_in(error))
+        response = refuse_to(request, problem_in(error))
     if request.caller and request.caller.quota and response.status != TooManyRequests.status:
         response = response._replace(headers=response.headers + request.caller.quota.fields)
     return _show(request, response, settings) if "origin" in request.headers else response
