@@ -53,6 +53,7 @@ from kvstore.http.messages import (
     DOCUMENT,
     EVENT_STREAM,
     MAX_TARGET_BYTES,
+    NO_PARAMETERS,
     SAFE,
     Headers,
     Query,
@@ -116,13 +117,13 @@ def parse(request: Request, settings: Settings) -> Command[Outcome] | Follow | F
     if raw_path == b"*" and method == "OPTIONS":
         return _options(request, ALLOW_DOCUMENT)
     path = parse_path(raw_path)
-    if path.text.startswith("/_/") or path.text == "/_":
+    if path.namespace == "_" or path.text == "/_":
         if path.text == BATCH_PATH:
             return _batch(request, path, settings)
         if path.text == FOLLOW_PATH:
             return _follow_many(request, raw_query, settings)
         raise NotFound("thing doesn't exist: paths below /_/ belong to the service, which has nothing at this path")
-    query = parse_query(raw_query)
+    query = parse_query(raw_query) if raw_query else NO_PARAMETERS
     if method == "GET" and accepts(request.headers, EVENT_STREAM):
         return parse_follow(request, path, query, settings)
     if method == "GET" and not query and not path.is_container and "prefer" not in request.headers:
