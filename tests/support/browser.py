@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-
 from pathlib import Path
 from typing import Any
 

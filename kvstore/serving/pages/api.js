@@ -181,14 +181,18 @@ export async function follow(path, position, signal, on, query = "") {
   return null
 }
 
+/** The time in ms at which a TTL in s ends; null for none. */
+export const expiry = ttl => (ttl < Infinity ? Date.now() + 1000 * ttl : null)
+
 function event(text) {
   const tree = parse(text)
   const of = (name) => member(tree, name)
-  const ttl = Number(of("ttl")?.text)
+  const ttl = Number(of("ttl")?.text) || Infinity
   return {
     path: of("path")?.value,
     etag: of("etag")?.value ?? null,
-    expires: ttl ? Date.now() + 1000 * ttl : null,
+    ttl,
+    expires: expiry(ttl),
     node: of("value"),
     bytes: text.length,
   }

@@ -1,7 +1,7 @@
 // A container: a table of its members, its queue, who is there, and what changes.
 
 import {canonical, curl, encodeSegment, follow, send, shown} from "./api.js"
-import {VirtualList, button, clock, countdown, h, mark, number, openDialog, soon, toast} from "./dom.js"
+import {VirtualList, button, clock, countdown, h, icon, mark, number, openDialog, soon, toast} from "./dom.js"
 import {editorView} from "./editor.js"
 import {member, parse, preview, write} from "./json.js"
 import {Listing, onEvent, watch} from "./live.js"
@@ -11,6 +11,8 @@ const ROW = 36 // px
 const MAX_COLUMNS = 6
 const SEARCHED = 5000 // rows that are loaded by themselves while a filter hides most of them
 const POLL_MS = 2000 // a lease sends no event
+const ROOT_POLL_MS = 3000 // nor does the root
+const HELD_S = 60 // what a stream holds expires sooner, or is held again
 const LOGGED = 500 // changes that are kept for the screen
 
 const log = [] // the last changes of all that is followed, newest first
@@ -35,10 +37,10 @@ export class ContainerView {
     const tabs = Object.entries(TABS).filter(([tab]) => !isRoot || tab === "documents" || tab === "changes")
     const links = tabs.map(([tab, label]) => h("a", {href: href(tab), "aria-current": tab === this.tab ? "page" : null}, label))
     const actions = [
-      button("New document", () => this.create(), {class: "primary"}),
+      button("New", () => this.create(), {class: "primary", "aria-label": "New document"}),
       importButton(this.path, this.page.setCurl),
       button("Export", () => exportTo(this.path, this.page.setCurl)),
-      isRoot ? null : button("Delete all", () => this.deleteAll(), {class: "danger"}),
+      isRoot ? button("Root document", () => this.page.go("/?document")) : button("Delete all", () => this.deleteAll(), {class: "danger"}),
     ]
     this.body = h("div", {class: "body"})
     this.element.replaceChildren(this.page.title(this.path, ...actions), h("nav", {class: "tabs", "aria-label": "Views of this container"}, links), this.body)
@@ -69,7 +71,7 @@ export class ContainerView {
       this.draw()
     }})
     const order = h("select", {"aria-label": "Order", onchange: () => this.list(order.value === "desc")},
-      h("option", {value: "asc"}, "First names first"), h("option", {value: "desc"}, "Last names first"))
+      h("option", {value: "asc"}, "A to Z"), h("option", {value: "desc"}, "Z to A"))
     this.count = h("span", {class: "muted", role: "status"})
     this.head = h("div", {class: "head", role: "row"})
     this.table = new VirtualList({class: "grid", role: "rowgroup"}, ROW, index => this.row(index), () => this.nearEnd())
@@ -77,6 +79,7 @@ export class ContainerView {
     this.body.replaceChildren(h("div", {class: "toolbar"}, filter, order, this.count), table)
     this.show = () => this.showTable()
     this.list(false)
+    if (this.path === "/") this.timer = setInterval(() => document.hidden || this.listing.refresh(), ROOT_POLL_MS)
   }
 
   list(descending) {
@@ -132,7 +135,7 @@ export class ContainerView {
     const item = this.rows[index]
     const build = () => {
       const label = shown(item.name)
-      const name = h("span", {role: "cell", class: "name"}, h("a", {href: `#${item.path}`, title: item.path}, h("bdi", null, label)))
+      const name = h("span", {role: "cell", class: "name"}, icon(item.isContainer ? "folder" : "file"), " ", h("a", {href: `#${item.path}`, title: item.path}, h("bdi", null, label)))
       const cells = this.columns.map(column => h("span", {role: "cell"}, item.isContainer ? "" : cell(item.node, column)))
       const expires = h("span", {role: "cell"}, item.isContainer ? "" : countdown(item.expires))
       return mark(h("div", {class: `row${item.gone ? " gone" : ""}`, role: "row"}, name, cells, expires), item.marked, item.gone ? "deleted" : "changed")
@@ -252,9 +255,9 @@ export class ContainerView {
     const people = h("div", {class: "people"})
     this.body.replaceChildren(h("form", {class: "toolbar", onsubmit: join}, name, h("button", null, "Be here"), note), people)
     this.show = () => {
-      const there = this.listing.items.filter(item => !item.isContainer)
-      const person = item => mark(h("a", {class: `card person${item.gone ? " gone" : ""}`, href: `#${item.path}`}, h("b", null, h("bdi", null, shown(item.name))), h("small", null, preview(item.node, 60)), countdown(item.expires)), item.marked, item.gone ? "deleted" : "changed")
-      people.replaceChildren(...(there.length ? there.slice(0, 200).map(person) : [h("p", {class: "muted"}, "Nobody is here. A stream with ?hold= keeps a document here while it is open.")]))
+      const there = this.listing.items.filter(item => !item.isContainer && item.ttl <= HELD_S)
+      const person = item => mark(h("a", {class: `card person${item.gone ? " gone" : ""}`, href: `#${item.path}`}, h("b", null, h("bdi", null, shown(item.name))), h("small", null, item.node ? preview(item.node, 60) : "")), item.marked, item.gone ? "deleted" : "changed")
+      people.replaceChildren(...(there.length ? there.slice(0, 200).map(person) : [h("p", {class: "muted"}, "Nobody is here. A stream with ?hold= holds a document here while it is open.")]))
     }
     show()
     this.listing.more()

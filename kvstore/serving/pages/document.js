@@ -7,6 +7,9 @@ import {write} from "./json.js"
 import {isAfter, isGone, watch} from "./live.js"
 import {valueView} from "./value.js"
 
+const LATE_MS = 3000 // after which an expiry was seen; else somebody has changed the TTL, which sends no event
+const MAX_TIMER_MS = 2 ** 31 - 1
+
 /** The view of a document. `page` has setCurl(line), title(path, …actions) and go(path). */
 export class DocumentView {
   constructor(path, page) {
@@ -26,12 +29,19 @@ export class DocumentView {
     this.element.removeAttribute("aria-busy")
   }
 
+  close() {
+    clearTimeout(this.timer)
+  }
+
   /** Show what is stored; what differs from before is marked where `at` is the time of the change. */
   show(found, at = 0) {
     const old = this.found
     this.found = found
     this.editor = null
     this.page.setCurl(curl("GET", this.path))
+    clearTimeout(this.timer)
+    const overdue = found?.expires ? found.expires - Date.now() + LATE_MS : Infinity
+    if (overdue < MAX_TIMER_MS) this.timer = setTimeout(() => this.reload(), overdue)
     if (!found) return this.showNothing(at)
     const then = next => this.show(next, Date.now())
     const ask = open => () => open(this.path, this.found, this.page.setCurl, then)
@@ -81,7 +91,7 @@ export class DocumentView {
   }
 
   apply(event) {
-    if (event.type === "reset") return this.path.startsWith(event.path) && this.editor === null && this.reload()
+    if (event.type === "reset") return this.path.startsWith(event.path) && this.reload()
     if (event.path !== this.path || (this.found && !isAfter(event.id, this.found.etag))) return undefined
     if (this.editor) return this.editor.changed(event)
     say(`${this.path}: ${event.type}`)
@@ -91,7 +101,10 @@ export class DocumentView {
 
   async reload() {
     const found = await get(this.path).catch(() => undefined)
-    if (found !== undefined && found?.etag !== this.found?.etag) this.show(found, Date.now())
+    if (found === undefined) return
+    const isSame = found?.etag === this.found?.etag
+    if (!this.editor) this.show(found, isSame ? 0 : Date.now())
+    else if (!isSame) this.editor.changed(found ?? {type: "delete"})
   }
 
   isChanged() {

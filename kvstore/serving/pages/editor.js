@@ -39,8 +39,9 @@ export class JSONField {
 
   number(wrong) {
     const lines = this.text.split("\n").length
-    const numbers = Array.from({length: lines}, (_, i) => h("span", {class: i + 1 === wrong ? "wrong" : null}, `${i + 1}\n`))
-    this.gutter.replaceChildren(...(lines > 5000 ? [] : numbers))
+    const upTo = (from, to) => Array.from({length: Math.max(0, to - from + 1)}, (_, i) => `${from + i}\n`).join("")
+    const parts = wrong ? [upTo(1, wrong - 1), h("span", {class: "wrong"}, `${wrong}\n`), upTo(wrong + 1, lines)] : [upTo(1, lines)]
+    this.gutter.replaceChildren(...parts)
     this.gutter.scrollTop = this.area.scrollTop
   }
 

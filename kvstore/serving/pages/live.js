@@ -1,10 +1,11 @@
 // What others change: one stream for each place that is on the screen, and a listing that changes are applied to.
 
-import {follow, send} from "./api.js"
+import {expiry, follow, send} from "./api.js"
 import {member, parse} from "./json.js"
 
 const MAX_STREAMS = 3 // a browser has six connections for a service, and other requests need some
-const PAGE = 500 // items of a listing that are asked for at once
+const PAGE = 300 // documents that are asked for at once
+const KEYS_PAGE = 1000 // names
 const MAX_REFRESHED = 2000 // items that are listed again after a loss; those after them are listed when they are scrolled to
 
 const events = new EventTarget()
@@ -116,12 +117,13 @@ export const isGone = (event) => event.type === "delete" || event.type === "expi
 
 /**
  * What lies directly below a container, as far as it was loaded: `items` in order of name, and `next`, the query of the next
- * page (null: there is none). An item is {name, path, isContainer, etag, expires, node, state, attempts, marked, gone}.
+ * page (null: there is none). An item is {name, path, isContainer, etag, ttl, expires, node, state, attempts, marked, gone}; `ttl` in s is that of
+ * when it was seen last.
  */
 export class Listing {
   constructor(path, {keys = false, descending = false, changed = () => {}} = {}) {
     const words = [path === "/" && "list", keys && "keys", descending && "order=desc"].filter(Boolean)
-    this.first = [...words, `limit=${PAGE}`].join("&")
+    this.first = [...words, `limit=${keys ? KEYS_PAGE : PAGE}`].join("&")
     Object.assign(this, {path, descending, changed, items: [], next: this.first, problem: null, pending: null, stamp: 0})
   }
 
@@ -233,7 +235,7 @@ export class Listing {
       if (isGone(event)) {
         item.gone = true
         setTimeout(() => item.gone && this.remove(item), 1500)
-      } else Object.assign(item, {etag: event.etag, expires: event.expires, node: event.node, gone: false})
+      } else Object.assign(item, {etag: event.etag, ttl: event.ttl, expires: event.expires, node: event.node, gone: false})
     }
     this.change()
     return item
@@ -241,13 +243,14 @@ export class Listing {
 }
 
 function read(node, name = member(node, "name").value, path = member(node, "path").value) {
-  const ttl = Number(node && member(node, "ttl")?.text)
+  const ttl = Number(node && member(node, "ttl")?.text) || Infinity
   return {
     name,
     path,
     isContainer: name.endsWith("/"),
     etag: node && member(node, "etag")?.value,
-    expires: ttl ? Date.now() + 1000 * ttl : null,
+    ttl,
+    expires: expiry(ttl),
     node: node && member(node, "value"),
     state: node && member(node, "state")?.value,
     attempts: node && member(node, "attempts")?.text,
