@@ -2,21 +2,14 @@
 
 import json
 import re
-import shlex
-import shutil
-import subprocess
-import time
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kvstore.core.paths import parse_path
 from kvstore.serving.pages import PAGES
-from tests.support.browser import CTRL, DOWN, ENTER, LEFT, RIGHT, Browser, Driver
-from tests.support.serving import Served, start_kvstore
-from tests.support.stores import wait_until
-from tests.support.tokens import SECRET, in_s, signed
+from tests.support.browser import DOWN, ENTER, LEFT, RIGHT, Browser
+from tests.support.serving import Served
 
 pytestmark = pytest.mark.slow
 
@@ -109,7 +102,7 @@ def test_redis_keys_and_paths(browser: Browser, served: Served) -> None:
         )
         assert shown == [ours.keys.document, ours.text]
     typed = browser.run("return import('./api.js').then(api => api.canonical('people/Zoë b%/{x}'))")
-    assert typed == parse_path("/people/Zo%C3%AB b%25/{x}".encode()).text
+    assert typed == parse_path(b"/people/Zo%C3%AB b%25/{x}").text
 
 
 def test_the_tree(browser: Browser, served: Served) -> None:
