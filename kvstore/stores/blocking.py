@@ -4,12 +4,14 @@ No command is sent twice. redis-py's retries are off (redis_clients.py); EVAL af
 has run nothing. Source: EVALSHA, EVAL, XREAD.
 """
 
+import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakSet
 
 import redis
 
@@ -64,7 +66,7 @@ class _Turns:
 
 
 class BlockingStore:
-    """Executes commands through a client of redis-py. Safe to share between threads.
+    """Executes commands through a client of redis-py. Safe to share between threads, and to use in a forked process.
 
     `connect` makes the client, when the first command comes.
     """
@@ -72,6 +74,14 @@ class BlockingStore:
     def __init__(self, connect: Callable[[], Any]) -> None:
         self._connect = connect
         self._client: Any = None
+        self.forget()
+        _all.add(self)
+
+    def forget(self) -> None:
+        """Reset it in a child process: connections, locks and turns belong to threads of the parent."""
+        if self._client:
+            _parents.append(self._client)
+            self._client = None
         self._lock = threading.Lock()
         # redis-py bounds the connections to each node; at that bound a client of a cluster or of Sentinels fails at once.
         self._turns = _Turns(MAX_BLOCKING_CONNECTIONS)
@@ -147,6 +157,18 @@ class BlockingStore:
             return self._client
         finally:
             self._lock.release()
+
+
+_all: "WeakSet[BlockingStore]" = WeakSet()
+_parents: list[Any] = []  # in a child process, never freed: to close them would talk to the parent's Redis
+
+
+def _forget() -> None:
+    for store in _all:
+        store.forget()
+
+
+os.register_at_fork(after_in_child=_forget)
 
 
 def open_blocking_store(redis_url: str, *, verify_tls: bool = True) -> BlockingStore:

@@ -50,7 +50,7 @@ WORLD = {
     # The Lua files lie beside scripts; embedded asks whether fakeredis is there; the package loads public names late.
     "importlib": {"commands.scripts", "stores.embedded", "__init__"},
     "logging": {"access.jwks", "core.errors", "stores", "live", "runtime", "serving.connection", "serving.server", "tasks"},
-    "os": {"stores.embedded", "runtime", "serving", "tasks", "asgi", "cli"},
+    "os": {"stores", "runtime", "serving", "tasks", "asgi", "cli"},
     "pathlib": {"access.jwks", "stores.embedded", "runtime", "serving.gunicorn_config"},
     "random": {"live.stream_session"},
     "resource": {"serving.gunicorn_worker"},
