@@ -216,6 +216,14 @@ def _slow_batch(request: Request, settings: Settings) -> Command[Executed]:
 
 
 def _any_batch(request: Request, settings: Settings) -> Batch[Request, Answer] | Idempotent[Executed] | Response:
+    plan = plan_batch(request, settings)
+    return render_answers(plan, render) if isinstance(plan, Answers) else plan
+
+
+def plan_batch(
+    request: Request, settings: Settings
+) -> Batch[Request, Answer] | Idempotent[Executed] | Answers[Request, Answer]:
+    """Return the command of a batch, or its answers if the store is not needed; raises Problem."""
     batch = parse_batch(request, lambda part: _in_batch(part, settings))
     first = batch.next()
     key = request.headers.get("idempotency-key")
@@ -225,8 +233,8 @@ def _any_batch(request: Request, settings: Settings) -> Batch[Request, Answer] |
         for index, step in enumerate(batch.steps):
             if isinstance(step, Answered) and isinstance(step.answer, Problem):
                 raise render_refused(Refused(index, batch.requests[index], step.answer), render)
-    if isinstance(first, Answers):  # the store is not needed
-        return render_answers(first, render)
+    if isinstance(first, Answers):
+        return first
     command = first.command
     assert isinstance(command, Batch)
     return command if key is None else _idempotent(request, command.path, key, command, command.as_reader)
