@@ -9,6 +9,7 @@ from typing import Any
 
 from kvstore import aio, client
 from tests.support.loops import Loop
+from tests.support.stores import wait_until
 
 LIMIT_S = 20
 
@@ -18,6 +19,7 @@ class Awaited:
 
     def __init__(self, url: str) -> None:
         self._loop = Loop("asyncio")
+        self._open: set[AsyncIterator[Any]] = set()
         self.client = aio.connect(url)
 
     def __getattr__(self, verb: str) -> Callable[..., Any]:
@@ -35,6 +37,7 @@ class Awaited:
         return self._loop.run(coroutine, LIMIT_S)
 
     def _each(self, iterator: AsyncIterator[Any]) -> Iterator[Any]:
+        self._open.add(iterator)
         try:
             while True:
                 with suppress(StopAsyncIteration):
@@ -43,9 +46,11 @@ class Awaited:
                 return
         finally:
             self._loop.run(iterator.aclose())  # type: ignore[attr-defined]
+            self._open.discard(iterator)
 
     def close(self) -> None:
         self._loop.run(self.client.close())
+        wait_until(lambda: not self._open, LIMIT_S)  # threads that follow are at their end
         self._loop.close()
 
 
