@@ -139,25 +139,23 @@ class Client:
                 following.check(problem)
             finally:
                 await stream.close()
-            for event in following.ended():
-                yield event
             await asyncio.sleep(following.pause_s())
 
-    async def take(self, container: str, lease: Duration, **options: Unpack[TakeOptions]) -> "Jobs":
+    async def take(self, container: str, lease: Duration = "30s", **options: Unpack[TakeOptions]) -> "Jobs":
         """Take jobs from a container; with `wait` as soon as there is one. An empty list says that there is none."""
         jobs = await self._result(requests.take(container, lease, **options))
         return [Job(job.path, job.value, job.etag, job.ttl, job.attempts, job.lease, self) for job in jobs]
 
-    async def done(self, job: LeasedDocument) -> None:
-        """Delete a job that is done; raises PreconditionFailed or NotFound if the lease has ended, and somebody else has it."""
-        await self._result(requests.done(job))
+    async def done(self, job: LeasedDocument) -> bool:
+        """Delete a job that is done, and return whether it was there; raises PreconditionFailed if its lease has ended."""
+        return await self._result(requests.done(job))
 
     async def renew(self, job: LeasedDocument, lease: Duration) -> None:
-        """Lease a job for so long from now on; raises as done()."""
+        """Lease a job for so long from now on; raises PreconditionFailed or NotFound."""
         await self._result(requests.renew(job, lease))
 
     async def release(self, job: LeasedDocument, delay: Duration | None = None, reason: str | None = None) -> None:
-        """Give a job back, to be taken again after `delay`; raises as done()."""
+        """Give a job back, to be taken again after `delay`; raises PreconditionFailed or NotFound."""
         await self._result(requests.release(job, delay, reason))
 
     async def _result(self, asking: Asking[Result]) -> Result:
@@ -181,9 +179,9 @@ class Job(LeasedDocument):
 
     _client: Client = field(repr=False, compare=False)
 
-    async def done(self) -> None:
+    async def done(self) -> bool:
         """Delete the job; as Client.done()."""
-        await self._client.done(self)
+        return await self._client.done(self)
 
     async def renew(self, lease: Duration) -> None:
         """Lease the job for so long from now on; as Client.renew()."""

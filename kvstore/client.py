@@ -149,7 +149,6 @@ class Client:
                     yield from following.events(block)
             except Problem as problem:
                 following.check(problem)
-            yield from following.ended()
             time.sleep(following.pause_s())
 
     def _blocks(self, follow: Follow) -> Iterator[bytes]:
@@ -164,21 +163,21 @@ class Client:
             with suppress(Problem):  # the event loop was closed, and all streams with it
                 self._background.start(lambda _: stream.close())
 
-    def take(self, container: str, lease: Duration, **options: Unpack[TakeOptions]) -> "Jobs":
+    def take(self, container: str, lease: Duration = "30s", **options: Unpack[TakeOptions]) -> "Jobs":
         """Take jobs from a container; with `wait` as soon as there is one. An empty list says that there is none."""
         jobs = self._result(requests.take(container, lease, **options))
         return [Job(job.path, job.value, job.etag, job.ttl, job.attempts, job.lease, self) for job in jobs]
 
-    def done(self, job: LeasedDocument) -> None:
-        """Delete a job that is done; raises PreconditionFailed or NotFound if the lease has ended, and somebody else has it."""
-        self._result(requests.done(job))
+    def done(self, job: LeasedDocument) -> bool:
+        """Delete a job that is done, and return whether it was there; raises PreconditionFailed if its lease has ended."""
+        return self._result(requests.done(job))
 
     def renew(self, job: LeasedDocument, lease: Duration) -> None:
-        """Lease a job for so long from now on; raises as done()."""
+        """Lease a job for so long from now on; raises PreconditionFailed or NotFound."""
         self._result(requests.renew(job, lease))
 
     def release(self, job: LeasedDocument, delay: Duration | None = None, reason: str | None = None) -> None:
-        """Give a job back, to be taken again after `delay`; raises as done()."""
+        """Give a job back, to be taken again after `delay`; raises PreconditionFailed or NotFound."""
         self._result(requests.release(job, delay, reason))
 
     def _result(self, asking: Asking[Result]) -> Result:
@@ -202,9 +201,9 @@ class Job(LeasedDocument):
 
     _client: Client = field(repr=False, compare=False)
 
-    def done(self) -> None:
+    def done(self) -> bool:
         """Delete the job; as Client.done()."""
-        self._client.done(self)
+        return self._client.done(self)
 
     def renew(self, lease: Duration) -> None:
         """Lease the job for so long from now on; as Client.renew()."""

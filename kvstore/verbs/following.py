@@ -23,12 +23,13 @@ class Following:
         self._path = as_path(path)
         self._recursive = recursive
         self._position = last_event_id
-        self._has_parts = False  # of a snapshot, and the last part has not come
+        self._items: list[Any] = []  # of a snapshot whose last part has not come
         self._pause_s = 0.0
         self._has_begun = False
 
     def command(self, settings: Settings) -> Follow:
         """Return what the hub is to follow now; raises Problem."""
+        self._items = []  # a snapshot that was cut begins anew
         headers = {"accept": EVENT_STREAM, "last-event-id": self._position}
         query = {"recursive": self._recursive or None}
         follow = parse(request_of("GET", self._path, query, headers=headers), settings)
@@ -43,9 +44,9 @@ class Following:
             position = fields[b"id"].decode() if b"id" in fields else None
             if b"event" in fields:
                 self._has_begun = True
-                event = Event(fields[b"event"].decode(), **self._shown(values.load(fields[b"data"])), id=position)
-                self._has_parts = event.type == "snapshot" and position is None
-                yield event
+                event = self._event(fields[b"event"].decode(), values.load(fields[b"data"]), position)
+                if event:
+                    yield event
             self._position = position or self._position  # once the event was read: whoever stops before that gets it again
 
     def check(self, problem: Problem) -> None:
@@ -53,18 +54,17 @@ class Following:
         if problem.status < InternalError.status or not self._has_begun:
             raise problem
 
-    def ended(self) -> Iterator[Event]:
-        """Yield what the reader must know before the stream is resumed: that the snapshot begins anew."""
-        if self._has_parts:
-            self._has_parts = False
-            yield Event("reset", **self._shown({}), id=None)
-
     def pause_s(self) -> float:
         """Return how long to wait before resuming: longer each time, until a block comes."""
         self._pause_s = min(MAX_RESUME_S, max(MIN_RESUME_S, 2 * self._pause_s))
         return uniform(self._pause_s / 2, self._pause_s)  # noqa: S311  # no secret
 
-    def _shown(self, members: dict[str, Any]) -> dict[str, Any]:
-        return {"path": self._path.text, "value": None, "etag": None, "ttl": None} | {
-            name: value for name, value in members.items() if name != "more"
-        }
+    def _event(self, kind: str, members: dict[str, Any], position: str | None) -> Event | None:
+        """Return an event; None for a part of a snapshot before the last one, whose items the last one gets."""
+        if kind == "snapshot" and self._path.is_container:
+            self._items += members["value"]["items"]
+            if members.pop("more", False):
+                return None
+            members["value"]["items"], self._items = self._items, []
+        shown = {"path": self._path.text, "etag": None, "ttl": None, "value": None} | members
+        return Event(kind, **shown, id=position)

@@ -62,9 +62,14 @@ def read_deleted(outcome: object) -> int:
     return gone.documents if isinstance(gone, DeletedRecursive) else isinstance(gone, Deleted)
 
 
-def read_done(outcome: object) -> None:
+def read_finished(outcome: object) -> bool:
+    """Return whether the job was still there. Raises Problem."""
+    return isinstance(_expect(outcome, Deleted, Missing), Deleted)
+
+
+def read_changed(outcome: object) -> None:
     """Check that the job was still leased. Raises Problem."""
-    _expect(outcome, Deleted, LeaseChanged)
+    _expect(outcome, LeaseChanged)
 
 
 def read_taken(outcome: object) -> list[LeasedDocument]:

@@ -22,8 +22,9 @@ from kvstore.http.protocol import BATCH_PATH
 from kvstore.verbs.outcomes import (
     read_appended,
     read_batch,
+    read_changed,
     read_deleted,
-    read_done,
+    read_finished,
     read_found,
     read_page,
     read_taken,
@@ -117,20 +118,20 @@ def take(
     return Asking(request_of("POST", as_path(container), query), read_taken)
 
 
-def done(job: LeasedDocument) -> Asking[None]:
+def done(job: LeasedDocument) -> Asking[bool]:
     """Finish a job: delete it, if it is still leased."""
-    return Asking(request_of("DELETE", as_path(job.path), headers=_leased(job)), read_done)
+    return Asking(request_of("DELETE", as_path(job.path), headers=_leased(job)), read_finished)
 
 
 def renew(job: LeasedDocument, lease: Duration) -> Asking[None]:
     """Lease a job from now on, if it is still leased."""
-    return Asking(request_of("PATCH", as_path(job.path), {"lease": lease}, headers=_leased(job)), read_done)
+    return Asking(request_of("PATCH", as_path(job.path), {"lease": lease}, headers=_leased(job)), read_changed)
 
 
 def release(job: LeasedDocument, delay: Duration | None = None, reason: str | None = None) -> Asking[None]:
     """Give a job back."""
     body = values.dump({"reason": reason}) if reason else b""
-    return Asking(request_of("PATCH", as_path(job.path), {"lease": 0, "delay": delay}, body, _leased(job)), read_done)
+    return Asking(request_of("PATCH", as_path(job.path), {"lease": 0, "delay": delay}, body, _leased(job)), read_changed)
 
 
 def batch(

@@ -46,7 +46,7 @@ class LeasedDocument(Document):
 class Event:
     """An event of a stream: `snapshot`, `put`, `patch`, `delete`, `expire`, or `reset` where changes may have been lost.
 
-    The snapshot of a container has `{"items": […]}` as its value, or a part of that; then `id` is None but for the last part.
+    The snapshot of a container has `{"items": […]}` as its value. `id` is what `last_event_id` takes.
     """
 
     type: str

@@ -5,14 +5,15 @@ import pytest
 from kvstore.core.errors import InvalidPath, NotFound, Problem, unavailable
 from kvstore.core.settings import Settings
 from kvstore.http.events import block
+from kvstore.live.stream_session import RESET
 from kvstore.verbs.following import Following
 
 ID = "1795168800000-0"
 
 
-def item(*, more: bool) -> bytes:
+def part(number: int, *, more: bool) -> bytes:
     """A part of a container's snapshot."""
-    return block(b"snapshot", ID, "/n/", ID, None, b'{"items":[]}', more=more)
+    return block(b"snapshot", ID, "/n/", ID, None, b'{"items":[%d]}' % number, more=more)
 
 
 def test_it_goes_on_after_the_last_event_that_was_read() -> None:
@@ -28,18 +29,17 @@ def test_it_goes_on_after_the_last_event_that_was_read() -> None:
     assert following.command(Settings()).position == "1795168800001-0"
 
 
-def test_a_snapshot_that_was_cut_begins_anew() -> None:
-    """The reader is told, since it has a part of it already; not where it has all."""
+def test_a_snapshot_is_one_event() -> None:
+    """Also where it comes in parts; if it is cut, its parts are forgotten."""
     following = Following("/n/")
-    [part] = following.events(item(more=True))
-    assert (part.type, part.id) == ("snapshot", None)
-    [reset] = following.ended()
-    assert (reset.type, reset.path, reset.value, reset.id) == ("reset", "/n/", None, None)
+    assert list(following.events(part(1, more=True))) == []
     assert following.command(Settings()).position is None
-    assert list(following.ended()) == []
-    for each in (True, False):
-        list(following.events(item(more=each)))
-    assert list(following.ended()) == []
+    assert list(following.events(part(2, more=True))) == []
+    [snapshot] = following.events(part(3, more=False))
+    assert (snapshot.type, snapshot.id, snapshot.value) == ("snapshot", ID, {"items": [2, 3]})
+    [reset, again] = following.events(RESET + part(4, more=False))
+    assert (reset.type, reset.path, reset.value, reset.id) == ("reset", "/n/", None, None)
+    assert again.value == {"items": [4]}
 
 
 @pytest.mark.parametrize(("problem", "is_final"), [(unavailable("Redis is away"), False), (NotFound("it is gone"), True)])
@@ -48,7 +48,7 @@ def test_what_ends_it(problem: Problem, *, is_final: bool) -> None:
     following = Following("/n/a")
     with pytest.raises(type(problem)):
         following.check(problem)
-    list(following.events(item(more=False)))
+    list(following.events(part(1, more=False)))
     if is_final:
         with pytest.raises(type(problem)):
             following.check(problem)
