@@ -16,6 +16,7 @@ from kvstore.commands.bulk import ManyRead, ManyWritten
 from kvstore.commands.containers import DeletedRecursive, Listing, Unchanged
 from kvstore.commands.documents import ConditionalGet, Get
 from kvstore.commands.jobs import LeaseChanged, Taken
+from kvstore.commands.metrics import MetricsRead, ReadMetrics
 from kvstore.commands.presence import Hold
 from kvstore.commands.readiness import Ready
 from kvstore.commands.subscriptions import Follow, LongPoll
@@ -65,10 +66,12 @@ from kvstore.http.messages import (
     parse_query,
     raw_parameter,
 )
+from kvstore.http.metrics import parse_metrics, render_metrics_read
 from kvstore.http.presence import parse_hold
 from kvstore.http.queues import MAX_WAIT_S, render_held, render_taken
 
 BATCH_PATH, HEALTH_PATH, READY_PATH, LIMITS_PATH = "/_/batch", "/_/health", "/_/ready", "/_/limits"
+METRICS_PATH = "/_/metrics"
 OPEN_PATHS = frozenset({HEALTH_PATH, READY_PATH, LIMITS_PATH})  # serving/own_paths.py answers them before parse() is asked
 
 MAX_KEY_CHARACTERS = 255  # of an Idempotency-Key
@@ -91,6 +94,7 @@ Executed: TypeAlias = (
     | LeaseChanged
     | IssuedToken
     | Ready
+    | MetricsRead
 )
 Outcome: TypeAlias = Executed | Replayed[Executed]  # what a request's command can come to
 
@@ -110,10 +114,10 @@ OK = Response(200, (("Content-Type", "application/json"), *NO_STORE), b'{"status
 _POSITION = re.compile(r"[0-9]{1,15}-[0-9]{1,15}")
 
 
-def parse(request: Request, settings: Settings) -> Command[Outcome] | Follow | LongPoll[Outcome] | Response:
+def parse(request: Request, settings: Settings) -> Command[Outcome] | Follow | LongPoll[Outcome] | ReadMetrics | Response:
     """Return the command that a request asks for, or the response if the store is not needed; raises Problem.
 
-    No store executes a Follow or a LongPoll: `live/` does.
+    No store executes a Follow, a LongPoll or a ReadMetrics: `live/` does.
     """
     raw_path, raw_query = split_target(request.target)
     method = request.method
@@ -121,9 +125,7 @@ def parse(request: Request, settings: Settings) -> Command[Outcome] | Follow | L
         return _options(request, ALLOW_DOCUMENT)
     path = parse_path(raw_path)
     if path.namespace == "_" or path.text == "/_":
-        if path.text == BATCH_PATH:
-            return _batch(request, path, settings)
-        raise NotFound("thing doesn't exist: paths below /_/ belong to the service, which has nothing at this path")
+        return _own(request, path, settings)
     query = parse_query(raw_query) if raw_query else NO_PARAMETERS
     if method == "GET" and accepts(request.headers, EVENT_STREAM):
         if path.text == "/" and parameter(query, "list") is not None:
@@ -163,6 +165,15 @@ def render(request: Request, outcome: Outcome) -> Response:
     if "prefer" in request.headers and (wait_s := _wait_s(request)):
         return reply._replace(headers=(*reply.headers, ("Preference-Applied", f"wait={wait_s}")))
     return reply
+
+
+def _own(request: Request, path: Path, settings: Settings) -> Command[Outcome] | ReadMetrics | Response:
+    """Return what a path of the service's own is asked for; raises Problem."""
+    if path.text == BATCH_PATH:
+        return _batch(request, path, settings)
+    if path.text == METRICS_PATH:
+        return parse_metrics(request)
+    raise NotFound("thing doesn't exist: paths below /_/ belong to the service, which has nothing at this path")
 
 
 def _get(request: Request, path: Path) -> Get | ConditionalGet:
@@ -251,8 +262,8 @@ def _in_batch(request: Request, settings: Settings) -> Command[Outcome] | Respon
         raise NotInBatch(f"a batch cannot contain {path}; send the request by itself")
     check_no_token(request, settings)
     command = parse(request, settings)
-    if isinstance(command, Follow | LongPoll):
-        raise NotInBatch("a batch cannot contain a stream or a request that waits; send it by itself")
+    if isinstance(command, Follow | LongPoll | ReadMetrics):
+        raise NotInBatch("a batch cannot contain a stream, a request that waits, or the metrics; send it by itself")
     return command
 
 
@@ -321,4 +332,5 @@ _RENDERERS: dict[type, Callable[[Request, Any], Response]] = {
     LeaseChanged: _held,
     IssuedToken: lambda _, issued: render_issued(issued),
     Ready: lambda _, __: OK,
+    MetricsRead: lambda _, read: render_metrics_read(read),
 }

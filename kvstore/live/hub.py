@@ -187,6 +187,11 @@ class Hub:
         self._turn = cycle(range(BEATS // 2))
         self._heart: asyncio.Task[None] | None = None
 
+    @property
+    def subscriptions(self) -> int:
+        """How many subscribers there are: streams, and those of long polls."""
+        return self._count
+
     async def follow(self, follow: Follow, subscriber: Subscriber) -> None:
         """Send a subscriber its snapshot, or what it has missed, then every change; raises Problem before the first block.
 

@@ -20,7 +20,7 @@ from kvstore.core.errors import Problem
 from kvstore.core.paths import Path, own_key
 from kvstore.core.redis_url import parse_redis_url
 from kvstore.stores import redis_clients
-from kvstore.stores.execution import Execution, eval_words, evalsha_words
+from kvstore.stores.execution import Execution, eval_words, evalsha_words, timed
 from kvstore.stores.redis_clients import MAX_BLOCKING_CONNECTIONS, blocking_client, waiting_until
 from kvstore.stores.redis_errors import ERRORS, all_busy, problem_of
 
@@ -103,7 +103,7 @@ class BlockingStore:
         """The reply to a command, or the Problem that came in its place."""
         words = evalsha_words(execution.command)
         try:
-            with self._turn(execution.due) as client:
+            with self._turn(execution.due) as client, timed():
                 try:
                     return client.execute_command(*words)
                 except redis.exceptions.NoScriptError:

@@ -23,6 +23,7 @@ from kvstore.core.settings import Settings, read_settings
 from kvstore.http.gate import open_gate
 from kvstore.live.hub import Hub
 from kvstore.live.long_poll import LongPolls
+from kvstore.live.metrics import Metrics
 from kvstore.live.readiness import Readiness
 from kvstore.runtime import Runtime, open_runtime, rules_of
 from kvstore.serving.asgi import Application
@@ -113,7 +114,8 @@ def runtime_on(store: Running, settings: Settings) -> Runtime:
     on_loop = PooledStore(lambda: fakeredis.FakeAsyncRedis(server=store.server))
     hub = Hub(on_loop, parse_redis_url(store.url), settings.max_streams)
     polls, readiness = LongPolls(on_loop, hub), Readiness(on_loop)
-    return Runtime(settings, on_loop, hub, polls, readiness, rules_of(settings), open_gate(settings))
+    metrics = Metrics(on_loop, hub, polls)
+    return Runtime(settings, on_loop, hub, polls, readiness, metrics, rules_of(settings), open_gate(settings))
 
 
 def make_environ(method: str, target: str | bytes, headers: Lines = (), body: bytes = b"") -> dict[str, Any]:
