@@ -26,7 +26,7 @@ from kvstore.stores import embedded
 from kvstore.stores.blocking import BlockingStore, open_blocking_store
 from kvstore.stores.edit_queue import EditQueue
 from kvstore.stores.pipelined import AsyncStore
-from kvstore.stores.pooled import open_async_store
+from kvstore.stores.pooled import Submissions, open_async_store
 from kvstore.stores.redis_connection import Context, Done
 
 log = logging.getLogger("kvstore")
@@ -61,7 +61,8 @@ def connect(settings: Settings) -> tuple[BlockingStore, Settings]:
     return open_blocking_store(settings.redis_url, verify_tls=settings.verify_tls), settings
 
 
-_NOT_FOR_THE_STORE = LongPoll, CheckReadiness, ReadMetrics
+_OWN = CheckReadiness, ReadMetrics  # what this process is asked, and not the store
+_submissions = Submissions()
 Asked: TypeAlias = Command[Outcome] | LongPoll[Outcome] | ReadMetrics
 
 
@@ -80,12 +81,15 @@ class Runtime(NamedTuple):
     def submit(self, asked: Asked[Outcome], done: Done[Context, Outcome], context: Context) -> asyncio.Task[None] | None:
         """Execute what is asked for; `done(context, outcome)` is called once, with the outcome or the exception.
 
-        Returns the task of what no store executes, such as a long poll, None for a command. If you cancel the task, `done` is
-        not called, and a job that was taken is given back.
+        Returns the task of a long poll, None for anything else. If you cancel the task, `done` is not called, and a job that
+        was taken is given back.
         """
-        if isinstance(asked, _NOT_FOR_THE_STORE):
+        if isinstance(asked, LongPoll):
             return asyncio.get_running_loop().create_task(self._wait(asked, done, context))
-        self.store.submit(asked, done, context)
+        if isinstance(asked, _OWN):
+            _submissions.add(self.outcome(asked), done, context)
+        else:
+            self.store.submit(asked, done, context)
         return None
 
     async def outcome(self, asked: Asked[Outcome]) -> Outcome:
@@ -117,10 +121,10 @@ class Runtime(NamedTuple):
         await self.hub.close()
         await self.store.close()
 
-    async def _wait(self, asked: Asked[Outcome], done: Done[Context, Outcome], context: Context) -> None:
+    async def _wait(self, asked: LongPoll[Outcome], done: Done[Context, Outcome], context: Context) -> None:
         outcome: Outcome | Exception
         try:
-            outcome = await self.outcome(asked)
+            outcome = await self.long_polls.outcome(asked)
         except Exception as error:
             outcome = error
         done(context, outcome)

@@ -1,6 +1,7 @@
 """What a process counts of itself: requests by method and status, and calls to Redis, each with how long they took.
 
-To count is to add to plain lists: some 0.2 µs of the 15 that a request takes. Who reads the numbers adds them up.
+To count is to add to plain lists: some 0.2 µs of the 15 that a request takes. So that it takes no more, one request is timed at
+a time, and one command to Redis: each if there are few, some of them if there are many. Who reads the numbers adds them up.
 """
 
 from typing import Any, TypeAlias
@@ -8,8 +9,9 @@ from typing import Any, TypeAlias
 Numbers: TypeAlias = list[float]  # how many took so long, by power of two of 0.1 ms; then SUM, and UNTIMED
 
 BUCKETS = 48
-SUM, UNTIMED = BUCKETS, BUCKETS + 1  # all seconds together; and how many were not timed, since they waited for a change
+SUM, UNTIMED = BUCKETS, BUCKETS + 1  # all seconds together; and how many were not timed
 UNIT_S = 0.0001
+UNTIMED_S = -1.0
 SHOWN_BUCKETS = 18  # up to 13 s
 
 METHODS = frozenset(("GET", "HEAD", "PUT", "PATCH", "POST", "DELETE", "OPTIONS", "QUERY"))
@@ -35,17 +37,17 @@ class Counters:
         self.redis_commands = 0
 
     def record(self, method: str, status: int, elapsed_s: float) -> None:
-        """Count a request that was answered after so long; a negative time is not known."""
+        """Count a request that was answered after so long; UNTIMED_S, or any negative time, says nothing of how fast we are."""
         numbers = self.requests.get((method, status))
         if numbers is None:
-            numbers = self._first(method, status)
+            numbers = self.first(method, status)
         if elapsed_s < 0:
             numbers[UNTIMED] += 1
             return
-        numbers[int(elapsed_s * 10_000).bit_length()] += 1  # as add_time(), without a call
-        numbers[SUM] += elapsed_s
+        add_time(numbers, elapsed_s)
 
-    def _first(self, method: str, status: int) -> Numbers:
+    def first(self, method: str, status: int) -> Numbers:
+        """Return the numbers of a method and a status that have none."""
         known = method if method in METHODS else "other"  # a client may send any method
         return self.requests.setdefault((known, status), no_numbers())
 

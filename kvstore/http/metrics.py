@@ -3,6 +3,7 @@
 Source: https://prometheus.io/docs/instrumenting/exposition_formats/#text-based-format
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,9 +20,12 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 # Name, type and meaning of what is shown for all workers together; docs/operations.md has the same table.
 FAMILIES = {
     "kvstore_requests_total": ("counter", "requests that were answered, by method and class of status"),
-    "kvstore_request_seconds": ("histogram", "time from a request to its response, without requests that waited for a change"),
-    "kvstore_redis_commands_total": ("counter", "commands that Redis has answered; several requests may share one"),
-    "kvstore_redis_seconds": ("histogram", "time from sending a command to its reply, of one command at a time"),
+    "kvstore_request_seconds": (
+        "histogram",
+        "time from a request to its response, of one request at a time; none that waited for a change",
+    ),
+    "kvstore_redis_commands_total": ("counter", "commands that were sent to Redis; several requests may share one"),
+    "kvstore_redis_seconds": ("histogram", "time from a command to its reply, of one command at a time"),
     "kvstore_redis_up": ("gauge", "1 if Redis has answered while the metrics were read, otherwise 0"),
     "kvstore_connections": ("gauge", "open connections of clients"),
     "kvstore_streams": ("gauge", "open streams"),
@@ -35,7 +39,8 @@ _LABEL = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n"})
 
 
 _ALLOW = "GET, HEAD, OPTIONS"
-_OF_PROXIES = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via")  # the header fields that they add
+# The header fields that proxies add. One that adds none asks for a name of its own, or is configured to hide what it is.
+_OF_PROXIES = ("forwarded", "via", "x-real-ip", *(f"x-forwarded-{name}" for name in ("for", "host", "port", "server")))
 
 
 def parse_metrics(request: Request) -> ReadMetrics | Response:
@@ -44,8 +49,15 @@ def parse_metrics(request: Request) -> ReadMetrics | Response:
         return Response(204, (("Allow", _ALLOW), *preflight(request, "GET, HEAD"), *SAFE))
     if request.method not in ("GET", "HEAD"):
         raise MethodNotAllowed(f"the metrics allow {_ALLOW}; send one of these methods", headers={"Allow": _ALLOW})
-    is_direct = not any(name in request.headers for name in _OF_PROXIES)
-    return ReadMetrics(is_direct and request.caller is not None and is_loopback(request.caller.address))
+    return ReadMetrics(_is_local(request))
+
+
+def _is_local(request: Request) -> bool:
+    """Whether a request came from this machine, for this machine, and from no proxy."""
+    headers, caller = request.headers, request.caller
+    host = re.sub(r":[0-9]*\Z", "", headers.get("host", "localhost")).strip("[]").lower()
+    is_direct = is_loopback(host) and not any(name in headers for name in _OF_PROXIES)
+    return is_direct and caller is not None and is_loopback(caller.address)
 
 
 def render_metrics(counted: Mapping[str, Any], gauges: Mapping[str, float], jobs: Sequence[JobCounts] | None) -> bytes:

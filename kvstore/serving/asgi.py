@@ -14,7 +14,7 @@ from typing import Any
 from kvstore.access.principal import Claims, Principal, as_principal
 from kvstore.commands.subscriptions import Follow, LongPoll
 from kvstore.core.errors import Problem
-from kvstore.core.metrics import COUNTERS
+from kvstore.core.metrics import COUNTERS, UNTIMED_S
 from kvstore.core.paths import escape
 from kvstore.core.settings import read_settings
 from kvstore.http.gate import FetchKeys
@@ -77,7 +77,9 @@ class Application:
             nonlocal status
             if "status" in message:
                 status = message["status"]
-                COUNTERS.record(scope["method"], status, -1.0 if isinstance(decision, LongPoll) else perf_counter() - began)
+                COUNTERS.record(
+                    scope["method"], status, UNTIMED_S if isinstance(decision, LongPoll) else perf_counter() - began
+                )
             await send(message)
 
         try:

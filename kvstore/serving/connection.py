@@ -16,7 +16,6 @@ from kvstore.access.principal import Principal
 from kvstore.commands.containers import List
 from kvstore.commands.subscriptions import Follow
 from kvstore.core.errors import Problem, RequestTimeout, unavailable
-from kvstore.core.metrics import COUNTERS
 from kvstore.http.gate import FetchKeys, Gate
 from kvstore.http.messages import Headers, Request, Response
 from kvstore.http.protocol import Outcome, render
@@ -52,7 +51,6 @@ class ClientConnection(asyncio.Protocol):
 
     __slots__ = (
         "_accepted",
-        "_began",
         "_busy",
         "_choked",
         "_ended",
@@ -83,7 +81,6 @@ class ClientConnection(asyncio.Protocol):
         self._lacked = NOTHING  # the part of a request that was missing when it was last looked at
         self._accepted: Mapping[str, str] | None = None  # header fields of the last request that passed the check of Host
         self._principal: Principal | None = None  # of that request
-        self._began = 0.0  # when the request came, by perf_counter()
         self._keep = True  # keep the connection open after this request
         self._ended = False  # the client has sent EOF
         self._over = False  # the last response of this connection is written
@@ -112,7 +109,7 @@ class ClientConnection(asyncio.Protocol):
                 self._fail(unavailable("this server has as many connections as it allows; try again later"))
 
     def connection_lost(self, _: Exception | None) -> None:
-        self._server.connections.discard(self)
+        self._server.forget(self)
         self._keep = False
         self._over = True
         if self._stream:
@@ -237,9 +234,11 @@ class ClientConnection(asyncio.Protocol):
 
     def _decide(self, request: Request, principal: Principal | None, gate: Gate | None) -> None:
         runtime = self._runtime
-        self._began = perf_counter()
+        server = self._server
+        if server.timed is None:
+            server.timed, server.timed_at = self, perf_counter()
         # For an identical block of fields the reader returns the same object, whose Host and token have been checked.
-        deciding = decide if request.headers is self._accepted else self._server.decide
+        deciding = decide if request.headers is self._accepted else server.decide
         decision = deciding(request, runtime.settings, runtime.rules, principal, gate)
         if not isinstance(decision, _NOT_FOR_A_STORE):
             self._accepted = request.headers
@@ -247,8 +246,8 @@ class ClientConnection(asyncio.Protocol):
             self._busy = True
             self.due = _NEVER
             self._wait = runtime.submit(decision, self._respond, request)
-            if self._wait is not None:
-                self._began = _NEVER  # it waits, so its time says nothing
+            if self._wait is not None and server.timed is self:
+                server.timed = None  # it waits, so its time says nothing
         elif isinstance(decision, Response):
             self._send(request, decision)
         elif isinstance(decision, Follow):
@@ -298,7 +297,7 @@ class ClientConnection(asyncio.Protocol):
             parts.append(body)
         self.due = server.now + IDLE_S
         transport.write(b"".join(parts))  # may call pause_writing
-        COUNTERS.record(request.method, status, perf_counter() - self._began)
+        server.count(self, request.method, status)
         if server.log is not None:
             server.log.record(request, status)
         if more is not None:
@@ -378,7 +377,7 @@ class ClientConnection(asyncio.Protocol):
         framing = b"\r\nTransfer-Encoding: chunked\r\n\r\n" if is_1_1 else b"\r\nConnection: close\r\n\r\n"
 
         def head() -> bytes:
-            COUNTERS.record(request.method, 200, perf_counter() - self._began)
+            server.count(self, request.method, 200)
             return _STATUS[200] + server.date + _lines(stream_fields(request, self._runtime.settings)) + framing
 
         self._followed = request
@@ -393,7 +392,6 @@ class ClientConnection(asyncio.Protocol):
     def _fail(self, problem: Problem) -> None:
         """Refuse a request that cannot be parsed any further, and close."""
         self._keep = False
-        self._began = _NEVER
         request = Request(*self._reader.asked)
         if self._runtime.gate:
             request = self._runtime.gate.begin(request, self._peer)

@@ -28,7 +28,7 @@ from kvstore.commands.metrics import ReadMetrics
 from kvstore.commands.readiness import CheckReadiness
 from kvstore.commands.subscriptions import Follow, LongPoll
 from kvstore.core.errors import InvalidRequest, Problem
-from kvstore.core.metrics import COUNTERS
+from kvstore.core.metrics import COUNTERS, UNTIMED_S
 from kvstore.core.paths import escape
 from kvstore.core.settings import Settings, read_settings
 from kvstore.http.gate import FetchKeys, Gate, open_gate
@@ -100,10 +100,12 @@ def _answer(runtime: FlaskRuntime, environ: Environ, prefix_segments: int) -> fl
         target, base = _below_mount(environ, prefix_segments)
         request = request._replace(target=target, base=base, body=_body(environ))
     except Problem as problem:
-        answer = as_response(respond(request, problem, runtime.settings))
+        decision: Asked | Follow | Response = respond(request, problem, runtime.settings)
     else:
-        answer = _decided(runtime, request, environ)
-    COUNTERS.record(request.method, answer.status_code, perf_counter() - began)
+        decision = _decide(runtime, request, environ)
+    answer = _carried_out(runtime, request, decision, environ)
+    elapsed_s = UNTIMED_S if isinstance(decision, LongPoll) else perf_counter() - began
+    COUNTERS.record(request.method, answer.status_code, elapsed_s)
     if log := runtime.log:
         if answer.is_streamed:
             answer.call_on_close(lambda: log.record(request, answer.status_code))
@@ -112,11 +114,17 @@ def _answer(runtime: FlaskRuntime, environ: Environ, prefix_segments: int) -> fl
     return answer
 
 
-def _decided(runtime: FlaskRuntime, request: Request, environ: Environ) -> flask.Response:
+def _decide(runtime: FlaskRuntime, request: Request, environ: Environ) -> Asked | Follow | Response:
     deciding = decide_for_host if _is_development_server_on_loopback(environ) else decide
     asking = as_principal(runtime.principal and runtime.principal())
     while isinstance(decision := deciding(request, runtime.settings, runtime.rules, asking, runtime.gate), FetchKeys):
         decision.keys.fetch()
+    return decision
+
+
+def _carried_out(
+    runtime: FlaskRuntime, request: Request, decision: Asked | Follow | Response, environ: Environ
+) -> flask.Response:
     if isinstance(decision, Response):
         return as_response(decision)
     outcome: Outcome | Exception

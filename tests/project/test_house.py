@@ -65,7 +65,7 @@ WORLD = {
     # The Lua files lie beside scripts; embedded asks whether fakeredis is there; the package loads public names late.
     "importlib": {"commands.scripts", "stores.embedded", "__init__"},
     "logging": {"access.jwks", "core.errors", "stores", "live", "runtime", "serving.connection", "serving.server", "tasks"},
-    "os": {"stores", "runtime", "serving", "tasks", "client", "asgi", "cli"},
+    "os": {"stores", "live.metrics", "runtime", "serving", "tasks", "client", "asgi", "cli"},
     "pathlib": {"access.jwks", "stores.embedded", "runtime", "serving.gunicorn_config"},
     "random": {"live.stream_session", "verbs"},
     "resource": {"serving.gunicorn_worker"},
@@ -73,7 +73,7 @@ WORLD = {
     "signal": {"stores.embedded", "serving.gunicorn_config", "serving.gunicorn_worker", "tasks"},
     "socket": {"stores.embedded", "serving.server", "serving.sse", "serving.flask"},
     "ssl": {"stores", "serving.flask"},
-    "mmap": {"tasks.supervisor"},
+    "mmap": {"live.metrics_board", "tasks.supervisor"},
     "subprocess": {"stores.embedded"},
     "sys": {"stores.embedded", "serving", "tasks", "cli"},
     "tempfile": {"stores.embedded"},
