@@ -71,8 +71,10 @@ from kvstore.http.presence import parse_hold
 from kvstore.http.queues import MAX_WAIT_S, render_held, render_taken
 
 BATCH_PATH, HEALTH_PATH, READY_PATH, LIMITS_PATH = "/_/batch", "/_/health", "/_/ready", "/_/limits"
-METRICS_PATH = "/_/metrics"
-OPEN_PATHS = frozenset({HEALTH_PATH, READY_PATH, LIMITS_PATH})  # serving/own_paths.py answers them before parse() is asked
+METRICS_PATH, OPENAPI_PATH = "/_/metrics", "/_/openapi.json"
+OPEN_PATHS = frozenset(
+    {HEALTH_PATH, READY_PATH, LIMITS_PATH, OPENAPI_PATH}
+)  # serving/own_paths.py answers them before parse() is asked
 
 MAX_KEY_CHARACTERS = 255  # of an Idempotency-Key
 

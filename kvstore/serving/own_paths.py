@@ -12,13 +12,15 @@ from kvstore.core.paths import own_path
 from kvstore.core.settings import Settings
 from kvstore.http.cors import preflight
 from kvstore.http.messages import SAFE, Request, Response
-from kvstore.http.protocol import HEALTH_PATH, LIMITS_PATH, OK, READY_PATH
+from kvstore.http.openapi import render_openapi
+from kvstore.http.protocol import HEALTH_PATH, LIMITS_PATH, OK, OPENAPI_PATH, READY_PATH
 from kvstore.serving.limits import render_limits
 
 OPEN: dict[str, Callable[[Settings], Response | CheckReadiness]] = {
     HEALTH_PATH: lambda _: OK,  # this process is alive, since it answers
     READY_PATH: lambda _: CheckReadiness(),
     LIMITS_PATH: render_limits,
+    OPENAPI_PATH: render_openapi,
 }
 _ALLOW = "GET, HEAD, OPTIONS"
 
