@@ -14,11 +14,13 @@ from kvstore.http.cors import preflight
 from kvstore.http.messages import SAFE, Request, Response
 from kvstore.http.protocol import HEALTH_PATH, LIMITS_PATH, OK, READY_PATH
 from kvstore.serving.limits import render_limits
+from kvstore.serving.pages import PAGES, render_page
 
-OPEN: dict[str, Callable[[Settings], Response | CheckReadiness]] = {
-    HEALTH_PATH: lambda _: OK,  # this process is alive, since it answers
-    READY_PATH: lambda _: CheckReadiness(),
-    LIMITS_PATH: render_limits,
+OPEN: dict[str, Callable[[Request, Settings], Response | CheckReadiness]] = {
+    HEALTH_PATH: lambda _, __: OK,  # this process is alive, since it answers
+    READY_PATH: lambda _, __: CheckReadiness(),
+    LIMITS_PATH: lambda _, settings: render_limits(settings),
+    **dict.fromkeys(PAGES, lambda request, _: render_page(request)),
 }
 _ALLOW = "GET, HEAD, OPTIONS"
 
@@ -36,4 +38,4 @@ def answer(request: Request, settings: Settings) -> Response | CheckReadiness | 
         return Response(204, (("Allow", _ALLOW), *preflight(request, "GET, HEAD"), *SAFE))
     if request.method not in ("GET", "HEAD"):
         raise MethodNotAllowed(f"{path} allows {_ALLOW}; send one of these methods", headers={"Allow": _ALLOW})
-    return found(settings)
+    return found(request, settings)
