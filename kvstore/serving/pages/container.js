@@ -157,6 +157,7 @@ export class ContainerView {
       if (!this.editor.field.check()) return
       try {
         const response = await send("POST", this.path, {body: this.editor.field.text})
+        this.editor = null
         this.page.go(member(await tree(response), "path").value)
       } catch (problem) {
         this.editor.field.refuse(problem)
@@ -206,6 +207,9 @@ export class ContainerView {
 
   showQueue(jobs, dead) {
     if (jobs.problem) return this.body.replaceChildren(this.page.refusal(jobs.problem))
+    const key = [jobs, dead].map(each => each.items.map(item => [item.name, item.etag, item.state, item.attempts])).join()
+    if (key === this.drawn) return undefined // whoever points at a button shall not lose it
+    this.drawn = key
     const items = jobs.items.filter(item => !item.isContainer)
     const states = ["ready", "leased", "delayed"]
     const tile = (label, count, kind = label) => h("div", {class: `tile ${kind}`}, h("b", null, number(count)), label)

@@ -4,7 +4,7 @@ import {expiry, follow, send} from "./api.js"
 import {member, parse} from "./json.js"
 
 const MAX_STREAMS = 3 // a browser has six connections for a service, and other requests need some
-const PAGE = 300 // documents that are asked for at once
+const PAGE = 500 // documents that are asked for at once
 const KEYS_PAGE = 1000 // names
 const MAX_REFRESHED = 2000 // items that are listed again after a loss; those after them are listed when they are scrolled to
 
