@@ -80,10 +80,8 @@ class Runtime(NamedTuple):
         """
         if isinstance(asked, LongPoll):
             return asyncio.get_running_loop().create_task(self._wait(asked, done, context))
-        if isinstance(asked, CheckReadiness):
-            self.readiness.submit(asked, done, context)
-        else:
-            self.store.submit(asked, done, context)
+        store = self.readiness if isinstance(asked, CheckReadiness) else self.store
+        store.submit(asked, done, context)
         return None
 
     async def outcome(self, asked: Command[Outcome] | LongPoll[Outcome]) -> Outcome:

@@ -38,10 +38,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             row = item.nodeid.replace("-".join(lane), "", 1)
             tests.setdefault(item.nodeid.partition("[")[0], []).append((item, lane, row))
     for name, cells in tests.items():
-        only = cells[crc32(name.encode()) % len(cells)][1] if cells[0][0].get_closest_marker("heavy") else None
-        wanted = selected([(lane, row) for _, lane, row in cells])
-        for (item, lane, _), is_wanted in zip(cells, wanted, strict=True):
-            if lane != only if only else not is_wanted:
+        wanted = selected([(lane, row) for _, lane, row in cells], crc32(name.encode()))
+        for (item, _, _), is_wanted in zip(cells, wanted, strict=True):
+            if not is_wanted:
                 item.add_marker(pytest.mark.slow)
 
 

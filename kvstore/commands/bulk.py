@@ -48,7 +48,8 @@ def put_many_arguments(prefix: str, log_length: int, puts: Iterable[tuple[bytes 
     """Return the arguments of put_many.lua for documents, each as (name, document, ttl_ms)."""
     arguments: list[bytes | str | int] = [prefix, log_length]
     run, at = None, 0
-    for name, (shape, fields, *_), ttl_ms in puts:
+    for name, encoded, ttl_ms in puts:
+        shape, fields = encoded.shape, encoded.fields
         if run != (run := (ttl_ms, shape, len(fields))):
             at = len(arguments)
             arguments += (0, 1 + len(fields), ttl_ms or 0, shape)
@@ -80,7 +81,7 @@ class CoalescedPuts(NamedTuple):
     def arguments(self) -> Arguments:
         first = self.commands[0]
         prefix, _ = below(first.path)
-        puts = [(path.name, encoded, ttl_ms) for path, encoded, ttl_ms, *_ in self.commands]
+        puts = [(put.path.name, put.encoded, put.ttl_ms) for put in self.commands]
         return put_many_arguments(prefix, first.log_length, puts)
 
     def outcome(self, reply: RedisReply) -> list[Stored | None] | Again[list[Stored | None]]:
@@ -88,11 +89,10 @@ class CoalescedPuts(NamedTuple):
             return [None] * len(self.commands)
         outcomes: list[Stored | None] = []
         lag_ms = _lag_ms(reply)
-        for (_, encoded, ttl_ms, *_), raw_tag, word in zip(self.commands, reply[1], reply[2], strict=True):
-            tag = raw_tag.decode()
+        for put, raw_tag, word in zip(self.commands, reply[1], reply[2], strict=True):
+            encoded, ttl_ms, tag = put.encoded, put.ttl_ms, raw_tag.decode()
             expires_at_ms = tag_time_ms(tag) - lag_ms + ttl_ms  # type: ignore[operator]  # a Put without an edit has a TTL
-            found = Found(encoded.text, encoded.is_object, tag, expires_at_ms, ttl_ms)
-            outcomes.append(Stored(found, created=word == CREATED))
+            outcomes.append(Stored(Found(encoded.text, encoded.is_object, tag, expires_at_ms, ttl_ms), word == CREATED))
         return registered(self.commands[0].path, reply[3], outcomes)
 
 

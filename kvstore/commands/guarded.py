@@ -124,8 +124,11 @@ def _hidden(outcome: Any) -> Any:
 
 def unwrapped(command: Command[Any]) -> Command[Any] | None:
     """Return the command that was asked for, for a store that treats some commands in a way of their own."""
-    while isinstance(command, Guarded | Blind | Idempotent | Charge):
+    while isinstance(command, WRAPPERS):
         if command.command is None:
             return None
         command = command.command
     return command
+
+
+WRAPPERS = Guarded, Blind, Idempotent, Charge  # a union would be made anew for each command

@@ -80,7 +80,7 @@ def split_target(target: bytes) -> tuple[bytes, bytes]:
 
 def own_path(target: bytes) -> str | None:
     """Return the path of a raw request target if it is one of the service's own, `/_/…`; None for others, and bad ones."""
-    if not target.startswith(_MAY_BE_SERVICES):  # most targets
+    if not target.startswith(MAY_BE_OWN):  # most targets
         return None
     try:
         path = parse_path(split_target(target)[0]).text
@@ -89,7 +89,7 @@ def own_path(target: bytes) -> str | None:
     return path if path.startswith("/_/") else None
 
 
-_MAY_BE_SERVICES = (b"/_", b"/%", b"h", b"H")  # the escape of `_`, and the absolute form, are spellings too
+MAY_BE_OWN = (b"/_", b"/%", b"h", b"H")  # the escape of `_`, and the absolute form, are spellings too
 
 
 def escape(decoded: bytes) -> bytes:
@@ -99,19 +99,23 @@ def escape(decoded: bytes) -> bytes:
 
 def parse_path(raw: bytes) -> Path:
     """Parse a raw request path; raises InvalidPath or PathTooLong."""
-    if len(raw) <= MAX_PLAIN_BYTES and _is_plain(raw):
-        return _plain(raw)
-    return _parse(raw)
+    return _parse_short(raw) if len(raw) <= MAX_SHORT_BYTES else _parse(raw)
+
+
+MAX_SHORT_BYTES = 256
+
+
+@lru_cache(maxsize=8192)
+def _parse_short(raw: bytes) -> Path:
+    return _plain(raw) if _is_plain(raw) else _parse(raw)
 
 
 # A segment that is canonical as it stands: nothing to decode and nothing to refuse. `_is_plain` matches two or more of them.
 _LITERALS = "A-Za-z0-9" + re.escape(_LITERAL)
 PLAIN_SEGMENT = rf"(?!\.)[{_LITERALS}]++"
 _is_plain = re.compile(rf"(?:/{PLAIN_SEGMENT}){{2,{MAX_SEGMENTS}}}".encode()).fullmatch
-MAX_PLAIN_BYTES = 256
 
 
-@lru_cache(maxsize=8192)
 def _plain(raw: bytes) -> Path:
     text = raw.decode("ascii")
     namespace, _, name = text[1:].partition("/")

@@ -129,21 +129,17 @@ def _canonical(request: Request) -> str:
 
 def render_found(request: Request, found: Found) -> Response:
     """Return the response to a GET or HEAD of a document whose preconditions hold."""
-    if read_status(parse_preconditions(request.headers), found.tag) == 304:
+    headers = request.headers
+    if ("if-none-match" in headers or "if-modified-since" in headers) and (
+        read_status(parse_preconditions(headers), found.tag) == 304
+    ):
         return Response(304, (*tag_header(found.tag), *UNCHANGED))
     return _document(200, found, ())
 
 
-def _written(request: Request, status: int, document: Found, headers: Headers) -> Response:
-    """Return the response to a write, with or without a body as the request prefers (RFC 7240)."""
-    reply = _document(status, document, headers)
-    return apply_preference(request, reply) if document.text else _without_body(reply)
-
-
 def apply_preference(request: Request, reply: Response) -> Response:
     """Return the response as `Prefer: return=` asks for it (RFC 7240 section 4.2)."""
-    preference = _preference(request.headers)
-    if preference is None:
+    if "prefer" not in request.headers or (preference := _preference(request.headers)) is None:
         return reply
     headers = (*reply.headers, ("Preference-Applied", f"return={preference}"))
     if preference == "representation":
@@ -201,9 +197,10 @@ def _dates(written_at_s: int | None, expires_at_s: int | None) -> Headers:
 
 
 def render_stored(request: Request, stored: Stored) -> Response:
-    """Return the response to a PUT or PATCH."""
+    """Return the response to a PUT or PATCH, with or without a body as the request prefers (RFC 7240)."""
     location = (("Location", request.base + _canonical(request)),) if stored.created else ()
-    return _written(request, 201 if stored.created else 200, stored.document, location)
+    reply = _document(201 if stored.created else 200, stored.document, location)
+    return apply_preference(request, reply) if stored.document.text else _without_body(reply)
 
 
 def render_missing(_: Request, __: Missing) -> Response:

@@ -90,7 +90,7 @@ Query: TypeAlias = Mapping[str, list[str]]  # the values of each parameter; byte
 def parse_query(raw_query: bytes) -> Query:
     """Return the parameters of a raw query, which is parsed once for each request."""
     if not raw_query:
-        return _NO_PARAMETERS
+        return NO_PARAMETERS
     query: dict[str, list[str]] = {}
     text = raw_query.decode("utf-8", "surrogateescape")
     for name, value in parse_qsl(text, keep_blank_values=True, errors="surrogateescape"):
@@ -98,7 +98,7 @@ def parse_query(raw_query: bytes) -> Query:
     return query
 
 
-_NO_PARAMETERS: Query = {}
+NO_PARAMETERS: Query = {}
 
 
 def parameter(query: Query, name: str) -> str | None:
@@ -167,12 +167,12 @@ def with_ttl(text: bytes, ttl_ms: int | None) -> bytes:
     """Return a document with the remaining TTL as its last member, if it is an object and expires (`ttl_ms` is not None)."""
     if ttl_ms is None or not text.startswith(b"{"):
         return text
-    return (text[:-1] + b"," if len(text) > 2 else b"{") + _ttl_member(ttl_s(ttl_ms))
+    return (text[:-1] + b"," if len(text) > 2 else b"{") + _ttl_member(-(-ttl_ms // 1000))
 
 
 @lru_cache(maxsize=1024)
 def _ttl_member(seconds: int) -> bytes:
-    return b'"ttl":%d}' % seconds
+    return b'"ttl":%d}' % max(1, seconds)
 
 
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")

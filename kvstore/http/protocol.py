@@ -54,6 +54,7 @@ from kvstore.http.messages import (
     DOCUMENT,
     EVENT_STREAM,
     MAX_TARGET_BYTES,
+    NO_PARAMETERS,
     SAFE,
     Headers,
     Query,
@@ -118,11 +119,11 @@ def parse(request: Request, settings: Settings) -> Command[Outcome] | Follow | L
     if raw_path == b"*" and method == "OPTIONS":
         return _options(request, ALLOW_DOCUMENT)
     path = parse_path(raw_path)
-    if path.text.startswith("/_/") or path.text == "/_":
+    if path.namespace == "_" or path.text == "/_":
         if path.text == BATCH_PATH:
             return _batch(request, path, settings)
         raise NotFound("thing doesn't exist: paths below /_/ belong to the service, which has nothing at this path")
-    query = parse_query(raw_query)
+    query = parse_query(raw_query) if raw_query else NO_PARAMETERS
     if method == "GET" and accepts(request.headers, EVENT_STREAM):
         if path.text == "/" and parameter(query, "list") is not None:
             raise InvalidParameter("the root container cannot be followed; follow a namespace or a document")

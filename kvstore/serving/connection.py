@@ -31,6 +31,7 @@ MAX_READ_AHEAD_BYTES = 64 * 1024  # of pipelined requests; beyond that, reading 
 
 _STATUS = {status.value: f"HTTP/1.1 {status.value} {status.phrase}".encode() for status in HTTPStatus}
 _NEVER = float("inf")
+_NOT_FOR_A_STORE = Response, Follow, FetchKeys
 
 
 def _lines(headers: Headers) -> bytes:
@@ -220,34 +221,35 @@ class ClientConnection(asyncio.Protocol):
     # From a request to bytes
 
     def _answer(self, request: Request) -> None:
-        gate, principal = self._runtime.gate, None
-        if gate is not None:
-            principal = self._principal if request.headers is self._accepted else None
-            if principal is not None and gate.is_known(principal, request):
-                gate = None
-            else:
-                request = gate.begin(request, self._peer)
-        self._decide(request, principal, gate)
+        gate = self._runtime.gate
+        if gate is None:
+            self._decide(request, None, None)
+            return
+        principal = self._principal if request.headers is self._accepted else None
+        if principal is not None and gate.is_known(principal, request):
+            self._decide(request, principal, None)
+        else:
+            self._decide(gate.begin(request, self._peer), principal, gate)
 
     def _decide(self, request: Request, principal: Principal | None, gate: Gate | None) -> None:
         runtime = self._runtime
         # For an identical block of fields the reader returns the same object, whose Host and token have been checked.
         deciding = decide if request.headers is self._accepted else self._server.decide
         decision = deciding(request, runtime.settings, runtime.rules, principal, gate)
-        if isinstance(decision, Response):
-            self._send(request, decision)
-        elif isinstance(decision, Follow):
-            self._follow(request, decision)
-        elif isinstance(decision, FetchKeys):
-            self._busy = True
-            self.due = _NEVER
-            self._wait = self._server.loop.create_task(self._fetch_keys(request, decision))
-        else:
+        if not isinstance(decision, _NOT_FOR_A_STORE):
             self._accepted = request.headers
             self._principal = request.caller.principal if request.caller else principal
             self._busy = True
             self.due = _NEVER
             self._wait = runtime.submit(decision, self._respond, request)
+        elif isinstance(decision, Response):
+            self._send(request, decision)
+        elif isinstance(decision, Follow):
+            self._follow(request, decision)
+        else:
+            self._busy = True
+            self.due = _NEVER
+            self._wait = self._server.loop.create_task(self._fetch_keys(request, decision))
 
     async def _fetch_keys(self, request: Request, wanted: FetchKeys) -> None:
         await asyncio.to_thread(wanted.keys.fetch)

@@ -76,6 +76,9 @@ def parse_fields(block: bytes) -> Fields:
     )
 
 
+_NO_FIELDS: dict[str, str] = {}
+_NOTHING_ASKED: tuple[str, bytes, dict[str, str]] = "", b"", _NO_FIELDS
+
 _known_fields = lru_cache(maxsize=MAX_CACHED_BLOCKS)(parse_fields)
 
 
@@ -112,7 +115,7 @@ class Reader:
         self._fields: Fields | None = None  # of the request whose body is being read
         self._chunks: _Chunks | None = None
         self.lacks = NOTHING
-        self.asked: tuple[str, bytes, dict[str, str]] = ("", b"", {})
+        self.asked = _NOTHING_ASKED
         self.is_1_1 = True
         self.keeps = True
 
@@ -144,7 +147,7 @@ class Reader:
             fields = self._read_head()
             if fields is None:
                 return None
-        body = self._read_body(fields)
+        body = self._read_body(fields) if fields.length else b""
         if body is None:
             self.lacks = BODY
             return None
@@ -154,7 +157,7 @@ class Reader:
 
     def _read_head(self) -> Fields | None:
         buffer = self._buffer
-        self.asked = ("", b"", {})
+        self.asked = _NOTHING_ASKED
         if buffer[0] == CR and (empty := _EMPTY_LINES(buffer)):  # RFC 9112 section 2.2: they are ignored
             self._buffer = buffer = buffer[empty.end() :]
         end = buffer.find(b"\r\n\r\n", self._scanned)
@@ -170,12 +173,12 @@ class Reader:
         if not line:
             raise _bad_line(bytes(buffer[:line_end]))
         method, target = line[1].decode("ascii"), bytes(line[2])
-        self.asked = (method, target, {})
+        self.asked = method, target, _NO_FIELDS
         self.is_1_1 = is_1_1 = line[3] == b"1"
         block = bytes(buffer[line_end + 2 : end])
         # A client sends the same block with every request.
         fields = _known_fields(block) if len(block) <= MAX_CACHED_BLOCK_BYTES else parse_fields(block)
-        self.asked = (method, target, fields.headers)
+        self.asked = method, target, fields.headers
         if is_1_1 and "host" not in fields.headers:
             raise InvalidRequest("a request of HTTP/1.1 must have a Host header field")
         self.keeps = not fields.close and (is_1_1 or fields.keep_alive)
@@ -200,8 +203,6 @@ class Reader:
 
     def _read_body(self, fields: Fields) -> bytes | None:
         length, buffer = fields.length, self._buffer
-        if not length:
-            return b""
         if self._chunks:
             consumed, is_complete = self._chunks.feed(buffer)
             if consumed:  # otherwise a chunk that trickles in would be copied with each of its bytes

@@ -10,7 +10,7 @@ from typing import Any
 
 from kvstore.commands.base import Command, Outcome
 from kvstore.commands.documents import Edit
-from kvstore.commands.guarded import unwrapped
+from kvstore.commands.guarded import WRAPPERS, unwrapped
 from kvstore.core.errors import Problem, unavailable
 from kvstore.stores.pipelined import AsyncStore, executed
 from kvstore.stores.redis_connection import Context, Done
@@ -28,6 +28,8 @@ class QueuedEdit:
     context: Any
 
 
+_MAY_BE_EDIT = frozenset({Edit, *WRAPPERS})
+
 _Edits = dict[QueuedEdit, asyncio.TimerHandle]  # in the order in which they came
 
 
@@ -40,8 +42,7 @@ class EditQueue:
 
     def submit(self, command: Command[Outcome], done: Done[Context, Outcome], context: Context) -> None:
         """As PipelinedStore.submit."""
-        edit = unwrapped(command)
-        if not isinstance(edit, Edit):
+        if type(command) not in _MAY_BE_EDIT or not isinstance(edit := unwrapped(command), Edit):
             self._store.submit(command, done, context)
             return
         key = edit.path.keys.document

@@ -14,7 +14,6 @@ from typing import Protocol
 import hiredis
 
 from kvstore.commands.base import Command, Outcome
-from kvstore.commands.bulk import coalescing_key
 from kvstore.core.errors import Problem, unavailable
 from kvstore.core.redis_url import Address
 from kvstore.stores import redis_clients
@@ -76,17 +75,13 @@ class PipelinedStore:
         loop = self._loop
         if loop is None:
             loop = self._start()
-        now, limits = loop.time(), redis_clients.PIPELINED
         connection = self._connection
         if connection is not None and connection.has_room:
-            pending = PendingCommand(command, done, context, now, now + limits.answer_s)
-            if (key := coalescing_key(command)) is None:
-                connection.send(pending.pack())
-            else:
-                connection.gather(key, pending)
+            connection.submit(command, done, context)
             return
         if connection is None and not self._closed and len(self._unsent) < redis_clients.MAX_WAITING:
-            pending = PendingCommand(command, done, context, now, now + limits.queue_s).pack()
+            now = loop.time()
+            pending = PendingCommand(command, done, context, now, now + redis_clients.PIPELINED.queue_s).pack()
             if self._unsent_bytes + pending.size <= redis_clients.MAX_WAITING_BYTES:
                 self._unsent_bytes += pending.size
                 self._unsent.append(pending)

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 import hiredis
 
 from kvstore.commands.base import Again, Command, Later, Outcome
-from kvstore.commands.bulk import CoalescingKey, coalesce, slot_among
+from kvstore.commands.bulk import CoalescingKey, coalesce, coalescing_key, slot_among
 from kvstore.core.errors import UNKNOWN, Problem, unavailable
 from kvstore.core.redis_url import Address
 from kvstore.stores import redis_clients
@@ -27,6 +27,17 @@ MAX_COALESCED = 64  # commands in one script: more gain little, and other client
 Context = TypeVar("Context")
 
 Done: TypeAlias = Callable[[Context, Outcome | Exception], None]  # called with the context and outcome of a command
+
+# A command, what is called with its outcome, and the context of that.
+Submitted: TypeAlias = tuple[Command[Any], Done[Any, Any], Any]
+
+
+def tell(done: Done[Context, Outcome], context: Context, outcome: Outcome | Exception) -> None:
+    """Hand an outcome over. A bug in `done` must not break the requests of others."""
+    try:
+        done(context, outcome)
+    except Exception:
+        log.exception("an outcome was lost by a bug of ours")
 
 
 class PendingCommand(Execution[Any]):
@@ -45,20 +56,20 @@ class PendingCommand(Execution[Any]):
         self.timer: asyncio.TimerHandle | None = None
 
     def tell(self, outcome: Any) -> None:
-        """Hand the outcome over. A bug in `done` must not break the requests of others."""
+        """Hand the outcome over, unless that was done."""
         done, self.done = self.done, None
-        if done is None:
-            return
-        try:
-            done(self.context, outcome)
-        except Exception:
-            log.exception("an outcome was lost by a bug of ours")
+        if done is not None:
+            tell(done, self.context, outcome)
 
     def pack(self, words: Words | None = None) -> "PendingCommand":
         """Put the command, or these words of it, into Redis's protocol."""
         self.packed = hiredis.pack_command(words or evalsha_words(self.command))
         self.size = len(self.packed)
         return self
+
+
+def _pending(command: Command[Outcome], done: Done[Context, Outcome], context: Context, began: float) -> PendingCommand:
+    return PendingCommand(command, done, context, began, began + redis_clients.PIPELINED.answer_s).pack()
 
 
 class Owner(Protocol):
@@ -81,7 +92,7 @@ class RedisConnection(asyncio.Protocol):
         self._sent: deque[PendingCommand] = deque()
         self._bytes = self._count = 0  # of the commands in _sent
         self._buffer: list[bytes] = []
-        self._gathered: dict[CoalescingKey, dict[str | int, PendingCommand]] = {}  # packed at the end of this turn of the loop
+        self._gathered: dict[CoalescingKey, dict[str | int, Submitted]] = {}  # sent at the end of this turn of the loop
         self._is_scheduled = False  # the end of this turn
         self._transport: asyncio.Transport = None  # type: ignore[assignment]  # set by connection_made
         self._greeting: asyncio.Future[Any] | None = None
@@ -109,46 +120,52 @@ class RedisConnection(asyncio.Protocol):
         if self._bytes > redis_clients.MAX_WAITING_BYTES or self._count >= redis_clients.MAX_WAITING:
             self.has_room = False
         self._buffer.append(packed)
-        self._schedule()
-
-    def gather(self, key: CoalescingKey, pending: PendingCommand) -> None:
-        """Keep a command until the end of this turn of the loop, and send those with the same key as one (commands/bulk.py)."""
-        gathered = self._gathered.setdefault(key, {})
-        slot = slot_among(pending.command, len(gathered))
-        if slot in gathered:
-            self.send(pending.pack())
-            return
-        gathered[slot] = pending
-        if len(gathered) == MAX_COALESCED:
-            self._send_coalesced(self._gathered.pop(key))
-        else:
+        if not self._is_scheduled:
             self._schedule()
 
-    def _send_coalesced(self, gathered: dict[str | int, PendingCommand]) -> None:
-        coalesced = list(gathered.values())
-        first = coalesced[0]
-        if len(coalesced) == 1:
-            self.send(first.pack())
+    def submit(self, command: Command[Outcome], done: Done[Context, Outcome], context: Context) -> None:
+        """Send a command; those of this turn of the loop that can be coalesced are sent as one (commands/bulk.py)."""
+        key = coalescing_key(command)
+        if key is None:
+            self.send(_pending(command, done, context, self._loop.time()))
             return
-        command = coalesce([pending.command for pending in coalesced])
-        pending = PendingCommand(command, self._distribute, coalesced, first.began, first.due)
-        pending.count = len(coalesced)
-        self.send(pending.pack())
+        gathered = self._gathered.get(key)
+        if gathered is None:
+            gathered = self._gathered[key] = {}
+        slot = slot_among(command, len(gathered))
+        if slot in gathered:
+            self.send(_pending(command, done, context, self._loop.time()))
+            return
+        gathered[slot] = command, done, context
+        if len(gathered) == MAX_COALESCED:
+            self._send_coalesced(self._gathered.pop(key))
+        elif not self._is_scheduled:
+            self._schedule()
 
-    def _distribute(self, coalesced: list[PendingCommand], outcomes: Any) -> None:
+    def _send_coalesced(self, gathered: dict[str | int, Submitted]) -> None:
+        coalesced, now = list(gathered.values()), self._loop.time()
+        if len(coalesced) == 1:
+            self.send(_pending(*coalesced[0], now))
+            return
+        command = coalesce([command for command, _, _ in coalesced])
+        pending = _pending(command, self._distribute, (coalesced, now), now)
+        pending.count = len(coalesced)
+        self.send(pending)
+
+    def _distribute(self, sent: tuple[list[Submitted], float], outcomes: Any) -> None:
         """Give each of the commands that were sent as one its outcome. One that has none, None, is sent by itself."""
+        coalesced, began = sent
         if isinstance(outcomes, Exception):
             outcomes = [outcomes] * len(coalesced)
-        for pending, outcome in zip(coalesced, outcomes, strict=True):
+        for (command, done, context), outcome in zip(coalesced, outcomes, strict=True):
             if outcome is None:
-                self._send_next(pending.pack())
+                self._send_next(_pending(command, done, context, began))
             else:
-                pending.tell(outcome)
+                tell(done, context, outcome)
 
     def _schedule(self) -> None:
-        if not self._is_scheduled:
-            self._is_scheduled = True
-            self._loop.call_soon(self._flush)
+        self._is_scheduled = True
+        self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
         gathered, self._gathered = self._gathered, {}
@@ -258,10 +275,13 @@ class RedisConnection(asyncio.Protocol):
         sent, self._sent = self._sent, deque()
         self._buffer, self._bytes, self._count = [], 0, 0
         gathered, self._gathered = self._gathered, {}
-        for pending in (*sent, *(each for alike in gathered.values() for each in alike.values())):
+        for pending in sent:
             if pending.timer is not None:
                 pending.timer.cancel()
             pending.tell(pending.ended(unavailable(f"Redis did not answer; {UNKNOWN}")))
+        for alike in gathered.values():
+            for _, done, context in alike.values():
+                tell(done, context, unavailable(f"Redis did not answer; {UNKNOWN}"))
 
     def connection_lost(self, _: Exception | None) -> None:
         self.abort()

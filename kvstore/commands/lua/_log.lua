@@ -42,7 +42,7 @@ local function write_nothing()
   redis.call('DEL', SCRATCH)
 end
 
-local clock_ms -- of a script that has asked for it
+local clock_ms = 0 -- what a script knows of the time: it is at least that
 local has_jumped = false
 
 -- Append an entry to the log, and return its id, and its time in ms. The time is that of the id, unless the clock is behind the last
@@ -50,20 +50,20 @@ local has_jumped = false
 -- from the same change, since a failover has lost what came after it, would give the same ids: so each leaves some out.
 local function add(keep, ...)
   local id = redis.call('XADD', LOG, 'MAXLEN', '~', keep, 'LIMIT', MOST_TRIMMED, '*', ...)
-  local ms, count = string.match(id, '^(%d+)%-(%d+)$')
-  if count == '0' then
-    return id, tonumber(ms)
+  local ms = tonumber(string.match(id, '^%d+'))
+  if ms > clock_ms then -- it goes on while a script runs
+    clock_ms = string.sub(id, -2) == '-0' and ms or clock()
   end
-  if not clock_ms or clock_ms < tonumber(ms) then -- it goes on while a script runs
-    clock_ms = clock()
+  if ms <= clock_ms then
+    return id, ms
   end
-  if clock_ms < tonumber(ms) and not has_jumped then
+  if not has_jumped then
     has_jumped = true
     redis.call('XDEL', LOG, id)
-    id = string.format('%s-%.0f', ms, count + 1 + redis.call('TIME')[2] % 1000)
+    id = string.format('%.0f-%.0f', ms, string.match(id, '%d+$') + 1 + redis.call('TIME')[2] % 1000)
     redis.call('XADD', LOG, 'MAXLEN', '~', keep, 'LIMIT', MOST_TRIMMED, id, ...)
   end
-  return id, math.min(tonumber(ms), clock_ms)
+  return id, clock_ms
 end
 
 -- Append a document's change to the log and return its id, which is the document's entity-tag, and its time in ms. An entry
