@@ -16,9 +16,8 @@ from kvstore.commands.bulk import ManyRead, ManyWritten
 from kvstore.commands.containers import DeletedRecursive, Listing, Unchanged
 from kvstore.commands.documents import ConditionalGet, Get
 from kvstore.commands.jobs import LeaseChanged, Taken
-from kvstore.commands.presence import Hold
 from kvstore.commands.readiness import Ready
-from kvstore.commands.subscriptions import Follow, LongPoll
+from kvstore.commands.subscriptions import Follow, FollowMany, LongPoll
 from kvstore.core.errors import (
     InternalError,
     InvalidParameter,
@@ -36,7 +35,7 @@ from kvstore.http.batch import Answer, parse_batch, render_answers, render_refus
 from kvstore.http.bulk_batch import parse_bulk, render_responses
 from kvstore.http.containers import parse_list, render_listing, render_unchanged
 from kvstore.http.content import ACCEPT_PATCH, check_json
-from kvstore.http.cors import check_hold_origin, check_origin, preflight
+from kvstore.http.cors import check_origin, preflight
 from kvstore.http.credentials import NO_STORE, check_no_token, render_issued
 from kvstore.http.documents import (
     apply_preference,
@@ -63,12 +62,12 @@ from kvstore.http.messages import (
     accepts,
     parameter,
     parse_query,
-    raw_parameter,
 )
-from kvstore.http.presence import parse_hold
 from kvstore.http.queues import MAX_WAIT_S, render_held, render_taken
+from kvstore.http.streams import parse_follow, parse_follow_many
 
 BATCH_PATH, HEALTH_PATH, READY_PATH, LIMITS_PATH = "/_/batch", "/_/health", "/_/ready", "/_/limits"
+FOLLOW_PATH = "/_/follow"
 
 MAX_KEY_CHARACTERS = 255  # of an Idempotency-Key
 
@@ -106,13 +105,12 @@ STREAM: Headers = (
     *SAFE,
 )
 OK = Response(200, (("Content-Type", "application/json"), *NO_STORE), b'{"status":"ok"}\n')
-_POSITION = re.compile(r"[0-9]{1,15}-[0-9]{1,15}")
 
 
-def parse(request: Request, settings: Settings) -> Command[Outcome] | Follow | LongPoll[Outcome] | Response:
+def parse(request: Request, settings: Settings) -> Command[Outcome] | Follow | FollowMany | LongPoll[Outcome] | Response:
     """Return the command that a request asks for, or the response if the store is not needed; raises Problem.
 
-    No store executes a Follow or a LongPoll: `live/` does.
+    No store executes a Follow, a FollowMany or a LongPoll: `live/` does.
     """
     raw_path, raw_query = split_target(request.target)
     method = request.method
@@ -122,13 +120,12 @@ def parse(request: Request, settings: Settings) -> Command[Outcome] | Follow | L
     if path.namespace == "_" or path.text == "/_":
         if path.text == BATCH_PATH:
             return _batch(request, path, settings)
+        if path.text == FOLLOW_PATH:
+            return _follow_many(request, raw_query, settings)
         raise NotFound("thing doesn't exist: paths below /_/ belong to the service, which has nothing at this path")
     query = parse_query(raw_query) if raw_query else NO_PARAMETERS
     if method == "GET" and accepts(request.headers, EVENT_STREAM):
-        if path.text == "/" and parameter(query, "list") is not None:
-            raise InvalidParameter("the root container cannot be followed; follow a namespace or a document")
-        recursive = path.text != "/" and parameter(query, "recursive") is not None
-        return Follow(path, _position(request, query), recursive, _hold(request, query, settings))
+        return parse_follow(request, path, query, settings)
     if method == "GET" and not query and not path.is_container and "prefer" not in request.headers:
         return _get(request, path)
     allow = ALLOW_CONTAINER if path.is_container else ALLOW_DOCUMENT
@@ -169,21 +166,6 @@ def _get(request: Request, path: Path) -> Get | ConditionalGet:
     return Get(path) if preconditions is NONE and not is_head else ConditionalGet(path, preconditions, is_head)
 
 
-def _position(request: Request, query: Query) -> str | None:
-    """Return the position in the log after which the client wants changes; None for a snapshot first."""
-    position = request.headers.get("last-event-id") or parameter(query, "last_event_id")
-    if position and not _POSITION.fullmatch(position):
-        raise InvalidParameter("Last-Event-ID must be the id of an event, unchanged; leave it out to start with a snapshot")
-    return position or None
-
-
-def _hold(request: Request, query: Query, settings: Settings) -> Hold | None:
-    hold = parse_hold(raw_parameter(query, "hold"), raw_parameter(query, "as"), settings.log_length)
-    if hold:
-        check_hold_origin(request.headers, settings)
-    return hold
-
-
 def _wait_s(request: Request) -> int:
     """Return how long a client that reads wants to wait for something new, in s; 0 if not (RFC 7240 section 4.3)."""
     found = _WAIT.search(request.headers.get("prefer", "")) if request.method in ("GET", "HEAD") else None
@@ -192,6 +174,14 @@ def _wait_s(request: Request) -> int:
 
 def _options(request: Request, allow: str) -> Response:
     return Response(204, (("Allow", allow), ("Accept-Patch", ACCEPT_PATCH), *preflight(request, allow), *SAFE))
+
+
+def _follow_many(request: Request, raw_query: bytes, settings: Settings) -> FollowMany | Response:
+    if request.method == "OPTIONS":
+        return Response(204, (("Allow", "GET, OPTIONS"), *preflight(request, "GET"), *SAFE))
+    if request.method != "GET":
+        raise MethodNotAllowed(f"{FOLLOW_PATH} allows GET only; send GET", headers={"Allow": "GET, OPTIONS"})
+    return parse_follow_many(request, parse_query(raw_query), settings)
 
 
 def _batch(request: Request, path: Path, settings: Settings) -> Command[Outcome] | Response:
@@ -242,7 +232,7 @@ def _in_batch(request: Request, settings: Settings) -> Command[Outcome] | Respon
         raise NotInBatch(f"a batch cannot contain {path}; send the request by itself")
     check_no_token(request, settings)
     command = parse(request, settings)
-    if isinstance(command, Follow | LongPoll):
+    if isinstance(command, Follow | FollowMany | LongPoll):
         raise NotInBatch("a batch cannot contain a stream or a request that waits; send it by itself")
     return command
 

@@ -33,6 +33,7 @@ EXPIRED = b": the token has expired; come back with a new one\n\n"
 REVOKED = b": the rules no longer permit this stream\n\n"
 MAX_JOINED_BYTES = 64 * 1024  # of changes in one write to a subscriber
 MAX_BUFFERED_BYTES = 1024 * 1024  # that the reader of a stream may leave unread; above, the stream is cut
+MAX_PARTS = 10_000  # further paths of streams, in a process: as many as it holds streams, by default
 MAX_WAITING_BYTES = 4 * 1024 * 1024  # of changes that wait for the end of a snapshot
 
 
@@ -47,7 +48,7 @@ class Subscriber:
     """One stream: `send` takes blocks, `end` ends it, `room` waits until its reader has read what was sent."""
 
     __slots__ = (
-        *("after", "beat", "end", "expiry", "has_left", "hold", "is_ready", "path", "permit", "room", "send"),
+        *("after", "beat", "end", "expiry", "has_left", "holds", "is_ready", "is_part", "path", "permit", "room", "send"),
         *("waiting", "waiting_bytes"),
     )
 
@@ -57,6 +58,8 @@ class Subscriber:
         send: Callable[[bytes], None],
         end: Callable[[], None],
         room: Callable[[], Awaitable[None]] = _at_once,
+        *,
+        is_part: bool = False,
     ) -> None:
         self.path = path
         self.send = send
@@ -64,7 +67,8 @@ class Subscriber:
         self.room = room
         self.is_ready = False
         self.has_left = False
-        self.hold: Hold | None = None
+        self.is_part = is_part  # a further path of a stream that is counted already
+        self.holds: list[Hold] = []
         self.permit: Guarded[None] | None = None  # executed with each heartbeat, since what the rules look up may change
         self.expiry: asyncio.TimerHandle | None = None  # of the token that asked for it
         self.after = (0, 0)  # the position up to which it has everything; the log reader may be behind it
@@ -177,11 +181,10 @@ class Hub:
         self._logs = LogReader(store, address, on_changes=self._changed, on_lost=self._lose)
         self._holding = Holding(store)
         self._client_streams = ClientStreams[Subscriber](store)
-        self._max_streams = max_streams
+        self._free = {False: max_streams, True: MAX_PARTS}  # for streams, and for further paths of streams
         self._is_closed = False
         self._namespaces: dict[str, _Namespace] = {}
         self._opening: dict[str, asyncio.Task[LogPosition]] = {}
-        self._count = 0
         self._beats = [set[Subscriber]() for _ in range(BEATS)]
         self._beating = 0  # the index of the part that is next
         self._turn = cycle(range(BEATS // 2))
@@ -196,7 +199,7 @@ class Hub:
             await self._store.execute(follow.permit)
         if follow.charge:
             await self._store.execute(follow.charge)
-        await self._register(subscriber, follow.hold, follow.place)
+        await self._register(subscriber, follow.holds, follow.place)
         if subscriber.has_left:
             return
         subscriber.permit = follow.permit
@@ -226,24 +229,24 @@ class Hub:
         """
         subscriber.is_ready = True
         subscriber.has_left = False  # after an earlier subscription
-        await self._register(subscriber, None, None)
+        await self._register(subscriber, (), None)
         if is_taker and not subscriber.has_left:
             self._namespaces[subscriber.path.namespace].takers.add(subscriber)
 
-    async def _register(self, subscriber: Subscriber, hold: Hold | None, place: StreamPlace | None) -> None:
+    async def _register(self, subscriber: Subscriber, holds: tuple[Hold, ...], place: StreamPlace | None) -> None:
         self._check_open()
-        if self._count >= self._max_streams:
+        if not self._free[subscriber.is_part]:
             raise unavailable("this server has as many streams as it holds; come back later")
-        self._count += 1
+        self._free[subscriber.is_part] -= 1
         try:
             if place:
                 await self._client_streams.begin(subscriber, place)
-            if hold:
+            for hold in holds:
                 await self._holding.begin(hold, subscriber.end)
-                subscriber.hold = hold
+                subscriber.holds.append(hold)
             space = await self._namespace(subscriber.path)
         except BaseException:
-            self._count -= 1
+            self._free[subscriber.is_part] += 1
             self._release(subscriber)
             raise
         space.add(subscriber)
@@ -260,7 +263,7 @@ class Hub:
         if subscriber not in subscriber.beat:
             return
         subscriber.beat.discard(subscriber)
-        self._count -= 1
+        self._free[subscriber.is_part] += 1
         self._release(subscriber)
         space = self._namespaces[subscriber.path.namespace]
         space.leave(subscriber)
@@ -278,8 +281,8 @@ class Hub:
 
     def _release(self, subscriber: Subscriber) -> None:
         self._client_streams.leave(subscriber)
-        if subscriber.hold:
-            self._holding.leave(subscriber.hold, subscriber.end)
+        for hold in subscriber.holds:
+            self._holding.leave(hold, subscriber.end)
 
     async def close(self) -> None:
         """End all streams and the log reader, and release what is held."""
@@ -386,7 +389,9 @@ class Hub:
 
     def _lose(self, reading: Reading) -> None:
         """End the streams of a namespace whose log has lost changes; their readers resume from the id that they have."""
-        space = self._namespaces[reading.path.namespace]
+        space = self._namespaces.get(reading.path.namespace)
+        if space is None:  # the end of another namespace has ended its streams
+            return
         for subscriber in space.all():
             subscriber.end()
             self.leave(subscriber)

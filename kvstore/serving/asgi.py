@@ -11,7 +11,7 @@ from inspect import isawaitable
 from typing import Any
 
 from kvstore.access.principal import Claims, Principal, as_principal
-from kvstore.commands.subscriptions import Follow, LongPoll
+from kvstore.commands.subscriptions import Follow, FollowMany, LongPoll
 from kvstore.core.errors import Problem
 from kvstore.core.paths import escape
 from kvstore.core.settings import read_settings
@@ -85,7 +85,9 @@ class Application:
             if log and request and status:
                 log.record(request, status)
 
-    async def _read(self, runtime: Runtime, scope: Message, receive: Receive) -> tuple[Request, Asked | Follow | Response]:
+    async def _read(
+        self, runtime: Runtime, scope: Message, receive: Receive
+    ) -> tuple[Request, Asked | Follow | FollowMany | Response]:
         """Return a request and what to do with it; raises ClientGone."""
         headers: dict[str, str] = {}
         for name, value in scope["headers"]:
@@ -132,10 +134,10 @@ def _is_server_on_loopback(scope: Message) -> bool:
 
 
 async def _answer(
-    runtime: Runtime, request: Request, decision: Asked | Follow | Response, receive: Receive, send: Send
+    runtime: Runtime, request: Request, decision: Asked | Follow | FollowMany | Response, receive: Receive, send: Send
 ) -> None:
     """Send the response, or the stream; raises ClientGone."""
-    if isinstance(decision, Follow):
+    if isinstance(decision, Follow | FollowMany):
         await _follow(runtime, request, decision, receive, send)
         return
     if not isinstance(decision, Response):
@@ -155,7 +157,7 @@ async def _outcome(runtime: Runtime, asked: Asked, receive: Receive) -> Outcome 
         return error
 
 
-async def _follow(runtime: Runtime, request: Request, follow: Follow, receive: Receive, send: Send) -> None:
+async def _follow(runtime: Runtime, request: Request, follow: Follow | FollowMany, receive: Receive, send: Send) -> None:
     """Send a stream until it ends, or the client disconnects or does not read; or a response if it cannot begin."""
 
     async def deliver() -> None:

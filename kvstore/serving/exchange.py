@@ -13,7 +13,7 @@ from kvstore.access.views import Rules
 from kvstore.commands.base import Command
 from kvstore.commands.batch import Answers, Refused
 from kvstore.commands.readiness import CheckReadiness
-from kvstore.commands.subscriptions import Follow, LongPoll
+from kvstore.commands.subscriptions import Follow, FollowMany, LongPoll
 from kvstore.core.errors import ContentTooLarge, InvalidRequest, Problem, TooManyRequests, problem_in
 from kvstore.core.paths import MAY_BE_OWN
 from kvstore.core.settings import Settings
@@ -25,7 +25,7 @@ from kvstore.http.protocol import STREAM, Outcome, parse, render
 from kvstore.serving import own_paths
 
 Asked: TypeAlias = Command[Outcome] | LongPoll[Outcome]
-Decision: TypeAlias = Asked | Follow | CheckReadiness | Response | FetchKeys
+Decision: TypeAlias = Asked | Follow | FollowMany | CheckReadiness | Response | FetchKeys
 
 
 def decide(
@@ -67,7 +67,9 @@ def _through(gate: Gate, request: Request, settings: Settings, rules: Rules | No
     return gate.charge(request, decision) if gate.counts and not isinstance(decision, Response) else decision
 
 
-def _judged(request: Request, settings: Settings, rules: Rules, principal: Principal | None) -> Response | Asked | Follow:
+def _judged(
+    request: Request, settings: Settings, rules: Rules, principal: Principal | None
+) -> Response | Asked | Follow | FollowMany:
     """Return what a request asks for, as far as the rules permit it; raises Problem."""
     if principal is not None and "idempotency-key" in request.headers:
         request = request._replace(subject=principal.subject)

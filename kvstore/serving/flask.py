@@ -24,7 +24,7 @@ from werkzeug.wsgi import get_input_stream
 from kvstore.access.principal import Claims, as_principal
 from kvstore.access.views import Rules
 from kvstore.commands.readiness import CheckReadiness
-from kvstore.commands.subscriptions import Follow, LongPoll
+from kvstore.commands.subscriptions import Follow, FollowMany, LongPoll
 from kvstore.core.errors import InvalidRequest, Problem
 from kvstore.core.paths import escape
 from kvstore.core.settings import Settings, read_settings
@@ -116,7 +116,7 @@ def _decided(runtime: FlaskRuntime, request: Request, environ: Environ) -> flask
         return as_response(decision)
     outcome: Outcome | Exception
     try:
-        if isinstance(decision, Follow):
+        if isinstance(decision, Follow | FollowMany):
             return _stream(runtime, request, decision, environ)
         outcome = _outcome(runtime, decision, environ)
     except Exception as error:
@@ -159,7 +159,7 @@ def _outcome(runtime: FlaskRuntime, asked: Asked, environ: Environ) -> Outcome:
         raise InvalidRequest("the client has disconnected") from None
 
 
-def _stream(runtime: FlaskRuntime, request: Request, follow: Follow, environ: Environ) -> flask.Response:
+def _stream(runtime: FlaskRuntime, request: Request, follow: Follow | FollowMany, environ: Environ) -> flask.Response:
     """Return the response to a request for a stream; raises Problem if the stream cannot begin."""
     blocks = _blocks(runtime.background, follow, environ)
     response = flask.Response(chain([next(blocks, b"")], blocks), 200, stream_fields(request, runtime.settings))
@@ -167,7 +167,7 @@ def _stream(runtime: FlaskRuntime, request: Request, follow: Follow, environ: En
     return response
 
 
-def _blocks(background: Background, follow: Follow, environ: Environ) -> Generator[bytes, None, None]:
+def _blocks(background: Background, follow: Follow | FollowMany, environ: Environ) -> Generator[bytes, None, None]:
     """Yield the blocks of a stream until it ends, the client disconnects or does not read; raises Problem before the first."""
 
     async def open_stream(runtime: Runtime) -> tuple[BufferedStream, asyncio.Task[None]]:

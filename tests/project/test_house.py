@@ -73,6 +73,7 @@ PURE = {
     *(
         "argparse",
         "array",
+        "base64",
         "enum",
         "collections",
         "concurrent",
