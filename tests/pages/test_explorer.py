@@ -4,7 +4,9 @@ import json
 import re
 import shlex
 import shutil
+import struct
 import subprocess
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 
 from kvstore.core.paths import parse_path
 from kvstore.serving.pages import PAGES
+from tests.pages.picture import PICTURE, SIZE, draw
 from tests.support.browser import CTRL, DOWN, ENTER, LEFT, RIGHT, Browser
 from tests.support.serving import Served, start_kvstore
 from tests.support.stores import wait_until
@@ -68,6 +71,23 @@ def test_the_first_sight(browser: Browser, served: Served) -> None:
     origins = browser.run("return performance.getEntriesByType('resource').map(each => new URL(each.name).origin)")
     assert set(origins) == {"http://{}:{}".format(*served.at)}
     check_quiet(browser)
+
+
+def test_the_picture(other: Browser, place: Path) -> None:
+    """What the documentation shows is what the explorer looks like: as large, and about as many bytes."""
+    home = place / "picture"
+    home.mkdir()
+    served = start_kvstore(home)
+    try:
+        draw(other, served, place / "explorer.png")
+    finally:
+        served.kill()
+        other.resize(1280, 800)
+    drawn, shown = (place / "explorer.png").read_bytes(), PICTURE.read_bytes()
+    assert drawn[:8] == shown[:8] == b"\x89PNG\r\n\x1a\n"
+    assert drawn[16:24] == shown[16:24] == struct.pack(">II", *SIZE)
+    assert len(shown) < 100_000
+    assert 0.5 < len(drawn) / len(shown) < 2  # fonts differ
 
 
 # --- Reading ------------------------------------------------------------------------------------------------------------
@@ -414,6 +434,83 @@ def test_export_and_import(browser: Browser, served: Served, place: Path) -> Non
     assert served.request("GET", "/files/ada").content.startswith(b'{"id":"ada","big":12345678901234567890,')
     assert read(served, "/files/7")["id"] == 7
     check_quiet(browser)
+
+
+# --- For everybody ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def axe(place: Path) -> str:
+    """axe-core, from npm; skips the test where that cannot be had."""
+    if not shutil.which("npm"):
+        pytest.skip("no npm on the PATH")
+    packed = subprocess.run(
+        ["npm", "pack", "--silent", AXE], capture_output=True, text=True, cwd=place, timeout=60, check=False
+    )
+    if packed.returncode:
+        pytest.skip("npm has no axe-core")
+    with tarfile.open(place / packed.stdout.strip()) as package:
+        script = package.extractfile("package/axe.min.js")
+        assert script
+        return script.read().decode()
+
+
+AXE = "axe-core@4"
+VIOLATIONS = """
+return axe.run().then(found => found.violations.map(each => [each.id, each.nodes.map(node => node.html.slice(0, 99))]))
+"""
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_accessibility(browser: Browser, served: Served, axe: str, theme: str) -> None:
+    """axe-core finds nothing in any view or dialog, wide and narrow."""
+    write(served, "/axe/ada", {"name": {"first": "Ada"}, "born": 1815, "none": None, "yes": True})
+    for _ in range(2):
+        write(served, "/axe/jobs/", {"n": 1}, "POST")
+    write(served, "/axe/jobs/?lease=60s", "", "POST")
+    open_at(browser, served, "/axe/ada", "1815")
+    browser.run("localStorage.setItem('kvstore-theme', arguments[0])", theme)
+    open_at(browser, served, "/axe/ada", "1815")
+
+    def check() -> None:
+        # A mark fades: what is measured is the colour that it begins with, on which the text must be read as well.
+        browser.run("document.getAnimations().forEach(each => { each.pause(); each.currentTime = 0 })")
+        assert browser.run(axe + VIOLATIONS) == []
+
+    check()
+    for name in ("Patch", "TTL", "Delete"):
+        browser.click("main button", name)
+        check()
+        browser.click("dialog button", "Cancel")
+    browser.click("main button", "Edit")
+    browser.type("textarea", "{")
+    browser.wait_for("Line 1", ".error")
+    write(served, "/axe/ada", {"name": "Ada", "born": 1815})
+    browser.wait_for("just changed", "main")
+    check()
+    browser.click("button", "Compare")
+    check()
+    browser.click("button", "Discard")
+    browser.wait_for("Redis key", "main")
+    for path, text in (
+        ("/axe/", "ada"),
+        ("/axe/jobs/?queue", "leased"),
+        ("/axe/?presence", "Be here"),
+        ("/axe/?changes", "/axe/ada"),
+        ("/axe/none", "Nothing is stored"),
+        ("/", "axe/"),
+    ):
+        browser.run("location.hash = arguments[0]", path)
+        browser.wait_for(text, "main")
+        check()
+    browser.click("#access")
+    check()
+    browser.click("dialog button", "Close")
+    browser.resize(390, 844)
+    check()
+    browser.click("#menu")
+    check()
+    browser.resize(1280, 800)
 
 
 # --- Trouble ---------------------------------------------------------------------------------------------------------------

@@ -176,7 +176,6 @@ export class ContainerView {
   }
 
   deleteAll() {
-    this.page.setCurl(curl("DELETE", this.path, {query: "recursive"}))
     const typed = h("input", {"aria-label": "Type the path to confirm", autocomplete: "off", oninput: () => (deleting.disabled = typed.value !== this.path)})
     const deleting = button("Delete all of it", async () => {
       try {
@@ -188,8 +187,9 @@ export class ContainerView {
         toast(problem.detail, true)
       }
     }, {class: "danger", disabled: true})
-    const dialog = openDialog(`Delete all below ${this.path}`, h("p", null, "This cannot be undone. Type the path to confirm: ", h("code", null, this.path)), typed,
+    const dialog = openDialog(`Delete all below ${this.path}`, this.page.setCurl, h("p", null, "This cannot be undone. Type the path to confirm: ", h("code", null, this.path)), typed,
       h("div", {class: "buttons"}, deleting, button("Cancel", () => dialog.close())))
+    this.page.setCurl(curl("DELETE", this.path, {query: "recursive"}))
   }
 
   // --- Queue ---
@@ -235,8 +235,8 @@ export class ContainerView {
     const buried = dead.items.filter(item => !item.isContainer)
     const more = jobs.next === null ? "" : ` of the first ${number(jobs.items.length)}`
     this.body.replaceChildren(h("div", {class: "tiles"}, counts, tile("dead", buried.length)),
-      ...table(`Jobs${more}`, ["Job", "State", "Attempts", "Value", ""], items.slice(0, 100).map(job), "No job waits."),
-      ...table("Dead jobs", ["Job", "Died", "Attempts", "Reason and value", ""], buried.slice(0, 100).map(corpse), "No job has died."))
+      ...table(`Jobs${more}`, ["Job", "State", "Attempts", "Value", "Actions"], items.slice(0, 100).map(job), "No job waits."),
+      ...table("Dead jobs", ["Job", "Died", "Attempts", "Reason and value", "Actions"], buried.slice(0, 100).map(corpse), "No job has died."))
     return undefined
   }
 
