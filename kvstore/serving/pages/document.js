@@ -49,7 +49,7 @@ export class DocumentView {
       button("Edit", () => this.edit(), {class: "primary"}),
       button("Patch", ask(openPatch)),
       button("TTL", ask(openTTL)),
-      button("Delete", () => openDelete(this.path, this.found, this.page.setCurl, () => this.show(null)), {class: "danger"}),
+      button("Delete", () => openDelete(this.path, this.found, this.page.setCurl, () => this.show(null, Date.now())), {class: "danger"}),
     ]
     const text = () => write(this.found.node, "")
     const value = h("section", {class: "card"}, h("header", null, h("h2", null, "Value"), copier(text, "Copy the value")),

@@ -204,8 +204,8 @@ export function openPatch(path, found, setCurl, done) {
   const choice = h("fieldset", {class: "choice"}, h("legend", null, "Kind of patch"), KINDS.map((each, i) => h("label", null, h("input", {
     type: "radio", name: "kind", checked: i === 0, onchange: () => choose(each),
   }), ` ${each[1]}`)))
+  const dialog = openDialog("Patch", setCurl, choice, hint, field.element, h("div", {class: "buttons"}, button("Apply", apply, {class: "primary"}), button("Cancel", () => dialog.close())))
   choose(KINDS[0])
-  const dialog = openDialog("Patch", choice, hint, field.element, h("div", {class: "buttons"}, button("Apply", apply, {class: "primary"}), button("Cancel", () => dialog.close())))
   field.area.focus()
 }
 
@@ -229,7 +229,7 @@ export function openTTL(path, found, setCurl, done) {
       error.textContent = problem.detail
     }
   }
-  const dialog = openDialog("Change the TTL",
+  const dialog = openDialog("Change the TTL", setCurl,
     h("p", {class: "muted"}, "The document expires after this time: seconds, or a number with s, m, h or d. Its value and entity-tag stay."),
     h("form", {onsubmit: apply}, input, h("span", {class: "presets"}, presets), error,
       h("div", {class: "buttons"}, h("button", {class: "primary"}, "Change"), button("Cancel", () => dialog.close()))))
@@ -259,6 +259,6 @@ export function openDelete(path, found, setCurl, done) {
     return undefined
   }
   const deleting = button("Delete", apply, {class: "danger"})
-  const dialog = openDialog(`Delete ${path}`, about, h("div", {class: "buttons"}, deleting, button("Cancel", () => dialog.close())))
+  const dialog = openDialog(`Delete ${path}`, setCurl, about, h("div", {class: "buttons"}, deleting, button("Cancel", () => dialog.close())))
   show()
 }

@@ -3,9 +3,9 @@
 import {expiry, follow, send} from "./api.js"
 import {member, parse} from "./json.js"
 
-const MAX_STREAMS = 3 // a browser has six connections for a service, and other requests need some
-const PAGE = 300 // documents that are asked for at once
-const KEYS_PAGE = 1000 // names
+const MAX_STREAMS = 2 // a browser has six connections for a service, for all of its windows together
+const FIRST_PAGE = 200 // documents that are asked for at first
+const PAGE = 1000 // documents or names after that: the most there may be
 const MAX_REFRESHED = 2000 // items that are listed again after a loss; those after them are listed when they are scrolled to
 
 const events = new EventTarget()
@@ -51,6 +51,9 @@ export async function watch(path) {
     if (await stream.begun) return
   }
 }
+
+/** Whether changes at or below a path are emitted. */
+export const isWatched = path => places(path).some(place => streams.has(place))
 
 /** Open a stream where changes are logged from now on. Returns whether that is permitted. */
 async function begin(place, stream) {
@@ -123,7 +126,7 @@ export const isGone = (event) => event.type === "delete" || event.type === "expi
 export class Listing {
   constructor(path, {keys = false, descending = false, changed = () => {}} = {}) {
     const words = [path === "/" && "list", keys && "keys", descending && "order=desc"].filter(Boolean)
-    this.first = [...words, `limit=${keys ? KEYS_PAGE : PAGE}`].join("&")
+    this.first = [...words, `limit=${keys ? PAGE : FIRST_PAGE}`].join("&")
     Object.assign(this, {path, descending, changed, items: [], next: this.first, problem: null, pending: null, stamp: 0})
   }
 
@@ -148,7 +151,7 @@ export class Listing {
   async page(query) {
     const tree = parse(await (await send("GET", this.path, {query})).text())
     const next = member(tree, "next")?.value
-    return {items: member(tree, "items").nodes.map(node => read(node)), next: next ? next.slice(next.indexOf("?") + 1) : null}
+    return {items: member(tree, "items").nodes.map(node => read(node)), next: next ? next.slice(next.indexOf("?") + 1).replace(/\blimit=\d+/, `limit=${PAGE}`) : null}
   }
 
   /** List again what was listed, and mark what is different. */

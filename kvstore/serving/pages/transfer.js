@@ -10,16 +10,16 @@ const BATCH_REQUESTS = 500
 const MOST_ERRORS = 100 // that are shown
 
 /** A dialog with a bar; returns {say(done, of, text), end(text), signal}. `onclose` ends what is going on. */
-function openProgress(title) {
+function openProgress(title, setCurl) {
   const ending = new AbortController()
   const bar = h("progress", {"aria-label": title})
   const text = h("p", {role: "status"})
   const close = button("Cancel", () => dialog.close())
-  const dialog = openDialog(title, bar, text, h("div", {class: "buttons"}, close))
+  const dialog = openDialog(title, setCurl, bar, text, h("div", {class: "buttons"}, close))
   dialog.addEventListener("close", () => ending.abort())
   return {
     signal: ending.signal,
-    dialog,
+    text,
     say(said, done, of) {
       text.textContent = said
       if (of) Object.assign(bar, {max: of, value: done})
@@ -35,8 +35,8 @@ function openProgress(title) {
 /** Write all that lies below a container to a file. */
 export async function exportTo(path, setCurl) {
   const headers = {Accept: "application/x-ndjson"}
+  const progress = openProgress(`Export ${path}`, setCurl)
   setCurl(curl("GET", path, {query: path === "/" ? "list" : "recursive", headers}))
-  const progress = openProgress(`Export ${path}`)
   const parts = []
   let count = 0, bytes = 0
   const take = async (container, query) => {
@@ -87,10 +87,10 @@ export function importButton(path, setCurl) {
  * by its name, or its `id`. Lines that cannot be stored are reported by number, and the rest is stored.
  */
 export async function importFile(container, file, setCurl) {
+  const progress = openProgress(`Import ${file.name}`, setCurl)
   setCurl(curl("POST", "/_/batch", {headers: {"Content-Type": "application/json"}, body: "@batch.json"}))
-  const progress = openProgress(`Import ${file.name}`)
   const list = h("ul", {class: "errors"})
-  progress.dialog.append(list)
+  progress.text.after(list)
   let stored = 0, bad = 0, read = 0
   let requests = [], numbers = [], bytes = 0
   const refuse = (line, why) => {
