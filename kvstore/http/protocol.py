@@ -69,7 +69,7 @@ from kvstore.http.queues import MAX_WAIT_S, render_held, render_taken
 from kvstore.http.streams import parse_follow, parse_follow_many
 
 BATCH_PATH, HEALTH_PATH, READY_PATH, LIMITS_PATH = "/_/batch", "/_/health", "/_/ready", "/_/limits"
-FOLLOW_PATH, METRICS_PATH = "/_/follow", "/_/metrics"
+FOLLOW_PATH, METRICS_PATH, OPENAPI_PATH = "/_/follow", "/_/metrics", "/_/openapi.json"
 
 MAX_KEY_CHARACTERS = 255  # of an Idempotency-Key
 

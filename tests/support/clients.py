@@ -31,6 +31,7 @@ from kvstore.serving.background import Background
 from kvstore.serving.flask import FlaskRuntime, make_blueprint
 from kvstore.serving.request_log import open_log
 from kvstore.stores.pooled import PooledStore
+from tests.support.described import check_described
 from tests.support.serving import READ_S, Served, start_kvstore
 from tests.support.stores import Fake, Running, make_directory
 
@@ -263,6 +264,7 @@ class Checked:
     def request(self, method: str, target: str | bytes, headers: Lines = (), body: bytes = b"") -> Answer:
         answer = self.adapter.request(method, target, headers, body)
         check_promises(method, answer, target)
+        check_described(method, target, answer.status, answer.headers.get("content-type"), answer.body)
         return answer
 
     def get(self, target: str | bytes, headers: Lines = ()) -> Answer:
@@ -280,7 +282,7 @@ class Checked:
 
 STRONG_TAG = re.compile(r'"[!#-~]+"')
 TAKEN = b'{"items":[{"path":'  # jobs; an item of a listing begins with its name
-NOT_KEPT = ("/_/health", "/_/ready", "/_/limits")  # by any cache
+NOT_KEPT = ("/_/health", "/_/ready", "/_/limits", "/_/openapi.json")  # by any cache
 WRITES = ("PUT", "PATCH", "POST")
 CSP = "default-src 'none'; frame-ancestors 'none'; sandbox"
 
