@@ -1,396 +1,348 @@
-// The client of kvstore for browsers and Node: an ES module without dependencies.
-//
-//   import {connect} from "http://127.0.0.1:8000/_/kvstore.js"
-//   const store = connect("http://127.0.0.1:8000")
-//   await store.put("/people/ada", {born: 1815})
-//
-// A path is written as the service shows it: a name with other characters goes through encodeURIComponent() first.
+// The client of kvstore for browsers and Node. kvstore.d.ts says what each part does; docs/javascript.md has examples.
 
-const TRIES = 8 // of a request: with the waits between them some 20 s, in which a server starts again
-const UNSURE = new Set([502, 503, 504]) // it is unknown whether the request was applied
-const SILENCE_MS = 25_000 // twice the time between two heartbeats of a stream
-const MOST_QUEUED = 10_000 // events of an iterator that nobody takes
+const TRIES = 8 // of a request: some 15 s, in which a server starts again
+const SILENCE_MS = 25_000 // on a stream, which has a heartbeat every 12 s
+const GATHER_MS = 50 // in which a page and the other tabs say what they follow
+const QUEUED = 10_000 // events that nobody takes
 
-/** A request that failed. `name` is that of the problem, such as "PreconditionFailed"; `status` is 0 without a response. */
 export class Problem extends Error {
-  constructor(name, status, detail, members) {
-    super(detail)
-    Object.assign(this, members, {name, status, detail})
+  constructor({type, ...members}) {
+    super(members.detail)
+    const name = type.replace(/.*:|-?\b(ttl|.)/g, (_, part = "") => part.toUpperCase())
+    Object.assign(this, members, {type, name})
   }
 }
 
-/** Return a client of the service at a URL. `token` is a string, or a function that returns one or a promise of one. */
-export function connect(url = new URL("..", import.meta.url), {token} = {}) {
-  return new Store(String(url).replace(/\/$/, ""), token)
-}
+export function connect(url = new URL("..", import.meta.url), {token, onBehind} = {}) {
+  const base = `${url}`.replace(/\/+$/, "")
 
-class Store {
-  #url
-  #token
-
-  constructor(url, token) {
-    this.#url = url
-    this.#token = token
+  async function request(target, {headers, ...more}) {
+    const sent = await (token?.call ? token() : token)
+    const fields = Object.entries({...headers, authorization: sent && `Bearer ${sent}`}).filter(([, value]) => value)
+    return fetch(base + target, {...more, headers: Object.fromEntries(fields)})
   }
 
-  /** Return the document at a path, null if nothing is stored there. */
-  async get(path, {signal} = {}) {
-    const answer = await this.#send("GET", path, {signal, accept: 404})
-    return answer.status === 404 ? null : await documentIn(answer, path)
-  }
-
-  /** Store a value at a path, and return the document. */
-  async put(path, value, options) {
-    return documentIn(await this.#write("PUT", path, value, options), path)
-  }
-
-  /** Change a document: an object is a merge patch, an array a JSON Patch; undefined with `ttl` changes the TTL only. */
-  async patch(path, patch, options) {
-    return documentIn(await this.#write("PATCH", path, patch, options), path)
-  }
-
-  /** Append a value to a container, and return the document. */
-  async post(path, value, options) {
-    const answer = await this.#write("POST", path, value, options, {prefer: "return=representation"})
-    const location = answer.headers.get("location")
-    return documentIn(answer, location.slice(new URL(this.#url).pathname.replace(/\/$/, "").length))
-  }
-
-  /** Delete a document, and return whether there was one; with `recursive` all below a container, and return how many. */
-  async delete(path, options = {}) {
-    const answer = await this.#write("DELETE", path, undefined, {...options, accept: 404})
-    return options.recursive ? (await answer.json()).deleted : answer.status !== 404
-  }
-
-  /** Iterate over what lies below a container, at most `limit`; with `count` return how many documents there are. */
-  list(path, {limit = Infinity, count, signal, ...options} = {}) {
-    const flags = path === "/" ? {list: true, ...options} : options
-    if (count) return this.#count("GET", path, {query: {...flags, count}, signal})
-    return this.#pages(limit, signal, page => this.#send("GET", path, {query: {...flags, limit: page}, signal}))
-  }
-
-  /** Iterate over the documents of a container that match: `where`, `sort`, `fields`, `search`, as QUERY takes them. */
-  query(path, {limit = Infinity, count, signal, ...asked} = {}) {
-    const send = body => this.#send("QUERY", path, {body: JSON.stringify(body), type: "application/json", signal})
-    if (count) return send({...asked, count}).then(answer => answer.json()).then(found => found.count)
-    return this.#pages(limit, signal, page => send({...asked, limit: page}))
-  }
-
-  /** Change a document by a function of its value until nobody has written in between, and return the document. */
-  async update(path, change, {default: initial, ...options} = {}) {
-    let found = await this.get(path, options)
-    for (let waitMs = 8; ; waitMs = Math.min(2 * waitMs, 500)) {
-      const value = await change(found ? found.value : initial)
-      const condition = found ? {ifMatch: found.etag ?? "*"} : {ifNoneMatch: "*"}
-      try {
-        return await this.put(path, value, {...options, ...condition})
-      } catch (problem) {
-        if (problem.name !== "PreconditionFailed") throw problem
-      }
-      await sleep(waitMs * Math.random(), options.signal)
-      found = await this.get(path, options)
+  /** Send a request until there is a response, so that a write is applied once. Other options are parameters. */
+  async function send(method, path, value, {ifMatch, ifNoneMatch, idempotencyKey, signal, ...parameters} = {}) {
+    const isSafe = isIdempotent(method, value)
+    const key = idempotencyKey ?? (isSafe || value?.atomic === false ? "" : randomName())
+    const headers = {
+      "content-type": method === "PATCH" && value?.map ? "application/json-patch+json" : "application/json",
+      "if-match": ifMatch,
+      "if-none-match": ifNoneMatch,
+      "idempotency-key": key,
+      prefer: method === "POST" && "return=representation",
+    }
+    const target = targetOf(path, parameters)
+    for (let tries = 1, isUnsure; ; tries++) {
+      const answer = await request(target, {method, headers, body: JSON.stringify(value), signal}).catch(lost)
+      const {ok, status} = answer
+      if (ok || (status === 404 && /GET|DELETE/.test(method))) return answer
+      signal?.throwIfAborted()
+      const problem = status ? await problemIn(answer) : answer
+      if (isUnsure && status === 412 && !key) throw lost(problem) // an earlier attempt may have changed the entity-tag
+      isUnsure ||= status !== 429
+      const mayRepeat = status === 429 || ([0, 502, 503, 504].includes(status) && (isSafe || key))
+      const waitMs = 1000 * (answer.headers?.get("retry-after") ?? 0) + jittered(tries, 5000)
+      if (!mayRepeat || tries === TRIES || waitMs > 60_000) throw problem
+      await sleep(waitMs)
     }
   }
 
-  /** Send several requests, {method, path, headers, body}, and return their responses, {status, headers, body}. */
-  async batch(requests, {atomic = true, ...options} = {}) {
-    const answer = await this.#write("POST", "/_/batch", {atomic, requests}, options)
-    return (await answer.json()).responses
-  }
+  const sendJson = async (...asked) => (await send(...asked)).json()
+  const writing = method => async (path, value, options) => documentIn(await send(method, path, value, options), method, path)
 
-  /** Take jobs from a container: documents with `attempts`, `lease`, done(), renew(lease) and release(delay, reason). */
-  async take(container, {lease = "30s", limit, wait, maxAttempts, signal} = {}) {
-    const query = {lease, limit, wait, max_attempts: maxAttempts}
-    const answer = await this.#send("POST", container, {query, signal, again: true})
-    const {items} = answer.status === 204 ? {items: []} : await answer.json()
-    return items.map(item => new Job(this, item))
-  }
-
-  /** Complete a job that was taken: delete it. Returns whether it was still there. */
-  done(job, options) {
-    return this.delete(job.path, {...options, ifMatch: `"${job.lease}"`})
-  }
-
-  /** Follow a document, or everything below a container. */
-  follow(path, options = {}) {
-    return new Following(this.#url, this.#token, path, options)
-  }
-
-  async #count(method, path, options) {
-    return (await (await this.#send(method, path, options)).json()).count
-  }
-
-  async *#pages(limit, signal, first) {
-    if (limit <= 0) return
-    let answer = await first(Math.min(limit, 1000))
-    for (let left = limit; ; ) {
-      const {items, next} = await answer.json()
-      for (const item of items) {
-        yield item
-        if (!--left) return
+  function iterate(path, {limit: left = Infinity, count, signal}, ask) {
+    const pages = async function* () {
+      for (let page = await ask(Math.min(left, 1000)); left > 0; ) {
+        for (const item of page.items) if (left-- > 0) yield item
+        if (!page.next) return
+        const parameters = Object.fromEntries(new URL(page.next, base).searchParams)
+        page = await sendJson("GET", path, undefined, {...parameters, signal})
       }
-      if (!next) return
-      answer = await this.#send("GET", "", {url: new URL(next, this.#url), signal})
     }
+    return count ? ask().then(found => found.count) : pages()
   }
 
-  /** Send a write so that it is applied once. */
-  #write(method, path, value, options = {}, headers = {}) {
-    const {ttl, delay, lease, recursive, ifMatch, ifNoneMatch, signal, accept} = options
-    const isPatch = Array.isArray(value) && method === "PATCH"
-    const again = isRepeatable(method, value)
-    const key = options.idempotencyKey ?? (again || value?.atomic === false ? undefined : randomName())
-    return this.#send(method, path, {
-      query: {ttl, delay, lease, recursive},
-      headers: {"if-match": ifMatch, "if-none-match": ifNoneMatch, "idempotency-key": key, ...headers},
-      body: value === undefined ? undefined : JSON.stringify(value),
-      type: isPatch ? "application/json-patch+json" : "application/json",
-      again: key !== undefined || again,
-      // Sent again, a write with a precondition may fail because it was applied the first time.
-      isConditional: key === undefined && (ifMatch !== undefined || ifNoneMatch !== undefined),
-      signal,
-      accept,
-    })
-  }
-
-  async #send(method, path, {url, query, headers, body, type, accept, again = true, isConditional, signal}) {
-    const target = url ?? this.#url + spelled(path) + asQuery(query)
-    let isUnsure = false
-    for (let tries = 1; ; tries++) {
-      let answer, waitMs
-      try {
-        const fields = await fieldsOf(this.#token, {...headers, "content-type": body && type})
-        answer = await fetch(target, {method, headers: fields, body, signal})
-      } catch (error) {
-        if (signal?.aborted) throw error
-        isUnsure = true
-        if (!again || tries === TRIES) throw lost(method, error)
+  const live = goLive(request, `kvstore ${base} ${token} `, onBehind)
+  const store = {
+    put: writing("PUT"),
+    patch: writing("PATCH"),
+    post: writing("POST"),
+    get: (path, options) => writing("GET")(path, undefined, options),
+    async delete(path, options) {
+      const answer = await send("DELETE", path, undefined, options)
+      return options?.recursive ? (await answer.json()).deleted : answer.ok
+    },
+    list: (path, options = {}) =>
+      iterate(path, options, limit => sendJson("GET", path, undefined, {list: path === "/", ...options, limit})),
+    query: (path, {signal, ...asked} = {}) =>
+      iterate(path, {signal, ...asked}, limit => sendJson("QUERY", path, {...asked, limit}, {signal})),
+    async update(path, change, {default: initial, ...options} = {}) {
+      for (let tries = -5; ; tries++) {
+        const found = await store.get(path)
+        const value = await change(found ? found.value : initial)
+        const condition = found ? {ifMatch: found.etag ?? "*"} : {ifNoneMatch: "*"}
+        try {
+          return await store.put(path, value, {...options, ...condition})
+        } catch (problem) {
+          if (problem.name !== "PreconditionFailed") throw problem
+        }
+        await sleep(jittered(tries, 500))
       }
-      if (answer) {
-        if (answer.ok || answer.status === accept) return answer
-        const problem = await problemIn(answer)
-        if (isUnsure && isConditional && answer.status === 412) throw lost(method, problem)
-        isUnsure ||= UNSURE.has(answer.status)
-        const mayRepeat = answer.status === 429 || (again && UNSURE.has(answer.status))
-        waitMs = 1000 * (Number(answer.headers.get("retry-after")) || 0)
-        if (!mayRepeat || tries === TRIES || waitMs > 30_000) throw problem
-      }
-      await sleep((waitMs ?? 0) + jittered(tries, 5000), signal)
-    }
+    },
+    async batch(requests, {atomic = true, ...options} = {}) {
+      return (await sendJson("POST", "/_/batch", {atomic, requests}, options)).responses
+    },
+    async take(container, options) {
+      const answer = await send("POST", container, undefined, {lease: "30s", ...options})
+      const {items} = answer.status === 204 ? {items: []} : await answer.json()
+      return items.map(job => {
+        const ifMatch = `"${job.lease}"`
+        const change = async (value, options) => void (await send("PATCH", job.path, value, {...options, ifMatch}))
+        return {
+          ...job,
+          done: () => store.delete(job.path, {ifMatch}),
+          renew: lease => change(undefined, {lease}),
+          release: (delay, reason) => change(reason && {reason}, {lease: 0, delay}),
+        }
+      })
+    },
+    done: job => job.done(),
+    follow: (path, options) => follow(live, path, options),
+    hold: (path, value = null, options) => follow(live, path, {onEvent() {}, ...options, held: JSON.stringify(value)}),
+    map: (path, options) => liveMap(live, path, options),
   }
+  return store
 }
 
-/** A job that was taken. */
-class Job {
-  #store
-
-  constructor(store, item) {
-    this.#store = store
-    Object.assign(this, item)
+function follow(live, path, {recursive, held, onEvent} = {}) {
+  const items = new Map() // of a snapshot of which there is more to come
+  let tag, hasBegun, isClosed, queue
+  const reader = new ReadableStream({start: controller => (queue = controller)}).getReader()
+  const emit = event => {
+    if (onEvent) return onEvent(event)
+    queue.enqueue(event)
+    if (queue.desiredSize < -QUEUED) following.close(new Problem({type: "TooManyEvents", detail: "nobody takes the events"}))
   }
-
-  /** Complete it; returns whether it was still there. */
-  done() {
-    return this.#store.done(this)
+  const following = {
+    held,
+    target: targetOf(path, {recursive, _: randomName()}), // like no other, so that each gets a snapshot
+    close(problem) {
+      if (isClosed) return
+      isClosed = true
+      live.change("delete", following)
+      if (!problem) return queue.close()
+      onEvent?.({type: "refused", path, problem})
+      queue.error(problem)
+    },
+    [Symbol.asyncIterator]: () => ({next: () => reader.read(), return: async () => ({done: true, value: following.close()})}),
+    feed({followed, more, ...event}) {
+      const {type, value, etag} = event
+      if (type === "snapshot") {
+        if (event.path.endsWith("/")) {
+          if (tag !== (tag = etag)) items.clear() // the one before was cut off
+          for (const item of value.items) items.set(item.path, item)
+          if (more) return
+          value.items = [...items.values()]
+        }
+        if (hasBegun) emit({type: "reset"}) // a loss is always announced
+      }
+      hasBegun = type !== "reset"
+      emit({...event, id: etag?.slice(1, -1)})
+    },
   }
-
-  /** Extend its lease, to `lease` from now. */
-  async renew(lease) {
-    await this.#store.patch(this.path, undefined, {lease, ifMatch: `"${this.lease}"`})
-  }
-
-  /** Give it back, to be taken again after `delay`. */
-  async release(delay = 0, reason = undefined) {
-    await this.#store.patch(this.path, reason && {reason}, {lease: 0, delay, ifMatch: `"${this.lease}"`})
-  }
+  live.change("set", following)
+  return following
 }
 
-/** What is followed: an async iterable of events, {type, path, value, etag, ttl, id}. */
-class Following {
-  #queue = []
-  #wake = () => {}
-  #abort = new AbortController()
-  #problem
-  #isBehind = true
+function liveMap(live, path, {recursive, onChange} = {}) {
+  const map = new Map()
+  map[Symbol.iterator] = () => [...map.entries()].sort(([a], [b]) => (a < b ? -1 : 1)).values()
+  map.ready = new Promise((resolve, reject) => {
+    let start // of a name in the path of a member
+    const onEvent = event => {
+      const {type, value} = event
+      const name = event.path?.slice(start)
+      if (type === "refused") return reject(event.problem)
+      if (type === "snapshot") {
+        start = event.path.length
+        map.clear()
+        for (const item of value.items) if ("value" in item) map.set(item.name, item.value)
+        resolve(map)
+      } else if (!recursive && name?.includes("/")) return
+      else if (/put|patch/.test(type)) map.set(name, value)
+      else map.delete(name)
+      onChange?.(event)
+    }
+    map.close = follow(live, path, {recursive, onEvent}).close
+  })
+  map.ready.catch(() => {}) // for who does not wait for it
+  return map
+}
 
-  constructor(url, token, path, {recursive, onEvent, onBehind}) {
-    this.path = path
-    this.onEvent = onEvent
-    this.onBehind = onBehind
-    this.#read(url + spelled(path) + asQuery({recursive}), token)
+/** All that a client follows, on one stream. Of the tabs that share a `name` one leads: it has the stream of all of them. */
+function goLive(request, name, onBehind) {
+  const {BroadcastChannel, location, navigator} = globalThis
+  const locks = location && BroadcastChannel && navigator?.locks
+  const mine = new Map() // what this tab follows, by target
+  const tab = randomName()
+  let tabs // what each tab follows, where this one leads
+  let query, id, isBehind, stream, channel, quit, timer
+
+  const heard = {
+    asks: () => say("wants", tab, [...mine.values()].map(({target, held}) => [target, held])),
+    event: (target, event) => mine.get(target)?.feed(event),
+    refused: (target, problem) => mine.get(target)?.close(new Problem(problem)),
+    at: last => (id = last),
+    behind: now => isBehind !== now && onBehind?.((isBehind = now)),
+    wants(from, wants) {
+      if (!tabs) return
+      if (from !== tab && !tabs.has(from)) locks.request(name + from, () => tabs?.delete(from) && plan()) // it is gone
+      tabs.set(from, wants)
+      clearTimeout(timer)
+      timer = setTimeout(plan, GATHER_MS)
+    },
+  }
+  const hear = ([kind, ...said]) => heard[kind](...said)
+  function say(...message) {
+    channel?.postMessage(message)
+    hear(message)
   }
 
-  /** Whether changes may be missing for the time being: the connection is lost, or not there yet. */
-  get isBehind() {
-    return this.#isBehind
+  function begin() {
+    const {signal} = (quit = new AbortController())
+    const over = new Promise(resolve => signal.addEventListener("abort", resolve))
+    if (!locks) return lead()
+    channel = new BroadcastChannel(name)
+    channel.onmessage = ({data}) => hear(data)
+    locks.request(name + tab, {signal}, () => over).catch(() => {})
+    locks.request(name, {signal}, () => lead() ?? over).catch(() => {})
   }
 
-  /** Stop following. */
-  close() {
-    this.#abort.abort()
-    this.#wake()
+  function lead() {
+    tabs = new Map()
+    say("asks")
   }
 
-  async *[Symbol.asyncIterator]() {
+  function plan() {
+    const part = ([target, held]) => {
+      const hold = held ? `&hold=${encodeURIComponent(pathIn(target))}&as=${encodeURIComponent(held)}` : ""
+      return `path=${encodeURIComponent(target)}${hold}`
+    }
+    if (query !== (query = [...tabs.values()].flat().map(part).join("&"))) open()
+  }
+
+  async function open(tries = 1) {
+    const before = stream
+    const abort = (stream = new AbortController())
+    let waitMs = jittered(tries, 30_000)
     try {
-      for (;;) {
-        while (this.#queue.length) yield this.#queue.shift()
-        if (this.#problem) throw this.#problem
-        if (this.#abort.signal.aborted) return
-        await new Promise(resolve => (this.#wake = resolve))
+      if (!query) return
+      const headers = {accept: "text/event-stream", "last-event-id": id}
+      const answer = await request(`/_/follow?${query}`, {headers, cache: "no-store", signal: abort.signal})
+      before?.abort() // not earlier: what it holds would go, and come again
+      if (!answer.ok) throw await problemIn(answer)
+      for await (const block of blocksOf(answer.body, abort)) {
+        if (stream !== abort) return // another one goes on
+        waitMs = block.retry ?? waitMs
+        if (block.data) {
+          const event = JSON.parse(block.data)
+          say("event", event.followed, {type: block.event, ...event})
+        } else if (block.id) {
+          say("behind", false) // all paths have begun
+          tries = 0
+        }
+        if (block.id) say("at", block.id)
+      }
+    } catch ({status, path, ...problem}) {
+      if (stream === abort && status >= 400 && status < 500 && status !== 408 && status !== 429) {
+        const targets = new URLSearchParams(query).getAll("path")
+        const isMeant = target => !path || decodeURIComponent(pathIn(target)) === decodeURIComponent(path)
+        const meant = status === 414 && !path ? targets.slice(-1) : targets.filter(isMeant)
+        for (const target of meant) say("refused", target, {...problem, status, path})
       }
     } finally {
-      this.close()
+      before?.abort()
     }
+    if (stream !== abort) return
+    say("behind", true)
+    await sleep(waitMs)
+    if (stream === abort) open(tries + 1)
   }
 
-  #emit(event) {
-    if (this.onEvent) this.onEvent(event)
-    else this.#queue.push(event)
-    this.#wake()
-  }
-
-  #say(isBehind) {
-    if (this.#isBehind === isBehind) return
-    this.#isBehind = isBehind
-    this.onBehind?.(isBehind)
-  }
-
-  async #read(target, token) {
-    const {signal} = this.#abort
-    let id
-    for (let tries = 1; !signal.aborted; tries++) {
-      let items = []
-      try {
-        const answer = await fetch(target, {
-          headers: await fieldsOf(token, {accept: "text/event-stream", "last-event-id": id}),
-          cache: "no-store",
-          signal,
-        })
-        if (!answer.ok) throw await problemIn(answer)
-        for await (const block of blocksOf(answer.body)) {
-          tries = 0
-          this.#say(false)
-          id = block.id ?? id
-          if (!block.data) continue
-          const event = {type: block.event, ...JSON.parse(block.data), id}
-          if (event.type === "snapshot" && event.value?.items && event.path.endsWith("/")) {
-            items.push(...event.value.items)
-            if (event.more) continue
-            event.value = {items}
-            items = []
-          }
-          this.#emit(event)
-        }
-      } catch (error) {
-        if (signal.aborted) return
-        if (error instanceof Problem && error.status < 500 && error.status !== 429) {
-          this.#problem = error
-          this.close()
-          return
-        }
-      }
-      this.#say(true)
-      await sleep(jittered(tries, 30_000), signal).catch(() => {})
-    }
-  }
-}
-
-/** Yield the blocks of a stream, {id, event, data}, of which each may be missing; fails after SILENCE_MS without a byte. */
-async function* blocksOf(body) {
-  const reader = body.pipeThrough(new TextDecoderStream()).getReader()
-  let text = ""
-  try {
-    for (;;) {
-      const {done, value} = await withTimeout(reader.read(), SILENCE_MS)
-      if (done) return
-      const blocks = (text + value).split("\n\n")
-      text = blocks.pop()
-      for (const block of blocks) {
-        yield Object.fromEntries(block.split("\n").map(line => line.split(/: ?(.*)/s, 2)))
-      }
-    }
-  } finally {
-    reader.cancel().catch(() => {})
-  }
-}
-
-async function withTimeout(promise, ms) {
-  let timer
-  const late = new Promise((_, reject) => (timer = setTimeout(reject, ms, new Error("the stream is silent"))))
-  try {
-    return await Promise.race([promise, late])
-  } finally {
+  // A page that is left behind in the browser's cache has no stream.
+  globalThis.addEventListener?.("pagehide", () => {
+    quit?.abort()
+    stream?.abort()
+    channel?.close()
     clearTimeout(timer)
+    quit = stream = channel = tabs = query = undefined
+  })
+  globalThis.addEventListener?.("pageshow", () => mine.size && (begin(), heard.asks()))
+
+  return {
+    change(how, following) {
+      mine[how](following.target, following)
+      if (!quit) begin()
+      heard.asks()
+    },
   }
 }
 
-/** Whether a write can be applied twice and leaves the same behind as applied once. */
-function isRepeatable(method, value) {
-  if (method === "POST") return Array.isArray(value?.requests) && value.requests.every(each => isRepeatable(each.method, each.body))
-  if (method === "PATCH" && Array.isArray(value)) return false
-  return !Object.values(Object(value)).some(member => member?.[".sv"])
+async function* blocksOf(body, abort) {
+  const reader = body.pipeThrough(new TextDecoderStream()).getReader()
+  for (let text = ""; ; ) {
+    const timer = setTimeout(() => abort.abort(), SILENCE_MS)
+    const {done, value} = await reader.read().finally(() => clearTimeout(timer))
+    if (done) return
+    const blocks = (text + value).split("\n\n")
+    text = blocks.pop()
+    for (const block of blocks) yield Object.fromEntries(block.split("\n").map(line => line.split(/: (.*)/, 2)))
+  }
 }
 
-async function documentIn(answer, path) {
+/** Whether a request that is applied twice leaves behind what it does when it is applied once. */
+function isIdempotent(method, value) {
+  if (value?.requests) return value.requests.every(({method, body}) => isIdempotent(method, body))
+  if (method === "POST") return value === undefined // a take: what a lost response has leased is free when the lease ends
+  return !(method === "PATCH" && value?.map) && !Object.values(Object(value)).some(member => member?.[".sv"])
+}
+
+async function documentIn(answer, method, path) {
+  if (!answer.ok) return null
+  const field = name => answer.headers.get(name)
   const text = await answer.text()
-  const value = text ? JSON.parse(text) : undefined // undefined: the rules do not permit you to read it
-  const expires = Date.parse(answer.headers.get("sunset"))
-  let ttl = expires ? Math.max(1, (expires - Date.parse(answer.headers.get("date"))) / 1000) : null
-  if (value && typeof value === "object" && !Array.isArray(value)) {
+  const value = text ? JSON.parse(text) : undefined // undefined: you may write it and not read it
+  let ttl = (Date.parse(field("sunset")) - Date.parse(field("date"))) / 1000 || null
+  if (value?.constructor === Object) {
     ttl = value.ttl ?? null
     delete value.ttl
   }
-  return {path, value, etag: answer.headers.get("etag"), ttl}
+  if (method === "POST") path = path.replace(/\/?$/, "/") + field("location").split("/").pop()
+  return {path, value, etag: field("etag"), ttl}
 }
 
 async function problemIn(answer) {
-  const found = await answer.json().catch(() => ({}))
-  const words = /^urn:kvstore:([a-z-]+)$/.exec(found.type)?.[1] ?? "http-error" // of a proxy in front
-  const name = words.replace(/(^|-)(ttl$|[a-z])/g, (_, __, part) => part.toUpperCase())
-  return new Problem(name, answer.status, found.detail ?? `the response is ${answer.status}`, found)
+  const {status} = answer
+  const members = await answer.json().catch(() => ({})) // of a proxy in front
+  delete members.current?.ttl
+  return new Problem({type: "HttpError", detail: `the status is ${status}`, ...members, status})
 }
 
-function lost(method, cause) {
-  const isRead = method === "GET" || method === "QUERY"
-  const detail = isRead ? "" : "; it is unknown whether the request was applied"
-  return new Problem("ResponseLost", 0, `no response came from the service${detail}`, {cause})
-}
+const lost = cause => new Problem({type: "ResponseLost", status: 0, detail: "no response: a write may be applied or not", cause})
 
-async function fieldsOf(token, fields) {
-  const sent = typeof token === "function" ? await token() : token
-  const all = {...fields, authorization: sent && `Bearer ${sent}`}
-  return Object.fromEntries(Object.entries(all).filter(([, value]) => value !== undefined && value !== null && value !== ""))
-}
-
-/** A path as it stands in a URL. Without this, URL parsing would make another path of some: it resolves dots. */
-function spelled(path) {
-  if (!path.startsWith("/") || /\/(\.|%2e){1,2}(\/|$)/i.test(path)) {
-    throw new Problem("InvalidPath", 400, `a path begins with a slash and has no segment . or ..: ${path}`)
+/** A path and parameters as a URL has them. Parsing a URL would resolve dots: that is another path. */
+function targetOf(path, parameters) {
+  if (!/^\//.test(path) || /\/(\.|%2e){1,2}(\/|$)/i.test(path)) throw new TypeError(`a path begins with / and has no . or ..: ${path}`)
+  const query = new URLSearchParams()
+  for (const [name, value] of Object.entries(parameters)) {
+    if (value !== undefined && value !== false) query.set(name.replace(/[A-Z]/, "_$&").toLowerCase(), value === true ? "" : value)
   }
-  return path.replace(/[\0-\x20\x7f?#\\]/g, encodeURIComponent)
+  return path.replace(/[\0-\x20\x7f?#\\]/g, encodeURIComponent) + `?${query}`.replace(/\?$/, "")
 }
 
-function asQuery(parameters = {}) {
-  const given = Object.entries(parameters).filter(([, value]) => value !== undefined && value !== false)
-  if (!given.length) return ""
-  return "?" + given.map(([name, value]) => (value === true ? name : `${name}=${encodeURIComponent(value)}`)).join("&")
-}
-
-function jittered(tries, mostMs) {
-  return Math.min(250 * 2 ** tries, mostMs) * (0.5 + Math.random() / 2)
-}
-
-function randomName() {
-  return Array.from(crypto.getRandomValues(new Uint8Array(16)), byte => byte.toString(16).padStart(2, "0")).join("")
-}
-
-function sleep(ms, signal) {
-  return new Promise((resolve, reject) => {
-    const timer = setTimeout(resolve, ms)
-    signal?.addEventListener("abort", () => {
-      clearTimeout(timer)
-      reject(signal.reason)
-    })
-  })
-}
+const pathIn = target => target.split("?")[0]
+const jittered = (tries, mostMs) => Math.min(250 * 2 ** tries, mostMs) * (0.5 + Math.random() / 2)
+const randomName = () => crypto.getRandomValues(new Uint32Array(2)).join("")
+const sleep = ms => new Promise(resolve => setTimeout(resolve, ms))
