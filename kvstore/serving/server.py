@@ -8,7 +8,7 @@ from socket import AF_INET, AF_INET6, socket
 from time import perf_counter, time
 from typing import Protocol
 
-from kvstore.core.metrics import COUNTERS, UNTIMED, add_time
+from kvstore.core.metrics import COUNTERS, UNTIMED, Numbers, add_time
 from kvstore.http.messages import http_date
 from kvstore.runtime import Runtime
 from kvstore.serving.bounds import MAX_UNREAD_BYTES
@@ -25,6 +25,12 @@ log = logging.getLogger("kvstore")
 def tcp_addresses(listeners: Iterable[socket]) -> list[str]:
     """The IP addresses that a server listens on; browsers reach no unix sockets."""
     return [listener.getsockname()[0] for listener in listeners if listener.family in (AF_INET, AF_INET6)]
+
+
+def peer_address(transport: asyncio.BaseTransport) -> str:
+    """Return the IP address of a client; "" for one on a unix socket."""
+    peer = transport.get_extra_info("peername")
+    return str(peer[0]) if isinstance(peer, tuple) else ""
 
 
 class Connection(Protocol):
@@ -76,13 +82,17 @@ class Server:
         return len(self.connections) > self.max_connections + MAX_REFUSED
 
     def count(self, connection: Connection, method: str, status: int) -> None:
-        """Count a request that is answered, and the time that it took if it is the one that is timed."""
+        """Count a request that is answered."""
         numbers = COUNTERS.requests.get((method, status)) or COUNTERS.first(method, status)
+        numbers[UNTIMED] += 1
         if self.timed is connection:
-            self.timed = None
-            add_time(numbers, perf_counter() - self.timed_at)
-        else:
-            numbers[UNTIMED] += 1
+            self.end_timing(numbers)
+
+    def end_timing(self, numbers: Numbers) -> None:
+        """Count the time that a request took which is counted, the one that is timed."""
+        self.timed = None
+        numbers[UNTIMED] -= 1
+        add_time(numbers, perf_counter() - self.timed_at)
 
     def forget(self, connection: Connection) -> None:
         """Forget a connection that has ended."""
