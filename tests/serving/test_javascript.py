@@ -12,8 +12,9 @@ import pytest
 
 import kvstore
 from tests.support.access import as_toml
+from tests.support.browser import Browser, Driver
 from tests.support.serving import start_kvstore
-from tests.support.stores import Running, die_with_parent, free_ports
+from tests.support.stores import Running, die_with_parent, free_ports, wait_until
 from tests.support.streams import OwnServer, ask
 from tests.support.tokens import SECRET, in_s, signed
 
@@ -468,3 +469,117 @@ def test_being_behind(directory: Path, store: Running) -> None:
     finally:
         node.kill()
         serving.kill()
+
+
+# --- In a browser -------------------------------------------------------------------------------------------------------
+
+# A tab: it follows a room, is present in it, and keeps what it hears.
+TAB = """
+const [who] = arguments
+const {connect} = await import("/_/kvstore.js")
+window.store = connect(location.origin)
+window.events = []
+window.streams = 0
+const network = window.fetch
+window.fetch = (target, ...more) => {
+  if (String(target).includes("/_/follow")) window.streams++
+  return network(target, ...more)
+}
+window.room = store.map("/room/", {onChange: ({type, value}) => type === "put" && window.events.push(value)})
+window.hold = store.hold("/people/" + who, who)
+await room.ready
+return [...room]
+"""
+MOVE = """
+const [from, to] = arguments
+for (let n = from; n < to; n++) await store.put("/room/n", n)
+"""
+
+
+class Tabs:
+    """The tabs of one browser."""
+
+    def __init__(self, browser: Browser, url: str) -> None:
+        self._browser = browser
+        self._url = url
+
+    def open(self, who: str) -> str:
+        """A new tab on the origin of the service, which follows; its handle."""
+        handle: str = self._browser.ask("POST", "/window/new", {"type": "tab"})["handle"]
+        self.run(handle, "location.href = arguments[0]", self._url + "/_/kvstore.js")
+        self._browser.wait("location.pathname === '/_/kvstore.js'")
+        self._browser.run(TAB, who)
+        return handle
+
+    def run(self, handle: str, script: str, *arguments: Any) -> Any:
+        """Run a script in a tab."""
+        self._browser.ask("POST", "/window", {"handle": handle})
+        return self._browser.run(script, *arguments)
+
+    def wait(self, handle: str, script: str, *arguments: Any) -> Any:
+        """Wait for an expression in a tab."""
+        self._browser.ask("POST", "/window", {"handle": handle})
+        return self._browser.wait(script, *arguments)
+
+    def close(self, handle: str) -> None:
+        """Close a tab."""
+        self._browser.ask("POST", "/window", {"handle": handle})
+        self._browser.ask("DELETE", "/window")
+
+
+def test_six_tabs(directory: Path, store: Running) -> None:
+    """They have one stream. It goes on when the tab that has it is closed, or shows another page, and nothing is missed."""
+    served = OwnServer(store, {"KVSTORE_CLIENT_STREAMS": "2"})  # the second one while paths are added
+    driver = Driver(directory)
+    try:
+        tabs = Tabs(driver.open(), "http://{}:{}".format(*served.at))
+        handles = [tabs.open(str(number)) for number in range(6)]
+        people = lambda: [item["name"] for item in ask(served, "GET", "/people/")["items"]]  # noqa: E731
+        wait_until(lambda: len(people()) == 6, LIMIT_S)
+        assert [bool(tabs.run(handle, "return window.streams")) for handle in handles] == [True] + [False] * 5
+
+        tabs.run(handles[3], MOVE, 0, 50)
+        for handle in handles:
+            tabs.wait(handle, "room.get('n') === 49")
+        tabs.close(handles[0])  # which leads
+        tabs.run(handles[3], MOVE, 50, 100)
+        leader = next(handle for handle in handles[1:] if tabs.run(handle, "return window.streams"))
+        tabs.run(leader, "location.href = 'about:blank'")
+        left = [handle for handle in handles[1:] if handle != leader]
+        tabs.run(left[0], MOVE, 100, 150)
+        for handle in left:
+            tabs.wait(handle, "room.get('n') === 149")
+            assert tabs.run(handle, "return window.events") == list(range(150))
+        wait_until(lambda: len(people()) == 4, LIMIT_S)
+        [key] = store.redis.keys("*streams*")
+        assert store.redis.zcard(key) == 1
+    finally:
+        driver.close()
+        served.stop()
+
+
+def test_a_tab_that_cannot_share(directory: Path, served: OwnServer) -> None:
+    """Where a browser has no locks, as in pages without TLS, each tab has a stream; in its cache a page has none."""
+    driver = Driver(directory)
+    try:
+        tabs = Tabs(driver.open(), "http://{}:{}".format(*served.at))
+        handle: str = driver_tab(tabs)
+        tabs.run(handle, TAB, "ada")
+        assert served.request("GET", "/people/ada").status == 200
+        tabs.run(handle, "window.dispatchEvent(new PageTransitionEvent('pagehide', {persisted: true}))")
+        wait_until(lambda: served.request("GET", "/people/ada").status == 404, LIMIT_S)
+        served.request("PUT", "/room/n", b"1")
+        tabs.run(handle, "window.dispatchEvent(new PageTransitionEvent('pageshow', {persisted: true}))")
+        wait_until(lambda: served.request("GET", "/people/ada").status == 200, LIMIT_S)
+        tabs.wait(handle, "room.get('n') === 1")
+    finally:
+        driver.close()
+
+
+def driver_tab(tabs: Tabs) -> str:
+    """A tab without locks."""
+    handle: str = tabs._browser.ask("GET", "/window")
+    tabs.run(handle, "location.href = arguments[0]", tabs._url + "/_/kvstore.js")
+    tabs.wait(handle, "location.pathname === '/_/kvstore.js'")
+    tabs.run(handle, "Object.defineProperty(navigator, 'locks', {value: undefined})")
+    return handle
