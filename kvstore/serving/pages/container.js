@@ -1,9 +1,9 @@
 // A container: a table of its members, its queue, who is there, and what changes.
 
-import {canonical, curl, encodeSegment, follow, send, shown} from "./api.js"
+import {answer, canonical, curl, encodeSegment, follow, send, shown} from "./api.js"
 import {VirtualList, button, clock, countdown, h, icon, mark, number, openDialog, soon, toast} from "./dom.js"
 import {editorView} from "./editor.js"
-import {member, parse, preview, write} from "./json.js"
+import {member, preview, write} from "./json.js"
 import {Listing, onEvent, watch} from "./live.js"
 import {exportTo, importButton} from "./transfer.js"
 
@@ -158,7 +158,7 @@ export class ContainerView {
       try {
         const response = await send("POST", this.path, {body: this.editor.field.text})
         this.editor = null
-        this.page.go(member(await tree(response), "path").value)
+        this.page.go(member(await answer(response), "path").value)
       } catch (problem) {
         this.editor.field.refuse(problem)
       }
@@ -179,7 +179,7 @@ export class ContainerView {
     const typed = h("input", {"aria-label": "Type the path to confirm", autocomplete: "off", oninput: () => (deleting.disabled = typed.value !== this.path)})
     const deleting = button("Delete all of it", async () => {
       try {
-        const deleted = member(await tree(await send("DELETE", this.path, {query: "recursive"})), "deleted").text
+        const deleted = member(await answer(await send("DELETE", this.path, {query: "recursive"})), "deleted").text
         toast(`${deleted} deleted`)
         dialog.close()
         this.listing?.refresh()
@@ -291,8 +291,6 @@ export class ContainerView {
     this.show()
   }
 }
-
-const tree = async response => parse(await response.text())
 
 // --- Columns ---
 
