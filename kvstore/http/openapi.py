@@ -18,9 +18,9 @@ from kvstore.core.settings import Settings
 from kvstore.http.credentials import COOKIE, NO_STORE
 from kvstore.http.messages import Response
 from kvstore.http.operations import JSON, OPERATIONS, PROBLEM, Answer, Operation
+from kvstore.http.parameters import FIELDS, parameters
 
 Schema = dict[str, Any]
-from kvstore.http.parameters import FIELDS, parameters
 
 
 def describe(settings: Settings) -> dict[str, Any]:
