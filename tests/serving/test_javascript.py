@@ -534,7 +534,10 @@ def test_six_tabs(directory: Path, store: Running) -> None:
     try:
         tabs = Tabs(driver.open(), "http://{}:{}".format(*served.at))
         handles = [tabs.open(str(number)) for number in range(6)]
-        people = lambda: [item["name"] for item in ask(served, "GET", "/people/")["items"]]  # noqa: E731
+
+        def people() -> list[str]:
+            return [item["name"] for item in ask(served, "GET", "/people/")["items"]]
+
         wait_until(lambda: len(people()) == 6, LIMIT_S)
         assert [bool(tabs.run(handle, "return window.streams")) for handle in handles] == [True] + [False] * 5
 
