@@ -18,7 +18,7 @@ from kvstore.commands.guarded import Blind, Guarded
 from kvstore.commands.metrics import ReadMetrics
 from kvstore.commands.presence import Hold
 from kvstore.commands.rights import Right, Scope, Touch
-from kvstore.commands.subscriptions import Follow, LongPoll
+from kvstore.commands.subscriptions import Follow, FollowMany, LongPoll
 from kvstore.commands.transforms import merge_patch_transform
 from kvstore.core.codec import Encoded
 from kvstore.core.errors import ContentTooLarge, Forbidden, Problem, Unauthorized
@@ -31,12 +31,12 @@ MAX_LOOKUPS = 4096  # of one request: some 10 ms of Python and 2 ms of Redis
 
 
 def judge(asked: Any, rules: Rules, principal: Principal | None) -> Any:
-    """Return what to execute for a command, a LongPoll or a Follow; raises Unauthorized or Forbidden.
+    """Return what to execute for a command, a LongPoll, a Follow or a FollowMany; raises Unauthorized or Forbidden.
 
     That is the same or a command made of it. For a batch of which nothing is left to execute it is the outcome.
     """
     view = rules.view(principal)
-    if isinstance(asked, Follow):
+    if isinstance(asked, Follow | FollowMany):
         expires_at_s = principal.expires_at_s if principal else None
         return _judge_stream(asked, view)._replace(expires_at_s=expires_at_s)
     if view.is_admin:
@@ -126,13 +126,17 @@ def _judge_one(command: Command[Any], view: View) -> Command[Any]:
     return Guarded(_paths(documents), lambda found: Again(case.decided(found), has_written=False), case.command)
 
 
-def _judge_stream(follow: Follow, view: View) -> Follow:
+def _judge_stream(follow: Follow | FollowMany, view: View) -> Follow | FollowMany:
     if view.is_admin:
         return follow
     case = _case(follow, view)
-    if follow.hold:
-        for touch in follow.hold.touches:
-            _with_members(follow.hold, view.verdict(touch).members, view)
+    for hold in follow.holds:
+        for touch in hold.touches:
+            try:
+                _with_members(hold, view.verdict(touch).members, view)
+            except Problem as problem:
+                problem.members["path"] = hold.path.text
+                raise
     if not case.needs:
         return follow
 
@@ -199,8 +203,9 @@ def _refusal(touch: Touch, view: View) -> Unauthorized | Forbidden:
     else:
         what = f"write {path.text}" if scope is Scope.ITSELF else f"write everything below {path.text}"
     if view.principal is None:
-        return Unauthorized(f"the rules do not permit this without a token: {what}; send Authorization: Bearer, and a token")
-    return Forbidden(f"the rules do not permit you to {what}")
+        refusal = f"the rules do not permit this without a token: {what}; send Authorization: Bearer, and a token"
+        return Unauthorized(refusal, path=path.text)
+    return Forbidden(f"the rules do not permit you to {what}", path=path.text)
 
 
 # The members that a document must have

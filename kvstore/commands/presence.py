@@ -56,7 +56,8 @@ class Hold(NamedTuple):
         if reply[0] == b"taken":
             raise AlreadyStored(
                 f"a document is stored at {self.path.text} that no stream holds, and holding it would delete it in the end;"
-                " delete it first, or hold another path"
+                " delete it first, or hold another path",
+                path=self.path.text,
             )
         return registered(self.path, reply[1], Held())
 

@@ -1,5 +1,6 @@
 """What no store executes, but `live/`: following a path, and waiting for a change to it."""
 
+from collections.abc import Mapping
 from typing import Generic, NamedTuple
 
 from kvstore.commands.base import Command
@@ -27,9 +28,9 @@ class Follow(NamedTuple):
     """Follow a document or a container, from a position in the log (None: from a snapshot). `live/hub.py` executes it."""
 
     path: Path
-    position: str | None
+    position: str | None  # "" where it is lost
     recursive: bool  # of a container: the snapshot has all documents below it, not only those directly below
-    hold: Hold | None = None  # a document to hold as long as the stream lives
+    holds: tuple[Hold, ...] = ()  # documents to hold as long as the stream lives
     charge: Charge[None] | None = None  # what counts the request first
     place: StreamPlace | None = None  # among the open streams of the client, where those are limited
     permit: Guarded[None] | None = None  # what decides, at the start and from time to time, whether the stream is permitted
@@ -38,4 +39,27 @@ class Follow(NamedTuple):
     @property
     def touches(self) -> Touches:
         reading = everything_below(self.path, Right.READ) if self.path.is_container else reads(self.path)
-        return (*self.hold.touches, *reading) if self.hold else reading
+        return (*_touches(self.holds), *reading)
+
+
+class FollowMany(NamedTuple):
+    """Follow several paths on one stream. `live/follow_many.py` executes it; the stream is one to whoever counts streams.
+
+    `follows` has a Follow for each path by its target as it was sent, each with a position of its own. The other members are
+    those of the stream, as Follow has them.
+    """
+
+    follows: Mapping[str, Follow]
+    holds: tuple[Hold, ...] = ()
+    charge: Charge[None] | None = None
+    place: StreamPlace | None = None
+    permit: Guarded[None] | None = None
+    expires_at_s: float | None = None
+
+    @property
+    def touches(self) -> Touches:
+        return (*_touches(self.holds), *(touch for follow in self.follows.values() for touch in follow.touches))
+
+
+def _touches(holds: tuple[Hold, ...]) -> Touches:
+    return tuple(touch for hold in holds for touch in hold.touches)

@@ -106,9 +106,9 @@ class Unauthorized(Problem):
 
     status = 401
 
-    def __init__(self, detail: str, *, error: str = "") -> None:
+    def __init__(self, detail: str, *, error: str = "", **members: Any) -> None:
         """`error` is that of a token that came and is refused, such as `invalid_token` (RFC 6750 section 3.1)."""
-        super().__init__(detail, headers={"WWW-Authenticate": f'Bearer error="{error}"' if error else "Bearer"})
+        super().__init__(detail, headers={"WWW-Authenticate": f'Bearer error="{error}"' if error else "Bearer"}, **members)
 
 
 class Forbidden(Problem):

@@ -100,17 +100,18 @@ def read_status(preconditions: Preconditions, tag: str | None) -> int:
         return 200
     time_s = None if tag is None else tag_time_ms(tag) // 1000
     if preconditions.match:
-        if not _matches(preconditions.match, tag):
+        if not matches(preconditions.match, tag):
             return 412
     elif preconditions.unmodified_since_s is not None and time_s is not None and time_s > preconditions.unmodified_since_s:
         return 412
     if preconditions.none_match:
-        if _matches(preconditions.none_match, tag):
+        if matches(preconditions.none_match, tag):
             return 304
     elif preconditions.modified_since_s is not None and time_s is not None and time_s <= preconditions.modified_since_s:
         return 304
     return 200
 
 
-def _matches(tags: str, tag: str | None) -> bool:
+def matches(tags: str, tag: str | None) -> bool:
+    """Return whether a tag is among those of a field, as Preconditions has them."""
     return tags == "*" or (tag is not None and f" {tag} " in tags)

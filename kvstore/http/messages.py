@@ -72,6 +72,18 @@ def refuse(problem: Problem) -> Response:
     return Response(problem.status, PROBLEM + tuple(problem.headers.items()), problem.body())
 
 
+def refuse_to(request: Request, problem: Problem) -> Response:
+    """Return the response for a problem: a browser that is shown no document at the root is sent to the explorer."""
+    if problem.status in (401, 403, 404) and request.target in (b"/", b"/_") and _is_navigation(request):
+        return Response(303, (("Location", "_/"), ("Cache-Control", "no-store"), ("Vary", "Accept"), *SAFE))
+    return refuse(problem)
+
+
+def _is_navigation(request: Request) -> bool:
+    """Whether a person asks: Accept prefers a page."""
+    return request.method in ("GET", "HEAD") and accepts(request.headers, "text/html")
+
+
 Query: TypeAlias = Mapping[str, list[str]]  # the values of each parameter; bytes that are not UTF-8 as surrogates
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from kvstore.commands.jobs import DEFAULT_ATTEMPTS, MAX_ATTEMPTS, MAX_LEASE_S
 from kvstore.core.settings import Settings
-from kvstore.http import containers, queues
+from kvstore.http import containers, queues, streams
 
 Parameter = tuple[dict[str, Any], str]  # its JSON Schema, and its meaning
 
@@ -38,8 +38,15 @@ def parameters(settings: Settings) -> dict[str, Parameter]:
         "delay": _duration("hold a job back for so long", MAX_LEASE_S),
         "wait": _duration("wait for a job for so long", queues.MAX_WAIT_S),
         "max_attempts": _number("takes after which a job is dead", MAX_ATTEMPTS, DEFAULT_ATTEMPTS),
+        "path": (
+            {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": streams.MAX_PATHS},
+            "a path to follow, once for each",
+        ),
         "last_event_id": (_TEXT, "follow from this event on; the header field takes precedence"),
-        "hold": (_TEXT, "a document to hold while the stream lives"),
+        "hold": (
+            _TEXT,
+            f"a document to hold while the stream lives; on a stream of several paths up to {streams.MAX_HOLDS} times",
+        ),
         "as": (_TEXT, "its value, a JSON text"),
         "access_token": (_TEXT, "the token, of a stream only"),
     }

@@ -17,9 +17,8 @@ from kvstore.commands.containers import DeletedRecursive, Listing, Unchanged
 from kvstore.commands.documents import ConditionalGet, Get
 from kvstore.commands.jobs import LeaseChanged, Taken
 from kvstore.commands.metrics import MetricsRead, ReadMetrics
-from kvstore.commands.presence import Hold
 from kvstore.commands.readiness import Ready
-from kvstore.commands.subscriptions import Follow, LongPoll
+from kvstore.commands.subscriptions import Follow, FollowMany, LongPoll
 from kvstore.core.errors import (
     InternalError,
     InvalidParameter,
@@ -37,7 +36,7 @@ from kvstore.http.batch import Answer, parse_batch, render_answers, render_refus
 from kvstore.http.bulk_batch import parse_bulk, render_responses
 from kvstore.http.containers import parse_list, render_listing, render_unchanged
 from kvstore.http.content import ACCEPT_PATCH, check_json
-from kvstore.http.cors import check_hold_origin, check_origin, preflight
+from kvstore.http.cors import check_origin, preflight
 from kvstore.http.credentials import NO_STORE, check_no_token, render_issued
 from kvstore.http.documents import (
     apply_preference,
@@ -64,17 +63,13 @@ from kvstore.http.messages import (
     accepts,
     parameter,
     parse_query,
-    raw_parameter,
 )
 from kvstore.http.metrics import parse_metrics, render_metrics_read
-from kvstore.http.presence import parse_hold
 from kvstore.http.queues import MAX_WAIT_S, render_held, render_taken
+from kvstore.http.streams import parse_follow, parse_follow_many
 
 BATCH_PATH, HEALTH_PATH, READY_PATH, LIMITS_PATH = "/_/batch", "/_/health", "/_/ready", "/_/limits"
-METRICS_PATH, OPENAPI_PATH = "/_/metrics", "/_/openapi.json"
-OPEN_PATHS = frozenset(
-    {HEALTH_PATH, READY_PATH, LIMITS_PATH, OPENAPI_PATH}
-)  # serving/own_paths.py answers them before parse() is asked
+FOLLOW_PATH, METRICS_PATH, OPENAPI_PATH = "/_/follow", "/_/metrics", "/_/openapi.json"
 
 MAX_KEY_CHARACTERS = 255  # of an Idempotency-Key
 
@@ -113,13 +108,14 @@ STREAM: Headers = (
     *SAFE,
 )
 OK = Response(200, (("Content-Type", "application/json"), *NO_STORE), b'{"status":"ok"}\n')
-_POSITION = re.compile(r"[0-9]{1,15}-[0-9]{1,15}")
 
 
-def parse(request: Request, settings: Settings) -> Command[Outcome] | Follow | LongPoll[Outcome] | ReadMetrics | Response:
+def parse(
+    request: Request, settings: Settings
+) -> Command[Outcome] | Follow | FollowMany | LongPoll[Outcome] | ReadMetrics | Response:
     """Return the command that a request asks for, or the response if the store is not needed; raises Problem.
 
-    No store executes a Follow, a LongPoll or a ReadMetrics: `live/` does.
+    No store executes a Follow, a FollowMany, a LongPoll or a ReadMetrics: `live/` does.
     """
     raw_path, raw_query = split_target(request.target)
     method = request.method
@@ -127,13 +123,10 @@ def parse(request: Request, settings: Settings) -> Command[Outcome] | Follow | L
         return _options(request, ALLOW_DOCUMENT)
     path = parse_path(raw_path)
     if path.namespace == "_" or path.text == "/_":
-        return _own(request, path, settings)
+        return _own(request, path, raw_query, settings)
     query = parse_query(raw_query) if raw_query else NO_PARAMETERS
     if method == "GET" and accepts(request.headers, EVENT_STREAM):
-        if path.text == "/" and parameter(query, "list") is not None:
-            raise InvalidParameter("the root container cannot be followed; follow a namespace or a document")
-        recursive = path.text != "/" and parameter(query, "recursive") is not None
-        return Follow(path, _position(request, query), recursive, _hold(request, query, settings))
+        return parse_follow(request, path, query, settings)
     if method == "GET" and not query and not path.is_container and "prefer" not in request.headers:
         return _get(request, path)
     allow = ALLOW_CONTAINER if path.is_container else ALLOW_DOCUMENT
@@ -169,10 +162,14 @@ def render(request: Request, outcome: Outcome) -> Response:
     return reply
 
 
-def _own(request: Request, path: Path, settings: Settings) -> Command[Outcome] | ReadMetrics | Response:
+def _own(
+    request: Request, path: Path, raw_query: bytes, settings: Settings
+) -> Command[Outcome] | FollowMany | ReadMetrics | Response:
     """Return what a path of the service's own is asked for; raises Problem."""
     if path.text == BATCH_PATH:
         return _batch(request, path, settings)
+    if path.text == FOLLOW_PATH:
+        return _follow_many(request, raw_query, settings)
     if path.text == METRICS_PATH:
         return parse_metrics(request)
     raise NotFound("thing doesn't exist: paths below /_/ belong to the service, which has nothing at this path")
@@ -183,21 +180,6 @@ def _get(request: Request, path: Path) -> Get | ConditionalGet:
     return Get(path) if preconditions is NONE and not is_head else ConditionalGet(path, preconditions, is_head)
 
 
-def _position(request: Request, query: Query) -> str | None:
-    """Return the position in the log after which the client wants changes; None for a snapshot first."""
-    position = request.headers.get("last-event-id") or parameter(query, "last_event_id")
-    if position and not _POSITION.fullmatch(position):
-        raise InvalidParameter("Last-Event-ID must be the id of an event, unchanged; leave it out to start with a snapshot")
-    return position or None
-
-
-def _hold(request: Request, query: Query, settings: Settings) -> Hold | None:
-    hold = parse_hold(raw_parameter(query, "hold"), raw_parameter(query, "as"), settings.log_length)
-    if hold:
-        check_hold_origin(request.headers, settings)
-    return hold
-
-
 def _wait_s(request: Request) -> int:
     """Return how long a client that reads wants to wait for something new, in s; 0 if not (RFC 7240 section 4.3)."""
     found = _WAIT.search(request.headers.get("prefer", "")) if request.method in ("GET", "HEAD") else None
@@ -206,6 +188,14 @@ def _wait_s(request: Request) -> int:
 
 def _options(request: Request, allow: str) -> Response:
     return Response(204, (("Allow", allow), ("Accept-Patch", ACCEPT_PATCH), *preflight(request, allow), *SAFE))
+
+
+def _follow_many(request: Request, raw_query: bytes, settings: Settings) -> FollowMany | Response:
+    if request.method == "OPTIONS":
+        return Response(204, (("Allow", "GET, OPTIONS"), *preflight(request, "GET"), *SAFE))
+    if request.method != "GET":
+        raise MethodNotAllowed(f"{FOLLOW_PATH} allows GET only; send GET", headers={"Allow": "GET, OPTIONS"})
+    return parse_follow_many(request, parse_query(raw_query), settings)
 
 
 def _batch(request: Request, path: Path, settings: Settings) -> Command[Outcome] | Response:
@@ -260,12 +250,13 @@ def _in_batch(request: Request, settings: Settings) -> Command[Outcome] | Respon
     path = parse_path(split_target(request.target)[0]).text
     if path == BATCH_PATH:  # before its body is parsed, which may nest further
         raise NotInBatch("a batch cannot contain a batch; put its requests into the outer one, or send it by itself")
-    if path in OPEN_PATHS:
+    if path.startswith("/_/"):
         raise NotInBatch(f"a batch cannot contain {path}; send the request by itself")
     check_no_token(request, settings)
     command = parse(request, settings)
-    if isinstance(command, Follow | LongPoll | ReadMetrics):
-        raise NotInBatch("a batch cannot contain a stream, a request that waits, or the metrics; send it by itself")
+    if isinstance(command, Follow | LongPoll):
+        raise NotInBatch("a batch cannot contain a stream or a request that waits; send it by itself")
+    assert not isinstance(command, FollowMany | ReadMetrics)  # these have paths of the service's own
     return command
 
 

@@ -16,8 +16,9 @@ from kvstore.commands.jobs import ChangeLease, Taken
 from kvstore.commands.subscriptions import LongPoll
 from kvstore.core.paths import Path
 from kvstore.core.preconditions import read_status
-from kvstore.live.hub import Hub, Subscriber
+from kvstore.live.hub import Hub
 from kvstore.live.log_reader import RETRY_S
+from kvstore.live.subscribers import Subscriber
 from kvstore.stores.pipelined import AsyncStore
 
 

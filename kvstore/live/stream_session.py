@@ -56,7 +56,7 @@ def begin(asked: Follow) -> Steps:
 def _begin(asked: Follow) -> Steps:
     position = ""
     if asked.position is not None:
-        position = yield from catch_up(asked.path, asked.position)
+        position = (yield from catch_up(asked.path, asked.position)) if asked.position else ""
         if not position:
             yield RESET
     if not position:

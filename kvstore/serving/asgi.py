@@ -12,7 +12,7 @@ from time import perf_counter
 from typing import Any
 
 from kvstore.access.principal import Claims, Principal, as_principal
-from kvstore.commands.subscriptions import Follow, LongPoll
+from kvstore.commands.subscriptions import Follow, FollowMany, LongPoll
 from kvstore.core.errors import Problem
 from kvstore.core.metrics import COUNTERS, UNTIMED_S
 from kvstore.core.paths import escape
@@ -91,7 +91,9 @@ class Application:
             if log and request and status:
                 log.record(request, status)
 
-    async def _read(self, runtime: Runtime, scope: Message, receive: Receive) -> tuple[Request, Asked | Follow | Response]:
+    async def _read(
+        self, runtime: Runtime, scope: Message, receive: Receive
+    ) -> tuple[Request, Asked | Follow | FollowMany | Response]:
         """Return a request and what to do with it; raises ClientGone."""
         headers: dict[str, str] = {}
         for name, value in scope["headers"]:
@@ -138,10 +140,10 @@ def _is_server_on_loopback(scope: Message) -> bool:
 
 
 async def _answer(
-    runtime: Runtime, request: Request, decision: Asked | Follow | Response, receive: Receive, send: Send
+    runtime: Runtime, request: Request, decision: Asked | Follow | FollowMany | Response, receive: Receive, send: Send
 ) -> None:
     """Send the response, or the stream; raises ClientGone."""
-    if isinstance(decision, Follow):
+    if isinstance(decision, Follow | FollowMany):
         await _follow(runtime, request, decision, receive, send)
         return
     if not isinstance(decision, Response):
@@ -161,7 +163,7 @@ async def _outcome(runtime: Runtime, asked: Asked, receive: Receive) -> Outcome 
         return error
 
 
-async def _follow(runtime: Runtime, request: Request, follow: Follow, receive: Receive, send: Send) -> None:
+async def _follow(runtime: Runtime, request: Request, follow: Follow | FollowMany, receive: Receive, send: Send) -> None:
     """Send a stream until it ends, or the client disconnects or does not read; or a response if it cannot begin."""
 
     async def deliver() -> None:

@@ -8,8 +8,9 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
-from kvstore.commands.subscriptions import Follow
-from kvstore.live.hub import MAX_BUFFERED_BYTES, Hub, Subscriber
+from kvstore.commands.subscriptions import Follow, FollowMany
+from kvstore.live.follow_many import subscribe
+from kvstore.live.hub import MAX_BUFFERED_BYTES, Hub
 
 PIECE_S = 30.0  # for a reader to take a part of its snapshot, as in connection.py
 
@@ -20,8 +21,7 @@ class BufferedStream:
     `drop` is called if the reader does not read. The adapter must then stop writing; no more blocks come.
     """
 
-    def __init__(self, hub: Hub, follow: Follow, drop: Callable[[], None]) -> None:
-        self._hub = hub
+    def __init__(self, hub: Hub, follow: Follow | FollowMany, drop: Callable[[], None]) -> None:
         self._drop = drop
         self._blocks: deque[bytes] = deque()
         self._buffered = 0  # bytes of the blocks that wait, and of the one that is being written
@@ -29,8 +29,8 @@ class BufferedStream:
         self._has_ended = False
         self._has_begun = False  # the first block was taken
         self._changed = asyncio.Event()
-        self._subscriber = Subscriber(follow.path, self._put, self.end, self._room)
-        self._starting = asyncio.create_task(hub.follow(follow, self._subscriber))
+        self._subscription = subscribe(hub, follow, self._put, self.end, self._room)
+        self._starting = asyncio.create_task(self._subscription.begin())
         self._starting.add_done_callback(self._started)
 
     async def take(self) -> bytes | None:
@@ -56,7 +56,7 @@ class BufferedStream:
     def end(self) -> None:
         """Unsubscribe, and release the held document. take() still returns the blocks that wait, then None."""
         self._has_ended = True
-        self._hub.leave(self._subscriber)
+        self._subscription.leave()
         self._changed.set()
 
     async def close(self) -> None:
@@ -67,7 +67,7 @@ class BufferedStream:
     def _put(self, block: bytes) -> None:
         if self._has_ended:
             return
-        if self._buffered > MAX_BUFFERED_BYTES and self._subscriber.is_ready:  # a single block may be larger
+        if self._buffered > MAX_BUFFERED_BYTES and self._subscription.is_ready:  # a single block may be larger
             self._give_up()
             return
         self._buffered += len(block)

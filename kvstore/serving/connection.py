@@ -14,7 +14,7 @@ from time import perf_counter
 
 from kvstore.access.principal import Principal
 from kvstore.commands.containers import List
-from kvstore.commands.subscriptions import Follow
+from kvstore.commands.subscriptions import Follow, FollowMany
 from kvstore.core.errors import Problem, RequestTimeout, unavailable
 from kvstore.core.metrics import COUNTERS, UNTIMED
 from kvstore.http.gate import FetchKeys, Gate
@@ -33,7 +33,7 @@ MAX_READ_AHEAD_BYTES = 64 * 1024  # of pipelined requests; beyond that, reading 
 
 _STATUS = {status.value: f"HTTP/1.1 {status.value} {status.phrase}".encode() for status in HTTPStatus}
 _NEVER = float("inf")
-_NOT_FOR_A_STORE = Response, Follow, FetchKeys
+_NOT_FOR_A_STORE = Response, Follow, FollowMany, FetchKeys
 
 
 def _lines(headers: Headers) -> bytes:
@@ -245,7 +245,7 @@ class ClientConnection(asyncio.Protocol):
                 server.timed = None  # it waits, so its time says nothing
         elif isinstance(decision, Response):
             self._send(request, decision)
-        elif isinstance(decision, Follow):
+        elif isinstance(decision, Follow | FollowMany):
             self._follow(request, decision)
         else:
             self._busy = True
@@ -368,7 +368,7 @@ class ClientConnection(asyncio.Protocol):
         if self._ended and not (self._busy or self._choked):
             self._close()
 
-    def _follow(self, request: Request, follow: Follow) -> None:
+    def _follow(self, request: Request, follow: Follow | FollowMany) -> None:
         server = self._server
         self._busy = True
         self.due = _NEVER
@@ -380,8 +380,8 @@ class ClientConnection(asyncio.Protocol):
             return _STATUS[200] + server.date + _lines(stream_fields(request, self._runtime.settings)) + framing
 
         self._followed = request
-        self._stream = Stream(server.streams, self._transport, follow.path, head=head, is_chunked=is_1_1)
-        self._stream.start(follow, lambda problem: self._refused(request, problem))
+        self._stream = Stream(server.streams, self._transport, follow, head=head, is_chunked=is_1_1)
+        self._stream.start(lambda problem: self._refused(request, problem))
 
     def _refused(self, request: Request, problem: Problem) -> None:
         """Answer a stream that could not begin."""

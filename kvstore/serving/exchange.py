@@ -14,19 +14,19 @@ from kvstore.commands.base import Command
 from kvstore.commands.batch import Answers, Refused
 from kvstore.commands.metrics import ReadMetrics
 from kvstore.commands.readiness import CheckReadiness
-from kvstore.commands.subscriptions import Follow, LongPoll
+from kvstore.commands.subscriptions import Follow, FollowMany, LongPoll
 from kvstore.core.errors import ContentTooLarge, InvalidRequest, Problem, TooManyRequests, problem_in
 from kvstore.core.paths import MAY_BE_OWN
 from kvstore.core.settings import Settings
 from kvstore.http.cors import shown_to
 from kvstore.http.gate import FetchKeys, Gate
 from kvstore.http.hosts import check_host
-from kvstore.http.messages import MAX_BODY_BYTES, Headers, Request, Response, refuse
+from kvstore.http.messages import MAX_BODY_BYTES, Headers, Request, Response, refuse_to
 from kvstore.http.protocol import STREAM, Outcome, parse, render
 from kvstore.serving import own_paths
 
 Asked: TypeAlias = Command[Outcome] | LongPoll[Outcome] | ReadMetrics
-Decision: TypeAlias = Asked | Follow | CheckReadiness | Response | FetchKeys
+Decision: TypeAlias = Asked | Follow | FollowMany | CheckReadiness | Response | FetchKeys
 
 
 def decide(
@@ -68,7 +68,9 @@ def _through(gate: Gate, request: Request, settings: Settings, rules: Rules | No
     return gate.charge(request, decision) if gate.counts and not isinstance(decision, Response) else decision
 
 
-def _judged(request: Request, settings: Settings, rules: Rules, principal: Principal | None) -> Response | Asked | Follow:
+def _judged(
+    request: Request, settings: Settings, rules: Rules, principal: Principal | None
+) -> Response | Asked | Follow | FollowMany:
     """Return what a request asks for, as far as the rules permit it; raises Problem."""
     if principal is not None and "idempotency-key" in request.headers:
         request = request._replace(subject=principal.subject)
@@ -105,7 +107,7 @@ def respond(request: Request, outcome: Outcome | Exception, settings: Settings) 
             raise outcome
         response = render(request, outcome)
     except Exception as error:
-        response = refuse(problem_in(error))
+        response = refuse_to(request, problem_in(error))
     if request.caller and request.caller.quota and response.status != TooManyRequests.status:
         response = response._replace(headers=response.headers + request.caller.quota.fields)
     return _show(request, response, settings) if "origin" in request.headers else response

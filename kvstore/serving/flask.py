@@ -26,7 +26,7 @@ from kvstore.access.principal import Claims, as_principal
 from kvstore.access.views import Rules
 from kvstore.commands.metrics import ReadMetrics
 from kvstore.commands.readiness import CheckReadiness
-from kvstore.commands.subscriptions import Follow, LongPoll
+from kvstore.commands.subscriptions import Follow, FollowMany, LongPoll
 from kvstore.core.errors import InvalidRequest, Problem
 from kvstore.core.metrics import COUNTERS, UNTIMED_S
 from kvstore.core.paths import escape
@@ -100,7 +100,7 @@ def _answer(runtime: FlaskRuntime, environ: Environ, prefix_segments: int) -> fl
         target, base = _below_mount(environ, prefix_segments)
         request = request._replace(target=target, base=base, body=_body(environ))
     except Problem as problem:
-        decision: Asked | Follow | Response = respond(request, problem, runtime.settings)
+        decision: Asked | Follow | FollowMany | Response = respond(request, problem, runtime.settings)
     else:
         decision = _decide(runtime, request, environ)
     answer = _carried_out(runtime, request, decision, environ)
@@ -114,7 +114,7 @@ def _answer(runtime: FlaskRuntime, environ: Environ, prefix_segments: int) -> fl
     return answer
 
 
-def _decide(runtime: FlaskRuntime, request: Request, environ: Environ) -> Asked | Follow | Response:
+def _decide(runtime: FlaskRuntime, request: Request, environ: Environ) -> Asked | Follow | FollowMany | Response:
     deciding = decide_for_host if _is_development_server_on_loopback(environ) else decide
     asking = as_principal(runtime.principal and runtime.principal())
     while isinstance(decision := deciding(request, runtime.settings, runtime.rules, asking, runtime.gate), FetchKeys):
@@ -123,13 +123,13 @@ def _decide(runtime: FlaskRuntime, request: Request, environ: Environ) -> Asked 
 
 
 def _carried_out(
-    runtime: FlaskRuntime, request: Request, decision: Asked | Follow | Response, environ: Environ
+    runtime: FlaskRuntime, request: Request, decision: Asked | Follow | FollowMany | Response, environ: Environ
 ) -> flask.Response:
     if isinstance(decision, Response):
         return as_response(decision)
     outcome: Outcome | Exception
     try:
-        if isinstance(decision, Follow):
+        if isinstance(decision, Follow | FollowMany):
             return _stream(runtime, request, decision, environ)
         outcome = _outcome(runtime, decision, environ)
     except Exception as error:
@@ -172,7 +172,7 @@ def _outcome(runtime: FlaskRuntime, asked: Asked, environ: Environ) -> Outcome:
         raise InvalidRequest("the client has disconnected") from None
 
 
-def _stream(runtime: FlaskRuntime, request: Request, follow: Follow, environ: Environ) -> flask.Response:
+def _stream(runtime: FlaskRuntime, request: Request, follow: Follow | FollowMany, environ: Environ) -> flask.Response:
     """Return the response to a request for a stream; raises Problem if the stream cannot begin."""
     blocks = _blocks(runtime.background, follow, environ)
     response = flask.Response(chain([next(blocks, b"")], blocks), 200, stream_fields(request, runtime.settings))
@@ -180,7 +180,7 @@ def _stream(runtime: FlaskRuntime, request: Request, follow: Follow, environ: En
     return response
 
 
-def _blocks(background: Background, follow: Follow, environ: Environ) -> Generator[bytes, None, None]:
+def _blocks(background: Background, follow: Follow | FollowMany, environ: Environ) -> Generator[bytes, None, None]:
     """Yield the blocks of a stream until it ends, the client disconnects or does not read; raises Problem before the first."""
 
     async def open_stream(runtime: Runtime) -> tuple[BufferedStream, asyncio.Task[None]]:

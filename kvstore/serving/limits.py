@@ -21,7 +21,8 @@ from kvstore.http.credentials import NO_STORE
 from kvstore.http.gate import BAD_TOKENS, NEW_VISITORS
 from kvstore.http.messages import MAX_BODY_BYTES, MAX_TARGET_BYTES, Response
 from kvstore.http.protocol import MAX_KEY_CHARACTERS
-from kvstore.live.hub import MAX_BUFFERED_BYTES
+from kvstore.http.streams import MAX_HOLDS, MAX_ID_BYTES, MAX_PATHS
+from kvstore.live.hub import MAX_BUFFERED_BYTES, MAX_PARTS
 from kvstore.live.metrics import MAX_NAMESPACES
 from kvstore.live.readiness import READY_S
 from kvstore.live.stream_session import HEARTBEAT_S, PAGE
@@ -97,6 +98,10 @@ def limits(settings: Settings) -> tuple[Limit, ...]:
         Limit("streams", settings.max_streams, "streams", "each process: `KVSTORE_MAX_STREAMS`"),
         Limit("client_streams", settings.client_streams or None, "streams", "each client: `KVSTORE_CLIENT_STREAMS`"),
         Limit("flask_streams", MAX_FLASK_STREAMS, "streams", "each process of Flask, long polls included"),
+        Limit("stream_paths", MAX_PATHS, "paths", "a stream of `/_/follow`: `?path=`"),
+        Limit("stream_holds", MAX_HOLDS, "documents", "such a stream: `?hold=`; any other holds one"),
+        Limit("stream_id", MAX_ID_BYTES, "bytes", "the id of an event of such a stream"),
+        Limit("further_paths", MAX_PARTS, "paths", "each process: what its streams follow besides the first path of each"),
         Limit("stream_unread", MAX_BUFFERED_BYTES, "bytes", "what the reader of a stream may leave unread"),
         Limit("stream_silence", int(HEARTBEAT_S), "s", "time without a word on a stream"),
         Limit("snapshot_items", PAGE, "items", "one event of a snapshot"),

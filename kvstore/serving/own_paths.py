@@ -15,12 +15,14 @@ from kvstore.http.messages import SAFE, Request, Response
 from kvstore.http.openapi import render_openapi
 from kvstore.http.protocol import HEALTH_PATH, LIMITS_PATH, OK, OPENAPI_PATH, READY_PATH
 from kvstore.serving.limits import render_limits
+from kvstore.serving.pages import PAGES, render_page
 
-OPEN: dict[str, Callable[[Settings], Response | CheckReadiness]] = {
-    HEALTH_PATH: lambda _: OK,  # this process is alive, since it answers
-    READY_PATH: lambda _: CheckReadiness(),
-    LIMITS_PATH: render_limits,
-    OPENAPI_PATH: render_openapi,
+OPEN: dict[str, Callable[[Request, Settings], Response | CheckReadiness]] = {
+    HEALTH_PATH: lambda _, __: OK,  # this process is alive, since it answers
+    READY_PATH: lambda _, __: CheckReadiness(),
+    LIMITS_PATH: lambda _, settings: render_limits(settings),
+    OPENAPI_PATH: lambda _, settings: render_openapi(settings),
+    **dict.fromkeys(PAGES, lambda request, _: render_page(request)),
 }
 _ALLOW = "GET, HEAD, OPTIONS"
 
@@ -38,4 +40,4 @@ def answer(request: Request, settings: Settings) -> Response | CheckReadiness | 
         return Response(204, (("Allow", _ALLOW), *preflight(request, "GET, HEAD"), *SAFE))
     if request.method not in ("GET", "HEAD"):
         raise MethodNotAllowed(f"{path} allows {_ALLOW}; send one of these methods", headers={"Allow": _ALLOW})
-    return found(settings)
+    return found(request, settings)

@@ -8,10 +8,10 @@ import socket as socket_constants
 from collections.abc import Callable
 from socket import AF_UNIX, IPPROTO_TCP
 
-from kvstore.commands.subscriptions import Follow
+from kvstore.commands.subscriptions import Follow, FollowMany
 from kvstore.core.errors import Problem, problem_in
-from kvstore.core.paths import Path
-from kvstore.live.hub import MAX_BUFFERED_BYTES, Hub, Subscriber
+from kvstore.live.follow_many import subscribe
+from kvstore.live.hub import MAX_BUFFERED_BYTES, Hub
 from kvstore.live.stream_session import HEARTBEAT_S
 
 
@@ -27,10 +27,16 @@ class Streams:
 class Stream:
     """One stream, on a transport that no one else writes to from now on. `head` makes the head of the response."""
 
-    __slots__ = ("_head", "_is_choked", "_is_chunked", "_room", "_streams", "_subscriber", "_transport")
+    __slots__ = ("_head", "_is_choked", "_is_chunked", "_room", "_streams", "_subscription", "_transport")
 
     def __init__(
-        self, streams: Streams, transport: asyncio.Transport, path: Path, *, head: Callable[[], bytes], is_chunked: bool
+        self,
+        streams: Streams,
+        transport: asyncio.Transport,
+        follow: Follow | FollowMany,
+        *,
+        head: Callable[[], bytes],
+        is_chunked: bool,
     ) -> None:
         self._streams = streams
         self._transport = transport
@@ -38,20 +44,20 @@ class Stream:
         self._is_chunked = is_chunked
         self._is_choked = False
         self._room: asyncio.Future[None] | None = None  # for the next part of the snapshot
-        self._subscriber = Subscriber(path, self._send, self._end, self._has_room)
+        self._subscription = subscribe(streams.hub, follow, self._send, self._end, self._has_room)
         socket = transport.get_extra_info("socket")
         if socket.family != AF_UNIX and hasattr(socket_constants, "TCP_USER_TIMEOUT"):  # for a peer that vanished
             socket.setsockopt(IPPROTO_TCP, socket_constants.TCP_USER_TIMEOUT, int(2000 * HEARTBEAT_S))
 
-    def start(self, follow: Follow, refused: Callable[[Problem], None]) -> None:
+    def start(self, refused: Callable[[Problem], None]) -> None:
         """Begin the stream; `refused` is called with the reason if it fails before anything was sent."""
-        task = asyncio.get_running_loop().create_task(self._start(follow, refused))
+        task = asyncio.get_running_loop().create_task(self._start(refused))
         self._streams.starting.add(task)
         task.add_done_callback(self._streams.starting.discard)
 
-    async def _start(self, follow: Follow, refused: Callable[[Problem], None]) -> None:
+    async def _start(self, refused: Callable[[Problem], None]) -> None:
         try:
-            await self._streams.hub.follow(follow, self._subscriber)
+            await self._subscription.begin()
         except Exception as error:
             if self._transport.is_closing():  # the stream was ended in the meantime
                 return
@@ -65,7 +71,7 @@ class Stream:
 
         After the snapshot the limit is the size of the buffer.
         """
-        self._is_choked = not self._subscriber.is_ready
+        self._is_choked = not self._subscription.is_ready
         return self._is_choked
 
     def unchoke(self) -> None:
@@ -77,7 +83,7 @@ class Stream:
 
     def leave(self) -> None:
         """The connection is lost."""
-        self._streams.hub.leave(self._subscriber)
+        self._subscription.leave()
         self.unchoke()
 
     def _send(self, block: bytes) -> None:

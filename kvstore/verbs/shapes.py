@@ -11,7 +11,7 @@ from kvstore.commands.base import Command, Replayed
 from kvstore.commands.batch import Answers
 from kvstore.commands.containers import List
 from kvstore.commands.metrics import ReadMetrics
-from kvstore.commands.subscriptions import Follow, LongPoll
+from kvstore.commands.subscriptions import Follow, FollowMany, LongPoll
 from kvstore.core import values
 from kvstore.core.errors import Problem
 from kvstore.core.settings import Settings
@@ -69,7 +69,7 @@ class Asking(NamedTuple, Generic[Result]):
         if isinstance(self.asked, List):
             return self.asked
         command = parse(self.asked, settings)
-        assert not isinstance(command, Follow | ReadMetrics)
+        assert not isinstance(command, Follow | FollowMany | ReadMetrics)
         return plan_batch(self.asked, settings) if isinstance(command, Response) else command
 
     def result(self, outcome: object) -> Result:

@@ -282,6 +282,23 @@ def test_streams_of_a_client(two_streams: Followed) -> None:
         reader.close()
 
 
+def test_a_stream_of_several_paths_is_one(two_streams: Followed) -> None:
+    """It counts as one stream of its client, and its place is free when it ends."""
+    readers = [two_streams.open(target, {}) for target in ("/_/follow?path=/a&path=/b&path=/c", "/a", "/b")]
+    assert [reader.status for reader in readers] == [200, 200, 429]
+    for reader in readers:
+        reader.close()
+
+
+@on([("served", "redis")])
+def test_a_stream_of_several_paths_is_one_request(client_with: Callable[..., Checked]) -> None:
+    """The rate counts it as one."""
+    client = client_with(KVSTORE_RATE="5/m")
+    reader = open_reader(client.served.at, "/_/follow?path=/a&path=/b&path=/c", {})
+    assert (reader.status, limits(client.get("/ns/a"))[1]) == (200, 3)
+    reader.close()
+
+
 @on([("served", "redis")])
 def test_streams_of_a_client_over_several_workers(client_with: Callable[..., Checked]) -> None:
     """Whichever process a stream falls to."""

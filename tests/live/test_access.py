@@ -84,6 +84,12 @@ REFUSED = [
     (ADA, "/own/ada/a?hold=/rooms/1/b", 403),
     (ADA, "/own/ada/a?hold=/own/ada/b", 403),  # without the member that the rules require
     (ADA, '/own/ada/a?hold=/own/ada/b&as={"by":"eve"}', 403),
+    (None, "/_/follow?path=/own/ada/a", 401),
+    (ADA, "/_/follow?path=/own/ada/a&path=/own/eve/a", 403),
+    (ADA, "/_/follow?path=/own/ada/a&path=/rooms/1/", 403),
+    (ADA, "/_/follow?path=/own/ada/a&path=/half/", 403),
+    (ADA, "/_/follow?path=/own/ada/a&hold=/own/eve/b", 403),
+    (ADA, '/_/follow?path=/own/ada/a&hold=/own/ada/b&as={"by":"ada"}&hold=/own/ada/c&as={"by":"eve"}', 403),
 ]
 
 
@@ -91,9 +97,33 @@ REFUSED = [
 @pytest.mark.parametrize("resumes", [False, True])
 def test_a_stream_that_is_refused(open_stream: Open, *, claims: Any, target: str, status: int, resumes: bool) -> None:
     """It is answered with a problem, so that an EventSource does not come back; also where it would resume."""
-    reader = open_stream(claims, target, **({"Last-Event-ID": "1-0"} if resumes else {}))
+    reader = open_stream(claims, target, **({"Last-Event-ID": "~" if "/_/" in target else "1-0"} if resumes else {}))
     assert reader.status == status
     assert reader.headers["Content-Type"] == "application/problem+json"
+
+
+def test_a_stream_of_several_paths(open_stream: Open, change: Callable[..., None]) -> None:
+    """Each path is judged, and the refusal names the first that is not permitted, whether looked up or not."""
+    several = "/_/follow?path=/own/ada/&path=/rooms/1/&path=/rooms/2/a&path=/half/open/"
+    for room, refused in ((1, "/rooms/1/"), (2, "/rooms/2/a")):
+        reader = open_stream(ADA, several)
+        assert (reader.status, json.loads(reader.body)["path"]) == (403, refused)
+        change("PUT", f"/members/{room}/ada", {})
+    assert json.loads(open_stream(ADA, several + "&path=/half/").body)["path"] == "/half/"
+    reader = open_stream(ADA, several)
+    reader.wait_for(4)
+    change("PUT", "/rooms/2/a", 1)
+    assert reader.wait_for(5)[4].data["value"] == 1
+    change("DELETE", "/members/1/ada")
+    reader.wait_for_end()
+    assert reader.blocks[-1].startswith(b": the rules no longer permit")
+
+
+def test_several_paths_end_with_the_token(open_stream: Open) -> None:
+    """As one path does."""
+    reader = open_stream(ADA | {"exp": int(time.time()) + 2}, "/_/follow?path=/own/ada/a&path=/half/open/")
+    reader.wait_for_end()
+    assert reader.blocks[-1].startswith(b": the token has expired")
 
 
 def test_a_stream_ends_with_its_token(open_stream: Open, change: Callable[..., None]) -> None:

@@ -14,8 +14,8 @@ import pytest
 
 from kvstore.commands import presence
 from kvstore.commands.presence import HOLD_S
+from kvstore.core.codec import encode
 from kvstore.core.paths import parse_path
-from kvstore.http.presence import parse_hold
 from kvstore.live import presence as holding
 from tests.support.asking import entries
 from tests.support.clients import Checked
@@ -399,8 +399,7 @@ def test_the_scripts(client: Checked, store: Running) -> None:
     """On every kind of store: held by two, released by both, and by one that holds nothing."""
     executes = store.open()
     path = parse_path(ALICE.encode())
-    hold = parse_hold(ALICE.encode(), b'{"b":1,"a":[]}', 1000)
-    assert hold
+    hold = presence.Hold(parse_path(ALICE.encode()), encode(b'{"b":1,"a":[]}'), 1000)
     one, two, three = (hold._replace(holder=name) for name in ("one", "two", "three"))
     for each in (one, two, two._replace(renews=True)):
         executes.execute(each)

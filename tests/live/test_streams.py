@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import redis
 
+from kvstore.commands.subscriptions import Follow
 from kvstore.core.paths import parse_path
 from kvstore.http.messages import MAX_BODY_BYTES
 from kvstore.live import hub as live
@@ -273,7 +274,7 @@ def test_a_stream_that_ends_before_it_has_begun() -> None:
             return any_socket
 
     taken = Taken()
-    stream = Stream(Streams(None), taken, parse_path(b"/room/"), head=lambda: b"head", is_chunked=True)  # type: ignore[arg-type]
+    stream = Stream(Streams(None), taken, Follow(parse_path(b"/room/"), None, False), head=lambda: b"head", is_chunked=True)  # type: ignore[arg-type]
     stream._end()
     stream._end()
     any_socket.close()

@@ -53,7 +53,7 @@ SERVER = re.compile(r"(?:\w+=\S* )*(?:kvstore$|flask --app \w+ (?:run|kvstore wo
 
 # What differs from one run to the next, by name.
 VOLATILE = re.compile(
-    r"(?P<TAG>\b\d{13}-\d+)|(?P<ID>\b\d{13}[a-z]\d+)|(?P<MS>\b\d{13}\b)"
+    r"(?P<PLACE>~[\w-]{10,})|(?P<TAG>\b\d{13}-\d+)|(?P<ID>\b\d{13}[a-z]\d+)|(?P<MS>\b\d{13}\b)"
     r"|(?P<DATE>\w{3}, \d\d \w{3} \d{4} \d\d:\d\d:\d\d GMT)|(?P<TTL>(?<=\"ttl\":)\d+)|(?P<RETRY>(?<=retry: )\d+)"
 )
 TTL_S = 30  # that a page may take to run

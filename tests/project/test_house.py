@@ -62,8 +62,9 @@ WORLD = {
     "ctypes": {"stores.embedded"},
     "fcntl": {"stores.embedded"},
     "gc": {"core.json_text", "serving.gunicorn_worker"},
-    # The Lua files lie beside scripts; embedded asks whether fakeredis is there; the package loads public names late.
-    "importlib": {"commands.scripts", "stores.embedded", "__init__"},
+    # The Lua files lie beside scripts, the static files beside pages; embedded asks whether fakeredis is there; the package
+    # loads public names late.
+    "importlib": {"commands.scripts", "serving.pages", "stores.embedded", "__init__"},
     "logging": {"access.jwks", "core.errors", "stores", "live", "runtime", "serving.connection", "serving.server", "tasks"},
     "os": {"stores", "live.metrics", "runtime", "serving", "tasks", "client", "asgi", "cli"},
     "pathlib": {"access.jwks", "stores.embedded", "runtime", "serving.gunicorn_config"},
@@ -87,6 +88,7 @@ PURE = {
     *(
         "argparse",
         "array",
+        "base64",
         "enum",
         "collections",
         "concurrent",
@@ -97,6 +99,7 @@ PURE = {
         "decimal",
         "email",
         "functools",
+        "zlib",
         "hashlib",
         "inspect",
     ),

@@ -88,8 +88,9 @@ def install(wheel: Path, tmp_path: Path) -> Callable[[str], Path]:
 
 
 def test_what_the_wheel_holds(wheel: Path) -> None:
-    """All modules and scripts of the checkout and nothing else, and the README as its description."""
-    own = [path for path in (ROOT / "kvstore").rglob("*") if path.suffix in (".py", ".lua") or path.name == "py.typed"]
+    """All modules, scripts and pages of the checkout and nothing else, and the README as its description."""
+    suffixes = (".py", ".lua", ".html", ".css", ".js", ".svg")
+    own = [path for path in (ROOT / "kvstore").rglob("*") if path.suffix in suffixes or path.name == "py.typed"]
     with zipfile.ZipFile(wheel) as packed:
         names = {name for name in packed.namelist() if ".dist-info/" not in name}
         (metadata,) = (name for name in packed.namelist() if name.endswith(".dist-info/METADATA"))

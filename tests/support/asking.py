@@ -13,7 +13,7 @@ import redis
 
 from kvstore.commands.base import Command, settled
 from kvstore.commands.metrics import ReadMetrics
-from kvstore.commands.subscriptions import Follow, LongPoll
+from kvstore.commands.subscriptions import Follow, FollowMany, LongPoll
 from kvstore.core import codec
 from kvstore.core.paths import OWN_KEYS, own_key, parse_path
 from kvstore.core.settings import Settings
@@ -130,7 +130,7 @@ DEFAULTS = Settings()
 def command_of(request: Request, settings: Settings = DEFAULTS) -> Command[Any]:
     """The command of a request that the store is needed for."""
     command = parse(request, settings)
-    assert not isinstance(command, Follow | LongPoll | ReadMetrics | Response)
+    assert not isinstance(command, Follow | FollowMany | LongPoll | ReadMetrics | Response)
     return command
 
 

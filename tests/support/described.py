@@ -8,7 +8,8 @@ import re
 from typing import Any
 
 from kvstore.core.settings import Settings
-from kvstore.http.openapi import OPERATIONS, describe
+from kvstore.http.openapi import describe
+from kvstore.http.operations import OPERATIONS
 
 DESCRIPTION = describe(Settings())
 _GENERAL = {"allow", "ratelimit", "ratelimit-policy", "retry-after"}

@@ -53,6 +53,8 @@ MET: dict[str, Callable[[int], Request]] = {
     "wait": lambda n: take(f"lease=5&wait={n}"),
     "lease": lambda n: take(f"lease={n}"),
     "take": lambda n: take(f"lease=5&limit={n}"),
+    "stream_paths": lambda n: get("/_/follow?" + "&".join(f"path=/{i}" for i in range(n))),
+    "stream_holds": lambda n: get("/_/follow?path=/a" + "&hold=/a" * n),
     "attempts": lambda n: take(f"lease=5&max_attempts={n}"),
 }
 

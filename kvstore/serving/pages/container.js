@@ -1,0 +1,333 @@
+// A container: a table of its members, its queue, who is there, and what changes.
+
+import {answer, canonical, curl, encodeSegment, follow, send, shown} from "./api.js"
+import {VirtualList, button, clock, countdown, h, icon, mark, number, openDialog, soon, toast} from "./dom.js"
+import {editorView} from "./editor.js"
+import {member, preview, write} from "./json.js"
+import {Listing, onEvent, watch} from "./live.js"
+import {exportTo, importButton} from "./transfer.js"
+
+const ROW = 36 // px
+const MAX_COLUMNS = 6
+const SEARCHED = 5000 // rows that are loaded by themselves while a filter hides most of them
+const POLL_MS = 2000 // a lease sends no event
+const ROOT_POLL_MS = 3000 // nor does the root
+const HELD_S = 60 // what a stream holds expires sooner, or is held again
+const LOGGED = 500 // changes that are kept for the screen
+
+const log = [] // the last changes of all that is followed, newest first
+onEvent(event => {
+  log.unshift({...event, at: Date.now()})
+  log.length = Math.min(log.length, LOGGED)
+})
+
+const TABS = {documents: "Documents", queue: "Queue", presence: "Presence", changes: "Changes"}
+
+export class ContainerView {
+  constructor(path, tab, page) {
+    Object.assign(this, {path, page, tab: tab in TABS ? tab : "documents", filter: "", sort: null, ending: new AbortController()})
+    this.element = h("article", {class: "container"})
+    this.draw = soon(() => this.show?.())
+  }
+
+  async load() {
+    await watch(this.path).catch(() => {})
+    const isRoot = this.path === "/"
+    const href = tab => `#${this.path}${tab === "documents" ? "" : `?${tab}`}`
+    const tabs = Object.entries(TABS).filter(([tab]) => !isRoot || tab === "documents" || tab === "changes")
+    const links = tabs.map(([tab, label]) => h("a", {href: href(tab), "aria-current": tab === this.tab ? "page" : null}, label))
+    const actions = [
+      button("New", () => this.create(), {class: "primary", "aria-label": "New document"}),
+      importButton(this.path, this.page.setCurl),
+      button("Export", () => exportTo(this.path, this.page.setCurl)),
+      isRoot ? button("Root document", () => this.page.go("/?document")) : button("Delete all", () => this.deleteAll(), {class: "danger"}),
+    ]
+    this.body = h("div", {class: "body"})
+    this.element.replaceChildren(this.page.title(this.path, ...actions), h("nav", {class: "tabs", "aria-label": "Views of this container"}, links), this.body)
+    this[this.tab]()
+  }
+
+  apply(event) {
+    if (event.type === "reset") return event.path.startsWith(this.path) || this.path.startsWith(event.path) ? this.listing?.refresh() : undefined
+    this.listing?.apply(event)
+    if (this.tab === "changes") this.draw()
+    return undefined
+  }
+
+  close() {
+    this.ending.abort()
+    clearInterval(this.timer)
+  }
+
+  isChanged() {
+    return Boolean(this.editor?.isChanged())
+  }
+
+  // --- Documents ---
+
+  documents() {
+    const filter = h("input", {type: "search", placeholder: "Filter", "aria-label": "Filter the rows", oninput: () => {
+      this.filter = filter.value.toLowerCase()
+      this.draw()
+    }})
+    const order = h("select", {"aria-label": "Order", onchange: () => this.list(order.value === "desc")},
+      h("option", {value: "asc"}, "A to Z"), h("option", {value: "desc"}, "Z to A"))
+    this.count = h("span", {class: "muted", role: "status"})
+    this.head = h("div", {class: "head", role: "row"})
+    this.table = new VirtualList({class: "grid", role: "rowgroup"}, ROW, index => this.row(index), () => this.nearEnd())
+    const table = h("div", {class: "table card", role: "table", "aria-label": this.path}, h("div", {role: "rowgroup"}, this.head), this.table.box)
+    this.body.replaceChildren(h("div", {class: "toolbar"}, filter, order, this.count), table)
+    this.show = () => this.showTable()
+    this.list(false)
+    if (this.path === "/") this.timer = setInterval(() => document.hidden || this.listing.refresh(), ROOT_POLL_MS)
+  }
+
+  list(descending) {
+    this.page.setCurl(curl("GET", this.path, {query: [this.path === "/" && "list", descending && "order=desc"].filter(Boolean).join("&")}))
+    this.columns = null
+    this.listing = new Listing(this.path, {descending, changed: this.draw})
+    this.table.box.scrollTop = 0
+    this.listing.more()
+  }
+
+  nearEnd() {
+    if (!this.filter || this.listing.items.length < SEARCHED) this.listing.more()
+  }
+
+  showTable() {
+    const {items, next, problem, pending} = this.listing
+    if (problem) return this.body.replaceChildren(this.page.refusal(problem))
+    if (!items.length && next === null) return this.body.replaceChildren(this.empty())
+    if (!this.table.box.isConnected) return this.documents()
+    this.columns ??= columnsOf(items)
+    const words = this.filter
+    this.rows = words ? items.filter(item => textOf(item).toLowerCase().includes(words)) : items
+    if (this.sort) this.rows = sorted(this.rows, this.sort)
+    this.showHead()
+    const loaded = `${number(items.length)}${next === null ? "" : " loaded"}`
+    this.count.replaceChildren(words ? `${number(this.rows.length)} of ${loaded}` : loaded)
+    if (words && next !== null && !pending) this.count.append(" ", button("Search further", () => this.listing.more(), {class: "link"}))
+    this.table.update(this.rows.length)
+    return undefined
+  }
+
+  showHead() {
+    const names = ["Name", ...this.columns, "Expires in"]
+    const style = `minmax(9rem, 1.4fr) ${"minmax(6rem, 1fr) ".repeat(this.columns.length)}8.5rem`
+    this.head.style.gridTemplateColumns = style
+    this.table.inner.style.setProperty("--columns", style)
+    const key = JSON.stringify([names, this.sort])
+    if (this.head.dataset.key === key) return
+    this.head.dataset.key = key
+    this.head.replaceChildren(...names.map((name, i) => {
+      const isSorted = this.sort?.index === i
+      const order = isSorted ? (this.sort.isDown ? "descending" : "ascending") : "none"
+      const choose = () => {
+        if (isSorted && this.sort.isDown) this.sort = null
+        else this.sort = {index: i, name, isDown: isSorted, isLast: i === names.length - 1}
+        this.draw()
+      }
+      return h("span", {role: "columnheader", "aria-sort": order}, button(name, choose, {class: "sort", title: "Sort the rows that are loaded"}))
+    }))
+  }
+
+  row(index) {
+    const item = this.rows[index]
+    const build = () => {
+      const label = shown(item.name)
+      const name = h("span", {role: "cell", class: "name"}, icon(item.isContainer ? "folder" : "file"), " ", h("a", {href: `#${item.path}`, title: item.path}, h("bdi", null, label)))
+      const cells = this.columns.map(column => h("span", {role: "cell"}, item.isContainer ? "" : cell(item.node, column)))
+      const expires = h("span", {role: "cell"}, item.isContainer ? "" : countdown(item.expires))
+      return mark(h("div", {class: `row${item.gone ? " gone" : ""}`, role: "row"}, name, cells, expires), item.marked, item.gone ? "deleted" : "changed")
+    }
+    return {key: item.path, stamp: [item.etag, item.marked, item.gone, item.expires, this.columns].join(), build}
+  }
+
+  empty() {
+    return h("section", {class: "card empty"}, h("h2", null, this.path === "/" ? "Nothing is stored yet" : "Nothing is stored here"),
+      h("p", null, this.path === "/" ? "Store any JSON at any path, from here or with curl:" : "Create a document, or drop a file to import."),
+      this.path === "/" ? h("pre", null, curl("PUT", "/people/ada", {body: '{"name":"Ada","born":1815}'})) : null,
+      button("New document", () => this.create(), {class: "primary"}))
+  }
+
+  create() {
+    const name = h("input", {size: 30, placeholder: this.path === "/" ? "people/ada" : "name", "aria-label": "Name of the document", autocomplete: "off", oninput: () => this.editor.show()})
+    const path = () => (name.value.trim() ? canonical(this.path + name.value.trim().replace(/^\//, "")) : "")
+    const append = async () => {
+      if (!this.editor.field.check()) return
+      try {
+        const response = await send("POST", this.path, {body: this.editor.field.text})
+        this.editor = null
+        this.page.go(member(await answer(response), "path").value)
+      } catch (problem) {
+        this.editor.field.refuse(problem)
+      }
+    }
+    const label = h("label", {class: "path"}, h("span", null, this.path === "/" ? "/" : shown(this.path)), name)
+    const top = h("div", {class: "toolbar"}, label, this.path === "/" ? null : button("Append under a new id", append))
+    this.editor = editorView({path, found: null, top, setCurl: this.page.setCurl, done: document => {
+      this.editor = null
+      if (document) this.page.go(path())
+      else this.load()
+    }})
+    this.body.replaceChildren(this.editor.element)
+    this.show = null
+    name.focus()
+  }
+
+  deleteAll() {
+    const typed = h("input", {"aria-label": "Type the path to confirm", autocomplete: "off", oninput: () => (deleting.disabled = typed.value !== this.path)})
+    const deleting = button("Delete all of it", async () => {
+      try {
+        const deleted = member(await answer(await send("DELETE", this.path, {query: "recursive"})), "deleted").text
+        toast(`${deleted} deleted`)
+        dialog.close()
+        this.listing?.refresh()
+      } catch (problem) {
+        toast(problem.detail, true)
+      }
+    }, {class: "danger", disabled: true})
+    const dialog = openDialog(`Delete all below ${this.path}`, this.page.setCurl, h("p", null, "This cannot be undone. Type the path to confirm: ", h("code", null, this.path)), typed,
+      h("div", {class: "buttons"}, deleting, button("Cancel", () => dialog.close())))
+    this.page.setCurl(curl("DELETE", this.path, {query: "recursive"}))
+  }
+
+  // --- Queue ---
+
+  queue() {
+    this.page.setCurl(curl("POST", this.path, {query: "lease=30s"}))
+    const jobs = new Listing(this.path, {changed: () => this.draw()})
+    const dead = new Listing(`${this.path}dead/`, {changed: () => this.draw()})
+    const look = async () => document.hidden || (await Promise.all([jobs.refresh(), dead.refresh()]))
+    this.listing = {refresh: look, apply: soon(look)}
+    this.show = () => this.showQueue(jobs, dead)
+    this.timer = setInterval(look, POLL_MS)
+    look()
+  }
+
+  showQueue(jobs, dead) {
+    if (jobs.problem) return this.body.replaceChildren(this.page.refusal(jobs.problem))
+    const key = [jobs, dead].map(each => each.items.map(item => [item.name, item.etag, item.state, item.attempts])).join()
+    if (key === this.drawn) return undefined // whoever points at a button shall not lose it
+    this.drawn = key
+    const items = jobs.items.filter(item => !item.isContainer)
+    const states = ["ready", "leased", "delayed"]
+    const tile = (label, count, kind = label) => h("div", {class: `tile ${kind}`}, h("b", null, number(count)), label)
+    const counts = states.map(state => tile(state, items.filter(item => (item.state ?? "ready") === state).length))
+    const act = (label, call, props) => button(label, () => call().catch(problem => toast(problem.detail, true)).then(() => this.listing.refresh()), props)
+    const remove = item => send("DELETE", item.path, {headers: {"If-Match": "*"}})
+    const job = item => h("tr", null, h("td", null, h("a", {href: `#${item.path}`}, h("bdi", null, shown(item.name)))),
+      h("td", null, h("span", {class: `badge ${item.state ?? "ready"}`}, item.state ?? "ready")), h("td", null, item.attempts ?? "0"),
+      h("td", {class: "wide"}, preview(item.node, 100)), h("td", null, act("Cancel", () => remove(item), {class: "danger", "aria-label": `Cancel ${item.name}`})))
+    const back = item => {
+      const requests = [`{"method":"POST","path":${JSON.stringify(this.path)},"body":${write(member(item.node, "value") ?? item.node)}}`,
+        JSON.stringify({method: "DELETE", path: item.path, headers: {"If-Match": item.etag}})]
+      return send("POST", "/_/batch", {body: `{"requests":[${requests}]}`})
+    }
+    const said = (item, name) => member(item.node, name)
+    const corpse = item => h("tr", null, h("td", null, h("a", {href: `#${item.path}`}, h("bdi", null, shown(item.name)))),
+      h("td", null, said(item, "died") ? new Date(Number(said(item, "died").text)).toLocaleString() : ""), h("td", null, said(item, "attempts")?.text),
+      h("td", {class: "wide"}, h("p", null, said(item, "reason")?.value ?? ""), preview(said(item, "value") ?? item.node, 100)),
+      h("td", null, act("Put back", () => back(item), {"aria-label": `Put back ${item.name}`}), act("Delete", () => remove(item), {class: "danger", "aria-label": `Delete ${item.name}`})))
+    const table = (title, columns, rows, none) => [h("h2", null, title), rows.length
+      ? h("div", {class: "card scroll", tabindex: 0, role: "group", "aria-label": title}, h("table", null, h("thead", null, h("tr", null, columns.map(each => h("th", {scope: "col"}, each)))), h("tbody", null, rows)))
+      : h("p", {class: "muted"}, none)]
+    const buried = dead.items.filter(item => !item.isContainer)
+    const more = jobs.next === null ? "" : ` of the first ${number(jobs.items.length)}`
+    this.body.replaceChildren(h("div", {class: "tiles"}, counts, tile("dead", buried.length)),
+      ...table(`Jobs${more}`, ["Job", "State", "Attempts", "Value", "Actions"], items.slice(0, 100).map(job), "No job waits."),
+      ...table("Dead jobs", ["Job", "Died", "Attempts", "Reason and value", "Actions"], buried.slice(0, 100).map(corpse), "No job has died."))
+    return undefined
+  }
+
+  // --- Presence ---
+
+  presence() {
+    this.listing = new Listing(this.path, {changed: this.draw})
+    const name = h("input", {placeholder: "your name", "aria-label": "Your name", autocomplete: "off", oninput: () => show()})
+    const query = () => `hold=${encodeURIComponent(this.path + encodeSegment(name.value.trim() || "…"))}&as=${encodeURIComponent(JSON.stringify({name: name.value.trim()}))}`
+    const show = () => this.page.setCurl(curl("GET", this.path, {query: query(), headers: {Accept: "text/event-stream"}}).replace("curl ", "curl -N "))
+    const join = async event => {
+      event.preventDefault()
+      if (!name.value.trim()) return name.focus()
+      const on = {event() {}, reset() {}, state: is => (note.textContent = is === "live" ? "You are here while this page is open." : "Reconnecting…")}
+      const refused = await follow(this.path, null, this.ending.signal, on, query())
+      if (refused) note.textContent = refused.detail
+      return undefined
+    }
+    const note = h("span", {class: "muted", role: "status"}, "")
+    const people = h("div", {class: "people"})
+    this.body.replaceChildren(h("form", {class: "toolbar", onsubmit: join}, name, h("button", null, "Be here"), note), people)
+    this.show = () => {
+      const there = this.listing.items.filter(item => !item.isContainer && item.ttl <= HELD_S)
+      const person = item => mark(h("a", {class: `card person${item.gone ? " gone" : ""}`, href: `#${item.path}`}, h("b", null, h("bdi", null, shown(item.name))), h("small", null, item.node ? preview(item.node, 60) : "")), item.marked, item.gone ? "deleted" : "changed")
+      people.replaceChildren(...(there.length ? there.slice(0, 200).map(person) : [h("p", {class: "muted"}, "Nobody is here. A stream with ?hold= holds a document here while it is open.")]))
+    }
+    show()
+    this.listing.more()
+  }
+
+  // --- Changes ---
+
+  changes() {
+    this.page.setCurl(curl("GET", this.path, {headers: {Accept: "text/event-stream"}}).replace("curl ", "curl -N "))
+    let paused = null
+    const note = h("span", {class: "muted", role: "status"})
+    const pause = button("Pause", () => {
+      paused = paused ? null : [...log]
+      pause.textContent = paused ? "Go on" : "Pause"
+      this.show()
+    })
+    const list = h("ol", {class: "log card", "aria-label": "Changes, newest first"})
+    this.body.replaceChildren(h("div", {class: "toolbar"}, pause, note), list)
+    const entry = event => mark(h("li", null, h("time", null, clock(event.at)), h("span", {class: `badge ${event.type}`}, event.type),
+      h("a", {href: `#${event.path}`}, h("bdi", null, shown(event.path))), h("code", null, event.node && event.node.kind !== "null" ? preview(event.node, 120) : "")), event.at)
+    this.show = () => {
+      const kept = (paused ?? log).filter(event => event.path.startsWith(this.path))
+      const missed = paused ? log.indexOf(paused[0]) : 0
+      note.textContent = paused ? `${number(missed < 0 ? LOGGED : missed)} more since` : `${number(kept.length)} since this page was opened`
+      list.replaceChildren(...kept.slice(0, 200).map(entry))
+    }
+    this.show()
+  }
+}
+
+// --- Columns ---
+
+/** The members that most documents have, in order of their first appearance; "Value" where there are other documents. */
+function columnsOf(items) {
+  const counts = new Map()
+  let others = 0
+  for (const {node} of items) {
+    if (node && !node.names) others += 1
+    for (const name of node?.names ?? []) counts.set(name, (counts.get(name) ?? 0) + 1)
+  }
+  const most = [...counts.entries()].sort((a, b) => b[1] - a[1]).slice(0, MAX_COLUMNS).map(([name]) => name)
+  const named = [...counts.keys()].filter(name => most.includes(name))
+  return others || !named.length ? ["Value", ...named.slice(0, MAX_COLUMNS - 1)] : named
+}
+
+const nodeAt = (node, column) => (column === "Value" && !node?.names ? node : member(node, column))
+
+function cell(node, column) {
+  const found = node && nodeAt(node, column)
+  return found ? h("span", {class: found.kind}, found.kind === "string" ? found.value.slice(0, 100) : preview(found, 80)) : ""
+}
+
+const textOf = item => `${shown(item.name)} ${item.node ? preview(item.node, 500) : ""}`
+
+const KINDS = ["null", "boolean", "number", "string", "array", "object"] // as section 11 of the contract orders them
+
+function sorted(items, {index, name, isDown, isLast}) {
+  const key = item => {
+    if (index === 0) return [0, item.name]
+    if (isLast) return [0, item.expires ?? Infinity]
+    const node = item.node && nodeAt(item.node, name)
+    if (!node) return [-1, ""]
+    return [KINDS.indexOf(node.kind), node.kind === "number" ? Number(node.text) : (node.value ?? node.text ?? "")]
+  }
+  const keyed = items.map(item => [key(item), item])
+  const compare = ([[kind, a]], [[otherKind, b]]) => kind - otherKind || (a < b ? -1 : a > b ? 1 : 0)
+  keyed.sort(isDown ? (a, b) => compare(b, a) : compare)
+  return keyed.map(([, item]) => item)
+}

@@ -1,0 +1,270 @@
+// What others change: one stream for each place that is on the screen, and a listing that changes are applied to.
+
+import {answer, expiry, follow, send} from "./api.js"
+import {member} from "./json.js"
+
+const MAX_STREAMS = 2 // a browser has six connections for a service, for all of its windows together
+const FIRST_PAGE = 200 // documents that are asked for at first
+const PAGE = 1000 // documents or names after that: the most there may be
+const MAX_REFRESHED = 2000 // items that are listed again after a loss; those after them are listed when they are scrolled to
+
+const events = new EventTarget()
+const streams = new Map() // by path: {controller, state, begun}
+const refused = new Set() // paths that may not be followed with this token
+
+/** Call a function with every event: {type, path, etag, expires, node, id}, or {type: "reset", path}. Returns what ends that. */
+export function onEvent(call) {
+  const listener = ({detail}) => call(detail)
+  events.addEventListener("change", listener)
+  return () => events.removeEventListener("change", listener)
+}
+
+export function onState(call) {
+  events.addEventListener("state", () => call(state()))
+}
+
+/** The worst state of all streams: "live", "lost", or "idle" without any. */
+function state() {
+  const states = [...streams.values()].map((each) => each.state)
+  return ["lost", "live"].find((each) => states.includes(each)) ?? "idle"
+}
+
+const emit = (detail) => events.dispatchEvent(new CustomEvent("change", {detail}))
+const moved = () => events.dispatchEvent(new Event("state"))
+
+/** Where to follow what is needed for a path, from the widest on: its namespace, each container, the document itself. */
+function places(path) {
+  const parts = path.split("/").slice(1)
+  const containers = parts.slice(0, -1).map((_, i) => `/${parts.slice(0, i + 1).join("/")}/`)
+  return path.endsWith("/") ? containers : [...containers, path]
+}
+
+/** Whether what is followed at a path is a document: the root container has no stream. */
+const isDocument = path => path === "/" || !path.endsWith("/")
+
+/**
+ * Follow what is at or below a path, and what is beside it where that is permitted. Events from then on are emitted. `/` is the
+ * root document where `withRoot` is true, and nothing otherwise.
+ */
+export async function watch(path, withRoot = false) {
+  for (const place of path === "/" ? (withRoot ? ["/"] : []) : places(path)) {
+    if (refused.has(place)) continue
+    const stream = streams.get(place) ?? {controller: new AbortController(), state: "live"}
+    stream.begun ??= begin(place, stream)
+    streams.delete(place)
+    streams.set(place, stream) // the one that was asked for last comes last
+    for (const other of [...streams.keys()].slice(0, -MAX_STREAMS)) close(other)
+    if (await stream.begun) return
+  }
+}
+
+/** Whether changes at or below a path are emitted. */
+export const isWatched = path => places(path).some(place => streams.has(place))
+
+/** Open a stream where changes are logged from now on. Returns whether that is permitted. */
+async function begin(place, stream) {
+  try {
+    run(place, stream, await positionOf(place))
+    return true
+  } catch (problem) {
+    close(place)
+    if (problem.status !== 401 && problem.status !== 403) throw problem
+    refused.add(place)
+    return false
+  }
+}
+
+async function positionOf(place) {
+  if (isDocument(place)) return (await send("HEAD", place).catch((error) => absent(error)))?.headers.get("ETag")?.replaceAll('"', "")
+  const response = await send("GET", place, {query: "keys&limit=1"})
+  const tag = response.headers.get("ETag")?.replaceAll('"', "")
+  return tag === "0-0" ? null : tag // the namespace has no log yet
+}
+
+function absent(error) {
+  if (error.status === 404) return null
+  throw error
+}
+
+function run(place, {controller}, position) {
+  const on = {
+    event(event) {
+      if (event.type !== "snapshot") emit(event)
+      else if (isDocument(event.path) && event.etag) emit({...event, type: "put"}) // it was made before the stream began
+    },
+    reset() {
+      // The snapshot that would follow may be long: list what is on the screen instead, and follow from there.
+      close(place)
+      watch(place).catch(() => {}).finally(() => emit({type: "reset", path: place}))
+    },
+    state(is) {
+      const stream = streams.get(place)
+      if (stream) stream.state = is
+      moved()
+    },
+  }
+  follow(place, position, controller.signal, on).then(problem => problem && close(place))
+}
+
+function close(place) {
+  streams.get(place)?.controller.abort()
+  streams.delete(place)
+  moved()
+}
+
+/** End all streams: another token asks from now on. */
+export function closeAll() {
+  refused.clear()
+  for (const place of [...streams.keys()]) close(place)
+}
+
+/** Whether an id of the log, or an entity-tag, comes after another. */
+export function isAfter(a, b) {
+  if (!a || !b) return true
+  const [[ms, n], [otherMs, otherN]] = [a, b].map((each) => each.replaceAll('"', "").split("-").map(Number))
+  return ms > otherMs || (ms === otherMs && n > otherN)
+}
+
+export const isGone = (event) => event.type === "delete" || event.type === "expire"
+
+/**
+ * What lies directly below a container, as far as it was loaded: `items` in order of name, and `next`, the query of the next
+ * page (null: there is none). An item is {name, path, isContainer, etag, ttl, expires, node, state, attempts, marked, gone}; `ttl` in s is that of
+ * when it was seen last.
+ */
+export class Listing {
+  constructor(path, {keys = false, descending = false, changed = () => {}} = {}) {
+    const words = [path === "/" && "list", keys && "keys", descending && "order=desc"].filter(Boolean)
+    this.first = [...words, `limit=${keys ? PAGE : FIRST_PAGE}`].join("&")
+    Object.assign(this, {path, descending, changed, items: [], next: this.first, problem: null, pending: null, stamp: 0})
+  }
+
+  /** Load the next page; one at a time. */
+  more() {
+    if (this.next === null || this.problem) return this.pending
+    this.pending ??= this.load().finally(() => (this.pending = null))
+    return this.pending
+  }
+
+  async load() {
+    try {
+      const {items, next} = await this.page(this.next)
+      for (const item of items) this.put(item)
+      this.next = next
+    } catch (problem) {
+      this.problem = problem
+    }
+    this.change()
+  }
+
+  async page(query) {
+    const tree = await answer(await send("GET", this.path, {query}))
+    const next = member(tree, "next")?.value
+    return {items: member(tree, "items").nodes.map(node => read(node)), next: next ? next.slice(next.indexOf("?") + 1).replace(/\blimit=\d+/, `limit=${PAGE}`) : null}
+  }
+
+  /** List again what was listed, and mark what is different. */
+  async refresh() {
+    if (this.pending) await this.pending
+    const fresh = []
+    let query = this.first
+    try {
+      do {
+        const {items, next} = await this.page(query)
+        fresh.push(...items)
+        query = next
+      } while (query && fresh.length < Math.min(this.items.length, MAX_REFRESHED))
+    } catch (problem) {
+      if (problem.status) this.problem = problem
+      return this.change()
+    }
+    const old = new Map(this.items.map((item) => [item.name, item]))
+    const isNew = this.next !== this.first
+    this.items = fresh.map((item) => {
+      const before = old.get(item.name)
+      const marked = isNew && (!before || before.etag !== item.etag) ? Date.now() : before?.marked
+      return Object.assign(before ?? {}, item, {marked, gone: false})
+    })
+    this.problem = null
+    this.next = query
+    for (const item of old.values()) if (item.isPinned && !this.find(item.name)) this.put(item)
+    return this.change()
+  }
+
+  change() {
+    this.stamp += 1
+    this.changed()
+  }
+
+  index(name) {
+    let low = 0, high = this.items.length
+    while (low < high) {
+      const middle = (low + high) >> 1
+      const isBefore = this.descending ? this.items[middle].name > name : this.items[middle].name < name
+      if (isBefore) low = middle + 1
+      else high = middle
+    }
+    return low
+  }
+
+  find(name) {
+    const item = this.items[this.index(name)]
+    return item?.name === name ? item : null
+  }
+
+  put(item) {
+    const index = this.index(item.name)
+    if (this.items[index]?.name === item.name) return Object.assign(this.items[index], item)
+    this.items.splice(index, 0, item)
+    return item
+  }
+
+  /** Show an item that may lie beyond what was loaded. */
+  pin(name) {
+    return this.find(name) ?? this.put({...read(null, name, this.path + name), isPinned: true})
+  }
+
+  remove(item) {
+    const index = this.items.indexOf(item)
+    if (index >= 0) this.items.splice(index, 1)
+    this.change()
+  }
+
+  /** Apply an event. Returns the item that it concerns: the document, or the container that it lies in; null for none. */
+  apply(event) {
+    if (!event.path.startsWith(this.path) || event.path === this.path) return null
+    const rest = event.path.slice(this.path.length), slash = rest.indexOf("/")
+    const name = slash < 0 ? rest : rest.slice(0, slash + 1)
+    let item = this.find(name)
+    if (!item) {
+      const index = this.index(name), isLoaded = this.next === null || index < this.items.length
+      if (isGone(event) || !isLoaded) return null
+      item = this.put(read(null, name, this.path + name))
+      item.isNew = true
+    } else if (slash < 0 && item.etag && !isAfter(event.id, item.etag)) return item
+    item.marked = Date.now()
+    if (slash < 0) {
+      if (isGone(event)) {
+        item.gone = true
+        setTimeout(() => item.gone && this.remove(item), 1500)
+      } else Object.assign(item, {etag: event.etag, ttl: event.ttl, expires: event.expires, node: event.node, gone: false})
+    }
+    this.change()
+    return item
+  }
+}
+
+function read(node, name = member(node, "name").value, path = member(node, "path").value) {
+  const ttl = Number(node && member(node, "ttl")?.text) || Infinity
+  return {
+    name,
+    path,
+    isContainer: name.endsWith("/"),
+    etag: node && member(node, "etag")?.value,
+    ttl,
+    expires: expiry(ttl),
+    node: node && member(node, "value"),
+    state: node && member(node, "state")?.value,
+    attempts: node && member(node, "attempts")?.text,
+  }
+}
