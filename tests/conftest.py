@@ -20,10 +20,10 @@ from tests.support.lanes import LANES, Lane, selected
 from tests.support.stores import STORES, Running, die_with_parent, make_directory
 
 # What waits most begins first, so that no process is left with it in the end.
-ROOMS = ("pages", "project", "tasks", "faults", "stores", "serving", "live", "http", "unit")
+ROOMS = ("pages", "project", "tasks", "faults", "stores", "serving", "live", "client", "http", "unit")
 
 
-AXES = ("lane", "adapter", "followed", "loop")  # the parameters of which `make test` runs a selection
+AXES = ("lane", "adapter", "followed", "loop", "db")  # the parameters of which `make test` runs a selection
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m
@@ -38,10 +38,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             row = item.nodeid.replace("-".join(lane), "", 1)
             tests.setdefault(item.nodeid.partition("[")[0], []).append((item, lane, row))
     for name, cells in tests.items():
-        only = cells[crc32(name.encode()) % len(cells)][1] if cells[0][0].get_closest_marker("heavy") else None
-        wanted = selected([(lane, row) for _, lane, row in cells])
-        for (item, lane, _), is_wanted in zip(cells, wanted, strict=True):
-            if lane != only if only else not is_wanted:
+        wanted = selected([(lane, row) for _, lane, row in cells], crc32(name.encode()))
+        for (item, _, _), is_wanted in zip(cells, wanted, strict=True):
+            if not is_wanted:
                 item.add_marker(pytest.mark.slow)
 
 

@@ -20,6 +20,7 @@ import re
 from array import array
 from collections.abc import Collection, Sequence
 from functools import lru_cache
+from itertools import chain
 from json.encoder import encode_basestring
 from typing import NamedTuple
 
@@ -230,7 +231,7 @@ def _encode(text: str) -> Encoded:
     whole = _join(quoted, values)
     if len(whole) >= MIN_CHECKED_BYTES and not has_server_values:
         _note(_fingerprint(whole, values))
-    return Encoded(shape, [part for pair in zip(names, values, strict=True) for part in pair], whole, ttl_s, has_server_values)
+    return Encoded(shape, list(chain.from_iterable(zip(names, values, strict=True))), whole, ttl_s, has_server_values)
 
 
 def _spelled(names: Collection[str]) -> tuple[list[bytes], list[bytes]]:

@@ -24,11 +24,14 @@ _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _is_shallow = re.compile(reduce(lambda inner, _: rb"(?:\[%b\])*+" % inner, range(MAX_DEPTH), b"")).fullmatch
 _MAYBE_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _NO_HALF = re.compile(r"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F]|[^u])")  # a pair, or an escape of one character
-# A member with a plain value, and the comma or brace after it, with whitespace, in one match.
-_plain_member = re.compile(
-    r'"([^"\\\x00-\x1f]*)"[ \t\n\r]*:[ \t\n\r]*'
-    r'("[^"\\\x00-\x1f]*"|-?(?:0|[1-9][0-9]{0,17})(?:\.[0-9]{1,17})?|true|false|null)[ \t\n\r]*([,}])[ \t\n\r]*'
-).match
+# A member with a plain value, with whitespace, in one match; with the comma or brace after it; and many of them with a comma.
+_PLAIN = (
+    r'"([^"\\\x00-\x1f]*+)"[ \t\n\r]*+:[ \t\n\r]*+'
+    r'("[^"\\\x00-\x1f]*+"|-?(?:0|[1-9][0-9]{0,17}+)(?:\.[0-9]{1,17}+)?+|true|false|null)[ \t\n\r]*+'
+)
+_plain_member = re.compile(_PLAIN + r"([,}])[ \t\n\r]*+").match
+_plain_members = re.compile(_PLAIN + r",[ \t\n\r]*+").findall
+_plain_run = re.compile(rf"(?:{re.sub(r'[(](?![?])', '(?:', _PLAIN)},[ \t\n\r]*+)*+").match
 
 
 Parsed = TypeVar("Parsed")
@@ -144,10 +147,15 @@ def check_limits(text: str) -> None:
 
 def split_members(text: str, start: int, scan: Scan) -> tuple[dict[str, str], int]:
     """Return the members of the object at `start` as name → JSON text, and the index of the next token after the object."""
-    members: dict[str, str] = {}
     at = skip(text, start + 1)
     if text[at : at + 1] == "}":
-        return members, skip(text, at + 1)
+        return {}, skip(text, at + 1)
+    end = _plain_run(text, at).end()  # type: ignore[union-attr]  # the pattern matches nothing as well
+    run = _plain_members(text, at, end)
+    members: dict[str, str] = dict(run)
+    if len(members) < len(run):
+        _refuse_duplicate(run)
+    at = end
     while True:
         if plain := _plain_member(text, at):
             name, value, following = plain.groups()

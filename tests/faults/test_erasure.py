@@ -249,7 +249,6 @@ def position(followed: Followed, target: str) -> str:
         return reader.wait_for(1)[0].id
 
 
-@pytest.mark.heavy
 def test_a_replayed_stream_has_no_value_of_what_has_expired(followed: Followed) -> None:
     """As the table has it: PUT /n/secret?ttl=1, wait, follow /n/ from an older id."""
     ask(followed, "PUT", "/n/other", 1)
@@ -261,7 +260,6 @@ def test_a_replayed_stream_has_no_value_of_what_has_expired(followed: Followed) 
 
 
 @pytest.mark.slow
-@pytest.mark.heavy
 def test_more_than_a_thousand_have_expired(followed: Followed) -> None:
     """Nobody is shown any of them, though one script does not record as many."""
     ask(followed, "PUT", "/n/other", 1)

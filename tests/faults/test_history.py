@@ -281,7 +281,6 @@ def lasting(seconds: float) -> Callable[[], bool]:
 SERVED = pytest.mark.parametrize("lane", [("served", "valkey"), ("served", "redis")], ids="-".join, indirect=True)
 
 
-@pytest.mark.heavy
 @SERVED
 def test_some_order_explains(client: Checked, raw: redis.Redis) -> None:
     """Eight threads, all kinds of operations, several histories."""

@@ -517,7 +517,6 @@ def is_appended(path: str) -> bool:
     return path.rpartition("/")[2][:13].isdigit()
 
 
-@pytest.mark.heavy
 @pytest.mark.parametrize("lane", [("flask", "valkey"), ("served", "redis")], ids="-".join, indirect=True)
 def test_as_a_dict(client: Checked, raw: redis.Redis) -> None:
     """Whatever is asked in whatever order, the service answers as a dict would."""

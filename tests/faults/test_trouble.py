@@ -158,7 +158,6 @@ def test_clients_that_reset_while_redis_has_their_requests(valkey: Running, dire
         served.kill()
 
 
-@pytest.mark.heavy
 @pytest.mark.parametrize("halted_s", [0.5, 4.5])
 def test_redis_is_halted(connected: Callable[[str], Checked], valkey: Running, halted_s: float) -> None:
     """kill -STOP of Redis: who waits is answered, late or with 503, and no write is ever sent twice.
@@ -277,7 +276,6 @@ def test_redis_is_full(client: Checked, raw: redis.Redis) -> None:
     assert client.put("/ns/a", "1").status == 200
 
 
-@pytest.mark.heavy
 @pytest.mark.parametrize("lane", [lane for lane in LANES if lane[1] in SERVERS], ids="-".join, indirect=True)
 def test_a_container_in_a_full_redis(client: Checked, raw: redis.Redis) -> None:
     """It is read, also where its index is told meanwhile that a document lives for longer."""
@@ -313,7 +311,6 @@ def test_a_full_redis_keeps_answers(client: Checked, raw: redis.Redis) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.heavy
 def test_a_password_that_is_missing(connected: Callable[[str], Checked], valkey: Running) -> None:
     """It is asked for, whatever the command: Redis refuses one with many arguments before it looks at who sends it."""
     valkey.redis.config_set("requirepass", "secret")
@@ -401,7 +398,6 @@ def test_nobody_listens(connected: Callable[[str], Checked]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.heavy
 def test_a_redis_that_takes_and_says_nothing(connected: Callable[[str], Checked]) -> None:
     """A connection that opens, and no byte ever comes back."""
     with socket.create_server(("127.0.0.1", 0)) as listener:

@@ -347,7 +347,6 @@ def test_the_namespace_lives_as_long_as_before(client: Checked, raw: redis.Redis
     assert raw.pexpiretime(keys_of("ns").blocked) == raw.pexpiretime(keys_of("ns").names)
 
 
-@pytest.mark.heavy
 @on_few
 def test_the_log_after_refused_batches(client: Checked, raw: redis.Redis) -> None:
     """They take nothing out of it, however large; one that is applied leaves it as long as single writes do."""
@@ -485,7 +484,6 @@ def test_a_thousand(client: Checked, atomic: bool) -> None:
     assert statuses(batch(client, [("DELETE", f"/ns/{n}") for n in range(1000)], atomic=atomic)) == [204] * 1000
 
 
-@pytest.mark.heavy
 @on_servers
 def test_a_thousand_nested_patches(client: Checked) -> None:
     """Each must be read before it can be written."""
@@ -496,7 +494,6 @@ def test_a_thousand_nested_patches(client: Checked) -> None:
     assert len(client.get("/ns/0").json["o"]) == 101
 
 
-@pytest.mark.heavy
 @on_few
 def test_a_thousand_undone(client: Checked, raw: redis.Redis) -> None:
     """The last of a thousand is refused, and the others are undone."""
@@ -508,7 +505,6 @@ def test_a_thousand_undone(client: Checked, raw: redis.Redis) -> None:
     assert now == before
 
 
-@pytest.mark.heavy
 @on_servers
 def test_large_documents(client: Checked, raw: redis.Redis) -> None:
     """As much as fits a body; documents with thousands of members among them."""
@@ -710,7 +706,6 @@ LARGE_ANSWERS: dict[str, tuple[Any, bool]] = {
 }  # fmt: skip
 
 
-@pytest.mark.heavy
 @on_two
 @pytest.mark.parametrize(("request_", "writes"), LARGE_ANSWERS.values(), ids=LARGE_ANSWERS)
 def test_large_answers(client: Checked, raw: redis.Redis, request_: Any, writes: bool) -> None:
@@ -729,7 +724,6 @@ def test_large_answers(client: Checked, raw: redis.Redis, request_: Any, writes:
     assert documents_and_indexes(raw) == before
 
 
-@pytest.mark.heavy
 @on_two
 def test_large_answers_of_many_documents(client: Checked) -> None:
     """The same, of documents that are read once, or before they are written."""
@@ -743,7 +737,6 @@ def test_large_answers_of_many_documents(client: Checked) -> None:
     assert list(client.get("/ns/0").json) == ["x", "ttl"]
 
 
-@pytest.mark.heavy
 @pytest.mark.parametrize("method", ["PATCH", "PUT", "GET", "DELETE"])
 def test_an_atomic_batch_that_is_too_much_work(client: Checked, raw: redis.Redis, method: str) -> None:
     """Redis would be held up by it: 413, and nothing is changed."""
@@ -762,7 +755,6 @@ def test_an_atomic_batch_that_is_too_much_work(client: Checked, raw: redis.Redis
     assert [(answer.status, answer.body) for answer in replayed] == [(413, refused.body)] * 2
 
 
-@pytest.mark.heavy
 def test_a_batch_that_is_too_much_work_at_once(client: Checked) -> None:
     """Not an atomic one: Redis does something else in between, and every request is carried out once, in order."""
     client.put("/ns/large", as_body({f"m{n}": n for n in range(9000)}))
@@ -831,7 +823,6 @@ def test_transfers(client: Checked, how: str) -> None:
     assert total(responses(batch(client, accounts))) == ACCOUNTS * MONEY
 
 
-@pytest.mark.heavy
 @on_servers
 def test_nested_patches_in_parallel_batches(client: Checked) -> None:
     """Atomic batches that patch the same documents deep down all arrive, however often they must read again."""
@@ -846,7 +837,6 @@ def test_nested_patches_in_parallel_batches(client: Checked) -> None:
     assert client.get("/ns/count").json["n"] == 30
 
 
-@pytest.mark.heavy
 @on_servers
 def test_batches_and_single_writes(client: Checked, raw: redis.Redis) -> None:
     """A batch that is refused while others write undoes nothing of theirs."""

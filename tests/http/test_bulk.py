@@ -152,7 +152,6 @@ any_requests = st.lists(
 )
 
 
-@pytest.mark.heavy
 @on_few
 @settings(max_examples=50)
 @given(puts | gets | any_requests, gaps, atomics)
@@ -330,7 +329,6 @@ singles = st.lists(st.sampled_from([*NAMES, "string"]), min_size=1, max_size=10,
 )
 
 
-@pytest.mark.heavy
 @on_two
 @settings(max_examples=50)
 @given(singles)

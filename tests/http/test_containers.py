@@ -137,7 +137,6 @@ def test_pages(client: Checked, container: str, limit: int) -> None:
         assert ("next" in page) == (limit < len(whole)), "no next on the last page"
 
 
-@pytest.mark.heavy
 @on_few
 def test_after(client: Checked) -> None:
     """`after` is any name, there or not, in any spelling; a container's speaks of all below it."""
@@ -221,7 +220,6 @@ def test_bad_parameters(client: Checked) -> None:
     assert client.get("/ns/?unknown=1").status == 200
 
 
-@pytest.mark.heavy
 @on_few
 def test_default_and_largest_limit(client: Checked) -> None:
     """100 unless asked, and up to 1,000."""
@@ -295,7 +293,6 @@ segments = st.text(
 )
 
 
-@pytest.mark.heavy
 @on_few
 @settings(max_examples=30)
 @given(
@@ -654,7 +651,6 @@ def test_who_is_sent_ndjson(client: Checked, accept: str, is_wanted: bool) -> No
     assert (answer.headers["Content-Type"] == "application/x-ndjson") == is_wanted
 
 
-@pytest.mark.heavy
 @on_few
 def test_ndjson_of_many(client: Checked) -> None:
     """More than fits a page of any kind; and of nothing, nothing."""
@@ -728,7 +724,6 @@ def test_a_stream_that_fails(client: Checked, raw: redis.Redis) -> None:
 # --- Pages while others write -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.heavy
 @on_servers
 @pytest.mark.parametrize("query", ["limit=7", "limit=7&order=desc", "limit=50&recursive", "ndjson"])
 def test_complete_while_others_write(client: Checked, query: str) -> None:
@@ -762,7 +757,6 @@ def test_complete_while_others_write(client: Checked, query: str) -> None:
             each.result()
 
 
-@pytest.mark.heavy
 @on_few
 def test_pages_of_large_documents(client: Checked) -> None:
     """A page is bounded in bytes as well, has at least one document, and nothing is left out."""
@@ -785,7 +779,6 @@ def test_pages_of_large_documents(client: Checked) -> None:
 # --- Recursive DELETE ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.heavy
 @on_few
 def test_recursive_delete(client: Checked, raw: redis.Redis) -> None:
     """All below a container and nothing else, each one a change of the log; what was deleted is counted."""
@@ -849,7 +842,6 @@ def test_recursive_delete_of_what_is_half_gone(client: Checked, raw: redis.Redis
 MANY = 10_000
 
 
-@pytest.mark.heavy
 @on_two
 def test_recursive_delete_of_many(client: Checked, raw: redis.Redis) -> None:
     """10,000 documents, in pieces: other requests go on meanwhile, and no other document is touched."""
@@ -889,7 +881,6 @@ def test_parallel_recursive_deletes(client: Checked) -> None:
     assert sum(answer.json["deleted"] for answer in answers) == 3000
 
 
-@pytest.mark.heavy
 @on_one
 def test_a_delete_that_takes_long(client: Checked, opened: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """However long all of it takes: Redis answers each piece promptly, and requests beside it are answered."""

@@ -250,7 +250,6 @@ def test_identity_is_no_encoding(client: Checked) -> None:
     assert client.put("/ns/a", "1", [("Content-Encoding", "identity")]).status == 201
 
 
-@pytest.mark.heavy
 def test_ten_thousand_members(client: Checked, raw: redis.Redis) -> None:
     """The largest object there may be is stored whole, in order, and logged as one change."""
     value = "{" + ",".join(f'"{n}":{n}' for n in range(10_000, 0, -1)) + "}"
@@ -352,7 +351,6 @@ def test_largest_ttl_is_a_setting(client_with: Callable[..., Checked], largest: 
     assert put.status == 400 if result == 400 else put.json == {"ttl": result}
 
 
-@pytest.mark.heavy
 def test_expiry(client: Checked, raw: redis.Redis) -> None:
     """What has expired is gone as a whole; born again it has a new entity-tag; log and indexes come to know it."""
     first, other = client.put("/ns/a?ttl=1", '{"a":1}'), client.put("/ns/b?ttl=1", "2")
@@ -591,7 +589,6 @@ def test_a_log_that_is_followed_stays(client: Checked, raw: redis.Redis, store: 
     assert DAY_MS < raw.pttl(LOG) <= 2 * DAY_MS
 
 
-@pytest.mark.heavy
 def test_log_is_trimmed(client_with: Callable[..., Checked], raw: redis.Redis) -> None:
     """KVSTORE_LOG_LENGTH bounds the log, about: Redis trims whole nodes of a hundred entries."""
     client = client_with(KVSTORE_LOG_LENGTH="10")
@@ -600,7 +597,6 @@ def test_log_is_trimmed(client_with: Callable[..., Checked], raw: redis.Redis) -
     assert 10 <= len(entries(raw)) <= 210
 
 
-@pytest.mark.heavy
 def test_big_changes_leave_the_log_sooner(client: Checked, raw: redis.Redis) -> None:
     """The log is bounded in bytes as well: large documents do not fill Redis with their past."""
     value = b'"' + b"x" * (MEBIBYTE - 2) + b'"'

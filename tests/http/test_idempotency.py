@@ -191,7 +191,6 @@ def test_jobs_that_are_gone(client: Checked) -> None:
     assert again.json["items"] == [first.json["items"][0], first.json["items"][2]]
 
 
-@pytest.mark.heavy
 @on_few
 def test_as_without_a_key(client: Checked, raw: redis.Redis) -> None:
     """A key changes nothing of the first answer, nor of what it stores."""

@@ -76,7 +76,6 @@ MORE = [
 ]
 
 
-@pytest.mark.heavy
 @on_few
 def test_merge_patch(client: Checked, raw: redis.Redis) -> None:
     """Every row for a document, and for a member of one; the answer, what is stored, and the log say the same."""
@@ -147,7 +146,6 @@ def merged(target: Any, merge_patch: Any) -> Any:
     return merge_patch
 
 
-@pytest.mark.heavy
 @on_few
 @settings(max_examples=50)
 @given(json_values, json_values)
@@ -258,7 +256,6 @@ def test_the_public_table(row: dict[str, Any]) -> None:
     assert same(result, row.get("expected", row["doc"]))
 
 
-@pytest.mark.heavy
 @on_few
 def test_the_public_table_over_http(client: Checked, raw: redis.Redis) -> None:
     """The same rows, all of them, and one that is refused changes nothing."""
@@ -274,7 +271,6 @@ def test_the_public_table_over_http(client: Checked, raw: redis.Redis) -> None:
             assert same(without_ttl(client.get("/ns/a").json), row.get("expected", row["doc"]))
 
 
-@pytest.mark.heavy
 @on_few
 def test_json_patch(client: Checked, raw: redis.Redis) -> None:
     """All or nothing; a malformed patch 400, a failed test 409, a path that is not there 422."""
@@ -366,7 +362,6 @@ members: st.SearchStrategy[Any] = st.none() | st.integers(0, 9) | st.just([])
 flat_patches = st.dictionaries(st.sampled_from(NAMES), members, max_size=5)
 
 
-@pytest.mark.heavy
 @on_few
 @settings(max_examples=40)
 @given(st.lists(st.sampled_from(NAMES), unique=True), st.lists(flat_patches, max_size=12), st.booleans())
@@ -404,7 +399,6 @@ def test_members_that_others_add(client: Checked, raw: redis.Redis) -> None:
     assert list(patch(client, "/ns/b", {"A": 4}).json) == ["$kv$", "a", "b", "A"]
 
 
-@pytest.mark.heavy
 @on_few
 def test_names_that_come_and_go(client: Checked, raw: redis.Redis) -> None:
     """The list of names stays as short as the document, whatever was added and taken away."""
@@ -415,7 +409,6 @@ def test_names_that_come_and_go(client: Checked, raw: redis.Redis) -> None:
     assert raw.hstrlen("kv:{ns}/a", "$kv") < 300
 
 
-@pytest.mark.heavy
 @on_few
 def test_names_that_are_gone(client: Checked, raw: redis.Redis) -> None:
     """A document that has lost most of its members keeps the order of the others, and nothing of those."""
@@ -431,7 +424,6 @@ def test_names_that_are_gone(client: Checked, raw: redis.Redis) -> None:
     assert list(patch(client, "/ns/a", {"b": 1, "a": 2}).json.items())[:-1] == [("b", 1), ("a", 2)]
 
 
-@pytest.mark.heavy
 @on_two
 def test_the_log_of_long_lists_of_names(client: Checked, raw: redis.Redis) -> None:
     """What our own field holds counts where the log is bounded by bytes."""
@@ -603,7 +595,6 @@ KINDS: list[tuple[Any, str, bytes]] = [
 ]
 
 
-@pytest.mark.heavy
 @on_few
 @pytest.mark.parametrize(("headers", "target", "body"), KINDS, ids=["flat", "nested", "value", "JSON Patch", "touch"])
 def test_preconditions(client: Checked, raw: redis.Redis, headers: Any, target: str, body: bytes) -> None:
@@ -849,7 +840,6 @@ def test_bombs(client: Checked, document: str, operations: Any) -> None:
 WRITERS = 100
 
 
-@pytest.mark.heavy
 @on_servers
 def test_nested_patches_all_arrive(client: Checked, raw: redis.Redis) -> None:
     """100 parallel nested patches of different members, none lost, each in one entry of the log."""

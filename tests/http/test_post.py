@@ -83,7 +83,6 @@ def test_names_sort_as_they_were_made(client: Checked, raw: redis.Redis) -> None
     assert [json.loads(entry.text or b"") for entry in entries(raw)] == list(range(60))
 
 
-@pytest.mark.heavy
 @on_few
 def test_many_in_one_ms(client: Checked) -> None:
     """A batch appends a thousand in one script, whose clock may stand still: names sort all the same."""
@@ -187,7 +186,6 @@ def test_what_was_appended_expires(client: Checked, raw: redis.Redis) -> None:
 WRITERS, EACH = 50, 200
 
 
-@pytest.mark.heavy
 @on_served
 def test_parallel_writers(client: Checked, raw: redis.Redis) -> None:
     """50 writers × 200 documents: all there, none twice, the listing in the order of the commits."""

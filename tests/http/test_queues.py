@@ -304,7 +304,6 @@ def test_what_a_delay_may_be(client: Checked, raw: redis.Redis, query: str, stat
     assert len(taken(client)) == (query == "delay=0")
 
 
-@pytest.mark.heavy
 @on_two
 def test_times_are_kept(client: Checked) -> None:
     """A delay and a lease of one second end after one second, and not before."""
@@ -325,7 +324,6 @@ def test_times_are_kept(client: Checked) -> None:
         assert time.monotonic() - begun > 0.9
 
 
-@pytest.mark.heavy
 @on_two
 def test_many_delayed_before_one(client: Checked, raw: redis.Redis) -> None:
     """A ready job behind 10,000 delayed ones is found, and by few commands more than behind ten."""

@@ -99,7 +99,6 @@ NO_SUMS: list[tuple[str, int]] = [
 ]
 
 
-@pytest.mark.heavy
 @on_few
 @pytest.mark.parametrize("method", METHODS)
 def test_no_sum(client: Checked, raw: redis.Redis, method: str) -> None:
@@ -280,7 +279,6 @@ def test_preconditions(client: Checked, raw: redis.Redis) -> None:
     assert contents(raw) == before
 
 
-@pytest.mark.heavy
 @on_servers
 def test_a_thousand_count_a_thousand(client: Checked, raw: redis.Redis) -> None:
     """Parallel increments, by PATCH and by PUT, flat, nested and in batches: each counts once, and is told another sum."""

@@ -139,7 +139,6 @@ def test_a_log_that_was_trimmed(followed: Followed, ask: Callable[..., Any], sto
         assert reader.wait_for(2)[0].name == "reset"
 
 
-@pytest.mark.heavy
 def test_a_recursive_delete_of_more_than_the_log_keeps(followed: Followed, ask: Callable[..., Any], store: Running) -> None:
     """Whoever keeps up is told of each document; later writes trim the log, some of it each."""
     for at in range(0, 3000, 1000):
@@ -189,7 +188,6 @@ def test_redis_with_an_older_state(followed: Followed, ask: Callable[..., Any], 
         assert [event.name for event in reader.wait_for(2)] == ["reset", "snapshot"]
 
 
-@pytest.mark.heavy
 def test_a_log_in_which_nothing_is(followed: Followed, ask: Callable[..., Any], store: Running) -> None:
     """As a batch leaves it that was undone: its end is a place, from which a stream goes on."""
     undone = [{"method": "PUT", "path": "/room/1", "body": 1}, {"method": "DELETE", "path": "/room/2"}]
@@ -309,7 +307,6 @@ def test_what_cannot_be_followed(followed: Followed, ask: Callable[..., Any], st
 
 
 @pytest.mark.slow
-@pytest.mark.heavy
 @pytest.mark.parametrize("lane", [("served", "redis"), ("flask", "redis"), ("asgi", "redis")], ids="-".join, indirect=True)
 def test_redis_that_does_not_answer(followed: Followed, store: Running) -> None:
     """503 and Retry-After, not a stream that is cut; also where others follow the namespace already."""
@@ -551,7 +548,6 @@ def test_readers_come_back_at_different_times(followed: Followed) -> None:
     assert len(set(told)) > 6
 
 
-@pytest.mark.heavy
 def test_heartbeats(followed: Followed, ask: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """A quiet reader hears something within 15 s, and its place moves on with what others write."""
     assert HEARTBEAT_S + 2 < 15
@@ -573,7 +569,6 @@ def test_heartbeats(followed: Followed, ask: Callable[..., Any], monkeypatch: py
         assert reader.wait_for(1)[0].data["value"] == "next"
 
 
-@pytest.mark.heavy
 def test_a_reader_where_nothing_is(followed: Followed, ask: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Its place is of the clock, and moves on with it: one that is a day old would be taken for lost."""
     monkeypatch.setattr(live, "HEARTBEAT_S", 0.1)

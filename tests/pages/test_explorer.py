@@ -2,14 +2,23 @@
 
 import json
 import re
+import shlex
+import shutil
+import struct
+import subprocess
+import tarfile
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kvstore.core.paths import parse_path
 from kvstore.serving.pages import PAGES
-from tests.support.browser import DOWN, ENTER, LEFT, RIGHT, Browser
-from tests.support.serving import Served
+from tests.pages.picture import PICTURE, SIZE, draw
+from tests.support.browser import CTRL, DOWN, ENTER, LEFT, RIGHT, Browser
+from tests.support.serving import Served, start_kvstore
+from tests.support.stores import wait_until
+from tests.support.tokens import SECRET, in_s, signed
 
 pytestmark = pytest.mark.slow
 
@@ -62,6 +71,23 @@ def test_the_first_sight(browser: Browser, served: Served) -> None:
     origins = browser.run("return performance.getEntriesByType('resource').map(each => new URL(each.name).origin)")
     assert set(origins) == {"http://{}:{}".format(*served.at)}
     check_quiet(browser)
+
+
+def test_the_picture(other: Browser, place: Path) -> None:
+    """What the documentation shows is what the explorer looks like: as large, and about as many bytes."""
+    home = place / "picture"
+    home.mkdir()
+    served = start_kvstore(home)
+    try:
+        draw(other, served, place / "explorer.png")
+    finally:
+        served.kill()
+        other.resize(1280, 800)
+    drawn, shown = (place / "explorer.png").read_bytes(), PICTURE.read_bytes()
+    assert drawn[:8] == shown[:8] == b"\x89PNG\r\n\x1a\n"
+    assert drawn[16:24] == shown[16:24] == struct.pack(">II", *SIZE)
+    assert len(shown) < 100_000
+    assert 0.5 < len(drawn) / len(shown) < 2  # fonts differ
 
 
 # --- Reading ------------------------------------------------------------------------------------------------------------
@@ -159,7 +185,7 @@ return (async () => {
   while (!document.querySelector(css).innerText.includes(last)) {
     const box = document.querySelector(css)
     box.scrollTop = box.scrollHeight
-    await new Promise(resolve => setTimeout(resolve, 10))
+    await new Promise(resolve => setTimeout(resolve, 1))
   }
 })()
 """
@@ -171,9 +197,382 @@ def test_a_hundred_thousand_documents(browser: Browser, served: Served) -> None:
         requests = [{"method": "PUT", "path": f"/many/{i:06}", "body": {"n": i}} for i in range(start, start + 1000)]
         write(served, "/_/batch", {"requests": requests}, "POST")
     open_at(browser, served, "/many/", "000000")
-    for css in (".grid", "#tree .virtual"):
-        browser.run(SCROLL, css, "099999")
+    for css, last in ((".grid", "099999"), ("#tree .virtual", "003000")):
+        browser.run(SCROLL, css, last)
         assert browser.run("return document.querySelectorAll('*').length") < 1500
     browser.type("[type=search]", "04242")
     browser.wait_for("042420", ".grid")
     check_quiet(browser)
+
+
+# --- Writing ------------------------------------------------------------------------------------------------------------
+
+
+def test_create_and_edit(browser: Browser, served: Served) -> None:
+    """As JSON, with the place of an error; numbers keep their text, and the document its TTL."""
+    open_at(browser, served, "/", "New")
+    browser.click("button", "New document")
+    browser.type("input", "write/Ada Lovelace", "Name of the document")
+    browser.type("textarea", '{"a": 1.0,\n "b": tru}')
+    browser.wait_for("Line 2, column 7", ".error")
+    browser.click("button", "Create")
+    assert read(served, "/write/Ada%20Lovelace") is None
+    browser.click(".error button", "Line 2")
+    assert browser.run("return [document.activeElement.tagName, document.activeElement.selectionStart]") == ["TEXTAREA", 17]
+    browser.type("textarea", '{"a": 1.0, "big": 123456789012345678901}')
+    browser.click("button", "Create")
+    browser.wait_for("kv:{write}/Ada%20Lovelace", "main")
+    assert served.request("GET", "/write/Ada%20Lovelace").content.startswith(b'{"a":1.0,"big":123456789012345678901,"ttl":')
+    write(served, "/write/Ada%20Lovelace?ttl=100", "", "PATCH")
+    browser.go("about:blank")
+    open_at(browser, served, "/write/Ada%20Lovelace", "123456789012345678901")
+    browser.click("button", "Edit")
+    browser.type("textarea", '{"a": 2.50}')
+    assert "If-Match: " in browser.text("#line")
+    browser.press(CTRL, ENTER)
+    browser.wait_for("2.50", ".value")
+    stored = read(served, "/write/Ada%20Lovelace")
+    assert stored["a"] == 2.5
+    assert 60 < stored["ttl"] <= 100
+    check_quiet(browser)
+
+
+def test_patch_ttl_and_delete(browser: Browser, served: Served) -> None:
+    """Each in a dialog, each with the entity-tag, each with its curl line; nothing is left of a container that was deleted."""
+    write(served, "/write/b", {"a": 1, "list": [1]})
+    open_at(browser, served, "/write/b", '"a"')
+    browser.click("button", "Patch")
+    browser.type("dialog textarea", '{"a": null, "c": 3}')
+    browser.wait_for("merge-patch", "#line")
+    browser.click("dialog button", "Apply")
+    browser.wait_for('"c"', ".value")
+    browser.click("button", "Patch")
+    browser.click("dialog input[value=on]:not(:checked), dialog label:last-child input")
+    browser.type("dialog textarea", '[{"op": "add", "path": "/list/-", "value": 2.0}]')
+    browser.click("dialog button", "Apply")
+    browser.wait_for("2.0", ".value")
+    assert {**read(served, "/write/b"), "ttl": 0} == {"list": [1, 2.0], "c": 3, "ttl": 0}
+    browser.click("button", "TTL")
+    browser.click("dialog button", "5m")
+    assert "ttl=5m" in browser.text("#line")
+    browser.click("dialog button", "Change")
+    browser.wait("/^00:0[45]/.test(document.querySelector('.facts .ttl')?.textContent)")
+    assert read(served, "/write/b")["ttl"] <= 300
+    browser.click("button", "Delete")
+    browser.click("dialog button", "Delete")
+    browser.wait_for("has just been deleted", "main")
+    assert read(served, "/write/b") is None
+    write(served, "/write/deep/er", 1)
+    open_at(browser, served, "/write/deep/", "er")
+    browser.click("button", "Delete all")
+    browser.type("dialog input", "/write/deep/")
+    browser.click("dialog button", "Delete all")
+    browser.wait_for("Nothing is stored here", "main")
+    assert read(served, "/write/deep/er") is None
+    check_quiet(browser)
+
+
+def test_append(browser: Browser, served: Served) -> None:
+    """A document under an id that the service makes."""
+    open_at(browser, served, "/write/log/", "New")
+    browser.click("button", "New document")
+    browser.type("textarea", '{"said": "hello"}')
+    browser.click("button", "Append")
+    browser.wait_for('"hello"', ".value")
+    assert len(read(served, "/write/log/")["items"]) == 1
+
+
+@pytest.mark.skipif(not shutil.which("curl") or not shutil.which("bash"), reason="no curl or no bash on the PATH")
+def test_the_curl_line(browser: Browser, served: Served, place: Path) -> None:
+    """It does the same, whatever is in the value."""
+    write(served, "/write/it's", {"a": 1})
+    open_at(browser, served, "/write/it's", '"a"')
+    shown = subprocess.run(["bash", "-c", browser.text("#line")], capture_output=True, check=True, cwd=place).stdout
+    assert json.loads(shown)["a"] == 1
+    browser.click("button", "Edit")
+    value = {"a": 'it\'s "quoted" $HOME `x` \\ é', "b": [1.5]}
+    browser.type("textarea", json.dumps(value))
+    subprocess.run(["bash", "-c", browser.text("#line")], capture_output=True, check=True, cwd=place)
+    stored = read(served, "/write/it's")
+    assert stored.pop("ttl") > 0
+    assert stored == value
+    assert shlex.split(browser.text("#line"))[0] == "curl"
+    browser.click("button", "Cancel")
+
+
+# --- Others ---------------------------------------------------------------------------------------------------------------
+
+
+def test_what_others_change(browser: Browser, other: Browser, served: Served) -> None:
+    """It appears at once and is marked: in the tree, in the table, in the document; what is gone goes."""
+    write(served, "/live/ada", {"name": "Ada", "born": 1814})
+    open_at(other, served, "/live/", "ada")
+    open_at(browser, served, "/live/ada", "1814")
+    write(served, "/live/ada", {"name": "Ada", "born": 1815})
+    browser.wait("document.querySelector('.value .changed')?.innerText === '\"born\": 1815'")
+    other.wait("document.querySelector('.grid .changed')?.innerText.includes('1815')")
+    other.wait("document.querySelector('#tree .changed')")
+    write(served, "/live/grace", {"name": "Grace"})
+    other.wait_for("Grace", ".grid")
+    other.wait_for("grace", "#tree")
+    browser.click("button", "Delete")
+    browser.click("dialog button", "Delete")
+    other.wait("!document.querySelector('.grid').innerText.includes('1815')")
+    other.wait("![...document.querySelectorAll('#tree .row')].some(each => each.innerText.trim() === 'ada')")
+    write(served, "/live/new/thing", 1)
+    other.wait_for("new/", ".grid")
+    write(served, "/newcomer/a", 1)
+    other.wait_for("newcomer", "#tree")
+    check_quiet(other)
+
+
+def test_a_conflict(browser: Browser, other: Browser, served: Served) -> None:
+    """Who saves second sees both versions side by side, and decides; nothing is lost without a word."""
+    write(served, "/clash/a", {"n": 0, "same": True})
+    for each, text in ((browser, '{\n  "n": 1,\n  "same": true\n}'), (other, '{\n  "n": 2,\n  "same": true\n}')):
+        open_at(each, served, "/clash/a", '"n"')
+        each.click("button", "Edit")
+        each.type("textarea", text)
+    browser.click("button", "Save")
+    browser.wait_for("1", ".value")
+    other.wait_for("has just changed", "main")
+    other.click("button", "Save")
+    other.wait_for("Conflict", "main")
+    cells = other.run("return [...document.querySelectorAll('.versions .differs')].map(each => each.innerText.trim())")
+    assert cells == ['"n": 1,', '"n": 2,']
+    assert read(served, "/clash/a")["n"] == 1
+    other.click("button", "Overwrite")
+    other.wait_for("2", ".value")
+    browser.wait_for("2", ".value")
+    assert read(served, "/clash/a")["n"] == 2
+    browser.click("button", "Delete")
+    write(served, "/clash/a", {"n": 3})
+    browser.click("dialog button", "Delete")
+    browser.wait_for("It was not deleted", "dialog")
+    browser.click("dialog button", "all the same")
+    other.wait_for("has just been deleted", "main")
+    assert read(served, "/clash/a") is None
+
+
+def test_the_queue(browser: Browser, served: Served) -> None:
+    """States, attempts, dead jobs with their reason; they are put back or deleted, and a job can be cancelled."""
+    for n in range(3):
+        write(served, "/work/mail/", {"to": n}, "POST")
+    write(served, "/work/mail/?delay=1h", {"to": "later"}, "POST")
+    open_at(browser, served, "/work/mail/?queue", "delayed")
+    [job] = json.loads(write(served, "/work/mail/?lease=30s&max_attempts=1", "", "POST"))["items"]
+    browser.wait("document.querySelector('.tile.leased b').innerText === '1'")
+    write(served, f"{job['path']}?lease=0", {"reason": "no such host"}, "PATCH", **{"if-match": f'"{job["lease"]}"'})
+    assert json.loads(write(served, "/work/mail/?lease=1s&max_attempts=1", "", "POST"))["items"][0]["path"] != job["path"]
+    browser.wait_for("no such host", "main")
+    assert browser.text(".tile.dead b") == "1"
+    browser.click("button", "Put back")
+    browser.wait("document.querySelector('.tile.dead b').innerText === '0'")
+    values = [item["value"] for item in read(served, "/work/mail/")["items"] if "value" in item]
+    assert sorted(map(str, values)) == ["{'to': 'later'}", "{'to': 0}", "{'to': 1}", "{'to': 2}"]
+    browser.click("button", "Cancel ")
+    wait_until(lambda: len(read(served, "/work/mail/")["items"]) == 3, LIMIT_S)
+    check_quiet(browser)
+
+
+def test_presence(browser: Browser, other: Browser, served: Served) -> None:
+    """Who is there comes and goes."""
+    for each in (browser, other):
+        open_at(each, served, "/room/people/?presence", "Nobody is here")
+    other.type("main input", "Zoë")
+    other.click("button", "Be here")
+    browser.wait_for("Zoë", ".people")
+    other.wait_for("You are here", "main")
+    other.go("about:blank")
+    browser.wait_for("Nobody is here", "main")
+    check_quiet(browser)
+
+
+def test_changes(browser: Browser, served: Served) -> None:
+    """A log of what changes, which can be paused."""
+    open_at(browser, served, "/log/?changes", "Pause")
+    write(served, "/log/a/b", {"n": 1})
+    browser.wait_for("/log/a/b", ".log")
+    browser.click("button", "Pause")
+    write(served, "/log/c", 1)
+    browser.wait_for("1 more since", "main")
+    assert "/log/c" not in browser.text(".log")
+    browser.click("button", "Go on")
+    browser.wait_for("/log/c", ".log")
+    served.request("DELETE", "/log/c")
+    browser.wait_for("delete", ".log")
+
+
+# --- Files ------------------------------------------------------------------------------------------------------------------
+
+
+def test_export_and_import(browser: Browser, served: Served, place: Path) -> None:
+    """What was exported is imported unchanged, TTLs included; lines that cannot be stored are named."""
+    documents = {f"/files/{i:04}": '{"n":%d,"x":1.0}' % i for i in range(1200)}
+    for path, text in documents.items():
+        served.request("PUT", f"{path}?ttl=1000", (), text.encode())
+    open_at(browser, served, "/files/", "0000")
+    browser.click("button", "Export")
+    browser.wait_for("1,200 documents were exported", "dialog")
+    wait_until((place / "files.ndjson").exists, LIMIT_S)
+    exported = place / "files.ndjson"
+    lines = exported.read_text("utf-8").splitlines()
+    assert len(lines) == 1200
+    assert re.fullmatch(r'\{"path":"/files/0007","value":\{"n":7,"x":1\.0\},"ttl":\d+\}', lines[7])
+    browser.click("dialog button", "Close")
+    assert served.request("DELETE", "/files/?recursive").status == 200
+    exported.write_text("\n".join([*lines, '{"path":"/files/x","value":{"ttl":"x"}}', "{", '{"a":1}']), "utf-8")
+    browser.attach("main input[type=file]", exported)
+    browser.wait_for("1,200 documents were stored, 3 were not", "dialog")
+    said = browser.text("dialog .errors")
+    assert [f"Line 1,20{n}" in said for n in (1, 2, 3)] == [True] * 3
+    assert re.fullmatch(rb'\{"n":7,"x":1\.0,"ttl":(9\d\d|1000)\}\n', served.request("GET", "/files/0007").content)
+    browser.click("dialog button", "Close")
+    (place / "db.json").write_text('[{"id": "ada", "big": 12345678901234567890}, {"id": 7}, {}]')
+    browser.attach("main input[type=file]", place / "db.json")
+    browser.wait_for("3 documents were stored.", "dialog")
+    assert served.request("GET", "/files/ada").content.startswith(b'{"id":"ada","big":12345678901234567890,')
+    assert read(served, "/files/7")["id"] == 7
+    check_quiet(browser)
+
+
+# --- For everybody ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def axe(place: Path) -> str:
+    """axe-core, from npm; skips the test where that cannot be had."""
+    if not shutil.which("npm"):
+        pytest.skip("no npm on the PATH")
+    packed = subprocess.run(
+        ["npm", "pack", "--silent", AXE], capture_output=True, text=True, cwd=place, timeout=60, check=False
+    )
+    if packed.returncode:
+        pytest.skip("npm has no axe-core")
+    with tarfile.open(place / packed.stdout.strip()) as package:
+        script = package.extractfile("package/axe.min.js")
+        assert script
+        return script.read().decode()
+
+
+AXE = "axe-core@4"
+VIOLATIONS = """
+return axe.run().then(found => found.violations.map(each => [each.id, each.nodes.map(node => node.html.slice(0, 99))]))
+"""
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_accessibility(browser: Browser, served: Served, axe: str, theme: str) -> None:
+    """axe-core finds nothing in any view or dialog, wide and narrow."""
+    write(served, "/axe/ada", {"name": {"first": "Ada"}, "born": 1815, "none": None, "yes": True})
+    for _ in range(2):
+        write(served, "/axe/jobs/", {"n": 1}, "POST")
+    write(served, "/axe/jobs/?lease=60s", "", "POST")
+    open_at(browser, served, "/axe/ada", "1815")
+    browser.run("localStorage.setItem('kvstore-theme', arguments[0])", theme)
+    open_at(browser, served, "/axe/ada", "1815")
+
+    def check() -> None:
+        # A mark fades: what is measured is the colour that it begins with, on which the text must be read as well.
+        browser.run("document.getAnimations().forEach(each => { each.pause(); each.currentTime = 0 })")
+        assert browser.run(axe + VIOLATIONS) == []
+
+    check()
+    for name in ("Patch", "TTL", "Delete"):
+        browser.click("main button", name)
+        check()
+        browser.click("dialog button", "Cancel")
+    browser.click("main button", "Edit")
+    browser.type("textarea", "{")
+    browser.wait_for("Line 1", ".error")
+    write(served, "/axe/ada", {"name": "Ada", "born": 1815})
+    browser.wait_for("just changed", "main")
+    check()
+    browser.click("button", "Compare")
+    check()
+    browser.click("button", "Discard")
+    browser.wait_for("Redis key", "main")
+    for path, text in (
+        ("/axe/", "ada"),
+        ("/axe/jobs/?queue", "leased"),
+        ("/axe/?presence", "Be here"),
+        ("/axe/?changes", "/axe/ada"),
+        ("/axe/none", "Nothing is stored"),
+        ("/", "axe/"),
+    ):
+        browser.run("location.hash = arguments[0]", path)
+        browser.wait_for(text, "main")
+        check()
+    browser.click("#access")
+    check()
+    browser.click("dialog button", "Close")
+    browser.resize(390, 844)
+    check()
+    browser.click("#menu")
+    check()
+    browser.resize(1280, 800)
+
+
+# --- Trouble ---------------------------------------------------------------------------------------------------------------
+
+
+def test_the_server_dies(browser: Browser, place: Path) -> None:
+    """The page says so, comes back by itself, and marks what has changed meanwhile."""
+    home = place / "dies"
+    home.mkdir()
+    served = start_kvstore(home)
+    try:
+        write(served, "/room/a", {"n": 1})
+        write(served, "/room/b", {"n": 1})
+        open_at(browser, served, "/room/a", '"n": 1')
+        browser.wait_for("Live", "#status")
+        served.kill()
+        browser.wait_for("Reconnecting", "#status")
+        served = start_kvstore(home, PORT=str(served.at[1]))
+        write(served, "/room/a", {"n": 2})
+        served.request("DELETE", "/room/b")
+        browser.wait("document.querySelector('.value .changed')?.innerText.includes('2')")
+        browser.wait_for("Live", "#status")
+        browser.wait("![...document.querySelectorAll('#tree .row')].some(each => each.innerText.trim() === 'b')")
+    finally:
+        served.kill()
+        browser.logged()
+
+
+def test_tokens(browser: Browser, place: Path) -> None:
+    """Without a token the page asks for one; with one it shows what the token may see, and says what else it may do."""
+    home = place / "ruled"
+    home.mkdir()
+    (home / "rules.toml").write_text(
+        'rules = [["/users/{sub}/**", "user", "user", "user"], ["/board/**", "anyone", "user", "nobody"]]'
+    )
+    served = start_kvstore(home, KVSTORE_SECRET=SECRET, KVSTORE_RULES=str(home / "rules.toml"))
+    try:
+        ada = signed(sub="ada", roles=["poet"], exp=in_s(600))
+        for path in ("/users/ada/notes/1", "/users/ada/b"):
+            write(served, path, {"said": "by ada"}, authorization=f"Bearer {ada}")
+        browser.go("http://{}:{}/".format(*served.at))  # leads to the explorer
+        browser.wait_for("Paste a token", "main")
+        browser.click("main button", "Paste a token")
+        browser.type("dialog textarea", ada)
+        browser.click("dialog button", "Use this token")
+        browser.wait_for("poet", "dialog")
+        for place_, rights in (
+            ("/board/", "read: yes append: yes write: no"),
+            ("/users/bob/", "read: no append: no write: no"),
+        ):
+            browser.type("dialog input", place_)
+            browser.click("dialog button", "Ask")
+            browser.wait("document.querySelector('.rights').innerText.split(/\\s+/).join(' ') === arguments[0]", rights)
+        assert json.loads(served.request("GET", "/board/").content) == {"items": []}
+        browser.click("dialog button", "Close")
+        browser.type("#path", "/users/ada/notes/1")
+        browser.press(ENTER)
+        browser.wait_for("by ada", ".value")
+        write(served, "/users/ada/notes/1", {"said": "once more"}, authorization=f"Bearer {ada}")
+        browser.wait_for("once more", ".value")
+        assert ada not in browser.text()
+        assert "$TOKEN" in browser.text("#line")
+    finally:
+        served.kill()
+        browser.logged()

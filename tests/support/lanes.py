@@ -1,8 +1,7 @@
 """Which lanes a test runs on. A lane is an adapter over a store.
 
-`make test-all` runs every test on each of its lanes. `make test` runs a selection (`selected`) on lanes that have each
-adapter and each store once: a test with a table of rows takes the rows in turns on them, each row on one; a test without
-rows runs on all of them.
+`make test-all` runs every test on each of its lanes. `make test` runs each row of a test once (`selected`), on lanes that have
+each adapter and each store: the rows in turns on them, beginning with another lane for each test.
 """
 
 from collections.abc import Sequence
@@ -38,16 +37,15 @@ on_served = on([("served", "redis")])
 on_one = on([("flask", "valkey")])
 
 
-def selected(cells: Sequence[tuple[Lane, str]]) -> list[bool]:
-    """Which of a test's cells, each a lane and a row, `make test` runs: every row once, and every adapter and store.
+def selected(cells: Sequence[tuple[Lane, str]], first: int) -> list[bool]:
+    """Which of a test's cells, each a lane and a row, `make test` runs: every row once, the first one on the lane `first`.
 
     Lua in fakeredis takes three times as long as the rest: its lane is left out where there are others.
     """
     rows = list(dict.fromkeys(row for _, row in cells))
     lanes = list(dict.fromkeys(lane for lane, _ in cells))
     lanes = cover([lane for lane in lanes if "fake" not in lane] or lanes)
-    turn = min(len(rows), len(lanes))
-    return [lane in lanes and (lanes.index(lane) - rows.index(row)) % turn == 0 for lane, row in cells]
+    return [lane == lanes[(first + rows.index(row)) % len(lanes)] for lane, row in cells]
 
 
 def cover(lanes: Sequence[Lane]) -> list[Lane]:

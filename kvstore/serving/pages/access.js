@@ -58,7 +58,7 @@ export function openAccess(path, changed) {
     rights.replaceChildren(...found.map(([right, word]) => h("span", {class: `badge ${word}`}, `${right}: ${word}`)))
   }
   show()
-  const dialog = openDialog("Access", h("p", {class: "muted"}, "The token stays in this tab, and is sent with every request."), area,
+  const dialog = openDialog("Access", null, h("p", {class: "muted"}, "The token stays in this tab, and is sent with every request."), area,
     h("div", {class: "buttons"}, button("Use this token", () => use(area.value), {class: "primary"}),
       button("Use none", () => use((area.value = ""))), button("Close", () => dialog.close())),
     about, h("h3", null, "What may I do?"), h("form", {class: "toolbar", onsubmit: ask}, place, h("button", null, "Ask")), rights)

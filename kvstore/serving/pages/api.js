@@ -1,7 +1,7 @@
 // Requests to the service, the same as curl, and streams that come back by themselves.
 // Source: https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation
 
-import {member, parse} from "./json.js"
+import {ANY_DEPTH, member, parse} from "./json.js"
 
 /** Where the service is: one level above this page. */
 export const BASE = new URL("..", document.baseURI)
@@ -25,7 +25,7 @@ export class Problem extends Error {
 async function problem(response) {
   const text = await response.text()
   try {
-    const tree = parse(text)
+    const tree = parse(text, ANY_DEPTH)
     const said = (name) => member(tree, name)?.value
     const members = {title: said("title"), etag: said("etag"), current: member(tree, "current"), index: member(tree, "index")?.text}
     const inner = member(tree, "problem")
@@ -63,6 +63,9 @@ export async function get(path) {
     throw error
   }
 }
+
+/** Return the tree of a response. */
+export const answer = async response => parse(await response.text(), ANY_DEPTH)
 
 /** Return the document in a response. Its member `ttl` is not stored, so it is left out. */
 export async function stored(response) {
@@ -185,7 +188,7 @@ export async function follow(path, position, signal, on, query = "") {
 export const expiry = ttl => (ttl < Infinity ? Date.now() + 1000 * ttl : null)
 
 function event(text) {
-  const tree = parse(text)
+  const tree = parse(text, ANY_DEPTH)
   const of = (name) => member(tree, name)
   const ttl = Number(of("ttl")?.text) || Infinity
   return {

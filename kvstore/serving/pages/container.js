@@ -1,9 +1,9 @@
 // A container: a table of its members, its queue, who is there, and what changes.
 
-import {canonical, curl, encodeSegment, follow, send, shown} from "./api.js"
+import {answer, canonical, curl, encodeSegment, follow, send, shown} from "./api.js"
 import {VirtualList, button, clock, countdown, h, icon, mark, number, openDialog, soon, toast} from "./dom.js"
 import {editorView} from "./editor.js"
-import {member, parse, preview, write} from "./json.js"
+import {member, preview, write} from "./json.js"
 import {Listing, onEvent, watch} from "./live.js"
 import {exportTo, importButton} from "./transfer.js"
 
@@ -157,7 +157,8 @@ export class ContainerView {
       if (!this.editor.field.check()) return
       try {
         const response = await send("POST", this.path, {body: this.editor.field.text})
-        this.page.go(member(await tree(response), "path").value)
+        this.editor = null
+        this.page.go(member(await answer(response), "path").value)
       } catch (problem) {
         this.editor.field.refuse(problem)
       }
@@ -175,11 +176,10 @@ export class ContainerView {
   }
 
   deleteAll() {
-    this.page.setCurl(curl("DELETE", this.path, {query: "recursive"}))
     const typed = h("input", {"aria-label": "Type the path to confirm", autocomplete: "off", oninput: () => (deleting.disabled = typed.value !== this.path)})
     const deleting = button("Delete all of it", async () => {
       try {
-        const deleted = member(await tree(await send("DELETE", this.path, {query: "recursive"})), "deleted").text
+        const deleted = member(await answer(await send("DELETE", this.path, {query: "recursive"})), "deleted").text
         toast(`${deleted} deleted`)
         dialog.close()
         this.listing?.refresh()
@@ -187,8 +187,9 @@ export class ContainerView {
         toast(problem.detail, true)
       }
     }, {class: "danger", disabled: true})
-    const dialog = openDialog(`Delete all below ${this.path}`, h("p", null, "This cannot be undone. Type the path to confirm: ", h("code", null, this.path)), typed,
+    const dialog = openDialog(`Delete all below ${this.path}`, this.page.setCurl, h("p", null, "This cannot be undone. Type the path to confirm: ", h("code", null, this.path)), typed,
       h("div", {class: "buttons"}, deleting, button("Cancel", () => dialog.close())))
+    this.page.setCurl(curl("DELETE", this.path, {query: "recursive"}))
   }
 
   // --- Queue ---
@@ -206,6 +207,9 @@ export class ContainerView {
 
   showQueue(jobs, dead) {
     if (jobs.problem) return this.body.replaceChildren(this.page.refusal(jobs.problem))
+    const key = [jobs, dead].map(each => each.items.map(item => [item.name, item.etag, item.state, item.attempts])).join()
+    if (key === this.drawn) return undefined // whoever points at a button shall not lose it
+    this.drawn = key
     const items = jobs.items.filter(item => !item.isContainer)
     const states = ["ready", "leased", "delayed"]
     const tile = (label, count, kind = label) => h("div", {class: `tile ${kind}`}, h("b", null, number(count)), label)
@@ -231,8 +235,8 @@ export class ContainerView {
     const buried = dead.items.filter(item => !item.isContainer)
     const more = jobs.next === null ? "" : ` of the first ${number(jobs.items.length)}`
     this.body.replaceChildren(h("div", {class: "tiles"}, counts, tile("dead", buried.length)),
-      ...table(`Jobs${more}`, ["Job", "State", "Attempts", "Value", ""], items.slice(0, 100).map(job), "No job waits."),
-      ...table("Dead jobs", ["Job", "Died", "Attempts", "Reason and value", ""], buried.slice(0, 100).map(corpse), "No job has died."))
+      ...table(`Jobs${more}`, ["Job", "State", "Attempts", "Value", "Actions"], items.slice(0, 100).map(job), "No job waits."),
+      ...table("Dead jobs", ["Job", "Died", "Attempts", "Reason and value", "Actions"], buried.slice(0, 100).map(corpse), "No job has died."))
     return undefined
   }
 
@@ -287,8 +291,6 @@ export class ContainerView {
     this.show()
   }
 }
-
-const tree = async response => parse(await response.text())
 
 // --- Columns ---
 

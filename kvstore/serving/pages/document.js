@@ -21,7 +21,7 @@ export class DocumentView {
 
   async load() {
     try {
-      await watch(this.path)
+      await watch(this.path, true)
       this.show(await get(this.path))
     } catch (problem) {
       this.element.replaceChildren(this.page.title(this.path), this.page.refusal(problem))
@@ -49,7 +49,7 @@ export class DocumentView {
       button("Edit", () => this.edit(), {class: "primary"}),
       button("Patch", ask(openPatch)),
       button("TTL", ask(openTTL)),
-      button("Delete", () => openDelete(this.path, this.found, this.page.setCurl, () => this.show(null)), {class: "danger"}),
+      button("Delete", () => openDelete(this.path, this.found, this.page.setCurl, () => this.show(null, Date.now())), {class: "danger"}),
     ]
     const text = () => write(this.found.node, "")
     const value = h("section", {class: "card"}, h("header", null, h("h2", null, "Value"), copier(text, "Copy the value")),
@@ -94,6 +94,7 @@ export class DocumentView {
     if (event.type === "reset") return this.path.startsWith(event.path) && this.reload()
     if (event.path !== this.path || (this.found && !isAfter(event.id, this.found.etag))) return undefined
     if (this.editor) return this.editor.changed(event)
+    if (isGone(event) && !this.found) return undefined
     say(`${this.path}: ${event.type}`)
     const {node, etag, expires, bytes} = event
     return this.show(isGone(event) ? null : {node, etag, expires, bytes, modified: null}, Date.now())

@@ -39,14 +39,23 @@ let toastTimer
 export function toast(text, isBad = false) {
   const element = document.getElementById("toast")
   element.textContent = text
-  element.className = isBad ? "shown bad" : "shown"
+  element.className = isBad ? "bad" : ""
+  element.hidePopover()
+  element.showPopover() // above a dialog
   clearTimeout(toastTimer)
-  toastTimer = setTimeout(() => (element.className = ""), isBad ? 8000 : 3000)
+  toastTimer = setTimeout(() => element.hidePopover(), isBad ? 8000 : 3000)
 }
 
-/** Open a dialog; `close()` of the element ends it. */
-export function openDialog(title, ...content) {
-  const dialog = h("dialog", {"aria-label": title, onclose: () => dialog.remove()}, h("h2", null, title), ...content)
+/** Open a dialog; `close()` of the element ends it. With `setCurl` the curl line is a part of it. */
+export function openDialog(title, setCurl, ...content) {
+  const curl = document.getElementById("curl"), line = document.getElementById("line").textContent
+  const close = () => {
+    document.getElementById("toast").before(curl)
+    if (setCurl) setCurl(line)
+    dialog.remove()
+  }
+  const dialog = h("dialog", {"aria-label": title, onclose: close}, h("h2", null, title), ...content)
+  if (setCurl) dialog.append(curl)
   document.body.append(dialog)
   dialog.showModal()
   return dialog

@@ -6,6 +6,7 @@ import {parse, write} from "./json.js"
 import {sideBySide} from "./value.js"
 
 const CHECK_MS = 250 // after the last key
+const MOST_LINES = 20_000 // of a text that is edited
 
 /** A field for JSON with line numbers. `tree` is what was written, null while it is none. */
 export class JSONField {
@@ -39,6 +40,8 @@ export class JSONField {
 
   number(wrong) {
     const lines = this.text.split("\n").length
+    if (lines === this.lines && wrong === this.wrong) return
+    Object.assign(this, {lines, wrong})
     const upTo = (from, to) => Array.from({length: Math.max(0, to - from + 1)}, (_, i) => `${from + i}\n`).join("")
     const parts = wrong ? [upTo(1, wrong - 1), h("span", {class: "wrong"}, `${wrong}\n`), upTo(wrong + 1, lines)] : [upTo(1, lines)]
     this.gutter.replaceChildren(...parts)
@@ -87,6 +90,12 @@ const queryOf = (field, otherwise) => {
 
 const remaining = found => found?.expires && Math.max(1, Math.round((found.expires - Date.now()) / 1000))
 
+/** Return a tree as text to edit: on one line where it would have too many for a browser. */
+function editable(node) {
+  const text = write(node, "")
+  return text.split("\n", MOST_LINES + 1).length > MOST_LINES ? write(node) : text
+}
+
 /** The condition under which a write replaces what was seen: {node, etag}, or null for nothing. */
 export const condition = found => (found ? {"If-Match": found.etag ?? "*"} : {"If-None-Match": "*"})
 
@@ -94,11 +103,12 @@ export const condition = found => (found ? {"If-Match": found.etag ?? "*"} : {"I
  * Edit a document; `found` is what is stored, null to create one. `path()` returns where it goes. Calls done(document) when it
  * is stored, done(null) when the person gives up.
  */
-export function editorView({path, found, text, top, setCurl, done}) {
+export function editorView({path, found, top, setCurl, done}) {
   let base = found
   const keep = () => (base ? remaining(base) : null)
   const ttl = ttlField("", found?.expires ? "unchanged" : "one year", () => show())
-  const field = new JSONField(text ?? (found ? write(found.node, "") : "{\n  \n}"), {label: "Value", rows: 16, oninput: () => show()})
+  const first = found ? editable(found.node) : "{\n  \n}"
+  const field = new JSONField(first, {label: "Value", rows: 16, oninput: () => show()})
   const show = () => setCurl(curl("PUT", path() || "/…", {query: queryOf(ttl, keep()), headers: condition(base), body: shortened(field.text)}))
   const save = async () => {
     if (!path()) return toast("Write a path first", true)
@@ -148,7 +158,7 @@ export function editorView({path, found, text, top, setCurl, done}) {
     element,
     field,
     show,
-    isChanged: () => field.text !== field.area.defaultValue && field.text !== (found ? write(found.node, "") : "{\n  \n}"),
+    isChanged: () => field.text !== first,
     /** Somebody else has written the document while it is edited. */
     changed(event) {
       const current = event.node?.kind && event.type !== "delete" && event.type !== "expire" ? event.node : null
@@ -204,8 +214,8 @@ export function openPatch(path, found, setCurl, done) {
   const choice = h("fieldset", {class: "choice"}, h("legend", null, "Kind of patch"), KINDS.map((each, i) => h("label", null, h("input", {
     type: "radio", name: "kind", checked: i === 0, onchange: () => choose(each),
   }), ` ${each[1]}`)))
+  const dialog = openDialog("Patch", setCurl, choice, hint, field.element, h("div", {class: "buttons"}, button("Apply", apply, {class: "primary"}), button("Cancel", () => dialog.close())))
   choose(KINDS[0])
-  const dialog = openDialog("Patch", choice, hint, field.element, h("div", {class: "buttons"}, button("Apply", apply, {class: "primary"}), button("Cancel", () => dialog.close())))
   field.area.focus()
 }
 
@@ -229,7 +239,7 @@ export function openTTL(path, found, setCurl, done) {
       error.textContent = problem.detail
     }
   }
-  const dialog = openDialog("Change the TTL",
+  const dialog = openDialog("Change the TTL", setCurl,
     h("p", {class: "muted"}, "The document expires after this time: seconds, or a number with s, m, h or d. Its value and entity-tag stay."),
     h("form", {onsubmit: apply}, input, h("span", {class: "presets"}, presets), error,
       h("div", {class: "buttons"}, h("button", {class: "primary"}, "Change"), button("Cancel", () => dialog.close()))))
@@ -259,6 +269,6 @@ export function openDelete(path, found, setCurl, done) {
     return undefined
   }
   const deleting = button("Delete", apply, {class: "danger"})
-  const dialog = openDialog(`Delete ${path}`, about, h("div", {class: "buttons"}, deleting, button("Cancel", () => dialog.close())))
+  const dialog = openDialog(`Delete ${path}`, setCurl, about, h("div", {class: "buttons"}, deleting, button("Cancel", () => dialog.close())))
   show()
 }

@@ -50,7 +50,7 @@ function route() {
   if (view?.isChanged() && !confirm("What you have written is not saved. Leave it?")) return history.replaceState(null, "", `#${path}`)
   clearTimeout(retrying)
   path = canonical(hash)
-  view?.close?.()
+  view?.close()
   const isContainer = path.endsWith("/") && !(path === "/" && tab === ROOT_DOCUMENT)
   view = isContainer ? new ContainerView(path, tab, page) : new DocumentView(path, page)
   at("main").replaceChildren(view.element)
@@ -126,6 +126,12 @@ addEventListener("drop", event => {
   const [file] = event.dataTransfer.files
   if (file) importFile(path.slice(0, path.lastIndexOf("/") + 1), file, page.setCurl)
 })
+// A page that the browser keeps to go back to would keep its connections.
+addEventListener("pagehide", () => {
+  view?.close()
+  closeAll()
+})
+addEventListener("pageshow", event => event.persisted && location.reload())
 addEventListener("beforeunload", event => view?.isChanged() && event.preventDefault())
 addEventListener("hashchange", route)
 showToken()

@@ -2,6 +2,7 @@
 // Source: RFC 8259. The limits are those of a document.
 
 const MAX_DEPTH = 64
+export const ANY_DEPTH = 99 // of a response, which has documents in it
 const NUMBER = /-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?/y
 const SPACE = /[ \t\n\r]*/y
 
@@ -20,7 +21,7 @@ export class JSONError extends Error {
  * Return the tree of a JSON text; throws JSONError. A node is {kind, text} for a scalar, with `value` for a string,
  * {kind: "array", nodes} or {kind: "object", names, nodes}.
  */
-export function parse(text) {
+export function parse(text, maxDepth = MAX_DEPTH) {
   let at = 0
   const fail = (message, where = at) => {
     throw new JSONError(where < text.length ? message : `${message}, but the text ends here`, text, where)
@@ -63,7 +64,7 @@ export function parse(text) {
     const first = text[at]
     if (first === '"') return string()
     if (first === "{" || first === "[") {
-      if (depth > MAX_DEPTH) fail(`a document has at most ${MAX_DEPTH} levels`)
+      if (depth > maxDepth) fail(`a document has at most ${maxDepth} levels`)
       const nodes = []
       if (first === "[") return list({kind: "array", nodes}, "]", () => nodes.push(value(depth + 1)))
       const names = [], seen = new Set()

@@ -1,11 +1,11 @@
 // What others change: one stream for each place that is on the screen, and a listing that changes are applied to.
 
-import {expiry, follow, send} from "./api.js"
-import {member, parse} from "./json.js"
+import {answer, expiry, follow, send} from "./api.js"
+import {member} from "./json.js"
 
-const MAX_STREAMS = 3 // a browser has six connections for a service, and other requests need some
-const PAGE = 300 // documents that are asked for at once
-const KEYS_PAGE = 1000 // names
+const MAX_STREAMS = 2 // a browser has six connections for a service, for all of its windows together
+const FIRST_PAGE = 200 // documents that are asked for at first
+const PAGE = 1000 // documents or names after that: the most there may be
 const MAX_REFRESHED = 2000 // items that are listed again after a loss; those after them are listed when they are scrolled to
 
 const events = new EventTarget()
@@ -39,9 +39,15 @@ function places(path) {
   return path.endsWith("/") ? containers : [...containers, path]
 }
 
-/** Follow what is at or below a path, and what is beside it where that is permitted. Events from then on are emitted. */
-export async function watch(path) {
-  for (const place of path === "/" ? [] : places(path)) {
+/** Whether what is followed at a path is a document: the root container has no stream. */
+const isDocument = path => path === "/" || !path.endsWith("/")
+
+/**
+ * Follow what is at or below a path, and what is beside it where that is permitted. Events from then on are emitted. `/` is the
+ * root document where `withRoot` is true, and nothing otherwise.
+ */
+export async function watch(path, withRoot = false) {
+  for (const place of path === "/" ? (withRoot ? ["/"] : []) : places(path)) {
     if (refused.has(place)) continue
     const stream = streams.get(place) ?? {controller: new AbortController(), state: "live"}
     stream.begun ??= begin(place, stream)
@@ -51,6 +57,9 @@ export async function watch(path) {
     if (await stream.begun) return
   }
 }
+
+/** Whether changes at or below a path are emitted. */
+export const isWatched = path => places(path).some(place => streams.has(place))
 
 /** Open a stream where changes are logged from now on. Returns whether that is permitted. */
 async function begin(place, stream) {
@@ -66,7 +75,7 @@ async function begin(place, stream) {
 }
 
 async function positionOf(place) {
-  if (!place.endsWith("/")) return (await send("HEAD", place).catch((error) => absent(error)))?.headers.get("ETag")?.replaceAll('"', "")
+  if (isDocument(place)) return (await send("HEAD", place).catch((error) => absent(error)))?.headers.get("ETag")?.replaceAll('"', "")
   const response = await send("GET", place, {query: "keys&limit=1"})
   const tag = response.headers.get("ETag")?.replaceAll('"', "")
   return tag === "0-0" ? null : tag // the namespace has no log yet
@@ -79,7 +88,10 @@ function absent(error) {
 
 function run(place, {controller}, position) {
   const on = {
-    event: event => event.type !== "snapshot" && emit(event),
+    event(event) {
+      if (event.type !== "snapshot") emit(event)
+      else if (isDocument(event.path) && event.etag) emit({...event, type: "put"}) // it was made before the stream began
+    },
     reset() {
       // The snapshot that would follow may be long: list what is on the screen instead, and follow from there.
       close(place)
@@ -123,7 +135,7 @@ export const isGone = (event) => event.type === "delete" || event.type === "expi
 export class Listing {
   constructor(path, {keys = false, descending = false, changed = () => {}} = {}) {
     const words = [path === "/" && "list", keys && "keys", descending && "order=desc"].filter(Boolean)
-    this.first = [...words, `limit=${keys ? KEYS_PAGE : PAGE}`].join("&")
+    this.first = [...words, `limit=${keys ? PAGE : FIRST_PAGE}`].join("&")
     Object.assign(this, {path, descending, changed, items: [], next: this.first, problem: null, pending: null, stamp: 0})
   }
 
@@ -146,9 +158,9 @@ export class Listing {
   }
 
   async page(query) {
-    const tree = parse(await (await send("GET", this.path, {query})).text())
+    const tree = await answer(await send("GET", this.path, {query}))
     const next = member(tree, "next")?.value
-    return {items: member(tree, "items").nodes.map(node => read(node)), next: next ? next.slice(next.indexOf("?") + 1) : null}
+    return {items: member(tree, "items").nodes.map(node => read(node)), next: next ? next.slice(next.indexOf("?") + 1).replace(/\blimit=\d+/, `limit=${PAGE}`) : null}
   }
 
   /** List again what was listed, and mark what is different. */

@@ -1,8 +1,8 @@
 // Export and import of NDJSON, {"path","value","ttl"} a line, with progress. Nothing is held but what is on its way.
 
-import {canonical, curl, encodeSegment, lines, send} from "./api.js"
+import {answer, canonical, curl, encodeSegment, lines, send} from "./api.js"
 import {button, h, number, openDialog} from "./dom.js"
-import {member, parse, write} from "./json.js"
+import {ANY_DEPTH, member, parse, write} from "./json.js"
 import {Listing} from "./live.js"
 
 const BATCH_BYTES = 500_000 // a body has at most 1 MiB
@@ -10,16 +10,16 @@ const BATCH_REQUESTS = 500
 const MOST_ERRORS = 100 // that are shown
 
 /** A dialog with a bar; returns {say(done, of, text), end(text), signal}. `onclose` ends what is going on. */
-function openProgress(title) {
+function openProgress(title, setCurl) {
   const ending = new AbortController()
   const bar = h("progress", {"aria-label": title})
   const text = h("p", {role: "status"})
   const close = button("Cancel", () => dialog.close())
-  const dialog = openDialog(title, bar, text, h("div", {class: "buttons"}, close))
+  const dialog = openDialog(title, setCurl, bar, text, h("div", {class: "buttons"}, close))
   dialog.addEventListener("close", () => ending.abort())
   return {
     signal: ending.signal,
-    dialog,
+    text,
     say(said, done, of) {
       text.textContent = said
       if (of) Object.assign(bar, {max: of, value: done})
@@ -35,15 +35,15 @@ function openProgress(title) {
 /** Write all that lies below a container to a file. */
 export async function exportTo(path, setCurl) {
   const headers = {Accept: "application/x-ndjson"}
+  const progress = openProgress(`Export ${path}`, setCurl)
   setCurl(curl("GET", path, {query: path === "/" ? "list" : "recursive", headers}))
-  const progress = openProgress(`Export ${path}`)
   const parts = []
   let count = 0, bytes = 0
   const take = async (container, query) => {
     const response = await send("GET", container, {query, headers, signal: progress.signal})
     let part = []
     for await (const line of lines(response.body)) {
-      const item = parse(line), [at, value, ttl] = ["path", "value", "ttl"].map(name => member(item, name))
+      const item = parse(line, ANY_DEPTH), [at, value, ttl] = ["path", "value", "ttl"].map(name => member(item, name))
       if (!value) continue
       part.push(`{"path":${at.text},"value":${write(value)}${ttl ? `,"ttl":${ttl.text}` : ""}}\n`)
       count += 1
@@ -87,10 +87,10 @@ export function importButton(path, setCurl) {
  * by its name, or its `id`. Lines that cannot be stored are reported by number, and the rest is stored.
  */
 export async function importFile(container, file, setCurl) {
+  const progress = openProgress(`Import ${file.name}`, setCurl)
   setCurl(curl("POST", "/_/batch", {headers: {"Content-Type": "application/json"}, body: "@batch.json"}))
-  const progress = openProgress(`Import ${file.name}`)
   const list = h("ul", {class: "errors"})
-  progress.dialog.append(list)
+  progress.text.after(list)
   let stored = 0, bad = 0, read = 0
   let requests = [], numbers = [], bytes = 0
   const refuse = (line, why) => {
@@ -100,10 +100,10 @@ export async function importFile(container, file, setCurl) {
   const flush = async () => {
     if (!requests.length) return
     const body = `{"atomic":false,"requests":[${requests.join()}]}`
-    const answers = member(parse(await (await send("POST", "/_/batch", {body, signal: progress.signal})).text()), "responses").nodes
-    answers.forEach((answer, i) => {
-      if (Number(member(answer, "status").text) < 300) stored += 1
-      else refuse(numbers[i], member(member(answer, "body"), "detail")?.value ?? "refused")
+    const answered = await answer(await send("POST", "/_/batch", {body, signal: progress.signal}))
+    member(answered, "responses").nodes.forEach((each, i) => {
+      if (Number(member(each, "status").text) < 300) stored += 1
+      else refuse(numbers[i], member(member(each, "body"), "detail")?.value ?? "refused")
     })
     ;[requests, numbers, bytes] = [[], [], 0]
     progress.say(`${number(stored)} documents stored`, read, file.size)
@@ -117,7 +117,7 @@ export async function importFile(container, file, setCurl) {
     bytes += request.length
   }
   const whole = async text => {
-    const root = parse(text)
+    const root = parse(text, ANY_DEPTH)
     if (!root.nodes) throw new Error("the file has one value; an object, an array or NDJSON is expected")
     for (const [i, node] of root.nodes.entries()) {
       const id = member(node, "id")
@@ -134,7 +134,7 @@ export async function importFile(container, file, setCurl) {
       if (!text.trim()) continue
       let node
       try {
-        node = parse(text)
+        node = parse(text, ANY_DEPTH)
       } catch (problem) {
         if (first) {
           refuse(line, problem.message)

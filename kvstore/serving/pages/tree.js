@@ -3,10 +3,10 @@
 
 import {shown} from "./api.js"
 import {VirtualList, h, icon, mark, soon} from "./dom.js"
-import {Listing, watch} from "./live.js"
+import {Listing, isWatched, watch} from "./live.js"
 
 const ROW = 28 // px
-const POLL_MS = 3000 // the root has no stream: new namespaces are looked for
+const POLL_MS = 3000 // for what has no stream: the root, and what is open below a namespace that has none any more
 
 export class Tree {
   constructor(go) {
@@ -20,12 +20,16 @@ export class Tree {
     this.list.box.addEventListener("scroll", () => this.loadSeen(), {passive: true})
     this.element = this.list.box
     this.root.listing.more()
-    setInterval(() => document.hidden || this.root.listing.problem || this.root.listing.refresh(), POLL_MS)
+    setInterval(() => document.hidden || this.poll(), POLL_MS)
   }
 
   branch(item) {
     item.listing = new Listing(item.path, {keys: true, changed: this.draw})
     return item
+  }
+
+  poll() {
+    if (!this.root.listing.problem) this.each(item => item.isOpen && !isWatched(item.path) && item.listing.refresh())
   }
 
   /** Start again, with another token. */
@@ -37,10 +41,11 @@ export class Tree {
   async open(item) {
     item.isOpen = true
     this.draw()
-    if (item.listing) return
-    this.branch(item)
+    const isKnown = Boolean(item.listing)
+    if (!isKnown) this.branch(item)
     await watch(item.path).catch(() => {})
-    await item.listing.more()
+    if (this.selected) watch(this.selected).catch(() => {}) // what the person looks at stays live
+    await (isKnown ? item.listing.refresh() : item.listing.more())
   }
 
   close(item) {
@@ -187,6 +192,6 @@ export class Tree {
 
   each(call, item = this.root) {
     call(item)
-    for (const each of item.listing.items) if (each.listing) this.each(call, each)
+    for (const each of item.listing.items) if (each.listing && each.isOpen) this.each(call, each)
   }
 }
