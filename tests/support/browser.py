@@ -14,7 +14,8 @@ import pytest
 
 from tests.support.stores import die_with_parent, free_ports, wait_until
 
-LIMIT_S = 8  # for what a page is expected to come to
+LIMIT_S = 20  # for what a page is expected to come to, beside other tests
+ANSWER_S = 60  # for what the driver is asked
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
 CTRL, ENTER, ESCAPE, TAB, DOWN, RIGHT, LEFT = "\ue009", "\ue007", "\ue00c", "\ue004", "\ue015", "\ue014", "\ue012"
 
@@ -46,7 +47,7 @@ class Driver:
 
     def ask(self, method: str, path: str, body: Any = None) -> Any:
         """The value that the driver answers with; an error of WebDriver is an AssertionError."""
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=LIMIT_S * 2)
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=ANSWER_S)
         try:
             connection.request(method, path, None if body is None else json.dumps(body))
             answer = connection.getresponse()
