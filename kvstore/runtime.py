@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeAlias
 from kvstore.access.rules import parse_rows, parse_toml
 from kvstore.access.views import Rules
 from kvstore.commands.base import Command, Outcome
+from kvstore.commands.metrics import ReadMetrics
 from kvstore.commands.readiness import CheckReadiness
 from kvstore.commands.subscriptions import LongPoll
 from kvstore.core.redis_url import parse_redis_url
@@ -19,12 +20,13 @@ from kvstore.core.settings import InvalidSetting, Settings
 from kvstore.http.gate import Gate, open_gate
 from kvstore.live.hub import Hub
 from kvstore.live.long_poll import LongPolls
+from kvstore.live.metrics import Metrics
 from kvstore.live.readiness import Readiness
 from kvstore.stores import embedded
 from kvstore.stores.blocking import BlockingStore, open_blocking_store
 from kvstore.stores.edit_queue import EditQueue
 from kvstore.stores.pipelined import AsyncStore
-from kvstore.stores.pooled import open_async_store
+from kvstore.stores.pooled import Submissions, open_async_store
 from kvstore.stores.redis_connection import Context, Done
 
 log = logging.getLogger("kvstore")
@@ -59,6 +61,11 @@ def connect(settings: Settings) -> tuple[BlockingStore, Settings]:
     return open_blocking_store(settings.redis_url, verify_tls=settings.verify_tls), settings
 
 
+_OWN = CheckReadiness, ReadMetrics  # what this process is asked, and not the store
+_submissions = Submissions()
+Asked: TypeAlias = Command[Outcome] | LongPoll[Outcome] | ReadMetrics
+
+
 class Runtime(NamedTuple):
     """What serves the requests of one event loop."""
 
@@ -67,29 +74,32 @@ class Runtime(NamedTuple):
     hub: Hub
     long_polls: LongPolls
     readiness: Readiness
+    metrics: Metrics
     rules: Rules | None = None  # None: everything is permitted
     gate: Gate | None = None
 
-    def submit(
-        self, asked: Command[Outcome] | LongPoll[Outcome], done: Done[Context, Outcome], context: Context
-    ) -> asyncio.Task[None] | None:
-        """Execute a command or a long poll; `done(context, outcome)` is called once, with the outcome or the exception.
+    def submit(self, asked: Asked[Outcome], done: Done[Context, Outcome], context: Context) -> asyncio.Task[None] | None:
+        """Execute what is asked for; `done(context, outcome)` is called once, with the outcome or the exception.
 
-        Returns the task of a long poll, None for a command. If you cancel the task, `done` is not called, and a job that was
-        taken is given back.
+        Returns the task of a long poll, None for anything else. If you cancel the task, `done` is not called, and a job that
+        was taken is given back.
         """
         if isinstance(asked, LongPoll):
             return asyncio.get_running_loop().create_task(self._wait(asked, done, context))
-        store = self.readiness if isinstance(asked, CheckReadiness) else self.store
-        store.submit(asked, done, context)
+        if isinstance(asked, _OWN):
+            _submissions.add(self.outcome(asked), done, context)
+        else:
+            self.store.submit(asked, done, context)
         return None
 
-    async def outcome(self, asked: Command[Outcome] | LongPoll[Outcome]) -> Outcome:
-        """Return the outcome of a command or a long poll; raises Problem."""
+    async def outcome(self, asked: Asked[Outcome]) -> Outcome:
+        """Return the outcome of what is asked for; raises Problem."""
         if isinstance(asked, LongPoll):
             return await self.long_polls.outcome(asked)
         if isinstance(asked, CheckReadiness):
             return await self.readiness.outcome(asked)
+        if isinstance(asked, ReadMetrics):
+            return await self.metrics.outcome()  # type: ignore[return-value]  # a MetricsRead
         return await self.store.execute(asked)
 
     async def outcome_unless(self, gone: Coroutine[Any, Any, None], asked: LongPoll[Outcome]) -> Outcome:
@@ -133,7 +143,9 @@ def open_runtime(settings: Settings, rules: Rules | None = None) -> Runtime:
     address = parse_redis_url(settings.redis_url, verify_tls=settings.verify_tls)
     store = EditQueue(open_async_store(settings.redis_url, verify_tls=settings.verify_tls))
     hub = Hub(store, address, settings.max_streams)
-    return Runtime(settings, store, hub, LongPolls(store, hub), Readiness(store), rules, open_gate(settings))
+    polls = LongPolls(store, hub)
+    metrics = Metrics(store, hub, polls)
+    return Runtime(settings, store, hub, polls, Readiness(store), metrics, rules, open_gate(settings))
 
 
 def mounted(settings: Settings, principal: object, source: RulesSource | None) -> tuple[Settings, Rules | None]:

@@ -15,6 +15,7 @@ from kvstore.commands.batch import Answered, Batch, Refused, check_atomic
 from kvstore.commands.bulk import GetMany, PutMany
 from kvstore.commands.documents import Edit, Get, Patch, Post, Put, Transform
 from kvstore.commands.guarded import Blind, Guarded
+from kvstore.commands.metrics import ReadMetrics
 from kvstore.commands.presence import Hold
 from kvstore.commands.rights import Right, Scope, Touch
 from kvstore.commands.subscriptions import Follow, FollowMany, LongPoll
@@ -40,6 +41,10 @@ def judge(asked: Any, rules: Rules, principal: Principal | None) -> Any:
         return _judge_stream(asked, view)._replace(expires_at_s=expires_at_s)
     if view.is_admin:
         return asked
+    if isinstance(asked, ReadMetrics):
+        if asked.is_local:
+            return asked
+        raise _refusal(Touch(parse_path(b"/_/metrics"), Right.READ), view)
     if isinstance(asked, LongPoll):
         return asked._replace(command=_judge_one(asked.command, view))
     inner = asked.command if isinstance(asked, Idempotent) else asked

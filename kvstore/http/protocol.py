@@ -16,6 +16,7 @@ from kvstore.commands.bulk import ManyRead, ManyWritten
 from kvstore.commands.containers import DeletedRecursive, Listing, Unchanged
 from kvstore.commands.documents import ConditionalGet, Get
 from kvstore.commands.jobs import LeaseChanged, Taken
+from kvstore.commands.metrics import MetricsRead, ReadMetrics
 from kvstore.commands.readiness import Ready
 from kvstore.commands.subscriptions import Follow, FollowMany, LongPoll
 from kvstore.core.errors import (
@@ -63,11 +64,12 @@ from kvstore.http.messages import (
     parameter,
     parse_query,
 )
+from kvstore.http.metrics import parse_metrics, render_metrics_read
 from kvstore.http.queues import MAX_WAIT_S, render_held, render_taken
 from kvstore.http.streams import parse_follow, parse_follow_many
 
 BATCH_PATH, HEALTH_PATH, READY_PATH, LIMITS_PATH = "/_/batch", "/_/health", "/_/ready", "/_/limits"
-FOLLOW_PATH = "/_/follow"
+FOLLOW_PATH, METRICS_PATH, OPENAPI_PATH = "/_/follow", "/_/metrics", "/_/openapi.json"
 
 MAX_KEY_CHARACTERS = 255  # of an Idempotency-Key
 
@@ -89,6 +91,7 @@ Executed: TypeAlias = (
     | LeaseChanged
     | IssuedToken
     | Ready
+    | MetricsRead
 )
 Outcome: TypeAlias = Executed | Replayed[Executed]  # what a request's command can come to
 
@@ -107,10 +110,12 @@ STREAM: Headers = (
 OK = Response(200, (("Content-Type", "application/json"), *NO_STORE), b'{"status":"ok"}\n')
 
 
-def parse(request: Request, settings: Settings) -> Command[Outcome] | Follow | FollowMany | LongPoll[Outcome] | Response:
+def parse(
+    request: Request, settings: Settings
+) -> Command[Outcome] | Follow | FollowMany | LongPoll[Outcome] | ReadMetrics | Response:
     """Return the command that a request asks for, or the response if the store is not needed; raises Problem.
 
-    No store executes a Follow, a FollowMany or a LongPoll: `live/` does.
+    No store executes a Follow, a FollowMany, a LongPoll or a ReadMetrics: `live/` does.
     """
     raw_path, raw_query = split_target(request.target)
     method = request.method
@@ -118,11 +123,7 @@ def parse(request: Request, settings: Settings) -> Command[Outcome] | Follow | F
         return _options(request, ALLOW_DOCUMENT)
     path = parse_path(raw_path)
     if path.namespace == "_" or path.text == "/_":
-        if path.text == BATCH_PATH:
-            return _batch(request, path, settings)
-        if path.text == FOLLOW_PATH:
-            return _follow_many(request, raw_query, settings)
-        raise NotFound("thing doesn't exist: paths below /_/ belong to the service, which has nothing at this path")
+        return _own(request, path, raw_query, settings)
     query = parse_query(raw_query) if raw_query else NO_PARAMETERS
     if method == "GET" and accepts(request.headers, EVENT_STREAM):
         return parse_follow(request, path, query, settings)
@@ -159,6 +160,19 @@ def render(request: Request, outcome: Outcome) -> Response:
     if "prefer" in request.headers and (wait_s := _wait_s(request)):
         return reply._replace(headers=(*reply.headers, ("Preference-Applied", f"wait={wait_s}")))
     return reply
+
+
+def _own(
+    request: Request, path: Path, raw_query: bytes, settings: Settings
+) -> Command[Outcome] | FollowMany | ReadMetrics | Response:
+    """Return what a path of the service's own is asked for; raises Problem."""
+    if path.text == BATCH_PATH:
+        return _batch(request, path, settings)
+    if path.text == FOLLOW_PATH:
+        return _follow_many(request, raw_query, settings)
+    if path.text == METRICS_PATH:
+        return parse_metrics(request)
+    raise NotFound("thing doesn't exist: paths below /_/ belong to the service, which has nothing at this path")
 
 
 def _get(request: Request, path: Path) -> Get | ConditionalGet:
@@ -206,6 +220,14 @@ def _slow_batch(request: Request, settings: Settings) -> Command[Executed]:
 
 
 def _any_batch(request: Request, settings: Settings) -> Batch[Request, Answer] | Idempotent[Executed] | Response:
+    plan = plan_batch(request, settings)
+    return render_answers(plan, render) if isinstance(plan, Answers) else plan
+
+
+def plan_batch(
+    request: Request, settings: Settings
+) -> Batch[Request, Answer] | Idempotent[Executed] | Answers[Request, Answer]:
+    """Return the command of a batch, or its answers if the store is not needed; raises Problem."""
     batch = parse_batch(request, lambda part: _in_batch(part, settings))
     first = batch.next()
     key = request.headers.get("idempotency-key")
@@ -215,8 +237,8 @@ def _any_batch(request: Request, settings: Settings) -> Batch[Request, Answer] |
         for index, step in enumerate(batch.steps):
             if isinstance(step, Answered) and isinstance(step.answer, Problem):
                 raise render_refused(Refused(index, batch.requests[index], step.answer), render)
-    if isinstance(first, Answers):  # the store is not needed
-        return render_answers(first, render)
+    if isinstance(first, Answers):
+        return first
     command = first.command
     assert isinstance(command, Batch)
     return command if key is None else _idempotent(request, command.path, key, command, command.as_reader)
@@ -232,8 +254,9 @@ def _in_batch(request: Request, settings: Settings) -> Command[Outcome] | Respon
         raise NotInBatch(f"a batch cannot contain {path}; send the request by itself")
     check_no_token(request, settings)
     command = parse(request, settings)
-    if isinstance(command, Follow | FollowMany | LongPoll):
+    if isinstance(command, Follow | LongPoll):
         raise NotInBatch("a batch cannot contain a stream or a request that waits; send it by itself")
+    assert not isinstance(command, FollowMany | ReadMetrics)  # these have paths of the service's own
     return command
 
 
@@ -302,4 +325,5 @@ _RENDERERS: dict[type, Callable[[Request, Any], Response]] = {
     LeaseChanged: _held,
     IssuedToken: lambda _, issued: render_issued(issued),
     Ready: lambda _, __: OK,
+    MetricsRead: lambda _, read: render_metrics_read(read),
 }

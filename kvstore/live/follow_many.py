@@ -10,7 +10,8 @@ from collections.abc import Awaitable, Callable
 
 from kvstore.commands.subscriptions import Follow, FollowMany
 from kvstore.http.streams import render_entry, render_id
-from kvstore.live.hub import MAX_JOINED_BYTES, MAX_WAITING_BYTES, Hub, Subscriber
+from kvstore.live.hub import Hub
+from kvstore.live.subscribers import MAX_JOINED_BYTES, MAX_WAITING_BYTES, Subscriber
 
 Send = Callable[[bytes], None]
 End = Callable[[], None]

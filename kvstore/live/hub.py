@@ -7,14 +7,12 @@ id that they have, and get a `reset`. Source: https://html.spec.whatwg.org/multi
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from itertools import cycle
 from time import time
 
 from kvstore.commands.base import RedisReply
 from kvstore.commands.changelog import GetLogPosition, LogPosition, changed_name, is_change, parse_entry
 from kvstore.commands.charges import StreamPlace
-from kvstore.commands.guarded import Guarded
 from kvstore.commands.presence import Hold
 from kvstore.commands.subscriptions import Follow
 from kvstore.core.errors import Forbidden, Unauthorized, unavailable
@@ -24,153 +22,16 @@ from kvstore.http.events import event
 from kvstore.live.client_streams import ClientStreams
 from kvstore.live.log_reader import LogReader, Reading
 from kvstore.live.presence import Holding
-from kvstore.live.stream_session import HEARTBEAT_S, begin, path_of, prefix
+from kvstore.live.stream_session import HEARTBEAT_S, begin, path_of
+from kvstore.live.subscribers import Audience, Changed, Namespace, Subscriber, order_of
 from kvstore.stores.pipelined import AsyncStore
 
 BEATS = 480  # parts of a heartbeat's period, each for some of the subscribers: thousands at once would delay other requests
 LATE_S = 0.1  # of the loop's clock, at most: who comes back must not find the token valid for another moment
 EXPIRED = b": the token has expired; come back with a new one\n\n"
 REVOKED = b": the rules no longer permit this stream\n\n"
-MAX_JOINED_BYTES = 64 * 1024  # of changes in one write to a subscriber
 MAX_BUFFERED_BYTES = 1024 * 1024  # that the reader of a stream may leave unread; above, the stream is cut
 MAX_PARTS = 10_000  # further paths of streams, in a process: as many as it holds streams, by default
-MAX_WAITING_BYTES = 4 * 1024 * 1024  # of changes that wait for the end of a snapshot
-
-
-Changed = tuple[tuple[int, int], bytes]  # the position of a change, and its event
-
-
-async def _at_once() -> None:
-    """Return at once: there is always room."""
-
-
-class Subscriber:
-    """One stream: `send` takes blocks, `end` ends it, `room` waits until its reader has read what was sent."""
-
-    __slots__ = (
-        *("after", "beat", "end", "expiry", "has_left", "holds", "is_ready", "is_part", "path", "permit", "room", "send"),
-        *("waiting", "waiting_bytes"),
-    )
-
-    def __init__(
-        self,
-        path: Path,
-        send: Callable[[bytes], None],
-        end: Callable[[], None],
-        room: Callable[[], Awaitable[None]] = _at_once,
-        *,
-        is_part: bool = False,
-    ) -> None:
-        self.path = path
-        self.send = send
-        self.end = end
-        self.room = room
-        self.is_ready = False
-        self.has_left = False
-        self.is_part = is_part  # a further path of a stream that is counted already
-        self.holds: list[Hold] = []
-        self.permit: Guarded[None] | None = None  # executed with each heartbeat, since what the rules look up may change
-        self.expiry: asyncio.TimerHandle | None = None  # of the token that asked for it
-        self.after = (0, 0)  # the position up to which it has everything; the log reader may be behind it
-        self.waiting: list[Changed] = []
-        self.waiting_bytes = 0
-        self.beat: set[Subscriber] = set()  # the subscribers that get their heartbeats together
-
-    def deliver(self, order: tuple[int, int], changed: bytes) -> None:
-        """Send a change, now or after the snapshot."""
-        if self.is_ready:
-            if order > self.after:
-                self.send(changed)
-        elif self.waiting_bytes < MAX_WAITING_BYTES:
-            self.waiting.append((order, changed))
-            self.waiting_bytes += len(changed)
-        else:
-            self.end()
-
-    def take_waiting(self) -> bytes:
-        """Take changes that wait, for one write, and skip those that the snapshot has."""
-        piece, taken = b"", 0
-        for order, changed in self.waiting:
-            if len(piece) >= MAX_JOINED_BYTES:
-                break
-            taken += 1
-            self.waiting_bytes -= len(changed)
-            piece += changed if order > self.after else b""
-        del self.waiting[:taken]
-        return piece
-
-
-class _Audience:
-    """The subscribers of one path."""
-
-    __slots__ = ("subscribers",)
-
-    def __init__(self) -> None:
-        self.subscribers: set[Subscriber] = set()
-
-    def deliver(self, changes: list[Changed]) -> None:
-        """Send changes that were read together: to most subscribers in one write, which costs as much as one change."""
-        if sum(len(changed) for _, changed in changes) > MAX_JOINED_BYTES and len(changes) > 1:
-            middle = len(changes) // 2
-            self.deliver(changes[:middle])
-            self.deliver(changes[middle:])
-            return
-        first = changes[0][0]
-        joined = b"".join([changed for _, changed in changes])
-        for subscriber in tuple(self.subscribers):
-            if subscriber.is_ready and first > subscriber.after:
-                subscriber.send(joined)
-            else:
-                for order, changed in changes:
-                    subscriber.deliver(order, changed)
-
-
-class _Namespace:
-    """A namespace with subscribers."""
-
-    __slots__ = ("containers", "documents", "reading", "released", "takers")
-
-    def __init__(self, reading: Reading) -> None:
-        self.reading = reading
-        self.documents: dict[str, _Audience] = {}
-        self.containers: dict[str, _Audience] = {}
-        self.takers: set[Subscriber] = set()  # those that wait for jobs
-        self.released = b""  # the position in the stream of released jobs
-
-    def add(self, subscriber: Subscriber) -> None:
-        table, name = self._table(subscriber.path)
-        table.setdefault(name, _Audience()).subscribers.add(subscriber)
-
-    def leave(self, subscriber: Subscriber) -> None:
-        table, name = self._table(subscriber.path)
-        table[name].subscribers.discard(subscriber)
-        self.takers.discard(subscriber)
-        if not table[name].subscribers:
-            del table[name]
-
-    def _table(self, path: Path) -> tuple[dict[str, _Audience], str]:
-        return (self.containers, prefix(path)) if path.is_container else (self.documents, path.name)
-
-    def all(self) -> list[Subscriber]:
-        audiences = (*self.documents.values(), *self.containers.values())
-        return [subscriber for audience in audiences for subscriber in audience.subscribers]
-
-    def audiences_of(self, name: str) -> list[_Audience]:
-        """The audiences of a document, and of all containers that it is below."""
-        found = [self.documents[name]] if name in self.documents else []
-        containers, at = self.containers, 0
-        while containers:
-            if audience := containers.get(name[:at]):
-                found.append(audience)
-            at = name.find("/", at) + 1
-            if not at:
-                break
-        return found
-
-
-def _order(position: str) -> tuple[int, int]:
-    ms, _, count = position.partition("-")
-    return int(ms), int(count)
 
 
 class Hub:
@@ -181,14 +42,20 @@ class Hub:
         self._logs = LogReader(store, address, on_changes=self._changed, on_lost=self._lose)
         self._holding = Holding(store)
         self._client_streams = ClientStreams[Subscriber](store)
+        self._max_streams = max_streams
         self._free = {False: max_streams, True: MAX_PARTS}  # for streams, and for further paths of streams
         self._is_closed = False
-        self._namespaces: dict[str, _Namespace] = {}
+        self._namespaces: dict[str, Namespace] = {}
         self._opening: dict[str, asyncio.Task[LogPosition]] = {}
         self._beats = [set[Subscriber]() for _ in range(BEATS)]
         self._beating = 0  # the index of the part that is next
         self._turn = cycle(range(BEATS // 2))
         self._heart: asyncio.Task[None] | None = None
+
+    @property
+    def subscriptions(self) -> int:
+        """How many subscribers there are: streams, and those of long polls."""
+        return self._max_streams - self._free[False]
 
     async def follow(self, follow: Follow, subscriber: Subscriber) -> None:
         """Send a subscriber its snapshot, or what it has missed, then every change; raises Problem before the first block.
@@ -213,7 +80,7 @@ class Hub:
             raise
         if subscriber.has_left:
             return
-        subscriber.after = _order(position)
+        subscriber.after = order_of(position)
         while subscriber.waiting:  # others may come meanwhile
             if piece := subscriber.take_waiting():
                 subscriber.send(piece)
@@ -270,7 +137,7 @@ class Hub:
         if not space.documents and not space.containers:
             self._drop(space)
 
-    def _drop(self, space: _Namespace) -> None:
+    def _drop(self, space: Namespace) -> None:
         """Remove a namespace without subscribers."""
         del self._namespaces[space.reading.path.namespace]
         self._logs.drop(space.reading)
@@ -297,7 +164,7 @@ class Hub:
         await self._holding.close()
         await self._client_streams.close()
 
-    async def _namespace(self, path: Path) -> _Namespace:
+    async def _namespace(self, path: Path) -> Namespace:
         """The namespace of a path. Its log is read from now on, so the caller adds a subscriber before it awaits anything."""
         if self._heart is None:
             self._heart = asyncio.create_task(self._beat())
@@ -310,7 +177,7 @@ class Hub:
             at = await asyncio.shield(self._opening[name])
             self._check_open()
             if name not in self._namespaces:  # another call may have opened it meanwhile
-                self._namespaces[name] = _Namespace(self._logs.read(path, at.position))
+                self._namespaces[name] = Namespace(self._logs.read(path, at.position))
         return self._namespaces[name]
 
     async def _begin(self, follow: Follow, subscriber: Subscriber) -> str:
@@ -352,7 +219,7 @@ class Hub:
                 self._store.submit(subscriber.permit, self._judged, subscriber)
             if subscriber.is_ready:  # one that is ahead of the log reader keeps its position
                 position = self._namespaces[subscriber.path.namespace].reading.position
-                is_ahead = subscriber.after > _order(position)
+                is_ahead = subscriber.after > order_of(position)
                 subscriber.send(b":\n\n" if is_ahead else b"id: %b\n\n" % position.encode())
         self._beating = (self._beating + 1) % BEATS
 
@@ -372,12 +239,12 @@ class Hub:
     def _changed(self, reading: Reading, entries: list[RedisReply], released: bytes) -> None:
         """Deliver changes. Only those with subscribers are decoded, and what a subscriber gets is sent in one write."""
         space = self._namespaces[reading.path.namespace]
-        found: dict[_Audience, list[Changed]] = {}
+        found: dict[Audience, list[Changed]] = {}
         for entry in entries:
             if not is_change(entry) or not (audiences := space.audiences_of(changed_name(entry))):
                 continue
             if change := parse_entry(entry):
-                changed = _order(change.id), event(path_of(reading.path, change), change)
+                changed = order_of(change.id), event(path_of(reading.path, change), change)
                 for audience in audiences:
                     found.setdefault(audience, []).append(changed)
         for audience, changes in found.items():

@@ -16,8 +16,9 @@ from kvstore.commands.jobs import ChangeLease, Taken
 from kvstore.commands.subscriptions import LongPoll
 from kvstore.core.paths import Path
 from kvstore.core.preconditions import read_status
-from kvstore.live.hub import Hub, Subscriber
+from kvstore.live.hub import Hub
 from kvstore.live.log_reader import RETRY_S
+from kvstore.live.subscribers import Subscriber
 from kvstore.stores.pipelined import AsyncStore
 
 
@@ -42,6 +43,16 @@ class LongPolls:
         self._queues: set[WaitQueue] = set()
         self._taking: set[asyncio.Task[object]] = set()
         self._is_closed = False
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait."""
+        return sum(queue.length for queue in self._queues)
+
+    @property
+    def subscriptions(self) -> int:
+        """How many subscribers of the hub they share."""
+        return sum(queue.is_subscribed for queue in self._queues)
 
     async def outcome(self, wait: LongPoll[Outcome]) -> Outcome:
         """Return the first outcome that is_settled, or after `wait_s` the last one; raises Problem."""
@@ -135,6 +146,11 @@ class WaitQueue:
         if self._subscription is None:
             self._subscription = asyncio.ensure_future(hub.listen(self.subscriber, is_taker=self.is_for_jobs))
         await asyncio.shield(self._subscription)
+
+    @property
+    def is_subscribed(self) -> bool:
+        """Whether the hub tells it of changes."""
+        return self._subscription is not None and self._subscription.done()
 
     def on_change(self) -> None:
         """Count a change, and wake the first."""

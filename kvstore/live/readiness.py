@@ -10,8 +10,6 @@ from typing import Any
 from kvstore.commands.base import Command, Outcome
 from kvstore.core.errors import Problem, unavailable
 from kvstore.stores.pipelined import AsyncStore
-from kvstore.stores.pooled import Submissions
-from kvstore.stores.redis_connection import Context, Done
 
 READY_S = 1.0  # for Redis to answer; usual health checks wait 5 s or longer
 
@@ -22,11 +20,6 @@ class Readiness:
     def __init__(self, store: AsyncStore) -> None:
         self._store = store
         self._check: asyncio.Task[Any] | None = None  # that is with Redis; it may take longer than who asks will wait
-        self._submissions = Submissions()
-
-    def submit(self, check: Command[Outcome], done: Done[Context, Outcome], context: Context) -> None:
-        """As PipelinedStore.submit."""
-        self._submissions.add(self.outcome(check), done, context)
 
     async def outcome(self, check: Command[Outcome]) -> Outcome:
         """Return the outcome, or that of the check that is with Redis already; raises StoreUnavailable within READY_S."""

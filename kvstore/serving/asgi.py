@@ -8,11 +8,13 @@ import os
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from inspect import isawaitable
+from time import perf_counter
 from typing import Any
 
 from kvstore.access.principal import Claims, Principal, as_principal
 from kvstore.commands.subscriptions import Follow, FollowMany, LongPoll
 from kvstore.core.errors import Problem
+from kvstore.core.metrics import COUNTERS, UNTIMED_S
 from kvstore.core.paths import escape
 from kvstore.core.settings import read_settings
 from kvstore.http.gate import FetchKeys
@@ -69,16 +71,20 @@ class Application:
     async def _http(self, scope: Message, receive: Receive, send: Send) -> None:
         runtime = self.open()
         request: Request | None = None
-        log, status = self._log, 0
+        log, status, began = self._log, 0, perf_counter()
 
         async def send_noted(message: Message) -> None:
             nonlocal status
-            status = message.get("status", status)
+            if "status" in message:
+                status = message["status"]
+                COUNTERS.record(
+                    scope["method"], status, UNTIMED_S if isinstance(decision, LongPoll) else perf_counter() - began
+                )
             await send(message)
 
         try:
             request, decision = await self._read(runtime, scope, receive)
-            await _answer(runtime, request, decision, receive, send_noted if log else send)
+            await _answer(runtime, request, decision, receive, send_noted)
         except ClientGone:
             pass
         finally:

@@ -10,18 +10,20 @@ import asyncio
 import logging
 from collections.abc import Mapping
 from http import HTTPStatus
+from time import perf_counter
 
 from kvstore.access.principal import Principal
 from kvstore.commands.containers import List
 from kvstore.commands.subscriptions import Follow, FollowMany
 from kvstore.core.errors import Problem, RequestTimeout, unavailable
+from kvstore.core.metrics import COUNTERS, UNTIMED
 from kvstore.http.gate import FetchKeys, Gate
 from kvstore.http.messages import Headers, Request, Response
 from kvstore.http.protocol import Outcome, render
 from kvstore.serving.bounds import BODY_S, HEAD_S, IDLE_S, WRITE_S
 from kvstore.serving.exchange import decide, respond, stream_fields
 from kvstore.serving.http1 import HEAD, NOTHING, Reader
-from kvstore.serving.server import Server
+from kvstore.serving.server import Server, peer_address
 from kvstore.serving.sse import Stream
 
 log = logging.getLogger("kvstore")
@@ -37,12 +39,6 @@ _NOT_FOR_A_STORE = Response, Follow, FollowMany, FetchKeys
 def _lines(headers: Headers) -> bytes:
     """Header fields as lines, each preceded by CRLF."""
     return "".join([f"\r\n{name}: {value}" for name, value in headers]).encode("latin-1")
-
-
-def peer_address(transport: asyncio.BaseTransport) -> str:
-    """Return the IP address of a client; "" for one on a unix socket."""
-    peer = transport.get_extra_info("peername")
-    return str(peer[0]) if isinstance(peer, tuple) else ""
 
 
 class ClientConnection(asyncio.Protocol):
@@ -108,7 +104,7 @@ class ClientConnection(asyncio.Protocol):
                 self._fail(unavailable("this server has as many connections as it allows; try again later"))
 
     def connection_lost(self, _: Exception | None) -> None:
-        self._server.connections.discard(self)
+        self._server.forget(self)
         self._keep = False
         self._over = True
         if self._stream:
@@ -233,8 +229,11 @@ class ClientConnection(asyncio.Protocol):
 
     def _decide(self, request: Request, principal: Principal | None, gate: Gate | None) -> None:
         runtime = self._runtime
+        server = self._server
+        if server.timed is None:
+            server.timed, server.timed_at = self, perf_counter()
         # For an identical block of fields the reader returns the same object, whose Host and token have been checked.
-        deciding = decide if request.headers is self._accepted else self._server.decide
+        deciding = decide if request.headers is self._accepted else server.decide
         decision = deciding(request, runtime.settings, runtime.rules, principal, gate)
         if not isinstance(decision, _NOT_FOR_A_STORE):
             self._accepted = request.headers
@@ -242,6 +241,8 @@ class ClientConnection(asyncio.Protocol):
             self._busy = True
             self.due = _NEVER
             self._wait = runtime.submit(decision, self._respond, request)
+            if self._wait is not None and server.timed is self:
+                server.timed = None  # it waits, so its time says nothing
         elif isinstance(decision, Response):
             self._send(request, decision)
         elif isinstance(decision, Follow | FollowMany):
@@ -266,7 +267,7 @@ class ClientConnection(asyncio.Protocol):
         if response.more is None or request.method == "HEAD":
             self._finish()
 
-    def _send(self, request: Request, response: Response) -> None:
+    def _send(self, request: Request, response: Response) -> None:  # noqa: PLR0912  # without calls: every response passes
         server, transport = self._server, self._transport
         if transport.is_closing():  # the client has gone
             self._over = True
@@ -291,6 +292,11 @@ class ClientConnection(asyncio.Protocol):
             parts.append(body)
         self.due = server.now + IDLE_S
         transport.write(b"".join(parts))  # may call pause_writing
+        # As Server.count(), without a call: each request comes by here.
+        numbers = COUNTERS.requests.get((request.method, status)) or COUNTERS.first(request.method, status)
+        numbers[UNTIMED] += 1
+        if server.timed is self:
+            server.end_timing(numbers)
         if server.log is not None:
             server.log.record(request, status)
         if more is not None:
@@ -370,6 +376,7 @@ class ClientConnection(asyncio.Protocol):
         framing = b"\r\nTransfer-Encoding: chunked\r\n\r\n" if is_1_1 else b"\r\nConnection: close\r\n\r\n"
 
         def head() -> bytes:
+            server.count(self, request.method, 200)
             return _STATUS[200] + server.date + _lines(stream_fields(request, self._runtime.settings)) + framing
 
         self._followed = request

@@ -12,6 +12,7 @@ from kvstore.access.principal import Principal
 from kvstore.access.views import Rules
 from kvstore.commands.base import Command
 from kvstore.commands.batch import Answers, Refused
+from kvstore.commands.metrics import ReadMetrics
 from kvstore.commands.readiness import CheckReadiness
 from kvstore.commands.subscriptions import Follow, FollowMany, LongPoll
 from kvstore.core.errors import ContentTooLarge, InvalidRequest, Problem, TooManyRequests, problem_in
@@ -24,7 +25,7 @@ from kvstore.http.messages import MAX_BODY_BYTES, Headers, Request, Response, re
 from kvstore.http.protocol import STREAM, Outcome, parse, render
 from kvstore.serving import own_paths
 
-Asked: TypeAlias = Command[Outcome] | LongPoll[Outcome]
+Asked: TypeAlias = Command[Outcome] | LongPoll[Outcome] | ReadMetrics
 Decision: TypeAlias = Asked | Follow | FollowMany | CheckReadiness | Response | FetchKeys
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from itertools import chain
+from time import perf_counter
 from typing import Any, NamedTuple
 
 import flask
@@ -23,9 +24,11 @@ from werkzeug.wsgi import get_input_stream
 
 from kvstore.access.principal import Claims, as_principal
 from kvstore.access.views import Rules
+from kvstore.commands.metrics import ReadMetrics
 from kvstore.commands.readiness import CheckReadiness
 from kvstore.commands.subscriptions import Follow, FollowMany, LongPoll
 from kvstore.core.errors import InvalidRequest, Problem
+from kvstore.core.metrics import COUNTERS, UNTIMED_S
 from kvstore.core.paths import escape
 from kvstore.core.settings import Settings, read_settings
 from kvstore.http.gate import FetchKeys, Gate, open_gate
@@ -89,6 +92,7 @@ def make_blueprint(runtime: FlaskRuntime) -> flask.Blueprint:
 
 
 def _answer(runtime: FlaskRuntime, environ: Environ, prefix_segments: int) -> flask.Response:
+    began = perf_counter()
     request = _head(environ)
     if runtime.gate:
         request = runtime.gate.begin(request, str(environ.get("REMOTE_ADDR") or ""))
@@ -96,9 +100,12 @@ def _answer(runtime: FlaskRuntime, environ: Environ, prefix_segments: int) -> fl
         target, base = _below_mount(environ, prefix_segments)
         request = request._replace(target=target, base=base, body=_body(environ))
     except Problem as problem:
-        answer = as_response(respond(request, problem, runtime.settings))
+        decision: Asked | Follow | FollowMany | Response = respond(request, problem, runtime.settings)
     else:
-        answer = _decided(runtime, request, environ)
+        decision = _decide(runtime, request, environ)
+    answer = _carried_out(runtime, request, decision, environ)
+    elapsed_s = UNTIMED_S if isinstance(decision, LongPoll) else perf_counter() - began
+    COUNTERS.record(request.method, answer.status_code, elapsed_s)
     if log := runtime.log:
         if answer.is_streamed:
             answer.call_on_close(lambda: log.record(request, answer.status_code))
@@ -107,11 +114,17 @@ def _answer(runtime: FlaskRuntime, environ: Environ, prefix_segments: int) -> fl
     return answer
 
 
-def _decided(runtime: FlaskRuntime, request: Request, environ: Environ) -> flask.Response:
+def _decide(runtime: FlaskRuntime, request: Request, environ: Environ) -> Asked | Follow | FollowMany | Response:
     deciding = decide_for_host if _is_development_server_on_loopback(environ) else decide
     asking = as_principal(runtime.principal and runtime.principal())
     while isinstance(decision := deciding(request, runtime.settings, runtime.rules, asking, runtime.gate), FetchKeys):
         decision.keys.fetch()
+    return decision
+
+
+def _carried_out(
+    runtime: FlaskRuntime, request: Request, decision: Asked | Follow | FollowMany | Response, environ: Environ
+) -> flask.Response:
     if isinstance(decision, Response):
         return as_response(decision)
     outcome: Outcome | Exception
@@ -145,7 +158,7 @@ def _parts(store: BlockingStore, request: Request, response: Response) -> Iterat
 
 def _outcome(runtime: FlaskRuntime, asked: Asked, environ: Environ) -> Outcome:
     """Return the outcome of a command or a long poll; raises Problem."""
-    if isinstance(asked, CheckReadiness):  # the event loop limits its time
+    if isinstance(asked, CheckReadiness | ReadMetrics):  # what the event loop does
         return runtime.background.run(lambda loop: loop.outcome(asked))
     if not isinstance(asked, LongPoll):
         return runtime.store.execute(asked)

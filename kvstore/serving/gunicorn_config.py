@@ -15,6 +15,8 @@ from kvstore.core.redis_url import parse_redis_url
 from kvstore.core.settings import InvalidSetting, Settings, read_settings
 from kvstore.http.gate import open_gate
 from kvstore.http.hosts import is_loopback
+from kvstore.live import metrics
+from kvstore.live.metrics_board import Board
 from kvstore.runtime import NOTHING_IS_KEPT, rules_of
 from kvstore.serving.server import tcp_addresses
 from kvstore.stores import embedded
@@ -65,6 +67,18 @@ def on_starting(server: Any) -> None:
     else:
         _server.keep()
         os.environ["REDIS_URL"] = _server.url
+
+
+def pre_fork(_: Any, worker: Any) -> None:
+    """Give a worker a slot for its metrics, before it is a process."""
+    metrics.board = metrics.board or Board()
+    worker.slot = metrics.board.claim()
+
+
+def child_exit(_: Any, worker: Any) -> None:
+    """Take the slot of a worker back that has ended, however that was."""
+    if metrics.board and worker.slot is not None:
+        metrics.board.free(worker.slot)
 
 
 def _hold_sigterm() -> None:

@@ -17,6 +17,7 @@ from gunicorn.workers.base import Worker
 
 from kvstore.core.settings import read_settings
 from kvstore.http.hosts import is_loopback
+from kvstore.live import metrics
 from kvstore.runtime import Runtime, locate, open_runtime
 from kvstore.serving.connection import ClientConnection
 from kvstore.serving.exchange import decide_for_host
@@ -35,7 +36,9 @@ def open_in_environment() -> Runtime:
 
 
 class WorkerProcess(Worker):  # type: ignore[misc]  # gunicorn has no types
-    """A process that serves HTTP until it is stopped."""
+    """A process that serves HTTP until it is stopped. `slot` is the one on the board of the metrics (gunicorn_config.py)."""
+
+    slot: int | None = None
 
     def init_process(self) -> None:
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -76,7 +79,10 @@ class WorkerProcess(Worker):  # type: ignore[misc]  # gunicorn has no types
         self._stopped, self._quitting = asyncio.Event(), False
         self._handle_signals()
         runtime = open_in_environment()
+        if metrics.board and self.slot is not None:
+            metrics.board.use(self.slot)
         server = Server(runtime)
+        runtime.metrics.connections = server.connections.__len__
         addresses = tcp_addresses(listener.sock for listener in self.sockets)
         if addresses and all(map(is_loopback, addresses)):
             server.decide = decide_for_host
@@ -88,6 +94,7 @@ class WorkerProcess(Worker):  # type: ignore[misc]  # gunicorn has no types
             listeners.append(await self._loop.create_server(connect, sock=listener.sock, backlog=self.cfg.backlog))
         while self.alive and self.ppid == os.getppid():
             self.notify()
+            runtime.metrics.show()
             try:
                 await asyncio.wait_for(self._stopped.wait(), _NOTIFY_S)
             except TimeoutError:
@@ -98,6 +105,7 @@ class WorkerProcess(Worker):  # type: ignore[misc]  # gunicorn has no types
         await runtime.long_polls.close()
         await runtime.hub.close()
         await self._drain(server)
+        runtime.metrics.show()
         await runtime.store.close()
 
     async def _drain(self, server: Server) -> None:

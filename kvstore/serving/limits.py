@@ -8,6 +8,7 @@ from kvstore.access.rules import MAX_OWN_ROWS
 from kvstore.commands.base import DAY_MS, MAX_PAGE_BYTES
 from kvstore.commands.batch import MAX_ATOMIC_WORK, MAX_READ_BYTES
 from kvstore.commands.jobs import DEFAULT_ATTEMPTS, MAX_ATTEMPTS, MAX_LEASE_S, MAX_REASON_BYTES
+from kvstore.commands.metrics import MAX_QUEUES
 from kvstore.commands.presence import HOLD_S
 from kvstore.commands.scripts import number_in
 from kvstore.commands.transforms import COPIED_BYTES, COPIED_FACTOR
@@ -22,6 +23,7 @@ from kvstore.http.messages import MAX_BODY_BYTES, MAX_TARGET_BYTES, Response
 from kvstore.http.protocol import MAX_KEY_CHARACTERS
 from kvstore.http.streams import MAX_HOLDS, MAX_ID_BYTES, MAX_PATHS
 from kvstore.live.hub import MAX_BUFFERED_BYTES, MAX_PARTS
+from kvstore.live.metrics import MAX_NAMESPACES
 from kvstore.live.readiness import READY_S
 from kvstore.live.stream_session import HEARTBEAT_S, PAGE
 from kvstore.serving.bounds import (
@@ -121,6 +123,8 @@ def limits(settings: Settings) -> tuple[Limit, ...]:
         Limit("token", MAX_TOKEN_BYTES, "bytes", "a token"),
         Limit("token_rows", MAX_OWN_ROWS, "rows", "the claim `allow` of a token"),
         Limit("secret", MIN_SECRET_BYTES, "bytes", "a secret of `KVSTORE_SECRET`, at least"),
+        Limit("metrics_namespaces", MAX_NAMESPACES, "namespaces", "those whose jobs `/_/metrics` counts"),
+        Limit("metrics_queues", MAX_QUEUES, "queues", "those of each namespace that it counts"),
         Limit("ready_time", int(READY_S), "s", "time for Redis to answer `/_/ready`"),
     )
 

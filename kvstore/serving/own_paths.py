@@ -12,7 +12,8 @@ from kvstore.core.paths import own_path
 from kvstore.core.settings import Settings
 from kvstore.http.cors import preflight
 from kvstore.http.messages import SAFE, Request, Response
-from kvstore.http.protocol import HEALTH_PATH, LIMITS_PATH, OK, READY_PATH
+from kvstore.http.openapi import render_openapi
+from kvstore.http.protocol import HEALTH_PATH, LIMITS_PATH, OK, OPENAPI_PATH, READY_PATH
 from kvstore.serving.limits import render_limits
 from kvstore.serving.pages import PAGES, render_page
 
@@ -20,6 +21,7 @@ OPEN: dict[str, Callable[[Request, Settings], Response | CheckReadiness]] = {
     HEALTH_PATH: lambda _, __: OK,  # this process is alive, since it answers
     READY_PATH: lambda _, __: CheckReadiness(),
     LIMITS_PATH: lambda _, settings: render_limits(settings),
+    OPENAPI_PATH: lambda _, settings: render_openapi(settings),
     **dict.fromkeys(PAGES, lambda request, _: render_page(request)),
 }
 _ALLOW = "GET, HEAD, OPTIONS"

@@ -5,9 +5,10 @@ import logging
 from collections.abc import Iterable
 from contextlib import suppress
 from socket import AF_INET, AF_INET6, socket
-from time import time
+from time import perf_counter, time
 from typing import Protocol
 
+from kvstore.core.metrics import COUNTERS, UNTIMED, Numbers, add_time
 from kvstore.http.messages import http_date
 from kvstore.runtime import Runtime
 from kvstore.serving.bounds import MAX_UNREAD_BYTES
@@ -24,6 +25,12 @@ log = logging.getLogger("kvstore")
 def tcp_addresses(listeners: Iterable[socket]) -> list[str]:
     """The IP addresses that a server listens on; browsers reach no unix sockets."""
     return [listener.getsockname()[0] for listener in listeners if listener.family in (AF_INET, AF_INET6)]
+
+
+def peer_address(transport: asyncio.BaseTransport) -> str:
+    """Return the IP address of a client; "" for one on a unix socket."""
+    peer = transport.get_extra_info("peername")
+    return str(peer[0]) if isinstance(peer, tuple) else ""
 
 
 class Connection(Protocol):
@@ -57,6 +64,8 @@ class Server:
         self.log = open_log(runtime.settings)
         self.max_connections = runtime.settings.max_connections
         self.stopping = False
+        self.timed: Connection | None = None  # whose request is timed for the metrics, one at a time; since when
+        self.timed_at = 0.0
         self.now = 0.0  # by the loop's clock, at the last check
         self.date = b""  # the header field, at the last check
         self._unread_bytes = 0  # of all connections at the last count, and of those that were choked since
@@ -71,6 +80,25 @@ class Server:
     def is_flooded(self) -> bool:
         """Whether there are so many more that they get no response."""
         return len(self.connections) > self.max_connections + MAX_REFUSED
+
+    def count(self, connection: Connection, method: str, status: int) -> None:
+        """Count a request that is answered."""
+        numbers = COUNTERS.requests.get((method, status)) or COUNTERS.first(method, status)
+        numbers[UNTIMED] += 1
+        if self.timed is connection:
+            self.end_timing(numbers)
+
+    def end_timing(self, numbers: Numbers) -> None:
+        """Count the time that a request took which is counted, the one that is timed."""
+        self.timed = None
+        numbers[UNTIMED] -= 1
+        add_time(numbers, perf_counter() - self.timed_at)
+
+    def forget(self, connection: Connection) -> None:
+        """Forget a connection that has ended."""
+        self.connections.discard(connection)
+        if self.timed is connection:
+            self.timed = None
 
     def choked(self, connection: Connection) -> None:
         """Count a connection whose client has stopped reading. Above the limit, some connections are dropped."""

@@ -4,12 +4,14 @@ No command is sent twice. redis-py's retries are off (redis_clients.py); EVAL af
 has run nothing. Source: EVALSHA, EVAL, XREAD.
 """
 
+import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakSet
 
 import redis
 
@@ -18,7 +20,7 @@ from kvstore.core.errors import Problem
 from kvstore.core.paths import Path, own_key
 from kvstore.core.redis_url import parse_redis_url
 from kvstore.stores import redis_clients
-from kvstore.stores.execution import Execution, eval_words, evalsha_words
+from kvstore.stores.execution import Execution, eval_words, evalsha_words, timed
 from kvstore.stores.redis_clients import MAX_BLOCKING_CONNECTIONS, blocking_client, waiting_until
 from kvstore.stores.redis_errors import ERRORS, all_busy, problem_of
 
@@ -64,7 +66,7 @@ class _Turns:
 
 
 class BlockingStore:
-    """Executes commands through a client of redis-py. Safe to share between threads.
+    """Executes commands through a client of redis-py. Safe to share between threads, and to use in a forked process.
 
     `connect` makes the client, when the first command comes.
     """
@@ -72,6 +74,14 @@ class BlockingStore:
     def __init__(self, connect: Callable[[], Any]) -> None:
         self._connect = connect
         self._client: Any = None
+        self.forget()
+        _all.add(self)
+
+    def forget(self) -> None:
+        """Reset it in a child process: connections, locks and turns belong to threads of the parent."""
+        if self._client:
+            _parents.append(self._client)
+            self._client = None
         self._lock = threading.Lock()
         # redis-py bounds the connections to each node; at that bound a client of a cluster or of Sentinels fails at once.
         self._turns = _Turns(MAX_BLOCKING_CONNECTIONS)
@@ -93,7 +103,7 @@ class BlockingStore:
         """The reply to a command, or the Problem that came in its place."""
         words = evalsha_words(execution.command)
         try:
-            with self._turn(execution.due) as client:
+            with self._turn(execution.due) as client, timed():
                 try:
                     return client.execute_command(*words)
                 except redis.exceptions.NoScriptError:
@@ -147,6 +157,18 @@ class BlockingStore:
             return self._client
         finally:
             self._lock.release()
+
+
+_all: "WeakSet[BlockingStore]" = WeakSet()
+_parents: list[Any] = []  # in a child process, never freed: to close them would talk to the parent's Redis
+
+
+def _forget() -> None:
+    for store in _all:
+        store.forget()
+
+
+os.register_at_fork(after_in_child=_forget)
 
 
 def open_blocking_store(redis_url: str, *, verify_tls: bool = True) -> BlockingStore:

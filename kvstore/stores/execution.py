@@ -3,11 +3,14 @@
 A store adds the waiting. Nothing here does I/O. Source: EVALSHA, EVAL.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from time import perf_counter
 from typing import Any, Generic
 
 from kvstore.commands.base import Again, Command, Later, Outcome, RedisReply, RegisterNamespace
 from kvstore.core.errors import Problem
+from kvstore.core.metrics import COUNTERS, add_time
 from kvstore.stores import redis_clients
 from kvstore.stores.redis_errors import as_unknown
 
@@ -24,6 +27,15 @@ def eval_words(command: Command[object]) -> Words:
     """Return the same with the script's text, for a Redis that has answered NOSCRIPT: it has run nothing."""
     keys = command.keys
     return ("EVAL", command.script.text, len(keys), *keys, *command.arguments)
+
+
+@contextmanager
+def timed() -> Iterator[None]:
+    """Count a command, and the time until its reply."""
+    began = perf_counter()
+    yield
+    COUNTERS.redis_commands += 1
+    add_time(COUNTERS.redis, perf_counter() - began)
 
 
 class Execution(Generic[Outcome]):

@@ -14,7 +14,7 @@ from kvstore.commands.base import Again, Command, Later, Outcome, RedisReply
 from kvstore.core.errors import Problem
 from kvstore.core.redis_url import parse_redis_url
 from kvstore.stores import redis_clients
-from kvstore.stores.execution import Execution, Words, eval_words, evalsha_words
+from kvstore.stores.execution import Execution, Words, eval_words, evalsha_words, timed
 from kvstore.stores.pipelined import AsyncStore, PipelinedStore
 from kvstore.stores.redis_clients import MAX_POOLED_CONNECTIONS, close_pooled_client, pooled_client
 from kvstore.stores.redis_connection import Context, Done
@@ -100,10 +100,11 @@ class PooledStore:
                 if self._client is None:
                     self._client = self._connect()
                 call: Callable[..., Awaitable[Any]] = self._client.execute_command
-                try:
-                    return await call(*words)
-                except redis.exceptions.NoScriptError:
-                    return await call(*eval_words(execution.command))
+                with timed():
+                    try:
+                        return await call(*words)
+                    except redis.exceptions.NoScriptError:
+                        return await call(*eval_words(execution.command))
         except LOOP_ERRORS as error:
             return problem_of(error)
         finally:

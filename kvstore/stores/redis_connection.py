@@ -8,6 +8,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
+from time import perf_counter
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 import hiredis
@@ -15,6 +16,7 @@ import hiredis
 from kvstore.commands.base import Again, Command, Later, Outcome
 from kvstore.commands.bulk import CoalescingKey, coalesce, coalescing_key, slot_among
 from kvstore.core.errors import UNKNOWN, Problem, unavailable
+from kvstore.core.metrics import COUNTERS, add_time
 from kvstore.core.redis_url import Address
 from kvstore.stores import redis_clients
 from kvstore.stores.execution import Execution, Words, eval_words, evalsha_words
@@ -94,6 +96,8 @@ class RedisConnection(asyncio.Protocol):
         self._buffer: list[bytes] = []
         self._gathered: dict[CoalescingKey, dict[str | int, Submitted]] = {}  # sent at the end of this turn of the loop
         self._is_scheduled = False  # the end of this turn
+        self._timed: PendingCommand | None = None  # one of those that were sent, and when
+        self._timed_at = 0.0
         self._transport: asyncio.Transport = None  # type: ignore[assignment]  # set by connection_made
         self._greeting: asyncio.Future[Any] | None = None
 
@@ -175,6 +179,9 @@ class RedisConnection(asyncio.Protocol):
         buffer, self._buffer = self._buffer, []
         if buffer and not self._transport.is_closing():
             self._transport.write(b"".join(buffer) if len(buffer) > 1 else buffer[0])
+            COUNTERS.redis_commands += len(buffer)
+            if self._timed is None and self._sent:
+                self._timed, self._timed_at = self._sent[-1], perf_counter()
 
     def data_received(self, data: bytes) -> None:
         reader, sent = self._reader, self._sent
@@ -188,6 +195,9 @@ class RedisConnection(asyncio.Protocol):
                     self._greeted(reply)
                     continue
                 pending = sent.popleft()
+                if pending is self._timed:
+                    self._timed = None
+                    add_time(COUNTERS.redis, perf_counter() - self._timed_at)
                 self._bytes -= pending.size
                 self._count -= pending.count
                 self.has_room = True

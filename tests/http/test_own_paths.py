@@ -13,7 +13,7 @@ from tests.support.clients import CSP, Checked
 from tests.support.lanes import on, on_two
 from tests.support.tokens import BAD, SECRET
 
-PATHS = ("/_/health", "/_/ready", "/_/limits")
+PATHS = ("/_/health", "/_/ready", "/_/limits", "/_/openapi.json")
 on_adapters = on([("flask", "valkey"), ("asgi", "cluster"), ("served", "redis"), ("flask", "fake")])
 SAFE = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Content-Security-Policy": CSP}
 

@@ -13,6 +13,7 @@ import pytest
 from kvstore.commands.changelog import MAX_CHANGED_BYTES, MAX_CHANGES, GetLogPosition, ReadChanges
 from kvstore.core.paths import parse_path
 from kvstore.live import hub as live
+from kvstore.live.subscribers import MAX_JOINED_BYTES
 from tests.support.asking import entries
 from tests.support.stores import SERVERS, Running, wait_until
 from tests.support.streams import LIMIT_S, OwnServer, Reader, ask, following
@@ -81,7 +82,7 @@ def test_many_changes_at_once(followed: OwnServer) -> None:
         assert values(of_all)[: len(batch)] == bodies
         assert values(of_one) == bodies[1::3]
         assert values(of_none) == ["last"]
-        assert len(KIB) * len(batch) > live.MAX_JOINED_BYTES
+        assert len(KIB) * len(batch) > MAX_JOINED_BYTES
 
 
 @on_redis

@@ -24,7 +24,22 @@ FILES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 MODULES = {name: ast.parse(path.read_text("utf-8")) for name, path in FILES.items()}
 
 # From top to bottom: a package imports only from itself and from those above it.
-PACKAGES = ["core", "commands", "access", "http", "stores", "live", "runtime", "serving", "tasks", "asgi", "cli"]
+PACKAGES = [
+    "core",
+    "commands",
+    "access",
+    "http",
+    "stores",
+    "live",
+    "runtime",
+    "serving",
+    "tasks",
+    "verbs",
+    "client",
+    "aio",
+    "asgi",
+    "cli",
+]
 
 # What is not of the standard library, and which modules or packages may import it.
 LIBRARIES = {
@@ -42,7 +57,7 @@ LIBRARIES = {
 
 # What of the standard library reaches the world outside, and who may import it. Everybody else is a function of values.
 WORLD = {
-    "asyncio": {"stores", "live", "runtime", "serving"},
+    "asyncio": {"stores", "live", "runtime", "serving", "aio"},
     "atexit": {"runtime", "serving.background"},
     "ctypes": {"stores.embedded"},
     "fcntl": {"stores.embedded"},
@@ -51,21 +66,21 @@ WORLD = {
     # loads public names late.
     "importlib": {"commands.scripts", "serving.pages", "stores.embedded", "__init__"},
     "logging": {"access.jwks", "core.errors", "stores", "live", "runtime", "serving.connection", "serving.server", "tasks"},
-    "os": {"stores.embedded", "runtime", "serving", "tasks", "asgi", "cli"},
+    "os": {"stores", "live.metrics", "runtime", "serving", "tasks", "client", "asgi", "cli"},
     "pathlib": {"access.jwks", "stores.embedded", "runtime", "serving.gunicorn_config"},
-    "random": {"live.stream_session"},
+    "random": {"live.stream_session", "verbs"},
     "resource": {"serving.gunicorn_worker"},
     "secrets": {"live.presence", "live.client_streams", "http.gate"},
     "signal": {"stores.embedded", "serving.gunicorn_config", "serving.gunicorn_worker", "tasks"},
     "socket": {"stores.embedded", "serving.server", "serving.sse", "serving.flask"},
     "ssl": {"stores", "serving.flask"},
-    "mmap": {"tasks.supervisor"},
+    "mmap": {"live.metrics_board", "tasks.supervisor"},
     "subprocess": {"stores.embedded"},
     "sys": {"stores.embedded", "serving", "tasks", "cli"},
     "tempfile": {"stores.embedded"},
     "threading": {"access", "stores", "serving.background", "tasks"},
     # http.messages: gmtime alone; http.gate: when a request came
-    "time": {"access", "stores", "live", "serving", "tasks", "http.messages", "http.gate"},
+    "time": {"access", "stores", "live", "serving", "tasks", "client", "http.messages", "http.gate"},
 }
 
 # The rest of the standard library that is in use: it touches nothing.
@@ -81,6 +96,7 @@ PURE = {
         "copy",
         "dataclasses",
         "datetime",
+        "decimal",
         "email",
         "functools",
         "zlib",
@@ -188,6 +204,8 @@ LOADED = [
     ("kvstore.tasks.worker", {"kvstore.serving", "gunicorn", "flask"}),
     ("kvstore.access.tokens", {"kvstore.serving", "kvstore.http", "kvstore.stores"}),
     ("kvstore.tasks.decorators", {"kvstore.serving", "gunicorn"}),
+    ("kvstore.client", {"kvstore.serving.flask", "kvstore.serving.connection", "kvstore.tasks", "flask", "gunicorn", "jwt"}),
+    ("kvstore.aio", {"kvstore.serving.flask", "kvstore.serving.connection", "kvstore.tasks", "flask", "gunicorn", "jwt"}),
 ]
 
 

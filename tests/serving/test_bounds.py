@@ -132,7 +132,7 @@ def test_who_is_cut(row: tuple[list[tuple[int, float]], list[int]], monkeypatch:
     held, cut = row
 
     async def bound() -> list[int]:
-        serving = Server(Runtime(Settings(), None, None, None, None))  # type: ignore[arg-type]
+        serving = Server(Runtime(Settings(), None, None, None, None, None))  # type: ignore[arg-type]
         now = serving.loop.time()
         readings = [Reading(size * MEBIBYTE, now - seconds if seconds else 0.0) for size, seconds in held]
         serving.connections |= set(readings)
@@ -207,7 +207,7 @@ def test_time_limits_go_on_after_an_exception(monkeypatch: pytest.MonkeyPatch, c
     monkeypatch.setattr(server, "CHECK_S", 0.02)
 
     async def check() -> None:
-        serving = Server(Runtime(Settings(), None, None, None, None))  # type: ignore[arg-type]
+        serving = Server(Runtime(Settings(), None, None, None, None, None))  # type: ignore[arg-type]
         failing = [Overdue(fails=True), Overdue(fails_always=True)]
         others = [Overdue() for _ in range(20)]
         serving.connections |= {*failing, *others}

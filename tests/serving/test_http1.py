@@ -699,7 +699,7 @@ class Answering:
 def server_of(store: Any) -> shared.Server:
     """A server that nobody follows and nobody waits for."""
     nobody: Any = None
-    return shared.Server(Runtime(Settings(), store, nobody, nobody, nobody))
+    return shared.Server(Runtime(Settings(), store, nobody, nobody, nobody, nobody))
 
 
 class Player:

@@ -1,5 +1,8 @@
-"""The blocking store leaves nothing open."""
+"""The blocking store leaves nothing open, and can be used in a forked process."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -19,3 +22,37 @@ def test_close_closes_the_connections(started: Callable[[str], Running], name: s
     assert len(running.redis.client_list()) == before + 1
     store.close()
     wait_until(lambda: len(running.redis.client_list()) == before, 10)
+
+
+FORKED = """
+import os
+from kvstore.commands.documents import Get
+from kvstore.core.paths import parse_path
+from kvstore.stores.blocking import open_blocking_store
+from kvstore.stores.redis_clients import MAX_BLOCKING_CONNECTIONS
+
+store = open_blocking_store(os.environ["REDIS_URL"])
+get = Get(parse_path(b"/ns/a"))
+nothing = store.execute(get)
+store._lock.acquire()  # as a thread that is connecting at that moment does
+for _ in range(MAX_BLOCKING_CONNECTIONS):
+    assert store._turns.acquire(0)  # and as threads that wait for Redis do
+pid = os.fork()
+if pid == 0:
+    assert store.execute(get) == nothing
+    os._exit(7)
+assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+store._lock.release()
+store._turns.release()
+assert store.execute(get) == nothing
+print("both")
+"""
+
+
+def test_a_process_that_was_forked(started: Callable[[str], Running]) -> None:
+    """It has connections of its own, whatever the parent's threads were doing, and the parent's are not closed."""
+    environ = os.environ | {"REDIS_URL": started("redis").url}
+    ended = subprocess.run(
+        [sys.executable, "-W", "error", "-c", FORKED], env=environ, capture_output=True, text=True, timeout=30, check=False
+    )
+    assert (ended.stdout, ended.stderr, ended.returncode) == ("both\n", "", 0)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 import redis
 
 from kvstore.commands.base import Command, settled
+from kvstore.commands.metrics import ReadMetrics
 from kvstore.commands.subscriptions import Follow, FollowMany, LongPoll
 from kvstore.core import codec
 from kvstore.core.paths import OWN_KEYS, own_key, parse_path
@@ -129,7 +130,7 @@ DEFAULTS = Settings()
 def command_of(request: Request, settings: Settings = DEFAULTS) -> Command[Any]:
     """The command of a request that the store is needed for."""
     command = parse(request, settings)
-    assert not isinstance(command, Follow | FollowMany | LongPoll | Response)
+    assert not isinstance(command, Follow | FollowMany | LongPoll | ReadMetrics | Response)
     return command
 
 

@@ -23,6 +23,7 @@ from kvstore.core.settings import Settings, read_settings
 from kvstore.http.gate import open_gate
 from kvstore.live.hub import Hub
 from kvstore.live.long_poll import LongPolls
+from kvstore.live.metrics import Metrics
 from kvstore.live.readiness import Readiness
 from kvstore.runtime import Runtime, open_runtime, rules_of
 from kvstore.serving.asgi import Application
@@ -30,6 +31,7 @@ from kvstore.serving.background import Background
 from kvstore.serving.flask import FlaskRuntime, make_blueprint
 from kvstore.serving.request_log import open_log
 from kvstore.stores.pooled import PooledStore
+from tests.support.described import check_described
 from tests.support.serving import READ_S, Served, start_kvstore
 from tests.support.stores import Fake, Running, make_directory
 
@@ -113,7 +115,8 @@ def runtime_on(store: Running, settings: Settings) -> Runtime:
     on_loop = PooledStore(lambda: fakeredis.FakeAsyncRedis(server=store.server))
     hub = Hub(on_loop, parse_redis_url(store.url), settings.max_streams)
     polls, readiness = LongPolls(on_loop, hub), Readiness(on_loop)
-    return Runtime(settings, on_loop, hub, polls, readiness, rules_of(settings), open_gate(settings))
+    metrics = Metrics(on_loop, hub, polls)
+    return Runtime(settings, on_loop, hub, polls, readiness, metrics, rules_of(settings), open_gate(settings))
 
 
 def make_environ(method: str, target: str | bytes, headers: Lines = (), body: bytes = b"") -> dict[str, Any]:
@@ -261,6 +264,7 @@ class Checked:
     def request(self, method: str, target: str | bytes, headers: Lines = (), body: bytes = b"") -> Answer:
         answer = self.adapter.request(method, target, headers, body)
         check_promises(method, answer, target)
+        check_described(method, target, answer.status, answer.headers.get("content-type"), answer.body)
         return answer
 
     def get(self, target: str | bytes, headers: Lines = ()) -> Answer:
@@ -278,7 +282,7 @@ class Checked:
 
 STRONG_TAG = re.compile(r'"[!#-~]+"')
 TAKEN = b'{"items":[{"path":'  # jobs; an item of a listing begins with its name
-NOT_KEPT = ("/_/health", "/_/ready", "/_/limits")  # by any cache
+NOT_KEPT = ("/_/health", "/_/ready", "/_/limits", "/_/openapi.json")  # by any cache
 WRITES = ("PUT", "PATCH", "POST")
 CSP = "default-src 'none'; frame-ancestors 'none'; sandbox"
 

@@ -438,6 +438,7 @@ INTERNAL = {
         "ClaimStreams",
         "ReleaseStream",
         "CheckReadiness",
+        "CountJobs",
     ),
 }
 # Commands that are made of others, which are judged.

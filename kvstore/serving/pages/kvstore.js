@@ -188,10 +188,10 @@ function goLive(request, name, onBehind) {
   const mine = new Map() // what this tab follows, by target
   const tab = randomName()
   let tabs // what each tab follows, where this one leads
-  let query, id, isBehind, stream, channel, quit, timer
+  let query, id, isBehind, isKnown, stream, channel, quit, timer
 
   const heard = {
-    asks: () => say("wants", tab, [...mine.values()].map(({target, held}) => [target, held])),
+    asks: () => isKnown && say("wants", tab, [...mine.values()].map(({target, held}) => [target, held])),
     event: (target, event) => mine.get(target)?.feed(event),
     refused: (target, problem) => mine.get(target)?.close(new Problem(problem)),
     at: last => (id = last),
@@ -213,10 +213,15 @@ function goLive(request, name, onBehind) {
   function begin() {
     const {signal} = (quit = new AbortController())
     const over = new Promise(resolve => signal.addEventListener("abort", resolve))
-    if (!locks) return lead()
+    const enter = () => {
+      isKnown = true
+      heard.asks()
+      return over
+    }
+    if (!locks) return lead(enter())
     channel = new BroadcastChannel(name)
     channel.onmessage = ({data}) => hear(data)
-    locks.request(name + tab, {signal}, () => over).catch(() => {})
+    locks.request(name + tab, {signal}, enter).catch(() => {}) // who leads waits for its end, once it has heard of it
     locks.request(name, {signal}, () => lead() ?? over).catch(() => {})
   }
 
@@ -277,9 +282,9 @@ function goLive(request, name, onBehind) {
     stream?.abort()
     channel?.close()
     clearTimeout(timer)
-    quit = stream = channel = tabs = query = undefined
+    quit = stream = channel = tabs = query = isKnown = undefined
   })
-  globalThis.addEventListener?.("pageshow", () => mine.size && (begin(), heard.asks()))
+  globalThis.addEventListener?.("pageshow", () => mine.size && begin())
 
   return {
     change(how, following) {

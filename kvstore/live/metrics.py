@@ -1,0 +1,106 @@
+"""The metrics of all workers: what each has counted, what it holds open, and the jobs that wait in Redis.
+
+Anyone who may read them may ask all the time, so they are read once a second at most, and the jobs once in JOBS_S.
+"""
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable
+from typing import Any
+
+from kvstore.commands.containers import List, Listing
+from kvstore.commands.metrics import CountJobs, JobCounts, MetricsRead
+from kvstore.core.errors import Problem
+from kvstore.core.metrics import COUNTERS, add_snapshot
+from kvstore.core.paths import parse_path
+from kvstore.http.metrics import GAUGES, render_metrics
+from kvstore.live.hub import Hub
+from kvstore.live.long_poll import LongPolls
+from kvstore.live.metrics_board import Board
+from kvstore.stores.pipelined import AsyncStore
+
+log = logging.getLogger("kvstore")
+
+READ_S = 1.0  # between two readings
+JOBS_S = 5.0  # between two counts of jobs, which cost Redis more
+MAX_NAMESPACES = 1000  # whose queues are counted, the first ones by name
+COUNTED_AT_ONCE = 50
+LIMIT_S = 1.0  # for Redis to count them
+
+board: Board | None = None  # of the workers of the command `kvstore`; None where this process serves alone
+
+
+class Metrics:
+    """The metrics of one event loop, and of the others on the board. `connections` counts those of clients."""
+
+    def __init__(self, store: AsyncStore, hub: Hub, long_polls: LongPolls) -> None:
+        self._store = store
+        self._hub = hub
+        self._long_polls = long_polls
+        self._reading: asyncio.Task[MetricsRead] | None = None
+        self._read_at = self._counted_at = float("-inf")
+        self._jobs: list[JobCounts] | None = None
+        self.connections: Callable[[], int] = lambda: 0
+
+    async def outcome(self) -> MetricsRead:
+        """Return the metrics, at most READ_S old."""
+        now = asyncio.get_running_loop().time()
+        if self._reading is None or (self._reading.done() and now > self._read_at + READ_S):
+            self._read_at = now
+            self._reading = asyncio.ensure_future(self._read(now))
+        return await asyncio.shield(self._reading)
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return what this process has counted, and what it holds open."""
+        streams = self._hub.subscriptions - self._long_polls.subscriptions
+        gauges = (self.connections(), streams, self._long_polls.waiting, memory_bytes(), 1)
+        return COUNTERS.snapshot() | {"gauges": dict(zip(GAUGES, gauges, strict=True))}
+
+    def show(self) -> dict[str, Any]:
+        """Show the numbers of this process to the other workers, and return them."""
+        numbers = self.snapshot()
+        if board:
+            board.show(numbers)
+        return numbers
+
+    async def _read(self, now: float) -> MetricsRead:
+        if now > self._counted_at + JOBS_S:
+            self._counted_at = now
+            self._jobs = await self._count_jobs()
+        total = self.show()
+        others = board.others() if board else []
+        for other in others:
+            add_snapshot(total, other)
+        shown = [each["gauges"] for each in (total, *others)]
+        gauges = {name: sum(each.get(name, 0) for each in shown) for name in GAUGES}
+        return MetricsRead(render_metrics(total, gauges, self._jobs))
+
+    async def _count_jobs(self) -> list[JobCounts] | None:
+        """Return the jobs of all queues, None if Redis does not answer."""
+        counted: list[JobCounts] = []
+        try:
+            async with asyncio.timeout(LIMIT_S):
+                listing = await self._store.execute(List(parse_path(b"/"), "", MAX_NAMESPACES, False, False, False, ""))
+                assert isinstance(listing, Listing)  # there is no condition
+                names = [item.name for item in listing.items if item.document is None]
+                for at in range(0, len(names), COUNTED_AT_ONCE):
+                    commands = [CountJobs(parse_path(b"/" + name.encode())) for name in names[at : at + COUNTED_AT_ONCE]]
+                    for found in await asyncio.gather(*map(self._store.execute, commands), return_exceptions=True):
+                        if isinstance(found, list):  # a key of another type is not this request's concern
+                            counted += found
+        except TimeoutError:
+            return counted or None
+        except Problem as problem:
+            log.info("the jobs cannot be counted: %s", problem)
+            return None
+        return counted
+
+
+def memory_bytes() -> int:
+    """Return the memory that this process occupies; 0 where that is not known. Source: proc_pid_statm(5)."""
+    try:
+        with open("/proc/self/statm", "rb") as statm:
+            return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0

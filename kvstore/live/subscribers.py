@@ -1,0 +1,152 @@
+"""The subscribers of one event loop: who follows which path of a namespace, and what each of them has been sent.
+
+They do no I/O of their own: `hub.py` reads the change log and calls them.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from kvstore.commands.guarded import Guarded
+from kvstore.commands.presence import Hold
+from kvstore.core.paths import Path
+from kvstore.live.log_reader import Reading
+from kvstore.live.stream_session import prefix
+
+MAX_JOINED_BYTES = 64 * 1024  # of changes in one write to a subscriber
+MAX_WAITING_BYTES = 4 * 1024 * 1024  # of changes that wait for the end of a snapshot
+
+Changed = tuple[tuple[int, int], bytes]  # the position of a change, and its event
+
+
+async def _at_once() -> None:
+    """Return at once: there is always room."""
+
+
+class Subscriber:
+    """One stream: `send` takes blocks, `end` ends it, `room` waits until its reader has read what was sent."""
+
+    __slots__ = (
+        *("after", "beat", "end", "expiry", "has_left", "holds", "is_ready", "is_part", "path", "permit", "room", "send"),
+        *("waiting", "waiting_bytes"),
+    )
+
+    def __init__(
+        self,
+        path: Path,
+        send: Callable[[bytes], None],
+        end: Callable[[], None],
+        room: Callable[[], Awaitable[None]] = _at_once,
+        *,
+        is_part: bool = False,
+    ) -> None:
+        self.path = path
+        self.send = send
+        self.end = end
+        self.room = room
+        self.is_ready = False
+        self.has_left = False
+        self.is_part = is_part  # a further path of a stream that is counted already
+        self.holds: list[Hold] = []
+        self.permit: Guarded[None] | None = None  # executed with each heartbeat, since what the rules look up may change
+        self.expiry: asyncio.TimerHandle | None = None  # of the token that asked for it
+        self.after = (0, 0)  # the position up to which it has everything; the log reader may be behind it
+        self.waiting: list[Changed] = []
+        self.waiting_bytes = 0
+        self.beat: set[Subscriber] = set()  # the subscribers that get their heartbeats together
+
+    def deliver(self, order: tuple[int, int], changed: bytes) -> None:
+        """Send a change, now or after the snapshot."""
+        if self.is_ready:
+            if order > self.after:
+                self.send(changed)
+        elif self.waiting_bytes < MAX_WAITING_BYTES:
+            self.waiting.append((order, changed))
+            self.waiting_bytes += len(changed)
+        else:
+            self.end()
+
+    def take_waiting(self) -> bytes:
+        """Take changes that wait, for one write, and skip those that the snapshot has."""
+        piece, taken = b"", 0
+        for order, changed in self.waiting:
+            if len(piece) >= MAX_JOINED_BYTES:
+                break
+            taken += 1
+            self.waiting_bytes -= len(changed)
+            piece += changed if order > self.after else b""
+        del self.waiting[:taken]
+        return piece
+
+
+class Audience:
+    """The subscribers of one path."""
+
+    __slots__ = ("subscribers",)
+
+    def __init__(self) -> None:
+        self.subscribers: set[Subscriber] = set()
+
+    def deliver(self, changes: list[Changed]) -> None:
+        """Send changes that were read together: to most subscribers in one write, which costs as much as one change."""
+        if sum(len(changed) for _, changed in changes) > MAX_JOINED_BYTES and len(changes) > 1:
+            middle = len(changes) // 2
+            self.deliver(changes[:middle])
+            self.deliver(changes[middle:])
+            return
+        first = changes[0][0]
+        joined = b"".join([changed for _, changed in changes])
+        for subscriber in tuple(self.subscribers):
+            if subscriber.is_ready and first > subscriber.after:
+                subscriber.send(joined)
+            else:
+                for order, changed in changes:
+                    subscriber.deliver(order, changed)
+
+
+class Namespace:
+    """A namespace with subscribers."""
+
+    __slots__ = ("containers", "documents", "reading", "released", "takers")
+
+    def __init__(self, reading: Reading) -> None:
+        self.reading = reading
+        self.documents: dict[str, Audience] = {}
+        self.containers: dict[str, Audience] = {}
+        self.takers: set[Subscriber] = set()  # those that wait for jobs
+        self.released = b""  # the position in the stream of released jobs
+
+    def add(self, subscriber: Subscriber) -> None:
+        table, name = self._table(subscriber.path)
+        table.setdefault(name, Audience()).subscribers.add(subscriber)
+
+    def leave(self, subscriber: Subscriber) -> None:
+        table, name = self._table(subscriber.path)
+        table[name].subscribers.discard(subscriber)
+        self.takers.discard(subscriber)
+        if not table[name].subscribers:
+            del table[name]
+
+    def _table(self, path: Path) -> tuple[dict[str, Audience], str]:
+        return (self.containers, prefix(path)) if path.is_container else (self.documents, path.name)
+
+    def all(self) -> list[Subscriber]:
+        audiences = (*self.documents.values(), *self.containers.values())
+        return [subscriber for audience in audiences for subscriber in audience.subscribers]
+
+    def audiences_of(self, name: str) -> list[Audience]:
+        """The audiences of a document, and of all containers that it is below."""
+        found = [self.documents[name]] if name in self.documents else []
+        containers, at = self.containers, 0
+        while containers:
+            if audience := containers.get(name[:at]):
+                found.append(audience)
+            at = name.find("/", at) + 1
+            if not at:
+                break
+        return found
+
+
+def order_of(position: str) -> tuple[int, int]:
+    """Return a position in a change log as numbers that can be compared."""
+    ms, _, count = position.partition("-")
+    return int(ms), int(count)

@@ -1,0 +1,588 @@
+"""The module /_/kvstore.js in Node, against a real server: its verbs, what it sends again, and what it follows."""
+
+import json
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import kvstore
+from tests.support.access import as_toml
+from tests.support.browser import Browser, Driver
+from tests.support.serving import start_kvstore
+from tests.support.stores import Running, die_with_parent, free_ports, wait_until
+from tests.support.streams import OwnServer, ask
+from tests.support.tokens import SECRET, in_s, signed
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not shutil.which("node"), reason="no node on the PATH")]
+
+MODULE = Path(kvstore.__file__).parent / "serving" / "pages" / "kvstore.js"
+MOST_BYTES = 12_000
+LIMIT_S = 20
+
+# What the scripts have: the module, a client, and fetch() as a network that fails.
+PRELUDE = """
+import {connect, Problem} from "%s"
+const [url, token] = process.argv.slice(2)
+const store = connect(url, {token})
+const sent = []  // requests, as [method, target, header fields, status]
+const network = globalThis.fetch
+let fails = () => ""  // "before" the request reaches the service, or "after" it, or "" for a network that works
+globalThis.fetch = async (target, init = {}) => {
+  const how = fails(init.method ?? "GET", String(target))
+  const entry = [init.method ?? "GET", String(target).slice(url.length), {...init.headers}, 0]
+  sent.push(entry)
+  if (how === "before") throw new TypeError("cut before")
+  const answer = await network(target, init)
+  entry[3] = answer.status
+  if (how === "after") {
+    await answer.arrayBuffer()
+    throw new TypeError("cut after")
+  }
+  return answer
+}
+const once = how => () => { fails = () => ""; return how }
+const name = async promise => { try { return await promise } catch (problem) { return problem.name } }
+const until = async holds => { while (!holds()) await new Promise(resolve => setTimeout(resolve, 5)) }
+const say = value => console.log(JSON.stringify(value))
+"""
+
+
+@pytest.fixture
+def store(started: Callable[[str], Running]) -> Running:
+    """A Redis, empty."""
+    running = started("redis")
+    running.redis.flushall()
+    return running
+
+
+@pytest.fixture
+def served(store: Running) -> Iterator[OwnServer]:
+    """Our own server on it."""
+    running = OwnServer(store)
+    yield running
+    running.stop()
+
+
+class Node:
+    """A script that runs in Node; `said` are the JSON texts that it has printed."""
+
+    def __init__(self, directory: Path, url: str, script: str, *arguments: str) -> None:
+        path = directory / f"script{len(list(directory.glob('script*')))}.mjs"
+        path.write_text(PRELUDE % MODULE.as_uri() + script, "utf-8")
+        self.process = subprocess.Popen(
+            ["node", str(path), url, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=die_with_parent,  # noqa: PLW1509  # one system call, no lock
+        )
+        assert self.process.stdout
+
+    def next(self) -> Any:
+        """What it prints next."""
+        assert self.process.stdout
+        line = self.process.stdout.readline()
+        return json.loads(line) if line else pytest.fail(self.process.communicate()[1])
+
+    def end(self) -> list[Any]:
+        """Wait until it ends, by itself and without an error, and return what it has printed."""
+        try:
+            printed, errors = self.process.communicate(timeout=LIMIT_S)
+        finally:
+            self.kill()
+        assert self.process.returncode == 0, errors
+        return [json.loads(line) for line in printed.splitlines()]
+
+    def kill(self) -> None:
+        """End it now."""
+        self.process.kill()
+        if self.process.stdout and not self.process.stdout.closed:
+            self.process.communicate()
+
+
+@pytest.fixture
+def run(directory: Path, served: OwnServer) -> Callable[..., list[Any]]:
+    """Runs a script in Node to its end; what it has printed."""
+    return lambda script, *arguments: Node(directory, "http://{}:{}".format(*served.at), script, *arguments).end()
+
+
+@pytest.mark.xfail(reason="not there yet", strict=True)
+def test_it_is_small() -> None:
+    """Before compression, as it is written: there is no build step."""
+    assert len(MODULE.read_bytes()) < MOST_BYTES
+
+
+VERBS = """
+const {etag, ...put} = await store.put("/t/a", {a: 1}, {ttl: "5m"})
+say(put)
+say((await store.get("/t/a")).etag === etag)
+say(await store.get("/t/none"))
+const patched = await store.patch("/t/a", {b: {".sv": {increment: 2}}})
+say([patched.value, (await store.patch("/t/a", [{op: "remove", path: "/a"}])).value])
+say((await store.patch("/t/a", undefined, {ttl: 33})).ttl)
+const text = await store.put("/t/text", "x", {ttl: 90})
+say([text.value, Math.abs(text.ttl - 90) < 2])
+const posted = await store.post("/t/log", {at: {".sv": "timestamp"}})
+say([posted.path.startsWith("/t/log/"), typeof posted.value.at, (await store.get(posted.path)).value.at === posted.value.at])
+say([await store.delete(posted.path), await store.delete(posted.path), await store.delete("/t/log/", {recursive: true})])
+const problem = await store.put("/t/a", 1, {ifNoneMatch: "*"}).catch(problem => problem)
+say([problem instanceof Problem, problem.name, problem.status, problem.current, problem.etag !== etag])
+say([await name(store.put("/t/a", 1, {ttl: "x"})), await name(store.get("/t//a"))])
+for (const path of ["/t/../a", "/t/%2e", "t"]) say(await name((async () => store.get(path))()))
+await store.put("/t/c?d #\\\\e %20", 1)
+const names = []
+for await (const item of store.list("/t/")) names.push(item.name)
+say(names)
+await store.batch(Array.from({length: 1000}, (_, n) => ({method: "PUT", path: `/many/${n}`, body: n})))
+await store.batch(Array.from({length: 500}, (_, n) => ({method: "PUT", path: `/many/a/${n}`, body: n})))
+const count = async listing => { let n = 0; for await (const _ of listing) n++; return n }
+for (const [path, options] of [["/many/"], ["/many/", {recursive: true}], ["/many/", {limit: 7}], ["/"]]) {
+  say(await count(store.list(path, options)))
+}
+const answers = await store.batch([{method: "GET", path: "/t/text"}, {method: "GET", path: "/x"}], {atomic: false})
+say(answers.map(each => each.status))
+say([(await store.update("/t/n", n => n + 1, {default: 0})).value, (await store.update("/t/n", n => n + 1)).value])
+const {path} = await store.post("/jobs/", {task: 1})
+const [job, ...others] = await store.take("/jobs/", {limit: 5})
+say([job.path === path, job.value, job.attempts, others, await store.take("/jobs/")])
+await job.renew("60s")
+await job.release()
+const [again] = await store.take("/jobs/", {lease: 5})
+say([again.attempts, await name(job.done()), await store.done(again), await again.done()])
+"""
+
+
+def test_the_verbs(run: Callable[..., list[Any]]) -> None:
+    """Their results and problems, as docs/javascript.md has them."""
+    assert run(VERBS) == [
+        {"path": "/t/a", "value": {"a": 1}, "ttl": 300},
+        True,
+        None,
+        [{"a": 1, "b": 2}, {"b": 2}],
+        33,
+        ["x", True],
+        [True, "number", True],
+        [True, False, 0],
+        [True, "PreconditionFailed", 412, {"b": 2}, True],
+        ["InvalidTTL", "InvalidPath"],
+        *["TypeError"] * 3,
+        ["a", "c%3Fd%20%23%5Ce%20%20", "text"],
+        *(1001, 1500, 7, 2),
+        [200, 404],
+        [1, 2],
+        [True, {"task": 1}, 1, [], []],
+        [2, "PreconditionFailed", True, False],
+    ]
+
+
+# What is sent, how the network fails, how often it is sent, whether with an Idempotency-Key, and what comes of it.
+AGAIN: list[tuple[str, str, int, bool, Any]] = [
+    ("store.get('/a/n')", "before", 2, False, {"n": 1}),
+    ("store.put('/a/n', {n: 2})", "after", 2, False, {"n": 2}),
+    ("store.put('/a/n', {n: {'.sv': {increment: 1}}})", "after", 2, True, {"n": 2}),
+    ("store.patch('/a/n', {n: 5})", "after", 2, False, {"n": 5}),
+    ("store.patch('/a/n', {n: {'.sv': {increment: 1}}})", "after", 2, True, {"n": 2}),
+    ("store.patch('/a/n', [{op: 'add', path: '/m', value: 1}])", "after", 2, True, {"n": 1, "m": 1}),
+    ("store.post('/a/', {n: 7})", "after", 2, True, {"n": 7}),
+    ("store.put('/a/n', {n: 2}, {ifMatch: tag})", "before", 2, False, {"n": 2}),
+    ("store.put('/a/n', {n: 2}, {ifMatch: tag})", "after", 2, False, "ResponseLost"),
+    ("store.put('/a/n', {n: 2}, {ifMatch: '\"1-0\"'})", "", 1, False, "PreconditionFailed"),
+    ("store.put('/a/n', {n: 2}, {ifMatch: tag, idempotencyKey: 'k'})", "after", 2, True, {"n": 2}),
+    ("store.update('/a/n', ({n}) => ({n: n + 1}))", "after", 3, False, {"n": 2}),  # it reads first
+    ("store.batch([{method: 'PUT', path: '/a/n', body: 3}]).then(all => ({value: all.length}))", "after", 2, False, 1),
+    ("store.batch([{method: 'POST', path: '/a/', body: 3}]).then(all => ({value: all.length}))", "after", 2, True, 1),
+    ("store.batch([{method: 'POST', path: '/a/', body: 3}], {atomic: false})", "after", 1, False, "ResponseLost"),
+]
+
+
+def test_what_is_sent_again(run: Callable[..., list[Any]]) -> None:
+    """A write that a lost response leaves open is applied once. One that is the same twice has no key; one in doubt says so."""
+    script = "".join(
+        f"""
+        const tag{at} = (await store.put("/a/n", {{n: 1}})).etag
+        await (async tag => {{
+          sent.length = 0
+          fails = once({json.dumps(how)})
+          const found = await name({asked})
+          say([sent.length, sent.every(([, , fields]) => "idempotency-key" in fields), found.value ?? found])
+        }})(tag{at})
+        """
+        for at, (asked, how, *_) in enumerate(AGAIN)
+    )
+    script += """
+        let count = 0
+        for await (const {value} of store.list("/a/")) if (value.n === 7) count++
+        say(count)
+        """
+    *found, appended = run(script)
+    assert [(asked, *each) for (asked, *_), each in zip(AGAIN, found, strict=True)] == [
+        (asked, count, has_key, value) for asked, _, count, has_key, value in AGAIN
+    ]
+    assert appended == 1
+
+
+def test_what_is_refused(run: Callable[..., list[Any]]) -> None:
+    """A refusal is thrown at once; one that will pass is waited for, and a network that stays away is a problem."""
+    assert run(
+        """
+        const refusing = globalThis.fetch
+        const answers = status => {
+          let left = 2
+          const refuse = () => new Response('{"type":"urn:kvstore:x","detail":"d"}', {status})
+          globalThis.fetch = async (...asked) => (left-- > 0 ? refuse() : refusing(...asked))
+        }
+        for (const status of [429, 502, 503, 504]) { answers(status); say((await store.put("/a/1", status)).value) }
+        for (const status of [400, 403, 404, 409, 500, 507]) { answers(status); say(await name(store.put("/a/1", status))) }
+        answers(503); say(await name(store.batch([{method: "POST", path: "/a/", body: 1}], {atomic: false})))
+        const abort = new AbortController()
+        globalThis.fetch = async () => { abort.abort(); throw new TypeError("no network") }
+        say(await name(store.get("/a/1", {signal: abort.signal})))
+        globalThis.fetch = async () => new Response("<h1>Bad Gateway</h1>", {status: 403})
+        await store.get("/a/1").catch(({name, status, detail}) => say([name, status, detail]))
+        """
+    ) == [429, 502, 503, 504, *["X"] * 7, "AbortError", ["HttpError", 403, "the status is 403"]]
+
+
+def test_updates_of_one_document_by_ten_clients(run: Callable[..., list[Any]], served: OwnServer) -> None:
+    """1,000 of them: each counts once."""
+    run(
+        """
+        const clients = Array.from({length: 10}, () => connect(url))
+        await Promise.all(clients.map(async client => {
+          for (let n = 0; n < 100; n++) await client.update("/counter", value => value + 1, {default: 0})
+        }))
+        """
+    )
+    assert ask(served, "GET", "/counter") == 1000
+
+
+FOLLOWING = """
+const seen = []
+for await (const event of store.follow("/room/")) {
+  say([event.type, event.path, event.value])
+  if (event.path === "/room/end") break
+}
+"""
+
+
+def test_following_through_a_kill(directory: Path, store: Running) -> None:
+    """Writes go on and the stream comes back while the server is killed and started: every change once, in order."""
+    [port] = free_ports(1)
+    serving = start_kvstore(directory, REDIS_URL=store.url, PORT=str(port))
+    url = f"http://127.0.0.1:{port}"
+    follower = Node(directory, url, FOLLOWING)
+    try:
+        assert follower.next() == ["snapshot", "/room/", {"items": []}]
+        writer = Node(
+            directory,
+            url,
+            """
+            for (let n = 0; n < 400; n++) {
+              await store.put("/room/n", n)
+              if (n === 100 || n === 250) say(n)
+              await new Promise(resolve => setTimeout(resolve, 1))
+            }
+            await store.put("/room/end", true)
+            """,
+        )
+        for at in (100, 250):
+            assert writer.next() == at
+            serving.kill()
+            serving = start_kvstore(directory, REDIS_URL=store.url, PORT=str(port))
+        writer.end()
+        told = follower.end()
+    finally:
+        follower.kill()
+        serving.kill()
+    assert told[-1] == ["put", "/room/end", True]
+    numbers = [value for _, path, value in told if path == "/room/n"]
+    assert list(dict.fromkeys(numbers)) == list(range(400))
+    assert numbers == sorted(numbers)
+    assert len(numbers) <= 402, "one that was sent again is told twice"
+    assert {kind for kind, *_ in told} == {"put"}, "no snapshot, no reset"
+
+
+def test_one_stream_for_all(run: Callable[..., list[Any]], served: OwnServer) -> None:
+    """What is followed later joins the stream: it begins with a snapshot, and the others go on without one."""
+    found = run(
+        """
+        const events = []
+        const take = label => ({onEvent: ({type, path, value}) => events.push([label, type, path, value])})
+        await store.put("/b/1", 0)
+        const a = store.follow("/a/", take("a"))
+        await until(() => events.length === 1)
+        await store.put("/a/1", 1)
+        const hold = store.hold("/people/ada", {n: 1})
+        const b = store.follow("/b/1", take("b"))
+        store.follow("/a/", {recursive: true, ...take("again")})
+        await until(() => events.length === 4)
+        say((await store.get("/people/ada")).value)
+        await store.put("/a/2", 2)
+        await store.put("/b/1", 3)
+        await until(() => events.length === 7)
+        hold.close()
+        await until(() => sent.filter(([, target]) => target.startsWith("/_/follow")).length === 3)
+        await store.put("/b/1", 4)
+        await until(() => events.length === 8)
+        say(events.filter(([label]) => label === "a"))
+        say(events.filter(([label]) => label === "b"))
+        say(events.filter(([label]) => label === "again").map(([, type, path]) => [type, path]))
+        const gone = async () => (await store.get("/people/ada")) === null
+        while (!(await gone()));
+        process.exit()
+        """
+    )
+    assert found == [
+        {"n": 1},
+        [["a", "snapshot", "/a/", {"items": []}], ["a", "put", "/a/1", 1], ["a", "put", "/a/2", 2]],
+        [["b", "snapshot", "/b/1", 0], ["b", "put", "/b/1", 3], ["b", "put", "/b/1", 4]],
+        [["snapshot", "/a/"], ["put", "/a/2"]],
+    ]
+    assert served
+
+
+def test_a_live_map(run: Callable[..., list[Any]]) -> None:
+    """The documents directly below a container, by name and in order, as they change; or all below it."""
+    assert run(
+        """
+        await store.put("/room/b", 1)
+        await store.put("/room/deep/x", 2)
+        const room = store.map("/room/"), all = store.map("/room/", {recursive: true})
+        await Promise.all([room.ready, all.ready])
+        say([[...room], [...all]])
+        await store.put("/room/a%20c", {n: 1})
+        await store.patch("/room/a%20c", {m: 2})
+        await store.put("/room/deep/y", 3)
+        await store.delete("/room/b")
+        await until(() => !all.has("b") && !room.has("b"))
+        say([[...room], [...all], room.size, room.get("a%20c").m])
+        room.close()
+        all.close()
+        """
+    ) == [
+        [[["b", 1]], [["b", 1], ["deep/x", 2]]],
+        [[["a%20c", {"n": 1, "m": 2}]], [["a%20c", {"n": 1, "m": 2}], ["deep/x", 2], ["deep/y", 3]], 1, 2],
+    ]
+
+
+def test_a_long_snapshot(run: Callable[..., list[Any]]) -> None:
+    """It is one event, also if what is followed changes while it comes."""
+    assert run(
+        """
+        for (const part of [0, 1]) {
+          await store.batch(Array.from({length: 1000}, (_, n) => ({method: "PUT", path: `/many/${part}${n}`, body: n})))
+        }
+        const snapshots = []
+        const onEvent = event => snapshots.push([event.type, event.value.items.length])
+        const first = store.follow("/many/", {onEvent})
+        await until(() => sent.some(([, target, , status]) => target.startsWith("/_/follow") && status === 200))
+        const second = store.follow("/many/", {onEvent})
+        await until(() => snapshots.length === 2)
+        say(snapshots)
+        first.close()
+        second.close()
+        """
+    ) == [[["snapshot", 2000]] * 2]
+
+
+def test_a_loss(run: Callable[..., list[Any]]) -> None:
+    """It is announced with a reset, and a snapshot follows."""
+    assert run(
+        """
+        const types = []
+        const following = store.follow("/room/1", {onEvent: ({type, value}) => types.push([type, value])})
+        await until(() => types.length === 1)
+        fails = (method, target) => target.includes("/_/follow") ? "before" : ""
+        const other = store.follow("/room/2", {onEvent() {}})  // opens the stream anew, which fails
+        await until(() => sent.filter(([, target]) => target.startsWith("/_/follow")).length > 1)
+        const puts = Array.from({length: 1000}, (_, n) => ({method: "PUT", path: "/room/1", body: n}))
+        await store.batch(puts, {atomic: false})
+        await store.batch(puts, {atomic: false})
+        fails = () => ""
+        await until(() => types.length >= 3)
+        say(types)
+        following.close()
+        other.close()
+        """
+    ) == [[["snapshot", None], ["reset", None], ["snapshot", 999]]]
+
+
+def test_what_may_not_be_followed(directory: Path, store: Running) -> None:
+    """It is refused by itself: the iterator throws, the callback is told, and the rest goes on."""
+    rules = directory / "rules.toml"
+    rules.write_text(as_toml([["/open/**", "user", "user", "user"], ["/people/{sub}", "user", "user", "user"]]), "utf-8")
+    served = OwnServer(store, {"KVSTORE_SECRET": SECRET, "KVSTORE_RULES": str(rules)})
+    try:
+        [found] = Node(
+            directory,
+            "http://{}:{}".format(*served.at),
+            """
+            const events = []
+            const open = store.follow("/open/", {onEvent: ({type}) => events.push(type)})
+            const told = []
+            store.follow("/closed/", {onEvent: ({type, problem}) => told.push([type, problem.name, problem.path])})
+            const map = store.map("/closed/x/")
+            const hold = store.hold("/people/bob", 1, {onEvent: ({type, problem}) => told.push([type, problem.status])})
+            const taken = store.follow("/closed/%41")
+            const thrown = await name((async () => { for await (const _ of taken); })())
+            await until(() => told.length === 2 && events.length === 1)
+            await store.put("/open/1", 1)
+            await until(() => events.length === 2)
+            say([events, told.sort(), thrown, await name(map.ready)])
+            const late = connect(url, {token: "no token"}).follow("/open/")
+            await name((async () => { for await (const _ of late); })()) === "Unauthorized" && open.close()
+            """,
+            signed(sub="ada", exp=in_s(60)),
+        ).end()
+    finally:
+        served.stop()
+    told = [["refused", 403], ["refused", "Forbidden", "/closed/"]]
+    assert found == [["snapshot", "put"], told, "Forbidden", "Forbidden"]
+
+
+def test_being_behind(directory: Path, store: Running) -> None:
+    """A client says when it hears nothing, and when it has caught up."""
+    [port] = free_ports(1)
+    serving = start_kvstore(directory, REDIS_URL=store.url, PORT=str(port))
+    script = """
+        const client = connect(url, {onBehind: isBehind => say(isBehind)})
+        const room = client.map("/room/")
+        await until(() => room.get("end"))
+        room.close()
+        """
+    node = Node(directory, f"http://127.0.0.1:{port}", script)
+    try:
+        assert node.next() is False
+        serving.process.send_signal(signal.SIGTERM)
+        assert node.next() is True
+        serving.stop()
+        serving = start_kvstore(directory, REDIS_URL=store.url, PORT=str(port))
+        assert node.next() is False
+        serving.request("PUT", "/room/end", body=b"1")
+        assert node.end() == []
+    finally:
+        node.kill()
+        serving.kill()
+
+
+# --- In a browser -------------------------------------------------------------------------------------------------------
+
+# A tab: it follows a room, is present in it, and keeps what it hears.
+TAB = """
+const [who] = arguments
+const {connect} = await import("/_/kvstore.js")
+window.store = connect(location.origin)
+window.events = []
+window.streams = 0
+const network = window.fetch
+window.fetch = (target, ...more) => {
+  if (String(target).includes("/_/follow")) window.streams++
+  return network(target, ...more)
+}
+window.room = store.map("/room/", {onChange: ({type, value}) => type === "put" && window.events.push(value)})
+window.hold = store.hold("/people/" + who, who)
+await room.ready
+return [...room]
+"""
+MOVE = """
+const [from, to] = arguments
+for (let n = from; n < to; n++) await store.put("/room/n", n)
+"""
+
+
+class Tabs:
+    """The tabs of one browser."""
+
+    def __init__(self, browser: Browser, url: str) -> None:
+        self._browser = browser
+        self._url = url
+
+    def open(self, who: str) -> str:
+        """A new tab on the origin of the service, which follows; its handle."""
+        handle: str = self._browser.ask("POST", "/window/new", {"type": "tab"})["handle"]
+        self.run(handle, "location.href = arguments[0]", self._url + "/_/kvstore.js")
+        self._browser.wait("location.pathname === '/_/kvstore.js'")
+        self._browser.run(TAB, who)
+        return handle
+
+    def run(self, handle: str, script: str, *arguments: Any) -> Any:
+        """Run a script in a tab."""
+        self._browser.ask("POST", "/window", {"handle": handle})
+        return self._browser.run(script, *arguments)
+
+    def wait(self, handle: str, script: str, *arguments: Any) -> Any:
+        """Wait for an expression in a tab."""
+        self._browser.ask("POST", "/window", {"handle": handle})
+        return self._browser.wait(script, *arguments)
+
+    def close(self, handle: str) -> None:
+        """Close a tab."""
+        self._browser.ask("POST", "/window", {"handle": handle})
+        self._browser.ask("DELETE", "/window")
+
+
+def test_six_tabs(directory: Path, store: Running) -> None:
+    """They have one stream. It goes on when the tab that has it is closed, or shows another page, and nothing is missed."""
+    served = OwnServer(store, {"KVSTORE_CLIENT_STREAMS": "2"})  # the second one while paths are added
+    driver = Driver(directory)
+    try:
+        tabs = Tabs(driver.open(), "http://{}:{}".format(*served.at))
+        handles = [tabs.open(str(number)) for number in range(6)]
+
+        def people() -> list[str]:
+            return [item["name"] for item in ask(served, "GET", "/people/")["items"]]
+
+        wait_until(lambda: len(people()) == 6, LIMIT_S)
+        assert [bool(tabs.run(handle, "return window.streams")) for handle in handles] == [True] + [False] * 5
+
+        tabs.run(handles[3], MOVE, 0, 50)
+        for handle in handles:
+            tabs.wait(handle, "room.get('n') === 49")
+        tabs.close(handles[0])  # which leads
+        tabs.run(handles[3], MOVE, 50, 100)
+        leader = next(handle for handle in handles[1:] if tabs.run(handle, "return window.streams"))
+        tabs.run(leader, "location.href = 'about:blank'")
+        left = [handle for handle in handles[1:] if handle != leader]
+        tabs.run(left[0], MOVE, 100, 150)
+        for handle in left:
+            tabs.wait(handle, "room.get('n') === 149")
+            assert tabs.run(handle, "return window.events") == list(range(150))
+        wait_until(lambda: len(people()) == 4, LIMIT_S)
+        [key] = store.redis.keys("*streams*")
+        assert store.redis.zcard(key) == 1
+    finally:
+        driver.close()
+        served.stop()
+
+
+def test_a_tab_that_cannot_share(directory: Path, served: OwnServer) -> None:
+    """Where a browser has no locks, as in pages without TLS, each tab has a stream; in its cache a page has none."""
+    driver = Driver(directory)
+    try:
+        tabs = Tabs(driver.open(), "http://{}:{}".format(*served.at))
+        handle: str = driver_tab(tabs)
+        tabs.run(handle, TAB, "ada")
+        assert served.request("GET", "/people/ada").status == 200
+        tabs.run(handle, "window.dispatchEvent(new PageTransitionEvent('pagehide', {persisted: true}))")
+        wait_until(lambda: served.request("GET", "/people/ada").status == 404, LIMIT_S)
+        served.request("PUT", "/room/n", b"1")
+        tabs.run(handle, "window.dispatchEvent(new PageTransitionEvent('pageshow', {persisted: true}))")
+        wait_until(lambda: served.request("GET", "/people/ada").status == 200, LIMIT_S)
+        tabs.wait(handle, "room.get('n') === 1")
+    finally:
+        driver.close()
+
+
+def driver_tab(tabs: Tabs) -> str:
+    """A tab without locks."""
+    handle: str = tabs._browser.ask("GET", "/window")
+    tabs.run(handle, "location.href = arguments[0]", tabs._url + "/_/kvstore.js")
+    tabs.wait(handle, "location.pathname === '/_/kvstore.js'")
+    tabs.run(handle, "Object.defineProperty(navigator, 'locks', {value: undefined})")
+    return handle
