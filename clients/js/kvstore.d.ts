@@ -192,8 +192,7 @@ export function connect(url?: string | URL, options?: ConnectOptions): Store
 
 /**
  * A request that failed. `name` is that of the problem: `NotFound`, `PreconditionFailed`, `Forbidden`, …; of the client's own
- * are `ResponseLost` (no response came: a write may be applied or not), `HttpError` (the response is not the service's), and
- * `TooManyEvents`.
+ * are `ResponseLost` (no response came: a write may be applied or not) and `HttpError` (the response is not the service's).
  */
 export class Problem extends Error {
   /** Of HTTP; 0 if no response came. */

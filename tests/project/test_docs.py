@@ -266,7 +266,7 @@ def test_a_page_prints_what_it_shows(page: Path, directory: Path) -> None:
 def test_blocks_are_run() -> None:
     """What is not run is of another language, and there is little of it."""
     found = [language for page in PAGES for language, _ in BLOCK.findall(page.read_text("utf-8"))]
-    assert set(found) <= {"console", "python", "text", "js", "nginx", "sh", "toml"}
+    assert set(found) <= {"console", "python", "text", "html", "js", "nginx", "sh", "toml"}
     assert sum(language in ("console", "python") for language in found) > 5 * sum(
         language in ("text", "sh") for language in found
     )
@@ -373,6 +373,65 @@ def test_the_page_with_a_token_works_in_a_browser(directory: Path, browse: Calla
         browse(f"http://127.0.0.1:{pages.server_port}/")
         wait_until(lambda: bool(heard()), LIMIT_S)
         assert heard() == [{"text": "hello"}]
+    finally:
+        pages.shutdown()
+        pages.server_close()
+        kvstore.kill()
+
+
+# --- JavaScript ---------------------------------------------------------------------------------------------------------
+
+PRINTED = re.compile(r"console\.log\(.*?\)+ // (.+)$", re.MULTILINE)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("node"), reason="no node on the PATH")
+def test_the_javascript_page_prints_what_it_shows(directory: Path) -> None:
+    """Its blocks in order, in Node: what each console.log() prints is in the comment after it, lines separated by |."""
+    text = "\n".join(blocks(DOCS / "javascript.md", "js"))
+    kvstore = start_kvstore(directory)
+    address = "http://{}:{}".format(*kvstore.at)
+    module = (ROOT / "kvstore/serving/pages/kvstore.js").as_uri()
+    print_json = (
+        "console.log = (...values) => process.stdout.write(values.map(each => JSON.stringify(each)).join(' ') + '\\n')\n"
+    )
+    script = text.replace("http://127.0.0.1:8000/_/kvstore.js", module).replace("http://127.0.0.1:8000", address)
+    (directory / "page.mjs").write_text(print_json + script)
+    try:
+        ran = subprocess.run(["node", directory / "page.mjs"], capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    finally:
+        kvstore.kill()
+    shown = [line for comment in PRINTED.findall(text) for line in comment.split(" | ")]
+    assert (ran.stdout.splitlines(), ran.stderr) == (shown, "")
+
+
+@pytest.mark.slow
+def test_the_javascript_page_works_in_a_browser(directory: Path, browse: Callable[[str], None]) -> None:
+    """Its page on another origin of this machine: it is present, sends a message, and shows it."""
+    [page] = blocks(DOCS / "javascript.md", "html")
+    kvstore = start_kvstore(directory)
+    address = "http://{}:{}".format(*kvstore.at)
+    (directory / "pages").mkdir()
+    acting = """<script>
+    window.prompt = () => "Ada"
+    setTimeout(function act() {
+      const seen = document.querySelector("#people").innerText + " " + document.querySelector("#messages").innerText
+      if (seen === "Ada ") {
+        document.querySelector("input").value = "hello"
+        document.querySelector("button").click()
+      }
+      if (seen === "Ada Ada: hello") fetch("ADDRESS/seen", {method: "PUT", body: JSON.stringify(seen)})
+      else setTimeout(act, 500)
+    }, 100)</script>"""
+    (directory / "pages" / "index.html").write_text(
+        (acting.replace("ADDRESS", address) + page).replace("http://127.0.0.1:8000", address)
+    )
+    serve = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(directory / "pages"))
+    pages = http.server.ThreadingHTTPServer(("127.0.0.1", 0), serve)
+    threading.Thread(target=pages.serve_forever, daemon=True).start()
+    try:
+        browse(f"http://127.0.0.1:{pages.server_port}/")
+        wait_until(lambda: kvstore.request("GET", "/seen").status == 200, LIMIT_S)
     finally:
         pages.shutdown()
         pages.server_close()

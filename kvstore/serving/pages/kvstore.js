@@ -3,7 +3,6 @@
 const TRIES = 8 // of a request: some 15 s, in which a server starts again
 const SILENCE_MS = 25_000 // on a stream, which has a heartbeat every 12 s
 const GATHER_MS = 50 // in which a page and the other tabs say what they follow
-const QUEUED = 10_000 // events that nobody takes
 
 export class Problem extends Error {
   constructor({type, ...members}) {
@@ -26,13 +25,9 @@ export function connect(url = new URL("..", import.meta.url), {token, onBehind} 
   async function send(method, path, value, {ifMatch, ifNoneMatch, idempotencyKey, signal, ...parameters} = {}) {
     const isSafe = isIdempotent(method, value)
     const key = idempotencyKey ?? (isSafe || value?.atomic === false ? "" : randomName())
-    const headers = {
-      "content-type": method === "PATCH" && value?.map ? "application/json-patch+json" : "application/json",
-      "if-match": ifMatch,
-      "if-none-match": ifNoneMatch,
-      "idempotency-key": key,
-      prefer: method === "POST" && "return=representation",
-    }
+    const type = method === "PATCH" && value?.map ? "application/json-patch+json" : "application/json"
+    const headers = {"content-type": type, "if-match": ifMatch, "if-none-match": ifNoneMatch, "idempotency-key": key}
+    if (method === "POST") headers.prefer = "return=representation"
     const target = targetOf(path, parameters)
     for (let tries = 1, isUnsure; ; tries++) {
       const answer = await request(target, {method, headers, body: JSON.stringify(value), signal}).catch(lost)
@@ -53,15 +48,14 @@ export function connect(url = new URL("..", import.meta.url), {token, onBehind} 
   const writing = method => async (path, value, options) => documentIn(await send(method, path, value, options), method, path)
 
   function iterate(path, {limit: left = Infinity, count, signal}, ask) {
-    const pages = async function* () {
+    if (count) return ask().then(found => found.count)
+    return (async function* () {
       for (let page = await ask(Math.min(left, 1000)); left > 0; ) {
         for (const item of page.items) if (left-- > 0) yield item
         if (!page.next) return
-        const parameters = Object.fromEntries(new URL(page.next, base).searchParams)
-        page = await sendJson("GET", path, undefined, {...parameters, signal})
+        page = await sendJson("GET", path, undefined, {...Object.fromEntries(new URL(page.next, base).searchParams), signal})
       }
-    }
-    return count ? ask().then(found => found.count) : pages()
+    })()
   }
 
   const live = goLive(request, `kvstore ${base} ${token} `, onBehind)
@@ -91,21 +85,16 @@ export function connect(url = new URL("..", import.meta.url), {token, onBehind} 
         await sleep(jittered(tries, 500))
       }
     },
-    async batch(requests, {atomic = true, ...options} = {}) {
-      return (await sendJson("POST", "/_/batch", {atomic, requests}, options)).responses
-    },
+    batch: async (requests, {atomic = true, ...options} = {}) =>
+      (await sendJson("POST", "/_/batch", {atomic, requests}, options)).responses,
     async take(container, options) {
       const answer = await send("POST", container, undefined, {lease: "30s", ...options})
       const {items} = answer.status === 204 ? {items: []} : await answer.json()
       return items.map(job => {
         const ifMatch = `"${job.lease}"`
         const change = async (value, options) => void (await send("PATCH", job.path, value, {...options, ifMatch}))
-        return {
-          ...job,
-          done: () => store.delete(job.path, {ifMatch}),
-          renew: lease => change(undefined, {lease}),
-          release: (delay, reason) => change(reason && {reason}, {lease: 0, delay}),
-        }
+        const release = (delay, reason) => change(reason && {reason}, {lease: 0, delay})
+        return {...job, done: () => store.delete(job.path, {ifMatch}), renew: lease => change(undefined, {lease}), release}
       })
     },
     done: job => job.done(),
@@ -117,43 +106,37 @@ export function connect(url = new URL("..", import.meta.url), {token, onBehind} 
 }
 
 function follow(live, path, {recursive, held, onEvent} = {}) {
+  const target = targetOf(path, {recursive, _: randomName()}) // like no other, so that each gets a snapshot
   const items = new Map() // of a snapshot of which there is more to come
-  let tag, hasBegun, isClosed, queue
+  let tag, hasBegun, queue
   const reader = new ReadableStream({start: controller => (queue = controller)}).getReader()
-  const emit = event => {
-    if (onEvent) return onEvent(event)
-    queue.enqueue(event)
-    if (queue.desiredSize < -QUEUED) following.close(new Problem({type: "TooManyEvents", detail: "nobody takes the events"}))
+  const emit = event => (onEvent ? onEvent(event) : queue.enqueue(event))
+
+  function close(problem) {
+    if (!live.remove(target)) return
+    if (!problem) return queue.close()
+    onEvent?.({type: "refused", path, problem})
+    queue.error(problem)
   }
-  const following = {
-    held,
-    target: targetOf(path, {recursive, _: randomName()}), // like no other, so that each gets a snapshot
-    close(problem) {
-      if (isClosed) return
-      isClosed = true
-      live.change("delete", following)
-      if (!problem) return queue.close()
-      onEvent?.({type: "refused", path, problem})
-      queue.error(problem)
-    },
-    [Symbol.asyncIterator]: () => ({next: () => reader.read(), return: async () => ({done: true, value: following.close()})}),
-    feed({followed, more, ...event}) {
-      const {type, value, etag} = event
-      if (type === "snapshot") {
-        if (event.path.endsWith("/")) {
-          if (tag !== (tag = etag)) items.clear() // the one before was cut off
-          for (const item of value.items) items.set(item.path, item)
-          if (more) return
-          value.items = [...items.values()]
-        }
-        if (hasBegun) emit({type: "reset"}) // a loss is always announced
+
+  function feed({followed, more, ...event}) {
+    const {type, value, etag} = event
+    if (type === "snapshot") {
+      if (event.path.endsWith("/")) {
+        if (tag !== (tag = etag)) items.clear() // the one before was cut off
+        for (const item of value.items) items.set(item.path, item)
+        if (more) return
+        value.items = [...items.values()]
       }
-      hasBegun = type !== "reset"
-      emit({...event, id: etag?.slice(1, -1)})
-    },
+      if (hasBegun) emit({type: "reset"}) // a loss is always announced
+    }
+    hasBegun = type !== "reset"
+    emit({...event, id: etag?.slice(1, -1)})
   }
-  live.change("set", following)
-  return following
+
+  live.add(target, {held, feed, close})
+  const iterator = {next: () => reader.read(), return: async () => ({done: true, value: close()})}
+  return {close: () => close(), [Symbol.asyncIterator]: () => iterator}
 }
 
 function liveMap(live, path, {recursive, onChange} = {}) {
@@ -191,11 +174,15 @@ function goLive(request, name, onBehind) {
   let query, id, isBehind, isKnown, stream, channel, quit, timer
 
   const heard = {
-    asks: () => isKnown && say("wants", tab, [...mine.values()].map(({target, held}) => [target, held])),
+    asks() {
+      if (isKnown) say("wants", tab, [...mine].map(([target, {held}]) => [target, held]))
+    },
     event: (target, event) => mine.get(target)?.feed(event),
     refused: (target, problem) => mine.get(target)?.close(new Problem(problem)),
-    at: last => (id = last),
-    behind: now => isBehind !== now && onBehind?.((isBehind = now)),
+    at(last, now = isBehind) {
+      id = last
+      if (isBehind !== now) onBehind?.((isBehind = now))
+    },
     wants(from, wants) {
       if (!tabs) return
       if (from !== tab && !tabs.has(from)) locks.request(name + from, () => tabs?.delete(from) && plan()) // it is gone
@@ -218,24 +205,25 @@ function goLive(request, name, onBehind) {
       heard.asks()
       return over
     }
+    const lead = () => {
+      tabs = new Map()
+      say("asks")
+      return over
+    }
     if (!locks) return lead(enter())
     channel = new BroadcastChannel(name)
     channel.onmessage = ({data}) => hear(data)
     locks.request(name + tab, {signal}, enter).catch(() => {}) // who leads waits for its end, once it has heard of it
-    locks.request(name, {signal}, () => lead() ?? over).catch(() => {})
-  }
-
-  function lead() {
-    tabs = new Map()
-    say("asks")
+    locks.request(name, {signal}, lead).catch(() => {})
   }
 
   function plan() {
-    const part = ([target, held]) => {
-      const hold = held ? `&hold=${encodeURIComponent(pathIn(target))}&as=${encodeURIComponent(held)}` : ""
-      return `path=${encodeURIComponent(target)}${hold}`
+    const asked = new URLSearchParams()
+    for (const [target, held] of [...tabs.values()].flat()) {
+      asked.append("path", target)
+      if (held) asked.append("hold", pathIn(target)), asked.append("as", held)
     }
-    if (query !== (query = [...tabs.values()].flat().map(part).join("&"))) open()
+    if (query !== (query = `${asked}`)) open()
   }
 
   async function open(tries = 1) {
@@ -248,20 +236,16 @@ function goLive(request, name, onBehind) {
       const answer = await request(`/_/follow?${query}`, {headers, cache: "no-store", signal: abort.signal})
       before?.abort() // not earlier: what it holds would go, and come again
       if (!answer.ok) throw await problemIn(answer)
-      for await (const block of blocksOf(answer.body, abort)) {
+      for await (const {id, event, data, retry} of blocksOf(answer.body, abort)) {
         if (stream !== abort) return // another one goes on
-        waitMs = block.retry ?? waitMs
-        if (block.data) {
-          const event = JSON.parse(block.data)
-          say("event", event.followed, {type: block.event, ...event})
-        } else if (block.id) {
-          say("behind", false) // all paths have begun
-          tries = 0
-        }
-        if (block.id) say("at", block.id)
+        waitMs = retry ?? waitMs
+        const found = data && JSON.parse(data)
+        if (data) say("event", found.followed, {type: event, ...found})
+        else if (id) tries = 0 // all paths have begun
+        if (id) say("at", id, data ? undefined : false)
       }
     } catch ({status, path, ...problem}) {
-      if (stream === abort && status >= 400 && status < 500 && status !== 408 && status !== 429) {
+      if (stream === abort && /^4(?!08|29)/.test(status)) {
         const targets = new URLSearchParams(query).getAll("path")
         const isMeant = target => !path || decodeURIComponent(pathIn(target)) === decodeURIComponent(path)
         const meant = status === 414 && !path ? targets.slice(-1) : targets.filter(isMeant)
@@ -271,7 +255,7 @@ function goLive(request, name, onBehind) {
       before?.abort()
     }
     if (stream !== abort) return
-    say("behind", true)
+    say("at", id, true)
     await sleep(waitMs)
     if (stream === abort) open(tries + 1)
   }
@@ -287,11 +271,11 @@ function goLive(request, name, onBehind) {
   globalThis.addEventListener?.("pageshow", () => mine.size && begin())
 
   return {
-    change(how, following) {
-      mine[how](following.target, following)
-      if (!quit) begin()
-      heard.asks()
+    add(target, following) {
+      mine.set(target, following)
+      quit ? heard.asks() : begin()
     },
+    remove: target => mine.delete(target) && (heard.asks(), true),
   }
 }
 
@@ -319,11 +303,8 @@ async function documentIn(answer, method, path) {
   const field = name => answer.headers.get(name)
   const text = await answer.text()
   const value = text ? JSON.parse(text) : undefined // undefined: you may write it and not read it
-  let ttl = (Date.parse(field("sunset")) - Date.parse(field("date"))) / 1000 || null
-  if (value?.constructor === Object) {
-    ttl = value.ttl ?? null
-    delete value.ttl
-  }
+  const ttl = value?.ttl ?? ((Date.parse(field("sunset")) - Date.parse(field("date"))) / 1000 || null)
+  delete value?.ttl
   if (method === "POST") path = path.replace(/\/?$/, "/") + field("location").split("/").pop()
   return {path, value, etag: field("etag"), ttl}
 }
