@@ -14,8 +14,8 @@ import pytest
 
 from tests.support.stores import die_with_parent, free_ports, wait_until
 
-LIMIT_S = 20  # for what a page is expected to come to, beside other tests
-ANSWER_S = 60  # for what the driver is asked
+LIMIT_S = 30  # for what a page is expected to come to
+ANSWER_S = 120  # for what it is asked to do
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
 CTRL, ENTER, ESCAPE, TAB, DOWN, RIGHT, LEFT = "\ue009", "\ue007", "\ue00c", "\ue004", "\ue015", "\ue014", "\ue012"
 
@@ -63,7 +63,13 @@ class Driver:
         if is_dark:
             options.append("--force-dark-mode")
         chrome = {"binary": shutil.which("chromium"), "args": options}
-        wanted = {"browserName": "chrome", "goog:chromeOptions": chrome, "goog:loggingPrefs": {"browser": "ALL"}}
+        limits = {"script": 1000 * ANSWER_S}
+        wanted = {
+            "browserName": "chrome",
+            "timeouts": limits,
+            "goog:chromeOptions": chrome,
+            "goog:loggingPrefs": {"browser": "ALL"},
+        }
         session = self.ask("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})["sessionId"]
         browser = Browser(self, f"/session/{session}")
         browser.resize(width, height)
@@ -168,6 +174,19 @@ class Browser:
             actions += [{"type": "keyUp", "value": each} for each in held]
             held.clear()
         self.ask("POST", "/actions", {"actions": [{"type": "key", "id": "keyboard", "actions": actions}]})
+
+    def windows(self) -> list[str]:
+        """The windows of this browser."""
+        found: list[str] = self.ask("GET", "/window/handles")
+        return found
+
+    def open_window(self) -> None:
+        """Open one more; what follows still goes to the one before."""
+        self.ask("POST", "/window/new", {"type": "window"})
+
+    def switch_to(self, window: str) -> None:
+        """Turn to one of the windows."""
+        self.ask("POST", "/window", {"handle": window})
 
     def screenshot(self, path: Path) -> None:
         """Write what is seen to a file, as PNG."""

@@ -7,6 +7,7 @@ import {ANY_DEPTH, member, parse} from "./json.js"
 export const BASE = new URL("..", document.baseURI)
 const LIMIT_MS = 30_000 // for a response
 const SILENCE_MS = 20_000 // a stream has a heartbeat every 15 s
+const MAX_DELAY_MS = 4_000 // until a stream is opened again
 const HIDDEN_MS = 5_000 // a page that is not seen gives its connections back after this time
 
 export const token = {
@@ -179,7 +180,7 @@ export async function follow(path, position, signal, on, query = "") {
     if (signal.aborted) break
     on.state("lost")
     while (document.hidden && !signal.aborted) await woken(60_000)
-    await woken(Math.random() * (delay ?? Math.min(10_000, 500 * 2 ** Math.min(failures, 5))))
+    await woken(Math.random() * (delay ?? Math.min(MAX_DELAY_MS, 250 * 2 ** failures)))
   }
   return null
 }

@@ -4,14 +4,13 @@ import {answer, canonical, curl, encodeSegment, follow, send, shown} from "./api
 import {VirtualList, button, clock, countdown, h, icon, mark, number, openDialog, soon, toast} from "./dom.js"
 import {editorView} from "./editor.js"
 import {member, preview, write} from "./json.js"
-import {Listing, onEvent, watch} from "./live.js"
+import {Listing, POLL_MS, isWatched, onEvent, watch} from "./live.js"
 import {exportTo, importButton} from "./transfer.js"
 
 const ROW = 36 // px
 const MAX_COLUMNS = 6
 const SEARCHED = 5000 // rows that are loaded by themselves while a filter hides most of them
-const POLL_MS = 2000 // a lease sends no event
-const ROOT_POLL_MS = 3000 // nor does the root
+const QUEUE_MS = 2000 // between two looks at a queue: a lease sends no event
 const HELD_S = 60 // what a stream holds expires sooner, or is held again
 const LOGGED = 500 // changes that are kept for the screen
 
@@ -45,6 +44,7 @@ export class ContainerView {
     this.body = h("div", {class: "body"})
     this.element.replaceChildren(this.page.title(this.path, ...actions), h("nav", {class: "tabs", "aria-label": "Views of this container"}, links), this.body)
     this[this.tab]()
+    this.timer ??= setInterval(() => document.hidden || isWatched(this.path) || this.listing?.refresh(), POLL_MS)
   }
 
   apply(event) {
@@ -79,7 +79,6 @@ export class ContainerView {
     this.body.replaceChildren(h("div", {class: "toolbar"}, filter, order, this.count), table)
     this.show = () => this.showTable()
     this.list(false)
-    if (this.path === "/") this.timer = setInterval(() => document.hidden || this.listing.refresh(), ROOT_POLL_MS)
   }
 
   list(descending) {
@@ -201,7 +200,7 @@ export class ContainerView {
     const look = async () => document.hidden || (await Promise.all([jobs.refresh(), dead.refresh()]))
     this.listing = {refresh: look, apply: soon(look)}
     this.show = () => this.showQueue(jobs, dead)
-    this.timer = setInterval(look, POLL_MS)
+    this.timer = setInterval(look, QUEUE_MS)
     look()
   }
 
@@ -214,21 +213,25 @@ export class ContainerView {
     const states = ["ready", "leased", "delayed"]
     const tile = (label, count, kind = label) => h("div", {class: `tile ${kind}`}, h("b", null, number(count)), label)
     const counts = states.map(state => tile(state, items.filter(item => (item.state ?? "ready") === state).length))
-    const act = (label, call, props) => button(label, () => call().catch(problem => toast(problem.detail, true)).then(() => this.listing.refresh()), props)
-    const remove = item => send("DELETE", item.path, {headers: {"If-Match": "*"}})
+    const act = (label, [method, path, options], props) => {
+      const show = () => this.page.setCurl(curl(method, path, options))
+      const call = () => send(method, path, options).catch(problem => toast(problem.detail, true)).then(() => this.listing.refresh())
+      return button(label, call, {...props, onfocus: show, onmouseenter: show})
+    }
+    const remove = item => ["DELETE", item.path, {headers: {"If-Match": "*"}}]
     const job = item => h("tr", null, h("td", null, h("a", {href: `#${item.path}`}, h("bdi", null, shown(item.name)))),
       h("td", null, h("span", {class: `badge ${item.state ?? "ready"}`}, item.state ?? "ready")), h("td", null, item.attempts ?? "0"),
-      h("td", {class: "wide"}, preview(item.node, 100)), h("td", null, act("Cancel", () => remove(item), {class: "danger", "aria-label": `Cancel ${item.name}`})))
+      h("td", {class: "wide"}, preview(item.node, 100)), h("td", null, act("Cancel", remove(item), {class: "danger", "aria-label": `Cancel ${item.name}`})))
     const back = item => {
       const requests = [`{"method":"POST","path":${JSON.stringify(this.path)},"body":${write(member(item.node, "value") ?? item.node)}}`,
         JSON.stringify({method: "DELETE", path: item.path, headers: {"If-Match": item.etag}})]
-      return send("POST", "/_/batch", {body: `{"requests":[${requests}]}`})
+      return ["POST", "/_/batch", {body: `{"requests":[${requests}]}`}]
     }
     const said = (item, name) => member(item.node, name)
     const corpse = item => h("tr", null, h("td", null, h("a", {href: `#${item.path}`}, h("bdi", null, shown(item.name)))),
       h("td", null, said(item, "died") ? new Date(Number(said(item, "died").text)).toLocaleString() : ""), h("td", null, said(item, "attempts")?.text),
       h("td", {class: "wide"}, h("p", null, said(item, "reason")?.value ?? ""), preview(said(item, "value") ?? item.node, 100)),
-      h("td", null, act("Put back", () => back(item), {"aria-label": `Put back ${item.name}`}), act("Delete", () => remove(item), {class: "danger", "aria-label": `Delete ${item.name}`})))
+      h("td", null, act("Put back", back(item), {"aria-label": `Put back ${item.name}`}), act("Delete", remove(item), {class: "danger", "aria-label": `Delete ${item.name}`})))
     const table = (title, columns, rows, none) => [h("h2", null, title), rows.length
       ? h("div", {class: "card scroll", tabindex: 0, role: "group", "aria-label": title}, h("table", null, h("thead", null, h("tr", null, columns.map(each => h("th", {scope: "col"}, each)))), h("tbody", null, rows)))
       : h("p", {class: "muted"}, none)]

@@ -4,7 +4,7 @@ import {curl, get, redisKey, shown} from "./api.js"
 import {button, copier, countdown, date, h, mark, number, say} from "./dom.js"
 import {editorView, openDelete, openPatch, openTTL} from "./editor.js"
 import {write} from "./json.js"
-import {isAfter, isGone, watch} from "./live.js"
+import {POLL_MS, isAfter, isGone, isWatched, watch} from "./live.js"
 import {valueView} from "./value.js"
 
 const LATE_MS = 3000 // after which an expiry was seen; else somebody has changed the TTL, which sends no event
@@ -27,10 +27,12 @@ export class DocumentView {
       this.element.replaceChildren(this.page.title(this.path), this.page.refusal(problem))
     }
     this.element.removeAttribute("aria-busy")
+    this.polling ??= setInterval(() => document.hidden || isWatched(this.path) || this.reload(), POLL_MS)
   }
 
   close() {
     clearTimeout(this.timer)
+    clearInterval(this.polling)
   }
 
   /** Show what is stored; what differs from before is marked where `at` is the time of the change. */

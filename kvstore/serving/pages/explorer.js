@@ -6,7 +6,7 @@ import {canonical, shown, token} from "./api.js"
 import {ContainerView} from "./container.js"
 import {DocumentView} from "./document.js"
 import {button, copier, h, say} from "./dom.js"
-import {closeAll, onEvent, onState} from "./live.js"
+import {closeAll, onEvent, onState, watch} from "./live.js"
 import {importFile} from "./transfer.js"
 import {Tree} from "./tree.js"
 
@@ -131,6 +131,8 @@ addEventListener("pagehide", () => {
   view?.close()
   closeAll()
 })
+// The window that somebody looks at takes its stream back from another.
+addEventListener("focus", () => watch(path).catch(() => {}))
 addEventListener("pageshow", event => event.persisted && location.reload())
 addEventListener("beforeunload", event => view?.isChanged() && event.preventDefault())
 addEventListener("hashchange", route)

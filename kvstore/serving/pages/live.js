@@ -3,7 +3,10 @@
 import {answer, expiry, follow, send} from "./api.js"
 import {member} from "./json.js"
 
-const MAX_STREAMS = 2 // a browser has six connections for a service, for all of its windows together
+// A browser opens six connections to a service, for all of its windows together: four are for streams, two for other requests.
+const SLOTS = ["kvstore-0", "kvstore-1", "kvstore-2", "kvstore-3"]
+const MAX_STREAMS = 2 // of one window
+export const POLL_MS = 3000 // between two looks at what has no stream
 const FIRST_PAGE = 200 // documents that are asked for at first
 const PAGE = 1000 // documents or names after that: the most there may be
 const MAX_REFRESHED = 2000 // items that are listed again after a loss; those after them are listed when they are scrolled to
@@ -59,11 +62,12 @@ export async function watch(path, withRoot = false) {
 }
 
 /** Whether changes at or below a path are emitted. */
-export const isWatched = path => places(path).some(place => streams.has(place))
+export const isWatched = path => (path === "/" ? ["/"] : places(path)).some(place => streams.has(place))
 
 /** Open a stream where changes are logged from now on. Returns whether that is permitted. */
 async function begin(place, stream) {
   try {
+    await takeSlot(stream.controller.signal, () => close(place))
     run(place, stream, await positionOf(place))
     return true
   } catch (problem) {
@@ -72,6 +76,25 @@ async function begin(place, stream) {
     refused.add(place)
     return false
   }
+}
+
+const mine = new Set() // slots of this window
+
+/** Take a slot until `signal` is aborted: a free one, or else that of another window, where `stolen` is called. */
+async function takeSlot(signal, stolen) {
+  const {locks} = navigator // which a browser has where the connection is safe
+  if (!locks) return
+  const take = (name, options) => new Promise(resolve => {
+    const held = lock => {
+      if (lock) mine.add(name)
+      resolve(Boolean(lock))
+      return lock && new Promise(end => (signal.aborted ? end() : signal.addEventListener("abort", end)))
+    }
+    locks.request(name, options, held).catch(stolen).then(() => mine.delete(name))
+  })
+  const others = SLOTS.filter(name => !mine.has(name))
+  for (const name of others) if (await take(name, {ifAvailable: true})) return
+  await take(others[Math.floor(Math.random() * others.length)], {steal: true})
 }
 
 async function positionOf(place) {

@@ -3,10 +3,9 @@
 
 import {shown} from "./api.js"
 import {VirtualList, h, icon, mark, soon} from "./dom.js"
-import {Listing, isWatched, watch} from "./live.js"
+import {Listing, POLL_MS, isWatched, watch} from "./live.js"
 
 const ROW = 28 // px
-const POLL_MS = 3000 // for what has no stream: the root, and what is open below a namespace that has none any more
 
 export class Tree {
   constructor(go) {
