@@ -12,7 +12,7 @@ const HIDDEN_MS = 5_000 // a page that is not seen gives its connections back af
 
 export const token = {
   get: () => sessionStorage.getItem("kvstore-token") ?? "",
-  set: (text) => (text ? sessionStorage.setItem("kvstore-token", text) : sessionStorage.removeItem("kvstore-token")),
+  set: text => (text ? sessionStorage.setItem("kvstore-token", text) : sessionStorage.removeItem("kvstore-token")),
 }
 
 /** What a response of 400 and above says: its members, with `current` as a tree. Status 0: there was no response. */
@@ -27,7 +27,7 @@ async function problem(response) {
   const text = await response.text()
   try {
     const tree = parse(text, ANY_DEPTH)
-    const said = (name) => member(tree, name)?.value
+    const said = name => member(tree, name)?.value
     const members = {title: said("title"), etag: said("etag"), current: member(tree, "current"), index: member(tree, "index")?.text}
     const inner = member(tree, "problem")
     const detail = [said("detail"), inner && member(inner, "detail")?.value].filter(Boolean).join(": ")
@@ -72,7 +72,7 @@ export const answer = async response => parse(await response.text(), ANY_DEPTH)
 export async function stored(response) {
   const text = await response.text()
   const node = withoutTTL(parse(text))
-  const day = (name) => (response.headers.has(name) ? Date.parse(response.headers.get(name)) : null)
+  const day = name => (response.headers.has(name) ? Date.parse(response.headers.get(name)) : null)
   return {node, etag: response.headers.get("ETag"), expires: day("Sunset"), modified: day("Last-Modified"), bytes: text.length}
 }
 
@@ -81,7 +81,7 @@ export function withoutTTL(node) {
   return {...node, names: node.names.slice(0, -1), nodes: node.nodes.slice(0, -1)}
 }
 
-const quoted = (text) => (/^[\w./:@%+,=-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`)
+const quoted = text => (/^[\w./:@%+,=-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`)
 
 /** Return the command line that sends the same request. A token is not shown: the shell has it in $TOKEN. */
 export function curl(method, path, {query = "", headers = {}, body} = {}) {
@@ -103,14 +103,14 @@ export function encodeSegment(text) {
 
 /** Return a path that a person has typed, in the service's spelling. */
 export function canonical(typed) {
-  const decoded = (segment) => {
+  const decoded = segment => {
     try {
       return decodeURIComponent(segment)
     } catch {
       return segment
     }
   }
-  return `/${typed.trim().replace(/^\//, "").split("/").map((each) => encodeSegment(decoded(each))).join("/")}`
+  return `/${typed.trim().replace(/^\//, "").split("/").map(each => encodeSegment(decoded(each))).join("/")}`
 }
 
 /** Return a name for people: decoded, but for a slash, which is a character of the name. */
@@ -126,11 +126,11 @@ export function redisKey(path) {
 
 // --- Streams ---
 
-const wait = (ms) => new Promise((resolve) => setTimeout(resolve, ms))
+const wait = ms => new Promise(resolve => setTimeout(resolve, ms))
 const wake = new EventTarget()
 addEventListener("online", () => wake.dispatchEvent(new Event("wake")))
 addEventListener("visibilitychange", () => document.hidden || wake.dispatchEvent(new Event("wake")))
-const woken = (ms) => Promise.race([wait(ms), new Promise((resolve) => wake.addEventListener("wake", resolve, {once: true}))])
+const woken = ms => Promise.race([wait(ms), new Promise(resolve => wake.addEventListener("wake", resolve, {once: true}))])
 
 /**
  * Follow a path from a position in its log, for as long as `signal` is not aborted. Calls on.event({type, id, ...data}), with
@@ -190,7 +190,7 @@ export const expiry = ttl => (ttl < Infinity ? Date.now() + 1000 * ttl : null)
 
 function event(text) {
   const tree = parse(text, ANY_DEPTH)
-  const of = (name) => member(tree, name)
+  const of = name => member(tree, name)
   const ttl = Number(of("ttl")?.text) || Infinity
   return {
     path: of("path")?.value,

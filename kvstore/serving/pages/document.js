@@ -106,8 +106,9 @@ export class DocumentView {
     const found = await get(this.path).catch(() => undefined)
     if (found === undefined) return
     const isSame = found?.etag === this.found?.etag
-    if (!this.editor) this.show(found, isSame ? 0 : Date.now())
-    else if (!isSame) this.editor.changed(found ?? {type: "delete"})
+    const isLater = Math.abs((found?.expires ?? 0) - (this.found?.expires ?? 0)) > 2000 // a date has whole seconds
+    if (!this.editor && (isLater || !isSame)) this.show(found, isSame ? 0 : Date.now())
+    else if (this.editor && !isSame) this.editor.changed(found ?? {type: "delete"})
   }
 
   isChanged() {

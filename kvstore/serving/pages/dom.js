@@ -10,17 +10,25 @@ export function h(tag, props, ...children) {
     else if (name === "value") element.value = value
     else element.setAttribute(name, value === true ? "" : value)
   }
-  element.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false))
+  element.append(...children.flat().filter(child => child !== null && child !== undefined && child !== false))
   return element
 }
 
 export const button = (label, onclick, props) => h("button", {type: "button", onclick, ...props}, label)
-export const icon = (name) => h("i", {class: `icon ${name}`, "aria-hidden": "true"})
+export const icon = name => h("i", {class: `icon ${name}`, "aria-hidden": "true"})
 
 /** A button that copies a text and says so. */
 export function copier(text, label) {
   const copy = async () => {
-    await navigator.clipboard.writeText(text())
+    try {
+      await navigator.clipboard.writeText(text())
+    } catch {
+      const area = h("textarea", {value: text()}) // where the connection is not safe, the browser has no clipboard
+      element.after(area)
+      area.select()
+      document.execCommand("copy")
+      area.remove()
+    }
     say(`${label}: copied`)
     element.classList.add("done")
     setTimeout(() => element.classList.remove("done"), 1500)
@@ -63,7 +71,7 @@ export function openDialog(title, setCurl, ...content) {
 
 // --- Time ---
 
-const two = (n) => String(n).padStart(2, "0")
+const two = n => String(n).padStart(2, "0")
 
 /** Return what is left until a time in ms, counting down to the second. */
 export function left(expires) {
@@ -74,7 +82,7 @@ export function left(expires) {
 }
 
 /** An element that counts down. */
-export const countdown = (expires) => h("span", {class: "ttl", "data-expires": expires ?? ""}, left(expires))
+export const countdown = expires => h("span", {class: "ttl", "data-expires": expires ?? ""}, left(expires))
 
 setInterval(() => {
   for (const each of document.querySelectorAll("[data-expires]")) {
@@ -84,9 +92,9 @@ setInterval(() => {
   }
 }, 1000)
 
-export const date = (ms) => new Date(ms).toLocaleString()
-export const clock = (ms) => new Date(ms).toLocaleTimeString()
-export const number = (n) => n.toLocaleString("en")
+export const date = ms => new Date(ms).toLocaleString()
+export const clock = ms => new Date(ms).toLocaleTimeString()
+export const number = n => n.toLocaleString("en")
 
 export const MARK_MS = 2500 // for which a change is marked
 

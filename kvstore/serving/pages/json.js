@@ -59,7 +59,7 @@ export function parse(text, maxDepth = MAX_DEPTH) {
       skip()
     }
   }
-  const value = (depth) => {
+  const value = depth => {
     skip()
     const first = text[at]
     if (first === '"') return string()
@@ -113,7 +113,7 @@ export const member = (node, name) => node?.names && node.nodes[node.names.index
 /** Return the beginning of a tree as text, of about `most` characters: never more work than that. */
 export function preview(node, most = 80) {
   let left = most
-  const short = (each) => {
+  const short = each => {
     if (left <= 0) return "…"
     if (!each.nodes) {
       const text = each.text.length > left ? `${each.text.slice(0, left)}…` : each.text

@@ -15,11 +15,9 @@ const events = new EventTarget()
 const streams = new Map() // by path: {controller, state, begun}
 const refused = new Set() // paths that may not be followed with this token
 
-/** Call a function with every event: {type, path, etag, expires, node, id}, or {type: "reset", path}. Returns what ends that. */
+/** Call a function with every event: {type, path, etag, expires, node, id}, or {type: "reset", path}. */
 export function onEvent(call) {
-  const listener = ({detail}) => call(detail)
-  events.addEventListener("change", listener)
-  return () => events.removeEventListener("change", listener)
+  events.addEventListener("change", ({detail}) => call(detail))
 }
 
 export function onState(call) {
@@ -28,11 +26,11 @@ export function onState(call) {
 
 /** The worst state of all streams: "live", "lost", or "idle" without any. */
 function state() {
-  const states = [...streams.values()].map((each) => each.state)
-  return ["lost", "live"].find((each) => states.includes(each)) ?? "idle"
+  const states = [...streams.values()].map(each => each.state)
+  return ["lost", "live"].find(each => states.includes(each)) ?? "idle"
 }
 
-const emit = (detail) => events.dispatchEvent(new CustomEvent("change", {detail}))
+const emit = detail => events.dispatchEvent(new CustomEvent("change", {detail}))
 const moved = () => events.dispatchEvent(new Event("state"))
 
 /** Where to follow what is needed for a path, from the widest on: its namespace, each container, the document itself. */
@@ -86,11 +84,15 @@ async function takeSlot(signal, stolen) {
   if (!locks) return
   const take = (name, options) => new Promise(resolve => {
     const held = lock => {
-      if (lock) mine.add(name)
       resolve(Boolean(lock))
-      return lock && new Promise(end => (signal.aborted ? end() : signal.addEventListener("abort", end)))
+      if (!lock) return null
+      mine.add(name)
+      return new Promise(end => (signal.aborted ? end() : signal.addEventListener("abort", end))).then(() => mine.delete(name))
     }
-    locks.request(name, options, held).catch(stolen).then(() => mine.delete(name))
+    locks.request(name, options, held).catch(() => {
+      mine.delete(name)
+      stolen()
+    })
   })
   const others = SLOTS.filter(name => !mine.has(name))
   for (const name of others) if (await take(name, {ifAvailable: true})) return
@@ -98,7 +100,7 @@ async function takeSlot(signal, stolen) {
 }
 
 async function positionOf(place) {
-  if (isDocument(place)) return (await send("HEAD", place).catch((error) => absent(error)))?.headers.get("ETag")?.replaceAll('"', "")
+  if (isDocument(place)) return (await send("HEAD", place).catch(error => absent(error)))?.headers.get("ETag")?.replaceAll('"', "")
   const response = await send("GET", place, {query: "keys&limit=1"})
   const tag = response.headers.get("ETag")?.replaceAll('"', "")
   return tag === "0-0" ? null : tag // the namespace has no log yet
@@ -144,11 +146,11 @@ export function closeAll() {
 /** Whether an id of the log, or an entity-tag, comes after another. */
 export function isAfter(a, b) {
   if (!a || !b) return true
-  const [[ms, n], [otherMs, otherN]] = [a, b].map((each) => each.replaceAll('"', "").split("-").map(Number))
+  const [[ms, n], [otherMs, otherN]] = [a, b].map(each => each.replaceAll('"', "").split("-").map(Number))
   return ms > otherMs || (ms === otherMs && n > otherN)
 }
 
-export const isGone = (event) => event.type === "delete" || event.type === "expire"
+export const isGone = event => event.type === "delete" || event.type === "expire"
 
 /**
  * What lies directly below a container, as far as it was loaded: `items` in order of name, and `next`, the query of the next
@@ -201,9 +203,9 @@ export class Listing {
       if (problem.status) this.problem = problem
       return this.change()
     }
-    const old = new Map(this.items.map((item) => [item.name, item]))
+    const old = new Map(this.items.map(item => [item.name, item]))
     const isNew = this.next !== this.first
-    this.items = fresh.map((item) => {
+    this.items = fresh.map(item => {
       const before = old.get(item.name)
       const marked = isNew && (!before || before.etag !== item.etag) ? Date.now() : before?.marked
       return Object.assign(before ?? {}, item, {marked, gone: false})

@@ -28,7 +28,8 @@ export class Tree {
   }
 
   poll() {
-    if (!this.root.listing.problem) this.each(item => item.isOpen && !isWatched(item.path) && item.listing.refresh())
+    const status = this.root.listing.problem?.status
+    if (status !== 401 && status !== 403) this.each(item => item.isOpen && !isWatched(item.path) && item.listing.refresh())
   }
 
   /** Start again, with another token. */
