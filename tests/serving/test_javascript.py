@@ -1,6 +1,7 @@
 """The module /_/kvstore.js in Node, against a real server: its verbs, what it sends again, and what it follows."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from tests.support.tokens import SECRET, in_s, signed
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not shutil.which("node"), reason="no node on the PATH")]
 
 MODULE = Path(kvstore.__file__).parent / "serving" / "pages" / "kvstore.js"
+CLIENT = Path(__file__).parents[2] / "clients" / "js"
 MOST_BYTES = 15 * 1024
 LIMIT_S = 20
 
@@ -119,6 +121,27 @@ def run(directory: Path, served: OwnServer) -> Callable[..., list[Any]]:
 def test_it_is_small() -> None:
     """Before compression, as it is written: there is no build step."""
     assert len(MODULE.read_bytes()) <= MOST_BYTES
+
+
+def test_the_package() -> None:
+    """It has the version of the service, what it copies is there, and its types name what a client has, and nothing else."""
+    package = json.loads((CLIENT / "package.json").read_text("utf-8"))
+    assert package["version"] == kvstore.__version__
+    copied = package["scripts"]["prepack"].split()[1:-1]
+    assert [(CLIENT / path).resolve().name for path in copied if (CLIENT / path).exists()] == ["kvstore.js", "LICENSE"]
+    assert (CLIENT / copied[0]).resolve() == MODULE
+    assert package["files"] == ["kvstore.js", "kvstore.d.ts"]
+
+
+def test_the_types(run: Callable[..., list[Any]]) -> None:
+    """They name what a client has, and what the module exports, and nothing else."""
+    types = (CLIENT / "kvstore.d.ts").read_text("utf-8")
+    store = types.partition("export interface Store {")[2].partition("\n}\n")[0]
+    [methods, exported] = run(
+        "say(Object.keys(store).sort()); say(Object.keys(await import(%s)).sort())" % json.dumps(MODULE.as_uri())
+    )
+    assert sorted(set(re.findall(r"^  (\w+)[<(]", store, re.MULTILINE))) == methods
+    assert sorted(re.findall(r"^export (?:function|class) (\w+)", types, re.MULTILINE)) == exported
 
 
 VERBS = """

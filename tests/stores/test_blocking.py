@@ -32,7 +32,7 @@ from kvstore.stores.blocking import open_blocking_store
 from kvstore.stores.redis_clients import MAX_BLOCKING_CONNECTIONS
 
 store = open_blocking_store(os.environ["REDIS_URL"])
-get = Get(parse_path(b"/ns/a"))
+get = Get(parse_path(b"/nobody/writes/this"))  # what is there would have another TTL each time
 nothing = store.execute(get)
 store._lock.acquire()  # as a thread that is connecting at that moment does
 for _ in range(MAX_BLOCKING_CONNECTIONS):
