@@ -298,7 +298,9 @@ def test_documents_that_look_like_requests(run: Callable[..., list[Any]]) -> Non
         [{"requests": [None], "atomic": False}, 2, True],
         [{"requests": 5, "map": 1}, 2, True],
         [{"map": {}, "length": 1}, 2, True],
-        *([value, 2, True] for value in ("map", [], None)),
+        ["map", 2, True],
+        [[], 2, True],
+        [None, 2, True],
     ]
 
 
