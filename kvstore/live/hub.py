@@ -215,6 +215,8 @@ class Hub:
     def _send_beats(self) -> None:
         """Send the heartbeats of the next part. A heartbeat has an id, so that a reader without changes resumes from there."""
         for subscriber in tuple(self._beats[self._beating]):
+            if subscriber.has_left:  # meanwhile: a stream that ends takes all of its paths along
+                continue
             if subscriber.permit:
                 self._store.submit(subscriber.permit, self._judged, subscriber)
             if subscriber.is_ready:  # one that is ahead of the log reader keeps its position

@@ -6,15 +6,25 @@ import random
 import re
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
 import pytest
 
 from kvstore.commands.changelog import ChangesRead, ReadChanges
+from kvstore.commands.documents import Put
+from kvstore.commands.subscriptions import Follow, FollowMany
 from kvstore.core.errors import InvalidParameter
+from kvstore.core.paths import parse_path
+from kvstore.core.settings import read_settings
+from kvstore.http.messages import Request
+from kvstore.http.protocol import parse
 from kvstore.http.streams import MAX_HOLDS, MAX_ID_BYTES, MAX_PATHS, digest, parse_id, render_entry, render_id
 from kvstore.live import follow_many, hub
+from kvstore.runtime import open_runtime
+from kvstore.serving import buffered_stream
+from kvstore.serving.buffered_stream import BufferedStream
 from tests.support.asking import entries
 from tests.support.stores import Running, wait_until
 from tests.support.streams import FOLLOWED, LIMIT_S, STREAM_LANES, Event, Followed, OwnServer, Reader, following
@@ -276,6 +286,37 @@ def test_heartbeats(followed: Followed, ask: Callable[..., Any], store: Running,
         place = reader.blocks[-1].removeprefix(b"id: ").decode()
     assert set(parse_id(place).values()).isdisjoint({""})
     assert parse_id(place)[digest("/n3/")] == entries(store.redis, "n3")[-1].id
+
+
+@on_served
+def test_a_stream_that_a_heartbeat_ends(lane: tuple[str, str], store: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its other paths, of namespaces that nobody follows any more, do not stop the heartbeats of the other streams."""
+    monkeypatch.setattr(hub, "BEATS", 2)  # so that all paths get them in one turn
+    monkeypatch.setattr(hub, "HEARTBEAT_S", 0.2)
+    monkeypatch.setattr(buffered_stream, "MAX_BUFFERED_BYTES", 1000)
+
+    async def follow_and_stop_reading() -> None:
+        runtime, has_ended = open_runtime(read_settings({"REDIS_URL": store.url})), asyncio.Event()
+        ask = partial(parse, settings=runtime.settings)
+        many = ask(Request("GET", target_of(*(f"/n{number}/" for number in range(20))).encode(), {}))
+        put = ask(Request("PUT", b"/n0/1", {}, b'"%b"' % (b"x" * 2000)))
+        assert isinstance(many, FollowMany)
+        assert isinstance(put, Put)
+        stream = BufferedStream(runtime.hub, many, has_ended.set)
+        other = BufferedStream(runtime.hub, Follow(parse_path(b"/other"), None, recursive=False), lambda: None)
+        try:
+            while not re.fullmatch(rb"id: \S+\n\n", await stream.take() or b""):
+                pass
+            await runtime.outcome(put)
+            await has_ended.wait()
+            for _ in range(5):
+                assert await other.take()
+        finally:
+            await stream.close()
+            await other.close()
+            await runtime.close()
+
+    asyncio.run(asyncio.wait_for(follow_and_stop_reading(), LIMIT_S))
 
 
 @on_served
