@@ -39,8 +39,8 @@ _LABEL = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n"})
 
 
 _ALLOW = "GET, HEAD, OPTIONS"
-# The header fields that proxies add. One that adds none asks for a name of its own, or is configured to hide what it is.
-_OF_PROXIES = ("forwarded", "via", "x-real-ip", *(f"x-forwarded-{name}" for name in ("for", "host", "port", "server")))
+# How the header fields begin that proxies add. One that adds none, and asks for this machine, is not seen (docs/operations.md).
+_OF_PROXIES = ("forwarded", "via", "x-real-ip", "x-forwarded-")
 
 
 def parse_metrics(request: Request) -> ReadMetrics | Response:
@@ -56,7 +56,7 @@ def _is_local(request: Request) -> bool:
     """Whether a request came from this machine, for this machine, and from no proxy."""
     headers, caller = request.headers, request.caller
     host = re.sub(r":[0-9]*\Z", "", headers.get("host", "localhost")).strip("[]").lower()
-    is_direct = is_loopback(host) and not any(name in headers for name in _OF_PROXIES)
+    is_direct = is_loopback(host) and not any(name.startswith(_OF_PROXIES) for name in headers)
     return is_direct and caller is not None and is_loopback(caller.address)
 
 

@@ -170,7 +170,7 @@ def test_this_machine_may_read_it(ruled: Checked) -> None:
     """On a connection from loopback, unless a proxy has forwarded the request: then it asks for a name, or says who it is."""
     for host in ("localhost:8000", "127.0.0.1", "[::1]:80"):
         assert read(ruled, [("Host", host)]).status == 200
-    for field in ("Forwarded", "X-Forwarded-Host", "X-Real-IP", "Via"):
+    for field in ("Forwarded", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Real-IP", "Via"):
         assert read(ruled, [(field, "for=127.0.0.1")]).status == 401
     assert read(ruled, [("Host", "app.example")]).status == 401
 
