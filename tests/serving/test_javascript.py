@@ -270,10 +270,55 @@ def test_what_is_refused(run: Callable[..., list[Any]]) -> None:
         const abort = new AbortController()
         globalThis.fetch = async () => { abort.abort(); throw new TypeError("no network") }
         say(await name(store.get("/a/1", {signal: abort.signal})))
-        globalThis.fetch = async () => new Response("<h1>Bad Gateway</h1>", {status: 403})
-        await store.get("/a/1").catch(({name, status, detail}) => say([name, status, detail]))
+        for (const text of ["<h1>No</h1>", "null", "[1]", '{"type":3}', '{"type":"about:blank"}']) {
+          globalThis.fetch = async () => new Response(text, {status: 403})
+          await store.get("/a/1").catch(({name, status, detail}) => say([name, status, detail]))
+        }
         """
-    ) == [429, 502, 503, 504, *["X"] * 7, "AbortError", ["HttpError", 403, "the status is 403"]]
+    ) == [
+        *(429, 502, 503, 504),
+        *["X"] * 7,
+        "AbortError",
+        *[[name, 403, "the status is 403"] for name in ("HttpError", "HttpError", "HttpError", "3", "Blank")],
+    ]
+
+
+def test_documents_that_look_like_requests(run: Callable[..., list[Any]]) -> None:
+    """The members of a document are its own, whatever their names."""
+    assert run(
+        """
+        for (const value of [{requests: [null], atomic: false}, {requests: 5, map: 1}, {map: {}, length: 1}, "map", [], null]) {
+          await store.put("/a/1", value)
+          const {value: patched} = await store.patch("/a/1", {map: 2, atomic: false})
+          sent.length = 0
+          say([(await store.post("/a/", value)).value, patched.map, "idempotency-key" in sent[0][2]])
+        }
+        """
+    ) == [
+        [{"requests": [None], "atomic": False}, 2, True],
+        [{"requests": 5, "map": 1}, 2, True],
+        [{"map": {}, "length": 1}, 2, True],
+        *([value, 2, True] for value in ("map", [], None)),
+    ]
+
+
+def test_a_callback_that_fails(run: Callable[..., list[Any]]) -> None:
+    """It is reported as any error of a page is, and the stream goes on."""
+    assert run(
+        """
+        let errors = 0
+        process.on("uncaughtException", () => errors++)
+        const client = connect(url, {onBehind() { throw new Error("of the page") }})
+        const values = []
+        const following = client.follow("/a/1", {onEvent({value}) { values.push(value); throw new Error("of the page") }})
+        await until(() => values.length === 1)
+        await store.put("/a/1", 1)
+        await store.put("/a/1", 2)
+        await until(() => values.length === 3)
+        following.close()
+        say([values, errors, sent.filter(([, target]) => target.startsWith("/_/follow")).length])
+        """
+    ) == [[[None, 1, 2], 4, 1]]
 
 
 def test_updates_of_one_document_by_ten_clients(run: Callable[..., list[Any]], served: OwnServer) -> None:
@@ -287,6 +332,21 @@ def test_updates_of_one_document_by_ten_clients(run: Callable[..., list[Any]], s
         """
     )
     assert ask(served, "GET", "/counter") == 1000
+
+
+def test_an_update_of_another_clients_hash(run: Callable[..., list[Any]], served: OwnServer, store: Running) -> None:
+    """It has no entity-tag; who writes meanwhile is not overwritten all the same."""
+    store.redis.hset("kv:{t}/foreign", "n", "1")
+    run(
+        """
+        let tries = 0
+        await store.update("/t/foreign", async ({n}) => {
+          if (!tries++) await connect(url).put("/t/foreign", {n: 10})
+          return {n: n + 1}
+        })
+        """
+    )
+    assert ask(served, "GET", "/t/foreign")["n"] == 11
 
 
 FOLLOWING = """

@@ -7,7 +7,7 @@ const GATHER_MS = 50 // in which a page and the other tabs say what they follow
 export class Problem extends Error {
   constructor({type, ...members}) {
     super(members.detail)
-    const name = type.replace(/.*:|-?\b(ttl|.)/g, (_, part = "") => part.toUpperCase())
+    const name = `${type}`.replace(/.*:|-?\b(ttl|.)/g, (_, part = "") => part.toUpperCase())
     Object.assign(this, members, {type, name})
   }
 }
@@ -23,9 +23,10 @@ export function connect(url = new URL("..", import.meta.url), {token, onBehind} 
 
   /** Send a request until there is a response, so that a write is applied once. Other options are parameters. */
   async function send(method, path, value, {ifMatch, ifNoneMatch, idempotencyKey, signal, ...parameters} = {}) {
-    const isSafe = isIdempotent(method, value)
-    const key = idempotencyKey ?? (isSafe || value?.atomic === false ? "" : randomName())
-    const type = method === "PATCH" && value?.map ? "application/json-patch+json" : "application/json"
+    const isBatch = path === "/_/batch"
+    const isSafe = (isBatch ? value.requests : [{method, body: value}]).every(isIdempotent)
+    const key = idempotencyKey ?? (isSafe || (isBatch && !value.atomic) ? "" : randomName())
+    const type = method === "PATCH" && Array.isArray(value) ? "application/json-patch+json" : "application/json"
     const headers = {"content-type": type, "if-match": ifMatch, "if-none-match": ifNoneMatch, "idempotency-key": key}
     if (method === "POST") headers.prefer = "return=representation"
     const target = targetOf(path, parameters)
@@ -58,7 +59,8 @@ export function connect(url = new URL("..", import.meta.url), {token, onBehind} 
     })()
   }
 
-  const live = goLive(request, `kvstore ${base} ${token} `, onBehind)
+  // A function may return another token in another tab, so they do not share a stream.
+  const live = goLive(request, `kvstore ${base} ${token?.call ? randomName() : token} `, onBehind)
   const store = {
     put: writing("PUT"),
     patch: writing("PATCH"),
@@ -74,14 +76,12 @@ export function connect(url = new URL("..", import.meta.url), {token, onBehind} 
       iterate(path, {signal, ...asked}, limit => sendJson("QUERY", path, {...asked, limit}, {signal})),
     async update(path, change, {default: initial, ...options} = {}) {
       for (let tries = -5; ; tries++) {
-        const found = await store.get(path)
+        let found = await store.get(path)
+        if (found && !found.etag) found = await unlessLate(store.patch(path, {}, {ifMatch: "*"})) // it has no tag
         const value = await change(found ? found.value : initial)
-        const condition = found ? {ifMatch: found.etag ?? "*"} : {ifNoneMatch: "*"}
-        try {
-          return await store.put(path, value, {...options, ...condition})
-        } catch (problem) {
-          if (problem.name !== "PreconditionFailed") throw problem
-        }
+        const condition = found ? {ifMatch: found.etag} : {ifNoneMatch: "*"}
+        const written = await unlessLate(store.put(path, value, {...options, ...condition}))
+        if (written) return written
         await sleep(jittered(tries, 500))
       }
     },
@@ -110,13 +110,13 @@ function follow(live, path, {recursive, held, onEvent} = {}) {
   const items = new Map() // of a snapshot of which there is more to come
   let tag, hasBegun, queue
   const reader = new ReadableStream({start: controller => (queue = controller)}).getReader()
-  const emit = event => (onEvent ? onEvent(event) : queue.enqueue(event))
+  const emit = event => (onEvent ? queueMicrotask(() => onEvent(event)) : queue.enqueue(event))
 
   function close(problem) {
     if (!live.remove(target)) return
     if (!problem) return queue.close()
-    onEvent?.({type: "refused", path, problem})
-    queue.error(problem)
+    if (onEvent) emit({type: "refused", path, problem})
+    else queue.error(problem)
   }
 
   function feed({followed, more, ...event}) {
@@ -147,8 +147,8 @@ function liveMap(live, path, {recursive, onChange} = {}) {
     const onEvent = event => {
       const {type, value} = event
       const name = event.path?.slice(start)
-      if (type === "refused") return reject(event.problem)
-      if (type === "snapshot") {
+      if (type === "refused") reject(event.problem)
+      else if (type === "snapshot") {
         start = event.path.length
         map.clear()
         for (const item of value.items) if ("value" in item) map.set(item.name, item.value)
@@ -181,7 +181,8 @@ function goLive(request, name, onBehind) {
     refused: (target, problem) => mine.get(target)?.close(new Problem(problem)),
     at(last, now = isBehind) {
       id = last
-      if (isBehind !== now) onBehind?.((isBehind = now))
+      if (onBehind && isBehind !== now) queueMicrotask(() => onBehind(now))
+      isBehind = now
     },
     wants(from, wants) {
       if (!tabs) return
@@ -292,10 +293,9 @@ async function* blocksOf(body, abort) {
 }
 
 /** Whether a request that is applied twice leaves behind what it does when it is applied once. */
-function isIdempotent(method, value) {
-  if (value?.requests) return value.requests.every(({method, body}) => isIdempotent(method, body))
-  if (method === "POST") return value === undefined // a take: what a lost response has leased is free when the lease ends
-  return !(method === "PATCH" && value?.map) && !Object.values(Object(value)).some(member => member?.[".sv"])
+function isIdempotent({method, body}) {
+  if (method === "POST") return body === undefined // a take: what a lost response has leased is free when the lease ends
+  return !(method === "PATCH" && Array.isArray(body)) && !Object.values(Object(body)).some(member => member?.[".sv"])
 }
 
 async function documentIn(answer, method, path) {
@@ -311,10 +311,12 @@ async function documentIn(answer, method, path) {
 
 async function problemIn(answer) {
   const {status} = answer
-  const members = await answer.json().catch(() => ({})) // of a proxy in front
+  const members = Object(await answer.json().catch(() => null)) // null: it is a proxy's
   delete members.current?.ttl
   return new Problem({type: "HttpError", detail: `the status is ${status}`, ...members, status})
 }
+
+const unlessLate = asked => asked.catch(problem => (problem.status === 412 ? null : Promise.reject(problem)))
 
 const lost = cause => new Problem({type: "ResponseLost", status: 0, detail: "no response: a write may be applied or not", cause})
 
