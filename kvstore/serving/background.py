@@ -27,7 +27,7 @@ class Background:
 
     def __init__(self, open_runtime: Callable[[], Runtime]) -> None:
         self._open_runtime = open_runtime
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # the collector of garbage may close a stream while this thread holds it
         self._thread: _LoopThread | None = None
         self._is_closed = False
         _all.add(self)
@@ -58,7 +58,7 @@ class Background:
 
     def forget(self) -> None:
         """Reset it in a child process: the thread belongs to the parent."""
-        self._lock = threading.Lock()  # a thread of the parent may have held it
+        self._lock = threading.RLock()  # a thread of the parent may have held it
         if self._thread:
             _parents.append(self._thread)
             self._thread = None

@@ -1,7 +1,9 @@
 """The explorer and its modules, as files, over every adapter; and what leads a browser to them."""
 
 import gzip
+import re
 from collections.abc import Callable
+from importlib.resources import files
 
 import flask
 import pytest
@@ -52,6 +54,13 @@ def test_a_page(client_with: Callable[..., Checked], path: str) -> None:
         kept = ask(client, path, *headers, ("If-None-Match", whole.tag))
         assert (kept.status, kept.body, kept.tag) == (304, b"", whole.tag)
         assert ask(client, path, *headers, ("If-None-Match", '"x"')).body == whole.body
+
+
+def test_the_explorer_loads_its_modules_at_once() -> None:
+    """None waits for another to be read first, and none is left out."""
+    text = files("kvstore.serving.pages").joinpath("explorer.html").read_text("utf-8")
+    loaded = re.findall(r'(?:modulepreload" href|module" src)="([a-z]+\.js)"', text)
+    assert sorted(loaded) == sorted(name for name in PAGES.values() if name.endswith(".js") and name != "kvstore.js")
 
 
 # An Accept-Encoding, and whether it takes gzip.

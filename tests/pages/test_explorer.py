@@ -109,6 +109,10 @@ def test_a_document(browser: Browser, served: Served) -> None:
     assert re.search(r"01:59:\d\d", facts)
     first = browser.text(".facts .ttl")
     browser.wait("document.querySelector('.facts .ttl').textContent !== arguments[0]", first)
+    browser.developer("Browser.grantPermissions", permissions=["clipboardReadWrite", "clipboardSanitizedWrite"])
+    browser.click("button", "Copy the Redis key")
+    browser.wait_for("copied", "#said")
+    assert browser.run("return navigator.clipboard.readText()") == "kv:{read}/ada"
     browser.click(".fold")
     assert "6 members" in browser.text(".value")
     assert "ratio" not in browser.text(".value")
@@ -422,6 +426,7 @@ def test_the_queue(browser: Browser, served: Served) -> None:
     values = [item["value"] for item in read(served, "/work/mail/")["items"] if "value" in item]
     assert sorted(map(str, values)) == ["{'to': 'later'}", "{'to': 0}", "{'to': 1}", "{'to': 2}"]
     browser.click("button", "Cancel ")
+    assert "-X DELETE" in browser.text("#line")
     wait_until(lambda: len(read(served, "/work/mail/")["items"]) == 3, LIMIT_S)
     check_quiet(browser)
 
@@ -464,7 +469,7 @@ def test_export_and_import(browser: Browser, served: Served, place: Path) -> Non
         served.request("PUT", f"{path}?ttl=1000", (), text.encode())
     open_at(browser, served, "/files/", "0000")
     browser.click("button", "Export")
-    browser.wait_for("1,200 documents were exported", "dialog")
+    browser.wait_for("1,200 documents exported", "dialog")
     wait_until((place / "files.ndjson").exists, LIMIT_S)
     exported = place / "files.ndjson"
     lines = exported.read_text("utf-8").splitlines()
@@ -474,14 +479,21 @@ def test_export_and_import(browser: Browser, served: Served, place: Path) -> Non
     assert served.request("DELETE", "/files/?recursive").status == 200
     exported.write_text("\n".join([*lines, '{"path":"/files/x","value":{"ttl":"x"}}', "{", '{"a":1}']), "utf-8")
     browser.attach("main input[type=file]", exported)
-    browser.wait_for("1,200 documents were stored, 3 were not", "dialog")
+    browser.wait_for("1,200 documents stored, 3 refused", "dialog")
     said = browser.text("dialog .errors")
     assert [f"Line 1,20{n}" in said for n in (1, 2, 3)] == [True] * 3
     assert re.fullmatch(rb'\{"n":7,"x":1\.0,"ttl":(9\d\d|1000)\}\n', served.request("GET", "/files/0007").content)
     browser.click("dialog button", "Close")
+    drop = """const files = new DataTransfer()
+        files.items.add(new File([arguments[0]], "one.json"))
+        document.querySelector("main").dispatchEvent(new DragEvent("drop", {dataTransfer: files, bubbles: true}))"""
+    browser.run(drop, '{"dropped": [1.0]}')
+    browser.wait_for("1 document stored.", "dialog")
+    assert served.request("GET", "/files/dropped").content == b"[1.0]\n"
+    browser.click("dialog button", "Close")
     (place / "db.json").write_text('[{"id": "ada", "big": 12345678901234567890}, {"id": 7}, {}]')
     browser.attach("main input[type=file]", place / "db.json")
-    browser.wait_for("3 documents were stored.", "dialog")
+    browser.wait_for("3 documents stored.", "dialog")
     assert served.request("GET", "/files/ada").content.startswith(b'{"id":"ada","big":12345678901234567890,')
     assert read(served, "/files/7")["id"] == 7
     check_quiet(browser)
@@ -506,7 +518,7 @@ def axe(place: Path) -> str:
         return script.read().decode()
 
 
-AXE = "axe-core@4"
+AXE = "axe-core@4.14.1"
 VIOLATIONS = """
 const rules = arguments[0] === "dark" ? {runOnly: ["color-contrast"]} : {}
 return axe.run(rules).then(found => found.violations.map(each => [each.id, each.nodes.map(node => node.html.slice(0, 99))]))

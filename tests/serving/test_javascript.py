@@ -361,6 +361,21 @@ def test_updates_of_one_document_by_ten_clients(run: Callable[..., list[Any]], s
     assert ask(served, "GET", "/counter") == 1000
 
 
+def test_an_update_of_another_clients_hash(run: Callable[..., list[Any]], served: OwnServer, store: Running) -> None:
+    """It has no entity-tag; who writes meanwhile is not overwritten all the same."""
+    store.redis.hset("kv:{t}/foreign", "n", "1")
+    run(
+        """
+        let tries = 0
+        await store.update("/t/foreign", async ({n}) => {
+          if (!tries++) await connect(url).put("/t/foreign", {n: 10})
+          return {n: n + 1}
+        })
+        """
+    )
+    assert ask(served, "GET", "/t/foreign")["n"] == 11
+
+
 FOLLOWING = """
 const seen = []
 for await (const event of store.follow("/room/")) {

@@ -1,7 +1,7 @@
 // A container: a table of its members, its queue, who is there, and what changes.
 
 import {answer, canonical, curl, encodeSegment, follow, send, shown} from "./api.js"
-import {VirtualList, button, clock, countdown, h, icon, mark, number, openDialog, soon, toast} from "./dom.js"
+import {VirtualList, button, clock, countdown, h, icon, mark, number, openDialog, redraw, soon, toast} from "./dom.js"
 import {editorView} from "./editor.js"
 import {member, preview, write} from "./json.js"
 import {Listing, POLL_MS, isWatched, onEvent, watch} from "./live.js"
@@ -237,7 +237,7 @@ export class ContainerView {
       : h("p", {class: "muted"}, none)]
     const buried = dead.items.filter(item => !item.isContainer)
     const more = jobs.next === null ? "" : ` of the first ${number(jobs.items.length)}`
-    this.body.replaceChildren(h("div", {class: "tiles"}, counts, tile("dead", buried.length)),
+    redraw(this.body, h("div", {class: "tiles"}, counts, tile("dead", buried.length)),
       ...table(`Jobs${more}`, ["Job", "State", "Attempts", "Value", "Actions"], items.slice(0, 100).map(job), "No job waits."),
       ...table("Dead jobs", ["Job", "Died", "Attempts", "Reason and value", "Actions"], buried.slice(0, 100).map(corpse), "No job has died."))
     return undefined

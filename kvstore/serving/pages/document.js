@@ -1,7 +1,7 @@
 // One document: its value, what is known about it, and what can be done with it.
 
 import {curl, get, redisKey, shown} from "./api.js"
-import {button, copier, countdown, date, h, mark, number, say} from "./dom.js"
+import {button, copier, countdown, date, h, mark, number, redraw, say} from "./dom.js"
 import {editorView, openDelete, openPatch, openTTL} from "./editor.js"
 import {write} from "./json.js"
 import {POLL_MS, isAfter, isGone, isWatched, watch} from "./live.js"
@@ -56,7 +56,7 @@ export class DocumentView {
     const text = () => write(this.found.node, "")
     const value = h("section", {class: "card"}, h("header", null, h("h2", null, "Value"), copier(text, "Copy the value")),
       valueView(found.node, {folds: this.folds, old: old?.node, at}))
-    this.element.replaceChildren(this.page.title(this.path, ...actions), h("div", {class: "columns"}, value, this.facts(found, at)))
+    redraw(this.element, this.page.title(this.path, ...actions), h("div", {class: "columns"}, value, this.facts(found, at)))
     return undefined
   }
 
@@ -76,7 +76,7 @@ export class DocumentView {
   showNothing(at) {
     const note = at ? "This document has just been deleted, or has expired." : "Nothing is stored at this path."
     const container = `${this.path}/`
-    this.element.replaceChildren(this.page.title(this.path), h("section", {class: at ? "card empty gone" : "card empty"}, h("p", {role: at ? "alert" : null}, note),
+    redraw(this.element, this.page.title(this.path), h("section", {class: at ? "card empty gone" : "card empty"}, h("p", {role: at ? "alert" : null}, note),
       h("div", {class: "buttons"}, button("Create it", () => this.edit(), {class: "primary"}),
         this.path === "/" ? null : button(`Open ${shown(container)}`, () => this.page.go(container)))))
   }

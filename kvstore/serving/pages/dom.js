@@ -17,6 +17,18 @@ export function h(tag, props, ...children) {
 export const button = (label, onclick, props) => h("button", {type: "button", onclick, ...props}, label)
 export const icon = name => h("i", {class: `icon ${name}`, "aria-hidden": "true"})
 
+const FOCUSABLE = "a, button, input, textarea, [tabindex]"
+
+/** Replace what is in an element. Who works there by keyboard stays at the same place, and what is scrolled stays so. */
+export function redraw(element, ...children) {
+  const index = [...element.querySelectorAll(FOCUSABLE)].indexOf(document.activeElement)
+  const top = element.querySelector(".value")?.scrollTop
+  element.replaceChildren(...children)
+  const value = element.querySelector(".value"), found = element.querySelectorAll(FOCUSABLE)
+  if (value && top) value.scrollTop = top
+  if (index >= 0) (found[index] ?? found[0])?.focus({preventScroll: true})
+}
+
 /** A button that copies a text and says so. */
 export function copier(text, label) {
   const copy = async () => {

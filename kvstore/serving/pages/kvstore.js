@@ -76,14 +76,12 @@ export function connect(url = new URL("..", import.meta.url), {token, onBehind} 
       iterate(path, {signal, ...asked}, limit => sendJson("QUERY", path, {...asked, limit}, {signal})),
     async update(path, change, {default: initial, ...options} = {}) {
       for (let tries = -5; ; tries++) {
-        const found = await store.get(path)
+        let found = await store.get(path)
+        if (found && !found.etag) found = await unlessLate(store.patch(path, {}, {ifMatch: "*"})) // it has no tag
         const value = await change(found ? found.value : initial)
-        const condition = found ? {ifMatch: found.etag ?? "*"} : {ifNoneMatch: "*"}
-        try {
-          return await store.put(path, value, {...options, ...condition})
-        } catch (problem) {
-          if (problem.name !== "PreconditionFailed") throw problem
-        }
+        const condition = found ? {ifMatch: found.etag} : {ifNoneMatch: "*"}
+        const written = await unlessLate(store.put(path, value, {...options, ...condition}))
+        if (written) return written
         await sleep(jittered(tries, 500))
       }
     },
@@ -317,6 +315,8 @@ async function problemIn(answer) {
   delete members.current?.ttl
   return new Problem({type: "HttpError", detail: `the status is ${status}`, ...members, status})
 }
+
+const unlessLate = asked => asked.catch(problem => (problem.status === 412 ? null : Promise.reject(problem)))
 
 const lost = cause => new Problem({type: "ResponseLost", status: 0, detail: "no response: a write may be applied or not", cause})
 

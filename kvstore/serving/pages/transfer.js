@@ -9,6 +9,8 @@ const BATCH_BYTES = 500_000 // a body has at most 1 MiB
 const BATCH_REQUESTS = 500
 const MOST_ERRORS = 100 // that are shown
 
+const documents = n => `${number(n)} ${n === 1 ? "document" : "documents"}`
+
 /** A dialog with a bar; returns {say(done, of, text), end(text), signal}. `onclose` ends what is going on. */
 function openProgress(title, setCurl) {
   const ending = new AbortController()
@@ -51,7 +53,7 @@ export async function exportTo(path, setCurl) {
       if (count % 1000) continue
       parts.push(new Blob(part)) // the browser may keep it on disk
       part = []
-      progress.say(`${number(count)} documents, ${number(Math.round(bytes / 1000))} kB`)
+      progress.say(`${documents(count)}, ${number(Math.round(bytes / 1000))} kB`)
     }
     parts.push(new Blob(part))
   }
@@ -70,7 +72,7 @@ export async function exportTo(path, setCurl) {
   const link = h("a", {href, download: `${path.replaceAll("/", " ").trim() || "kvstore"}.ndjson`})
   link.click()
   setTimeout(() => URL.revokeObjectURL(href), 60_000)
-  progress.end(`${number(count)} documents were exported.`)
+  progress.end(`${documents(count)} exported.`)
 }
 
 /** A button that imports a file; `dropped(files)` of the page does the same. */
@@ -106,7 +108,7 @@ export async function importFile(container, file, setCurl) {
       else refuse(numbers[i], member(member(each, "body"), "detail")?.value ?? "refused")
     })
     ;[requests, numbers, bytes] = [[], [], 0]
-    progress.say(`${number(stored)} documents stored`, read, file.size)
+    progress.say(`${documents(stored)} stored`, read, file.size)
   }
   const put = async (line, path, value, ttl) => {
     const target = JSON.stringify(path + (ttl ? `?ttl=${ttl}` : ""))
@@ -151,8 +153,8 @@ export async function importFile(container, file, setCurl) {
       else refuse(line, 'it is not {"path":…,"value":…}')
     }
     await flush()
-    progress.end(`${number(stored)} documents were stored${bad ? `, ${number(bad)} were not:` : "."}`)
+    progress.end(`${documents(stored)} stored${bad ? `, ${number(bad)} refused:` : "."}`)
   } catch (problem) {
-    if (!progress.signal.aborted) progress.end(`The import stopped after ${number(stored)} documents: ${problem.detail ?? problem.message}`)
+    if (!progress.signal.aborted) progress.end(`The import stopped after ${documents(stored)}: ${problem.detail ?? problem.message}`)
   }
 }

@@ -27,19 +27,21 @@ function part(node, {label = [], end = "", folds, old, at, place, depth}) {
   const isOpen = () => folds.get(place) ?? (depth <= OPEN_DEPTH && (depth === 1 || size <= OPEN_SIZE))
   const inner = h("div", {class: "inner"})
   const before = index => (node.names ? old?.nodes?.[old.names?.indexOf(node.names[index])] : old?.nodes?.[index])
-  const fill = from => {
-    for (let i = from; i < Math.min(size, from + MOST_SHOWN); i += 1) {
+  const filled = `${place}\n` // no name of a place: how many are shown
+  const fill = (from, to) => {
+    folds.set(filled, to)
+    for (let i = from; i < Math.min(size, to); i += 1) {
       const name = node.names && [h("span", {class: "name"}, JSON.stringify(node.names[i])), ": "]
       const inside = `${place}/${node.names ? node.names[i] : i}`
       const rest = i < size - 1 ? "," : ""
       const child = {label: name ?? [], end: rest, folds, at: isSame || isNew ? 0 : at, old: before(i), place: inside, depth: depth + 1}
       inner.append(part(node.nodes[i], child))
     }
-    const left = size - from - MOST_SHOWN
+    const left = size - to
     if (left <= 0) return
     const more = button(`Show ${Math.min(left, MOST_SHOWN)} more of ${number(left)}`, () => {
       more.remove()
-      fill(from + MOST_SHOWN)
+      fill(to, to + MOST_SHOWN)
     }, {class: "more"})
     inner.append(more)
   }
@@ -52,7 +54,7 @@ function part(node, {label = [], end = "", folds, old, at, place, depth}) {
   const tail = h("div", {class: "line"}, close, end)
   const show = () => {
     fold.setAttribute("aria-expanded", isOpen())
-    if (isOpen() && !inner.firstChild) fill(0)
+    if (isOpen() && !inner.firstChild) fill(0, folds.get(filled) ?? MOST_SHOWN)
     inner.hidden = tail.hidden = !isOpen()
     closed.hidden = isOpen()
   }
