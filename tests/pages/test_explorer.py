@@ -63,7 +63,7 @@ def test_the_first_sight(browser: Browser, served: Served) -> None:
         """return performance.getEntriesByType('resource').concat(performance.getEntriesByType('navigation'))
              .filter(each => each.name.includes('/_/')).map(each => [new URL(each.name).pathname, each.encodedBodySize])"""
     )
-    assert {path for path, _ in loaded} == set(PAGES) - {"/_/kvstore.js"}
+    assert {path for path, _ in loaded} == set(PAGES) - {"/_/kvstore.js", "/_/reference.js"}
     assert sum(size for _, size in loaded) < 60_000
     browser.ask("POST", "/refresh", {})
     painted = browser.wait("performance.getEntriesByName('first-contentful-paint')[0]?.startTime")
@@ -358,6 +358,30 @@ def test_the_curl_line(browser: Browser, served: Served, place: Path) -> None:
     browser.click("button", "Cancel")
 
 
+def test_the_api(browser: Browser, served: Served) -> None:
+    """Every operation is there, with a form that sends the request and shows the response."""
+    open_at(browser, served, "/?api", "Replace a document")
+    described = json.loads(served.request("GET", "/_/openapi.json").content)["paths"]
+    methods = ("get", "put", "post", "patch", "delete")
+    expected = [f"{each.upper()} {path}" for path, item in described.items() for each in item if each in methods]
+    shown = browser.run("return [...document.querySelectorAll('summary')].map(each => each.innerText)")
+    assert [" ".join(each.split()[:2]) for each in shown] == expected
+    browser.click("summary", "Replace a document")
+    browser.type(".try input", "api/it's", "document")
+    browser.type(".try input", "90s", "ttl")
+    browser.type(".try textarea", '{"a": 1.0}')
+    browser.click(".try button", "Send PUT")
+    browser.wait_for("201 Created", ".try")
+    browser.wait_for('{"a":1.0,"ttl":90}', "[aria-label=Response]")
+    assert "ttl=90s" in browser.text("#line")
+    browser.click(".try button", "Send PUT")
+    browser.wait_for("200 OK", ".try")
+    browser.type(".try textarea", "{")
+    browser.click(".try button", "Send PUT")
+    browser.wait_for("400 Bad Request", ".try")
+    check_quiet(browser)
+
+
 # --- Others ---------------------------------------------------------------------------------------------------------------
 
 
@@ -590,6 +614,7 @@ def test_accessibility(browser: Browser, served: Served, axe: str, theme: str) -
         ("/axe/?changes", "/axe/ada"),
         ("/axe/none", "Nothing is stored"),
         ("/", "axe/"),
+        ("/?api", "Replace a document"),
     ):
         browser.run("location.hash = arguments[0]", path)
         browser.wait_for(text, "main")

@@ -38,19 +38,23 @@ async function problem(response) {
 }
 
 /** Send a request; return the response if it is below 400. Throws Problem. */
-export async function send(method, path, {query = "", headers = {}, body, signal = AbortSignal.timeout(LIMIT_MS)} = {}) {
+export async function send(method, path, options) {
+  const response = await ask(method, path, options)
+  if (response.status >= 400) throw await problem(response)
+  return response
+}
+
+/** Send a request; return the response whatever it is. Throws Problem without one. */
+export async function ask(method, path, {query = "", headers = {}, body, signal = AbortSignal.timeout(LIMIT_MS)} = {}) {
   const sent = {...headers}
   if (token.get()) sent.Authorization = `Bearer ${token.get()}`
   if (body !== undefined) sent["Content-Type"] ??= "application/json"
-  let response
   try {
-    response = await fetch(at(path, query), {method, headers: sent, body, signal, cache: "no-store", credentials: "same-origin"})
+    return await fetch(at(path, query), {method, headers: sent, body, signal, cache: "no-store", credentials: "same-origin"})
   } catch (error) {
     if (signal.aborted && error.name === "AbortError") throw error
     throw new Problem(0, "the service cannot be reached")
   }
-  if (response.status >= 400) throw await problem(response)
-  return response
 }
 
 const at = (path, query) => BASE.href.replace(/\/$/, "") + path + (query && `?${query}`)

@@ -45,14 +45,16 @@ const page = {
   },
 }
 
-function route() {
+async function route() {
   const [hash, tab = ""] = (location.hash.slice(1) || "/").split("?")
   if (view?.isChanged() && !confirm("What you have written is not saved. Leave it?")) return history.replaceState(null, "", `#${path}`)
   clearTimeout(retrying)
   path = canonical(hash)
   view?.close()
   const isContainer = path.endsWith("/") && !(path === "/" && tab === ROOT_DOCUMENT)
-  view = isContainer ? new ContainerView(path, tab, page) : new DocumentView(path, page)
+  const isReference = path === "/" && tab === "api"
+  if (isReference) view = new (await import("./reference.js")).ReferenceView(page)
+  else view = isContainer ? new ContainerView(path, tab, page) : new DocumentView(path, page)
   at("main").replaceChildren(view.element)
   at("path").value = shown(path)
   document.body.classList.remove("menu-open")
