@@ -186,6 +186,33 @@ def test_the_tree(browser: Browser, served: Served) -> None:
     check_quiet(browser)
 
 
+def test_the_table(browser: Browser, served: Served) -> None:
+    """A column for each frequent member; rows are sorted by the kind and the value of a member, and filtered by a text."""
+    values = {"a": {"n": 10}, "b": {"n": 9, "x": "Ada"}, "c": {"n": "9"}, "d": {"x": None}, "e/f": 1}
+    for name, value in values.items():
+        write(served, f"/table/{name}", value)
+    open_at(browser, served, "/table/", "Ada")
+    rows = (
+        "[...document.querySelectorAll('.grid .row')].sort((a, b) => a.getBoundingClientRect().y - b.getBoundingClientRect().y)"
+    )
+    names = rows + ".map(each => each.querySelector('a').innerText).join(' ')"
+    heads = browser.run("return [...document.querySelectorAll('.head button')].map(each => each.innerText)")
+    assert heads == ["Name", "n", "x", "Expires in"]
+    for order in ("d e/ b a c", "c a b d e/", "a b c d e/"):
+        browser.click(".head button", "n")
+        browser.wait(f"{names} === arguments[0]", order)
+    browser.type("[type=search]", "ada")
+    browser.wait(f"{names} === 'b'")
+    assert browser.text(".toolbar [role=status]") == "1 of 5"
+    write(served, "/table/g", {"x": "Adam"})
+    browser.wait(f"{names} === 'b g'")
+    browser.run(
+        "document.querySelector('select').value = 'desc'; document.querySelector('select').dispatchEvent(new Event('change'))"
+    )
+    browser.wait(f"{names} === 'g b'")
+    check_quiet(browser)
+
+
 def test_hostile_names(browser: Browser, served: Served) -> None:
     """Names and members that would be markup, a path of their own or very long are text."""
     names = ["<img src=x onerror=document.title='bad'>", "..a", "a/b", "%41", "x" * 900, "\u202egnp.exe", "🦄", "'\"`&amp;"]
