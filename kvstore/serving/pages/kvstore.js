@@ -128,7 +128,7 @@ function follow(live, path, {recursive, held, onEvent} = {}) {
         if (more) return
         value.items = [...items.values()]
       }
-      if (hasBegun) emit({type: "reset"}) // a loss is always announced
+      if (hasBegun) emit({type: "reset"}) // as each loss is
     }
     hasBegun = type !== "reset"
     emit({...event, id: etag?.slice(1, -1)})
@@ -235,7 +235,7 @@ function goLive(request, name, onBehind) {
       if (!query) return
       const headers = {accept: "text/event-stream", "last-event-id": id}
       const answer = await request(`/_/follow?${query}`, {headers, cache: "no-store", signal: abort.signal})
-      before?.abort() // not earlier: what it holds would go, and come again
+      before?.abort() // not earlier: what it holds would go
       if (!answer.ok) throw await problemIn(answer)
       for await (const {id, event, data, retry} of blocksOf(answer.body, abort)) {
         if (stream !== abort) return // another one goes on
@@ -261,7 +261,7 @@ function goLive(request, name, onBehind) {
     if (stream === abort) open(tries + 1)
   }
 
-  // A page that is left behind in the browser's cache has no stream.
+  // A page in the browser's cache has no stream.
   globalThis.addEventListener?.("pagehide", () => {
     quit?.abort()
     stream?.abort()
