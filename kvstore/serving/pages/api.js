@@ -106,7 +106,7 @@ export function encodeSegment(text) {
 }
 
 /** Return a path that a person has typed, in the service's spelling. */
-export function canonical(typed) {
+export function canonical(text) {
   const decoded = segment => {
     try {
       return decodeURIComponent(segment)
@@ -114,8 +114,11 @@ export function canonical(typed) {
       return segment
     }
   }
-  return `/${typed.trim().replace(/^\//, "").split("/").map(each => encodeSegment(decoded(each))).join("/")}`
+  return `/${text.trim().replace(/^\//, "").split("/").map(each => encodeSegment(decoded(each))).join("/")}`
 }
+
+/** Return a path as a person would type it: canonical() of it is the path again. */
+export const typed = path => path.split(/(%25|%2F)/).map((part, i) => (i % 2 ? part : decodeURIComponent(part))).join("")
 
 /** Return a name for people: decoded, but for a slash, which is a character of the name. */
 export function shown(name) {
