@@ -25,6 +25,7 @@ MODULE = Path(kvstore.__file__).parent / "serving" / "pages" / "kvstore.js"
 CLIENT = Path(__file__).parents[2] / "clients" / "js"
 MOST_BYTES = 15 * 1024
 LIMIT_S = 20
+SCRIPT_S = 120  # for a whole script, beside other tests
 
 # What the scripts have: the module, a client, and fetch() as a network that fails.
 PRELUDE = """
@@ -99,7 +100,7 @@ class Node:
     def end(self) -> list[Any]:
         """Wait until it ends, by itself and without an error, and return what it has printed."""
         try:
-            printed, errors = self.process.communicate(timeout=LIMIT_S)
+            printed, errors = self.process.communicate(timeout=SCRIPT_S)
         finally:
             self.kill()
         assert self.process.returncode == 0, errors
