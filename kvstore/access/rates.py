@@ -112,7 +112,8 @@ class Rates:
         return self._quota(window, now)
 
     def _quota(self, window: _Window, now: float) -> Quota:
-        return Quota(self._policy, self._rate, window.remaining + window.spare, max(1, -int(-(window.ends - now) // 1)))
+        left_ms = round(1000 * (window.ends - now))  # of floating-point times, whose difference may be more than a window
+        return Quota(self._policy, self._rate, window.remaining + window.spare, max(1, -(-left_ms // 1000)))
 
     def _refusal(self, window: _Window, now: float) -> TooManyRequests:
         quota = self._quota(window, now)

@@ -56,11 +56,14 @@ def test_a_page(client_with: Callable[..., Checked], path: str) -> None:
         assert ask(client, path, *headers, ("If-None-Match", '"x"')).body == whole.body
 
 
+LATER = ("kvstore.js", "reference.js")
+
+
 def test_the_explorer_loads_its_modules_at_once() -> None:
     """None waits for another to be read first, and none is left out."""
     text = files("kvstore.serving.pages").joinpath("explorer.html").read_text("utf-8")
     loaded = re.findall(r'(?:modulepreload" href|module" src)="([a-z]+\.js)"', text)
-    assert sorted(loaded) == sorted(name for name in PAGES.values() if name.endswith(".js") and name != "kvstore.js")
+    assert sorted(loaded) == sorted(name for name in PAGES.values() if name.endswith(".js") and name not in LATER)
 
 
 # An Accept-Encoding, and whether it takes gzip.

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import redis
 
-from kvstore.access.rates import MAX_CLIENTS, Rates
+from kvstore.access.rates import MAX_CLIENTS, Quota, Rates
 from kvstore.commands.charges import Charge, Charged, ClaimStreams, ReleaseStream, StreamPlace
 from kvstore.core.errors import TooManyRequests
 from kvstore.core.settings import InvalidSetting, Rate, read_settings
@@ -190,10 +190,12 @@ def test_what_may_be_taken_ahead(store: Running) -> None:
 # --- What a process does by itself ------------------------------------------------------------------------------------------
 
 
-def charge(rates: Rates, client: str, reply: tuple[int, int, int, int], cost: int = 1) -> object:
+def charge(rates: Rates, client: str, reply: tuple[int, int, int, int], cost: int = 1) -> Quota:
     """Ask Redis, which answers that."""
-    command: Charge[object] = rates.charge(client, cost, lambda quota: quota)
-    return command.then(Charged(reply[0] == 1, *reply[1:]))
+    command: Charge[Quota] = rates.charge(client, cost, lambda quota: quota)
+    quota = command.then(Charged(reply[0] == 1, *reply[1:]))
+    assert isinstance(quota, Quota)
+    return quota
 
 
 def test_what_was_taken_ahead_is_admitted_without_redis() -> None:
@@ -218,6 +220,14 @@ def test_who_has_used_up_a_quota_costs_redis_nothing() -> None:
             rates.admit("a", 1)
     time.sleep(0.06)
     assert rates.admit("a", 1) is None
+
+
+def test_no_quota_lasts_longer_than_its_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the clock says, whose sums are rounded."""
+    rates = Rates("default", Rate(1000, 3600), "too much")
+    for started in (0.1, 1234.567, 29_876.543_21, 99_999.999_9):
+        monkeypatch.setattr("kvstore.access.rates.monotonic", lambda started=started: started)
+        assert charge(rates, str(started), (1, 1, 900, 3_600_000)).left_s == 3600
 
 
 def test_the_windows_that_are_remembered_are_limited() -> None:

@@ -63,7 +63,7 @@ def test_the_first_sight(browser: Browser, served: Served) -> None:
         """return performance.getEntriesByType('resource').concat(performance.getEntriesByType('navigation'))
              .filter(each => each.name.includes('/_/')).map(each => [new URL(each.name).pathname, each.encodedBodySize])"""
     )
-    assert {path for path, _ in loaded} == set(PAGES) - {"/_/kvstore.js"}
+    assert {path for path, _ in loaded} == set(PAGES) - {"/_/kvstore.js", "/_/reference.js"}
     assert sum(size for _, size in loaded) < 60_000
     browser.ask("POST", "/refresh", {})
     painted = browser.wait("performance.getEntriesByName('first-contentful-paint')[0]?.startTime")
@@ -144,7 +144,7 @@ def test_large_documents(browser: Browser, served: Served) -> None:
     check_quiet(browser)
 
 
-KEYS = ["/a", "/a/b", "/a/b/c", "/a/b%20c/%C3%A9", "/a%2Fb/c%25", "/%7Bx%7D/a", "/", "/a/$&+,;=:@!*'()~._-"]
+KEYS = ["/a", "/a/b", "/a/b/c", "/a/b%20c/%C3%A9", "/a%2Fb/c%25", "/a%2541/%252F", "/%7Bx%7D/a", "/", "/a/$&+,;=:@!*'()~._-"]
 
 
 def test_redis_keys_and_paths(browser: Browser, served: Served) -> None:
@@ -152,10 +152,9 @@ def test_redis_keys_and_paths(browser: Browser, served: Served) -> None:
     open_at(browser, served, "/", "Import")
     for path in KEYS:
         ours = parse_path(path.encode())
-        shown = browser.run(
-            "return import('./api.js').then(api => [api.redisKey(arguments[0]), api.canonical(arguments[0])])", path
-        )
-        assert shown == [ours.keys.document, ours.text]
+        spelled = "[api.redisKey(arguments[0]), api.canonical(arguments[0]), api.canonical(api.typed(arguments[0]))]"
+        shown = browser.run(f"return import('./api.js').then(api => {spelled})", ours.text)
+        assert shown == [ours.keys.document, ours.text, ours.text]
     typed = browser.run("return import('./api.js').then(api => api.canonical('people/Zoë b%/{x}'))")
     assert typed == parse_path(b"/people/Zo%C3%AB b%25/{x}").text
 
@@ -183,6 +182,33 @@ def test_the_tree(browser: Browser, served: Served) -> None:
     browser.wait_for("kv:{tree}/inner/leaf", "main")
     browser.press(LEFT, LEFT)
     browser.wait("!document.querySelector('#tree').innerText.includes('leaf')")
+    check_quiet(browser)
+
+
+def test_the_table(browser: Browser, served: Served) -> None:
+    """A column for each frequent member; rows are sorted by the kind and the value of a member, and filtered by a text."""
+    values = {"a": {"n": 10}, "b": {"n": 9, "x": "Ada"}, "c": {"n": "9"}, "d": {"x": None}, "e/f": 1}
+    for name, value in values.items():
+        write(served, f"/table/{name}", value)
+    open_at(browser, served, "/table/", "Ada")
+    rows = (
+        "[...document.querySelectorAll('.grid .row')].sort((a, b) => a.getBoundingClientRect().y - b.getBoundingClientRect().y)"
+    )
+    names = rows + ".map(each => each.querySelector('a').innerText).join(' ')"
+    heads = browser.run("return [...document.querySelectorAll('.head button')].map(each => each.innerText)")
+    assert heads == ["Name", "n", "x", "Expires in"]
+    for order in ("d e/ b a c", "c a b d e/", "a b c d e/"):
+        browser.click(".head button", "n")
+        browser.wait(f"{names} === arguments[0]", order)
+    browser.type("[type=search]", "ada")
+    browser.wait(f"{names} === 'b'")
+    assert browser.text(".toolbar [role=status]") == "1 of 5"
+    write(served, "/table/g", {"x": "Adam"})
+    browser.wait(f"{names} === 'b g'")
+    browser.run(
+        "document.querySelector('select').value = 'desc'; document.querySelector('select').dispatchEvent(new Event('change'))"
+    )
+    browser.wait(f"{names} === 'g b'")
     check_quiet(browser)
 
 
@@ -329,6 +355,30 @@ def test_the_curl_line(browser: Browser, served: Served, place: Path) -> None:
     assert stored == value
     assert shlex.split(browser.text("#line"))[0] == "curl"
     browser.click("button", "Cancel")
+
+
+def test_the_api(browser: Browser, served: Served) -> None:
+    """Every operation is there, with a form that sends the request and shows the response."""
+    open_at(browser, served, "/?api", "Replace a document")
+    described = json.loads(served.request("GET", "/_/openapi.json").content)["paths"]
+    methods = ("get", "put", "post", "patch", "delete")
+    expected = [f"{each.upper()} {path}" for path, item in described.items() for each in item if each in methods]
+    shown = browser.run("return [...document.querySelectorAll('summary')].map(each => each.innerText)")
+    assert [" ".join(each.split()[:2]) for each in shown] == expected
+    browser.click("summary", "Replace a document")
+    browser.type(".try input", "api/it's", "document")
+    browser.type(".try input", "90s", "ttl")
+    browser.type(".try textarea", '{"a": 1.0}')
+    browser.click(".try button", "Send PUT")
+    browser.wait_for("201 Created", ".try")
+    browser.wait_for('{"a":1.0,"ttl":90}', "[aria-label=Response]")
+    assert "ttl=90s" in browser.text("#line")
+    browser.click(".try button", "Send PUT")
+    browser.wait_for("200 OK", ".try")
+    browser.type(".try textarea", "{")
+    browser.click(".try button", "Send PUT")
+    browser.wait_for("400 Bad Request", ".try")
+    check_quiet(browser)
 
 
 # --- Others ---------------------------------------------------------------------------------------------------------------
@@ -563,6 +613,7 @@ def test_accessibility(browser: Browser, served: Served, axe: str, theme: str) -
         ("/axe/?changes", "/axe/ada"),
         ("/axe/none", "Nothing is stored"),
         ("/", "axe/"),
+        ("/?api", "Replace a document"),
     ):
         browser.run("location.hash = arguments[0]", path)
         browser.wait_for(text, "main")

@@ -25,6 +25,7 @@ MODULE = Path(kvstore.__file__).parent / "serving" / "pages" / "kvstore.js"
 CLIENT = Path(__file__).parents[2] / "clients" / "js"
 MOST_BYTES = 15 * 1024
 LIMIT_S = 20
+SCRIPT_S = 120  # for a whole script, beside other tests
 
 # What the scripts have: the module, a client, and fetch() as a network that fails.
 PRELUDE = """
@@ -50,9 +51,9 @@ globalThis.fetch = async (target, init = {}) => {
 const once = how => () => { fails = () => ""; return how }
 const name = async promise => { try { return await promise } catch (problem) { return problem.name } }
 const until = async holds => { while (!holds()) await new Promise(resolve => setTimeout(resolve, 5)) }
-const hasten = () => {  // waits take a quarter of their time
+const hasten = (times = 4) => {
   const wait = globalThis.setTimeout
-  globalThis.setTimeout = (call, ms) => wait(call, ms / 4)
+  globalThis.setTimeout = (call, ms) => wait(call, ms / times)
 }
 const say = value => console.log(JSON.stringify(value))
 """
@@ -99,7 +100,7 @@ class Node:
     def end(self) -> list[Any]:
         """Wait until it ends, by itself and without an error, and return what it has printed."""
         try:
-            printed, errors = self.process.communicate(timeout=LIMIT_S)
+            printed, errors = self.process.communicate(timeout=SCRIPT_S)
         finally:
             self.kill()
         assert self.process.returncode == 0, errors
@@ -302,6 +303,31 @@ def test_documents_that_look_like_requests(run: Callable[..., list[Any]]) -> Non
         [[], 2, True],
         [None, 2, True],
     ]
+
+
+def test_a_stream_that_does_not_come(run: Callable[..., list[Any]]) -> None:
+    """One that is refused for a while, ends at once, or stays silent is opened again, and the client says that it is behind."""
+    assert run(
+        """
+        hasten(50)
+        const silent = signal => ({start: body => signal.addEventListener("abort", () => body.error(signal.reason))})
+        const answers = [
+          () => new Response("", {status: 503}),
+          () => new Response('{"type":"urn:kvstore:too-many-requests"}', {status: 429}),
+          () => new Response(""),
+          (_, {signal}) => new Response(new ReadableStream(silent(signal))),
+          () => { throw new TypeError("no network") },
+        ]
+        const real = globalThis.fetch
+        globalThis.fetch = async (...asked) => (answers.length ? answers.shift()(...asked) : real(...asked))
+        const said = []
+        const client = connect(url, {onBehind: isBehind => said.push(isBehind)})
+        const following = client.follow("/a/1", {onEvent: ({type}) => said.push(type)})
+        await until(() => said.length === 3)
+        following.close()
+        say(said)
+        """
+    ) == [[True, "snapshot", False]]
 
 
 def test_a_callback_that_fails(run: Callable[..., list[Any]]) -> None:

@@ -38,19 +38,23 @@ async function problem(response) {
 }
 
 /** Send a request; return the response if it is below 400. Throws Problem. */
-export async function send(method, path, {query = "", headers = {}, body, signal = AbortSignal.timeout(LIMIT_MS)} = {}) {
+export async function send(method, path, options) {
+  const response = await ask(method, path, options)
+  if (response.status >= 400) throw await problem(response)
+  return response
+}
+
+/** Send a request; return the response whatever it is. Throws Problem without one. */
+export async function ask(method, path, {query = "", headers = {}, body, signal = AbortSignal.timeout(LIMIT_MS)} = {}) {
   const sent = {...headers}
   if (token.get()) sent.Authorization = `Bearer ${token.get()}`
   if (body !== undefined) sent["Content-Type"] ??= "application/json"
-  let response
   try {
-    response = await fetch(at(path, query), {method, headers: sent, body, signal, cache: "no-store", credentials: "same-origin"})
+    return await fetch(at(path, query), {method, headers: sent, body, signal, cache: "no-store", credentials: "same-origin"})
   } catch (error) {
     if (signal.aborted && error.name === "AbortError") throw error
     throw new Problem(0, "the service cannot be reached")
   }
-  if (response.status >= 400) throw await problem(response)
-  return response
 }
 
 const at = (path, query) => BASE.href.replace(/\/$/, "") + path + (query && `?${query}`)
@@ -102,7 +106,7 @@ export function encodeSegment(text) {
 }
 
 /** Return a path that a person has typed, in the service's spelling. */
-export function canonical(typed) {
+export function canonical(text) {
   const decoded = segment => {
     try {
       return decodeURIComponent(segment)
@@ -110,8 +114,11 @@ export function canonical(typed) {
       return segment
     }
   }
-  return `/${typed.trim().replace(/^\//, "").split("/").map(each => encodeSegment(decoded(each))).join("/")}`
+  return `/${text.trim().replace(/^\//, "").split("/").map(each => encodeSegment(decoded(each))).join("/")}`
 }
+
+/** Return a path as a person would type it: canonical() of it is the path again. */
+export const typed = path => path.split(/(%25|%2F)/).map((part, i) => (i % 2 ? part : decodeURIComponent(part))).join("")
 
 /** Return a name for people: decoded, but for a slash, which is a character of the name. */
 export function shown(name) {

@@ -2,7 +2,7 @@
 // Values keep the text of their numbers, which a client that calls JSON.parse() would lose; so requests are made in api.js.
 
 import {openAccess} from "./access.js"
-import {canonical, shown, token} from "./api.js"
+import {canonical, shown, token, typed} from "./api.js"
 import {ContainerView} from "./container.js"
 import {DocumentView} from "./document.js"
 import {button, copier, h, say} from "./dom.js"
@@ -45,16 +45,18 @@ const page = {
   },
 }
 
-function route() {
+async function route() {
   const [hash, tab = ""] = (location.hash.slice(1) || "/").split("?")
   if (view?.isChanged() && !confirm("What you have written is not saved. Leave it?")) return history.replaceState(null, "", `#${path}`)
   clearTimeout(retrying)
   path = canonical(hash)
   view?.close()
   const isContainer = path.endsWith("/") && !(path === "/" && tab === ROOT_DOCUMENT)
-  view = isContainer ? new ContainerView(path, tab, page) : new DocumentView(path, page)
+  const isReference = path === "/" && tab === "api"
+  if (isReference) view = new (await import("./reference.js")).ReferenceView(page)
+  else view = isContainer ? new ContainerView(path, tab, page) : new DocumentView(path, page)
   at("main").replaceChildren(view.element)
-  at("path").value = shown(path)
+  at("path").value = typed(path)
   document.body.classList.remove("menu-open")
   tree.reveal(path)
   return view.load()
