@@ -5,13 +5,19 @@ all paths have begun waits until they have. So a reader that reads a long snapsh
 not read yet. If one of the paths ends, so does the stream: its reader resumes, and only what was lost is reset.
 """
 
+import asyncio
 import json
+from collections import deque
 from collections.abc import Awaitable, Callable
 
 from kvstore.commands.subscriptions import Follow, FollowMany
 from kvstore.http.streams import render_entry, render_id
 from kvstore.live.hub import Hub
 from kvstore.live.subscribers import MAX_JOINED_BYTES, MAX_WAITING_BYTES, Subscriber
+
+MAX_WAITING = 10_000  # changes of paths that are to be written in the next turns; who has more comes back
+MAX_WRITTEN_AT_ONCE = 16 * 1024  # bytes of one stream in one turn of the event loop, about: some 0.1 ms
+ID_WEIGHT = 2048  # bytes that take as long as what each change needs besides its own
 
 Send = Callable[[bytes], None]
 End = Callable[[], None]
@@ -73,8 +79,9 @@ class ManyPaths:
         self.room = room
         self.is_ready = False
         self._has_left = False
-        self._waiting: list[tuple[_Part, bytes]] = []
+        self._waiting: deque[tuple[_Part, bytes]] = deque()
         self._waiting_bytes = 0
+        self._is_scheduled = False  # the next turn that writes
         # Those that have not begun begin first: if one of them cannot, the reader gets the problem, now or when it comes back.
         (first, follow), *others = sorted(asked.follows.items(), key=lambda item: item[1].position is not None)
         _, holds, charge, place, permit, expires_at_s = asked
@@ -103,18 +110,39 @@ class ManyPaths:
             self._hub.leave(part.subscriber)
 
     def send(self, part: _Part, blocks: bytes) -> None:
-        """Send blocks of a path, or keep them until all paths have begun."""
-        if self.is_ready or not part.subscriber.is_ready:
+        """Send blocks of a path; those that come before all paths have begun are sent when they have.
+
+        The others are sent in turns of the event loop of their own: a change may be one of many paths, of many streams.
+        """
+        if not part.subscriber.is_ready:
             self._write(part, blocks)
-        elif self._waiting_bytes < MAX_WAITING_BYTES:
-            self._waiting.append((part, blocks))
+        elif len(self._waiting) < MAX_WAITING if self.is_ready else self._waiting_bytes < MAX_WAITING_BYTES:
+            self._waiting.append((part, blocks))  # the blocks themselves are shared with other streams
             self._waiting_bytes += len(blocks)
+            if self.is_ready and not self._is_scheduled:
+                self._is_scheduled = True
+                asyncio.get_running_loop().call_soon(self._write_some)
         else:
             self.end()
 
+    def _write_some(self) -> None:
+        """Write some of what waits, and leave the rest to another turn."""
+        self._is_scheduled = False
+        sent = 0
+        while self._waiting and sent < MAX_WRITTEN_AT_ONCE and not self._has_left:
+            part, blocks = self._waiting.popleft()
+            self._waiting_bytes -= len(blocks)
+            self._write(part, blocks)
+            sent += len(blocks) + ID_WEIGHT
+        if self._has_left:
+            self._waiting.clear()
+        elif self._waiting:
+            self._is_scheduled = True
+            asyncio.get_running_loop().call_soon(self._write_some)
+
     async def _send_waiting(self) -> None:
         while self._waiting:  # others may come meanwhile
-            waiting, self._waiting, sent = self._waiting, [], 0
+            waiting, self._waiting, sent = self._waiting, deque(), 0
             self._waiting_bytes = 0
             for part, blocks in waiting:
                 self._write(part, blocks)
@@ -141,18 +169,18 @@ class ManyPaths:
             line, _, rest = block.partition(b"\n")
             part.entry = render_entry(part.target, line[4:].decode())
             if rest:
-                return b"%b\n%b\n\n" % (self._id(), self._labelled(part, rest))
+                return b"".join((self._id(), b"\n", *_labelled(part, rest)))
             return self._id() + b"\n\n" if part.is_first else b""  # a heartbeat
         if block.startswith(b"event: "):
             if block.startswith(b"event: reset"):
                 part.entry = b""  # until the snapshot
-            return self._labelled(part, block) + b"\n\n"
+            return b"".join(_labelled(part, block))
         return block + b"\n\n" if part.is_first else b""
-
-    @staticmethod
-    def _labelled(part: _Part, event: bytes) -> bytes:
-        """Return an event whose data have the target that it belongs to."""
-        return event[:-1] + (b"" if event.endswith(b"{}") else b",") + part.label
 
     def _id(self) -> bytes:
         return b"id: " + render_id(part.entry for part in self._parts if part.entry)
+
+
+def _labelled(part: _Part, event: bytes) -> tuple[memoryview, bytes, bytes, bytes]:
+    """Return an event whose data have the target that it belongs to, in pieces: it may have a MiB, for each of many paths."""
+    return memoryview(event)[:-1], b"" if event.endswith(b"{}") else b",", part.label, b"\n\n"

@@ -440,3 +440,36 @@ def test_any_text_as_an_id() -> None:
             continue
         assert all(not position or re.fullmatch(r"\d{1,15}-\d{1,15}", position) for position in positions.values())
     assert 100 < refused < 3000
+
+
+def test_a_change_of_many_paths_is_written_in_turns() -> None:
+    """One change may be one of each path of a stream: each turn of the loop writes some, in order, until the stream ends."""
+    follows = {f"/a?{number}": Follow(parse_path(b"/a"), None, recursive=False) for number in range(MAX_PATHS)}
+    block = b'id: 1-1\nevent: put\ndata: {"path":"/a"}\n\n'
+    written: list[bytes] = []
+
+    async def run() -> None:
+        stream = follow_many.ManyPaths(
+            open_runtime(read_settings({"REDIS_URL": "fake://"})).hub, FollowMany(follows), written.append, lambda: None, _room
+        )
+        stream.is_ready = True
+        for part in stream._parts:
+            part.subscriber.is_ready = True
+            stream.send(part, block)
+        assert written == []
+        await asyncio.sleep(0)
+        assert 0 < len(written) < MAX_PATHS
+        while len(written) < MAX_PATHS:
+            await asyncio.sleep(0)
+        assert [re.findall(rb'"followed":"(.*)"', each) for each in written] == [[target.encode()] for target in follows]
+        for part in stream._parts:
+            stream.send(part, block)
+        stream.leave()
+        await asyncio.sleep(0)
+        assert len(written) == MAX_PATHS
+
+    asyncio.run(run())
+
+
+async def _room() -> None:
+    """There is always room."""
