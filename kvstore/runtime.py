@@ -99,7 +99,7 @@ class Runtime(NamedTuple):
         if isinstance(asked, CheckReadiness):
             return await self.readiness.outcome(asked)
         if isinstance(asked, ReadMetrics):
-            return await self.metrics.outcome()  # type: ignore[return-value]  # a MetricsRead
+            return await self.metrics.outcome(asked)  # type: ignore[return-value]  # a MetricsRead
         return await self.store.execute(asked)
 
     async def outcome_unless(self, gone: Coroutine[Any, Any, None], asked: LongPoll[Outcome]) -> Outcome:

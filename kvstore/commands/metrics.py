@@ -12,16 +12,18 @@ MAX_QUEUES = 20  # of one namespace: each costs Redis 1 ms at most
 class ReadMetrics(NamedTuple):
     """Read the metrics of all workers: MetricsRead. No store executes it, but `live/metrics.py`.
 
-    With `is_local` it came from this machine, and from no proxy.
+    With `is_local` it came from this machine, and from no proxy that says so. Only with `shows_jobs` are queues named.
     """
 
     is_local: bool
+    shows_jobs: bool = True
 
 
 class MetricsRead(NamedTuple):
-    """The metrics, as text."""
+    """The metrics, as text; and those of the jobs, which name the queues."""
 
     text: bytes
+    jobs: bytes
 
 
 class JobCounts(NamedTuple):

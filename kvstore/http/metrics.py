@@ -60,8 +60,8 @@ def _is_local(request: Request) -> bool:
     return is_direct and caller is not None and is_loopback(caller.address)
 
 
-def render_metrics(counted: Mapping[str, Any], gauges: Mapping[str, float], jobs: Sequence[JobCounts] | None) -> bytes:
-    """Return the text. `counted` is a snapshot of core/metrics.py; `jobs` is None if Redis has not answered."""
+def render_metrics(counted: Mapping[str, Any], gauges: Mapping[str, float], *, is_up: bool) -> bytes:
+    """Return the text without jobs. `counted` is a snapshot of core/metrics.py; `is_up` says whether Redis has answered."""
     requests = {tuple(name.split(" ")): numbers for name, numbers in sorted(counted["requests"].items())}
     labels = {name: f'method="{name[0]}",status="{name[1]}"' for name in requests}
     lines = {
@@ -69,15 +69,21 @@ def render_metrics(counted: Mapping[str, Any], gauges: Mapping[str, float], jobs
         "kvstore_request_seconds": [line for name, numbers in requests.items() for line in _histogram(labels[name], numbers)],
         "kvstore_redis_commands_total": [("", counted["commands"])],
         "kvstore_redis_seconds": list(_histogram("", counted["redis"])),
-        "kvstore_redis_up": [("", int(jobs is not None))],
+        "kvstore_redis_up": [("", int(is_up))],
         **{f"kvstore_{name}": [("", gauges[name])] for name in GAUGES},
-        "kvstore_jobs": [line for queue in jobs or () for line in _jobs(queue)],
     }
-    text = []
-    for name, (kind, meaning) in FAMILIES.items():
-        text.append(f"# HELP {name} {meaning}\n# TYPE {name} {kind}\n")
-        text += [f"{name}{rest} {_number(value)}\n" for rest, value in lines[name]]
-    return "".join(text).encode()
+    return b"".join(_family(name, values) for name, values in lines.items())
+
+
+def render_jobs(jobs: Sequence[JobCounts]) -> bytes:
+    """Return the text of the jobs."""
+    return _family("kvstore_jobs", [line for queue in jobs for line in _jobs(queue)])
+
+
+def _family(name: str, lines: Sequence[tuple[str, float]]) -> bytes:
+    kind, meaning = FAMILIES[name]
+    head = f"# HELP {name} {meaning}\n# TYPE {name} {kind}\n"
+    return (head + "".join([f"{name}{rest} {_number(value)}\n" for rest, value in lines])).encode()
 
 
 def _count(numbers: Numbers) -> float:
@@ -110,4 +116,4 @@ def _number(value: float) -> str:
 
 def render_metrics_read(read: MetricsRead) -> Response:
     """Return the response with the metrics."""
-    return Response(200, (("Content-Type", CONTENT_TYPE), *NO_STORE), read.text)
+    return Response(200, (("Content-Type", CONTENT_TYPE), *NO_STORE), read.text + read.jobs)

@@ -10,11 +10,11 @@ from collections.abc import Callable
 from typing import Any
 
 from kvstore.commands.containers import List, Listing
-from kvstore.commands.metrics import CountJobs, JobCounts, MetricsRead
+from kvstore.commands.metrics import CountJobs, JobCounts, MetricsRead, ReadMetrics
 from kvstore.core.errors import Problem
 from kvstore.core.metrics import COUNTERS, add_snapshot
 from kvstore.core.paths import parse_path
-from kvstore.http.metrics import GAUGES, render_metrics
+from kvstore.http.metrics import GAUGES, render_jobs, render_metrics
 from kvstore.live.hub import Hub
 from kvstore.live.long_poll import LongPolls
 from kvstore.live.metrics_board import Board
@@ -43,13 +43,14 @@ class Metrics:
         self._jobs: list[JobCounts] | None = None
         self.connections: Callable[[], int] = lambda: 0
 
-    async def outcome(self) -> MetricsRead:
+    async def outcome(self, asked: ReadMetrics) -> MetricsRead:
         """Return the metrics, at most READ_S old."""
         now = asyncio.get_running_loop().time()
         if self._reading is None or (self._reading.done() and now > self._read_at + READ_S):
             self._read_at = now
             self._reading = asyncio.ensure_future(self._read(now))
-        return await asyncio.shield(self._reading)
+        read = await asyncio.shield(self._reading)
+        return read if asked.shows_jobs else read._replace(jobs=b"")
 
     def snapshot(self) -> dict[str, Any]:
         """Return what this process has counted, and what it holds open."""
@@ -74,7 +75,7 @@ class Metrics:
             add_snapshot(total, other)
         shown = [each["gauges"] for each in (total, *others)]
         gauges = {name: sum(each.get(name, 0) for each in shown) for name in GAUGES}
-        return MetricsRead(render_metrics(total, gauges, self._jobs))
+        return MetricsRead(render_metrics(total, gauges, is_up=self._jobs is not None), render_jobs(self._jobs or []))
 
     async def _count_jobs(self) -> list[JobCounts] | None:
         """Return the jobs of all queues, None if Redis does not answer."""

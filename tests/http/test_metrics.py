@@ -11,11 +11,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from kvstore.commands.metrics import JobCounts
 from kvstore.core.metrics import Counters, add_snapshot, add_time
 from kvstore.core.paths import own_key, parse_path
-from kvstore.http.metrics import CONTENT_TYPE, FAMILIES, GAUGES, render_metrics
+from kvstore.http.metrics import CONTENT_TYPE, FAMILIES, GAUGES, render_jobs, render_metrics
 from kvstore.live import metrics
 from kvstore.live.metrics_board import Board
 from tests.support.clients import CSP, Answer, Checked
 from tests.support.lanes import on
+from tests.support.stores import wait_until
 from tests.support.tokens import SECRET, signed
 
 on_adapters = on([("flask", "valkey"), ("asgi", "cluster"), ("served", "redis"), ("flask", "fake")])
@@ -167,9 +168,18 @@ def test_only_an_admin_may_read_it_from_elsewhere(ruled: Checked) -> None:
 
 @on_served
 def test_this_machine_may_read_it(ruled: Checked) -> None:
-    """On a connection from loopback, unless a proxy has forwarded the request: then it asks for a name, or says who it is."""
+    """On a connection from loopback, unless a proxy has forwarded the request: then it asks for a name, or says who it is.
+
+    A proxy that says nothing is not seen, so paths of queues are for the admin only.
+    """
+    ruled.request("POST", "/secret/", [bearer(roles=["admin"])], b"1")
+    ruled.request("POST", "/secret/?lease=60", [bearer(roles=["admin"])])
     for host in ("localhost:8000", "127.0.0.1", "[::1]:80"):
-        assert read(ruled, [("Host", host)]).status == 200
+        answer = read(ruled, [("Host", host)])
+        assert answer.status == 200
+        assert b"kvstore_requests_total{" in answer.body
+        assert b"secret" not in answer.body
+    wait_until(lambda: b'queue="/secret/"' in read(ruled, [bearer(roles=["admin"])]).body, 10)
     for field in ("Forwarded", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Real-IP", "Via"):
         assert read(ruled, [(field, "for=127.0.0.1")]).status == 401
     assert read(ruled, [("Host", "app.example")]).status == 401
@@ -185,8 +195,8 @@ def test_a_histogram() -> None:
         counters.record("GET", 200, ms / 1000)
     counters.record("GET", 204, -1.0)
     add_time(counters.redis, 0.5)
-    text = render_metrics(counters.snapshot(), dict.fromkeys(GAUGES, 1), [JobCounts('/a"b\\\n/', 1, 2, 3, 4)]).decode()
-    found = samples(text)
+    text = render_metrics(counters.snapshot(), dict.fromkeys(GAUGES, 1), is_up=True)
+    found = samples((text + render_jobs([JobCounts('/a"b\\\n/', 1, 2, 3, 4)])).decode())
     by = ("kvstore_request_seconds_bucket", "GET", "2xx")
     bounds = ("0.0001", "0.0002", "0.0004", "0.0016", "0.0032", "13.1072", "+Inf")
     assert [found[*by, bound] for bound in bounds] == [1, 2, 3, 3, 4, 4, 5]
@@ -195,7 +205,8 @@ def test_a_histogram() -> None:
     assert found["kvstore_requests_total", "GET", "2xx"] == 6
     assert found["kvstore_redis_seconds_bucket", "0.8192"] == 1
     assert found["kvstore_jobs", '/a"b\\\n/', "delayed"] == 3
-    assert samples(render_metrics(counters.snapshot(), dict.fromkeys(GAUGES, 1), None).decode())["kvstore_redis_up",] == 0
+    text = render_metrics(counters.snapshot(), dict.fromkeys(GAUGES, 1), is_up=False)
+    assert samples(text.decode())["kvstore_redis_up",] == 0
 
 
 def test_methods_do_not_pile_up() -> None:
