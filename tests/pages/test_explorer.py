@@ -159,6 +159,13 @@ def test_redis_keys_and_paths(browser: Browser, served: Served) -> None:
     assert typed == parse_path(b"/people/Zo%C3%AB b%25/{x}").text
 
 
+def test_paths_with_dots(browser: Browser, served: Served) -> None:
+    """A browser would resolve them, and ask for another path than the page shows: nothing is asked."""
+    write(served, "/a", {"n": "of another path"})
+    open_at(browser, served, "/a/b/..", "is . or ..")
+    assert "of another path" not in browser.text("main")
+
+
 def test_the_tree(browser: Browser, served: Served) -> None:
     """Namespaces, containers and documents, opened by keyboard."""
     write(served, "/tree/inner/leaf", 1)

@@ -8,6 +8,7 @@ export const BASE = new URL("..", document.baseURI)
 const LIMIT_MS = 30_000 // for a response
 const SILENCE_MS = 20_000 // a stream has a heartbeat every 15 s
 const MAX_DELAY_MS = 4_000 // until a stream is opened again
+const HAS_DOTS = /\/(\.|%2e){1,2}(\/|$)/i
 const HIDDEN_MS = 5_000 // a page that is not seen gives its connections back after this time
 
 export const token = {
@@ -47,6 +48,7 @@ export async function send(method, path, options) {
 /** Send a request; return the response whatever it is. Throws Problem without one. */
 export async function ask(method, path, {query = "", headers = {}, body, signal = AbortSignal.timeout(LIMIT_MS)} = {}) {
   const sent = {...headers}
+  if (HAS_DOTS.test(path)) throw new Problem(400, "a path has a segment that is . or ..: a browser would ask for another path")
   if (token.get()) sent.Authorization = `Bearer ${token.get()}`
   if (body !== undefined) sent["Content-Type"] ??= "application/json"
   try {
