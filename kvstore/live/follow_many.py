@@ -114,7 +114,7 @@ class ManyPaths:
 
         The others are sent in turns of the event loop of their own: a change may be one of many paths, of many streams.
         """
-        if not part.subscriber.is_ready:
+        if not part.subscriber.is_ready or blocks.startswith(b":"):  # a comment, which says why the stream ends
             self._write(part, blocks)
         elif len(self._waiting) < MAX_WAITING if self.is_ready else self._waiting_bytes < MAX_WAITING_BYTES:
             self._waiting.append((part, blocks))  # the blocks themselves are shared with other streams
