@@ -569,7 +569,8 @@ def test_readiness_while_redis_is_halted(connected: Callable[[str], Checked], va
     assert max(took_s for _, took_s in answers) < READY_S + SLACK_S
     refused = client.get("/_/ready")
     assert refused.json["type"] == "urn:kvstore:store-unavailable"
-    assert "within 1 s" in refused.json["detail"]
+    # On a busy machine the check that is with Redis may have been given up by now.
+    assert any(why in refused.json["detail"] for why in ("within 1 s", "cannot be reached", "did not answer"))
     valkey.signal(signal.SIGCONT)
     wait_until(lambda: client.get("/_/ready").status == 200, RETURN_S)
 
