@@ -8,9 +8,9 @@ Sources: https://fetch.spec.whatwg.org/#http-cors-protocol, https://www.w3.org/T
 import re
 from collections.abc import Mapping
 
-from kvstore.core.errors import OriginNotAllowed
+from kvstore.core.errors import MethodNotAllowed, OriginNotAllowed
 from kvstore.core.settings import Settings
-from kvstore.http.messages import Headers, Request
+from kvstore.http.messages import SAFE, Headers, Request, Response
 
 # The header fields that a page of another origin may send and read, besides those that the Fetch standard always allows.
 _SENT = "Authorization, Cache-Control, Content-Type, Idempotency-Key, If-Match, If-Modified-Since, If-None-Match"
@@ -46,6 +46,19 @@ def preflight(request: Request, allow: str) -> Headers:
         ("Access-Control-Allow-Headers", _SENT),
         ("Access-Control-Max-Age", str(_PREFLIGHT_S)),
     )
+
+
+def answer_options(request: Request, allow: str) -> Response | None:
+    """Return the response to OPTIONS at a path of the service's own that allows these methods; None for one of them.
+
+    Raises MethodNotAllowed for any other.
+    """
+    allowed = f"{allow}, OPTIONS"
+    if request.method == "OPTIONS":
+        return Response(204, (("Allow", allowed), *preflight(request, allow), *SAFE))
+    if request.method not in allow.split(", "):
+        raise MethodNotAllowed(f"this path allows {allowed}; send one of these methods", headers={"Allow": allowed})
+    return None
 
 
 def check_origin(headers: Mapping[str, str], settings: Settings) -> None:

@@ -20,12 +20,12 @@ from kvstore.commands.charges import Charge, StreamPlace
 from kvstore.commands.guarded import unwrapped
 from kvstore.commands.metrics import ReadMetrics
 from kvstore.commands.subscriptions import Follow, FollowMany, LongPoll
-from kvstore.core.errors import MethodNotAllowed, Problem, Unauthorized, unavailable
+from kvstore.core.errors import Unauthorized, unavailable
 from kvstore.core.paths import own_path
 from kvstore.core.settings import InvalidSetting, Rate, Settings
-from kvstore.http.cors import check_origin, check_session_origin, preflight
+from kvstore.http.cors import answer_options, check_origin, check_session_origin
 from kvstore.http.credentials import NO_STORE, Credentials, bearer_in, credentials_in, render_issued, session_cookie
-from kvstore.http.messages import SAFE, Request, Response
+from kvstore.http.messages import Request, Response
 
 if TYPE_CHECKING:  # PyJWT is loaded where there are tokens
     from kvstore.access.jwks import KeySource
@@ -156,10 +156,8 @@ class Gate:
 
     def _session(self, request: Request) -> Response | Command[IssuedToken] | FetchKeys:
         """Answer POST, which keeps the token of Authorization in a cookie, and DELETE, which ends that."""
-        if request.method == "OPTIONS":
-            return Response(204, (("Allow", "POST, DELETE, OPTIONS"), *preflight(request, "POST, DELETE"), *SAFE))
-        if request.method not in ("POST", "DELETE"):
-            raise _not_allowed("POST, DELETE, OPTIONS")
+        if options := answer_options(request, "POST, DELETE"):
+            return options
         check_session_origin(request.headers, self._settings)
         if request.method == "DELETE":
             return Response(204, (*session_cookie(request, "", 0), *NO_STORE))
@@ -174,10 +172,8 @@ class Gate:
 
     def _visitor(self, request: Request) -> Response | Command[IssuedToken]:
         """Answer POST with a token that has a new subject."""
-        if request.method == "OPTIONS":
-            return Response(204, (("Allow", "POST, OPTIONS"), *preflight(request, "POST"), *SAFE))
-        if request.method != "POST":
-            raise _not_allowed("POST, OPTIONS")
+        if options := answer_options(request, "POST"):
+            return options
         check_origin(request.headers, self._settings)
         assert request.caller
         from kvstore.access.tokens import issue
@@ -199,10 +195,6 @@ def _open_verifier(settings: Settings) -> "TokenVerifier":
     except (OSError, ValueError) as error:
         raise InvalidSetting(f"KVSTORE_JWKS cannot be used: {error}") from None
     return TokenVerifier(settings.secrets, keys, settings.audience)
-
-
-def _not_allowed(allow: str) -> Problem:
-    return MethodNotAllowed(f"this path allows {allow}; send one of these methods", headers={"Allow": allow})
 
 
 def cost_of(command: Command[object]) -> int:

@@ -8,12 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from kvstore.commands.metrics import JobCounts, MetricsRead, ReadMetrics
-from kvstore.core.errors import MethodNotAllowed
 from kvstore.core.metrics import BUCKETS, SHOWN_BUCKETS, SUM, UNIT_S, UNTIMED, Numbers
-from kvstore.http.cors import preflight
+from kvstore.http.cors import answer_options
 from kvstore.http.credentials import NO_STORE
 from kvstore.http.hosts import is_loopback
-from kvstore.http.messages import SAFE, Request, Response
+from kvstore.http.messages import Request, Response
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -38,18 +37,13 @@ GAUGES = ("connections", "streams", "waits", "memory_bytes", "workers")
 _LABEL = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n"})
 
 
-_ALLOW = "GET, HEAD, OPTIONS"
 # How the header fields begin that proxies add. One that adds none, and asks for this machine, is not seen (docs/operations.md).
 _OF_PROXIES = ("forwarded", "via", "x-real-ip", "x-forwarded-")
 
 
 def parse_metrics(request: Request) -> ReadMetrics | Response:
     """Return what a request for the metrics asks for; raises MethodNotAllowed."""
-    if request.method == "OPTIONS":
-        return Response(204, (("Allow", _ALLOW), *preflight(request, "GET, HEAD"), *SAFE))
-    if request.method not in ("GET", "HEAD"):
-        raise MethodNotAllowed(f"the metrics allow {_ALLOW}; send one of these methods", headers={"Allow": _ALLOW})
-    return ReadMetrics(_is_local(request))
+    return answer_options(request, "GET, HEAD") or ReadMetrics(_is_local(request))
 
 
 def _is_local(request: Request) -> bool:

@@ -36,7 +36,7 @@ from kvstore.http.batch import Answer, parse_batch, render_answers, render_refus
 from kvstore.http.bulk_batch import parse_bulk, render_responses
 from kvstore.http.containers import parse_list, render_listing, render_unchanged
 from kvstore.http.content import ACCEPT_PATCH, check_json
-from kvstore.http.cors import check_origin, preflight
+from kvstore.http.cors import answer_options, check_origin, preflight
 from kvstore.http.credentials import NO_STORE, check_no_token, render_issued
 from kvstore.http.documents import (
     apply_preference,
@@ -167,7 +167,7 @@ def _own(
 ) -> Command[Outcome] | FollowMany | ReadMetrics | Response:
     """Return what a path of the service's own is asked for; raises Problem."""
     if path.text == BATCH_PATH:
-        return _batch(request, path, settings)
+        return _batch(request, settings)
     if path.text == FOLLOW_PATH:
         return _follow_many(request, raw_query, settings)
     if path.text == METRICS_PATH:
@@ -191,18 +191,12 @@ def _options(request: Request, allow: str) -> Response:
 
 
 def _follow_many(request: Request, raw_query: bytes, settings: Settings) -> FollowMany | Response:
-    if request.method == "OPTIONS":
-        return Response(204, (("Allow", "GET, OPTIONS"), *preflight(request, "GET"), *SAFE))
-    if request.method != "GET":
-        raise MethodNotAllowed(f"{FOLLOW_PATH} allows GET only; send GET", headers={"Allow": "GET, OPTIONS"})
-    return parse_follow_many(request, parse_query(raw_query), settings)
+    return answer_options(request, "GET") or parse_follow_many(request, parse_query(raw_query), settings)
 
 
-def _batch(request: Request, path: Path, settings: Settings) -> Command[Outcome] | Response:
-    if request.method == "OPTIONS":
-        return Response(204, (("Allow", "POST, OPTIONS"), *preflight(request, "POST"), *SAFE))
-    if request.method != "POST":
-        raise MethodNotAllowed(f"{path.text} allows POST only; send POST", headers={"Allow": "POST, OPTIONS"})
+def _batch(request: Request, settings: Settings) -> Command[Outcome] | Response:
+    if options := answer_options(request, "POST"):
+        return options
     check_origin(request.headers, settings)
     check_json(request.headers)
     if "idempotency-key" not in request.headers:

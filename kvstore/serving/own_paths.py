@@ -7,11 +7,10 @@ not refused for what other clients have sent from its address.
 from collections.abc import Callable
 
 from kvstore.commands.readiness import CheckReadiness
-from kvstore.core.errors import MethodNotAllowed
 from kvstore.core.paths import own_path
 from kvstore.core.settings import Settings
-from kvstore.http.cors import preflight
-from kvstore.http.messages import SAFE, Request, Response
+from kvstore.http.cors import answer_options
+from kvstore.http.messages import Request, Response
 from kvstore.http.openapi import render_openapi
 from kvstore.http.protocol import HEALTH_PATH, LIMITS_PATH, OK, OPENAPI_PATH, READY_PATH
 from kvstore.serving.limits import render_limits
@@ -24,7 +23,6 @@ OPEN: dict[str, Callable[[Request, Settings], Response | CheckReadiness]] = {
     OPENAPI_PATH: lambda _, settings: render_openapi(settings),
     **dict.fromkeys(PAGES, lambda request, _: render_page(request)),
 }
-_ALLOW = "GET, HEAD, OPTIONS"
 
 
 def answer(request: Request, settings: Settings) -> Response | CheckReadiness | None:
@@ -36,8 +34,4 @@ def answer(request: Request, settings: Settings) -> Response | CheckReadiness | 
     found = OPEN.get(path) if path else None
     if found is None:
         return None
-    if request.method == "OPTIONS":
-        return Response(204, (("Allow", _ALLOW), *preflight(request, "GET, HEAD"), *SAFE))
-    if request.method not in ("GET", "HEAD"):
-        raise MethodNotAllowed(f"{path} allows {_ALLOW}; send one of these methods", headers={"Allow": _ALLOW})
-    return found(request, settings)
+    return answer_options(request, "GET, HEAD") or found(request, settings)
