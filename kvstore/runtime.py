@@ -85,9 +85,9 @@ class Runtime(NamedTuple):
         was taken is given back.
         """
         if isinstance(asked, LongPoll):
-            return asyncio.get_running_loop().create_task(self._wait(asked, done, context))
+            return _submissions.add(lambda: self.outcome(asked), done, context)
         if isinstance(asked, _OWN):
-            _submissions.add(self.outcome(asked), done, context)
+            _submissions.add(lambda: self.outcome(asked), done, context)
         else:
             self.store.submit(asked, done, context)
         return None
@@ -120,14 +120,6 @@ class Runtime(NamedTuple):
         await self.long_polls.close()
         await self.hub.close()
         await self.store.close()
-
-    async def _wait(self, asked: LongPoll[Outcome], done: Done[Context, Outcome], context: Context) -> None:
-        outcome: Outcome | Exception
-        try:
-            outcome = await self.long_polls.outcome(asked)
-        except Exception as error:
-            outcome = error
-        done(context, outcome)
 
 
 class ClientGone(Exception):

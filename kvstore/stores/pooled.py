@@ -27,20 +27,23 @@ class Submissions:
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def add(self, executing: Awaitable[Outcome], done: Done[Context, Outcome], context: Context) -> None:
-        """Call `done(context, outcome)` with what is awaited, or with its exception."""
-        task = asyncio.get_running_loop().create_task(self._run(executing, done, context))
+    def add(
+        self, execute: Callable[[], Awaitable[Outcome]], done: Done[Context, Outcome], context: Context
+    ) -> asyncio.Task[None]:
+        """Call `done(context, outcome)` with what `execute()` comes to, or with its exception; not if the task is cancelled."""
+        task = asyncio.get_running_loop().create_task(self._run(execute, done, context))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def wait(self) -> None:
         """Wait until all of them are done."""
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _run(self, executing: Awaitable[Outcome], done: Done[Context, Outcome], context: Context) -> None:
+    async def _run(self, execute: Callable[[], Awaitable[Outcome]], done: Done[Context, Outcome], context: Context) -> None:
         outcome: Outcome | Exception
         try:
-            outcome = await executing
+            outcome = await execute()
         except Exception as error:
             outcome = error
         done(context, outcome)
@@ -58,7 +61,7 @@ class PooledStore:
 
     def submit(self, command: Command[Outcome], done: Done[Context, Outcome], context: Context) -> None:
         """As PipelinedStore.submit."""
-        self._submissions.add(self.execute(command), done, context)
+        self._submissions.add(lambda: self.execute(command), done, context)
 
     async def execute(self, command: Command[Outcome]) -> Outcome:
         """Execute a command and those that follow it, and return the outcome; raises Problem."""
