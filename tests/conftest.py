@@ -14,6 +14,7 @@ import pytest
 import redis
 from hypothesis import HealthCheck, settings
 
+from kvstore.stores import edit_queue, redis_clients
 from tests.support import wires
 from tests.support.clients import ADAPTERS, Checked
 from tests.support.lanes import LANES, Lane, selected
@@ -60,6 +61,18 @@ settings.load_profile("kvstore")
 def pytest_runtest_teardown() -> None:
     """Connections that a test opens end with it."""
     wires.close_all()
+
+
+@pytest.fixture(autouse=True)
+def patience(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The adapters in this process wait for Redis for longer than they should, but where a test is about that.
+
+    A machine that runs other things too may leave twenty threads waiting for a second, which is a right reason for a 503.
+    """
+    if request.path.parent.name not in ("stores", "faults"):
+        for name in ("BLOCKING", "PIPELINED", "POOLED"):
+            monkeypatch.setattr(redis_clients, name, redis_clients.TimeOuts(queue_s=15.0, connect_s=15.0, answer_s=20.0))
+        monkeypatch.setattr(edit_queue, "QUEUED_S", 15.0)
 
 
 @pytest.fixture(scope="session")
