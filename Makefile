@@ -10,7 +10,9 @@ LOCK = UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet --uni
 	pyproject.toml --extra server --extra embedded --extra jwks $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-all test-lowest check fmt docs lock bench load clean
+# The examples, each in a directory of its own, with a store in its data/ unless REDIS_URL names another.
+
+.PHONY: help setup run chat adder test test-all test-lowest check fmt docs lock bench load clean
 
 help: ## list what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -31,6 +33,19 @@ setup: $(VENV)/ready ## prepare .venv and start nothing
 
 run: $(VENV)/ready ## serve http://127.0.0.1:8000
 	@exec $(BIN)/kvstore
+
+$(VENV)/ready-examples: $(VENV)/ready examples/chat/requirements.txt
+	@$(PIP) -r examples/chat/requirements.txt
+	@touch $@
+
+chat: $(VENV)/ready-examples ## the example of a chat on http://127.0.0.1:5000; FLASK_RUN_PORT for another port
+	@echo "chat: log in as Pablo, Joe, Mary or Alex with password123, or as somebody new" >&2
+	@cd examples/chat && exec ../../$(BIN)/flask --app app run
+
+adder: $(VENV)/ready ## the example of a worker that adds, on http://127.0.0.1:5000/add?a=1&b=2
+	@echo "adder: ask /add?a=1&b=2, then /add-result in the same browser" >&2
+	@cd examples/adder && { ../../$(BIN)/flask --app app kvstore worker & worker=$$!; \
+		trap "kill $$worker" EXIT; ../../$(BIN)/flask --app app run; }
 
 test: $(VENV)/ready-dev ## run the tests, in about a minute; ARGS="-k name" for some of them
 	@$(BIN)/$(PYTEST) -m "not slow" $(ARGS)
