@@ -56,7 +56,7 @@ def test_a_page(client_with: Callable[..., Checked], path: str) -> None:
         assert ask(client, path, *headers, ("If-None-Match", '"x"')).body == whole.body
 
 
-LATER = ("kvstore.js", "reference.js")
+LATER = ("kvstore.js", "reference.js", "tabs.js")
 
 
 def test_the_explorer_loads_its_modules_at_once() -> None:
