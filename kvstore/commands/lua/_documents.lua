@@ -99,9 +99,6 @@ local function remove(key, name, length)
   redis.call('UNLINK', key)
   redis.call('ZREM', NAMES, name)
   redis.call('ZREM', EXPIRY, name)
-  if deferred_trim then
-    deferred_trim, length = math.min(deferred_trim + 1, length), MOST_ENTRIES
-  end
   local id = add(length, 'delete', name)
   expire_namespace()
   return id

@@ -12,7 +12,7 @@ local MOST_ENTRIES = 1000000000 -- of a log that is not trimmed
 local MOST_TRIMMED = 1000 -- by one change, where more came untrimmed: who reads it has time. A node of a stream has fewer
 local LOG_BYTES = 4194304 -- of a change log, about: the larger a change, the fewer stay
 local DAY_MS = 86400000
-local deferred_trim -- nil, but in an atomic batch, which trims the log when it is done: how many entries stay then, at most
+local deferred_trim -- nil, but where a script of many changes trims the log in the end: how many entries stay then, at most
 
 local function clock()
   local time = redis.call('TIME')
@@ -49,7 +49,11 @@ local has_jumped = false
 -- change. Then ids go on from there, with a count that is not 0, while documents expire by the clock. Two servers that each go on
 -- from the same change, since a failover has lost what came after it, would give the same ids: so each leaves some out.
 local function add(keep, ...)
-  local id = redis.call('XADD', LOG, 'MAXLEN', '~', keep, 'LIMIT', MOST_TRIMMED, '*', ...)
+  if deferred_trim then
+    deferred_trim, keep = math.min(deferred_trim + 1, keep), MOST_ENTRIES
+  end
+  local id = deferred_trim and redis.call('XADD', LOG, '*', ...)
+    or redis.call('XADD', LOG, 'MAXLEN', '~', keep, 'LIMIT', MOST_TRIMMED, '*', ...)
   local ms = tonumber(string.match(id, '^%d+'))
   if ms > clock_ms then -- it goes on while a script runs
     clock_ms = string.sub(id, -2) == '-0' and ms or clock()
@@ -60,7 +64,7 @@ local function add(keep, ...)
   if not has_jumped then
     has_jumped = true
     redis.call('XDEL', LOG, id)
-    id = string.format('%.0f-%.0f', ms, string.match(id, '%d+$') + 1 + redis.call('TIME')[2] % 1000)
+    id = string.format('%.0f-%.0f', ms, string.match(id, '%d+$') + 1 + redis.call('TIME')[2] % 50000)
     redis.call('XADD', LOG, 'MAXLEN', '~', keep, 'LIMIT', MOST_TRIMMED, id, ...)
   end
   return id, clock_ms
@@ -76,9 +80,6 @@ local function append(length, op, name, before, ttl_ms, shape, fields, first, la
     bytes = bytes + #fields[i]
   end
   local keep = bytes * length > LOG_BYTES and math.max(1, math.floor(LOG_BYTES / bytes)) or length
-  if deferred_trim then
-    deferred_trim, keep = math.min(deferred_trim + 1, keep), MOST_ENTRIES
-  end
   if last - first < MOST_ARGUMENTS then
     return add(keep, op, name, 'ttl', ttl_ms, '$kv', shape, unpack(fields, first, last))
   end

@@ -25,12 +25,16 @@ end
 local function write_all(prefix, length, runs, last, sizes, before, due)
   local tags, words, new_expiry, now = {}, {}, false, nil
   local run = runs
+  deferred_trim = MOST_ENTRIES
   while run <= last do
     local count, width, ttl_ms, shape = tonumber(ARGV[run]), tonumber(ARGV[run + 1]), ARGV[run + 2], ARGV[run + 3]
     run = run + 4 + count * width
     for first = run - count * width, run - 1, width do
       local i = #tags + 1
       local name = ARGV[first]
+      if first + width > last then -- the last one trims the log for all
+        length, deferred_trim = math.min(length, deferred_trim + 1), nil
+      end
       local tag, _, time, new = replace(
         prefix .. name, sizes[i], before[i], '', due[i], length, 'put', name, ttl_ms, nil, shape, first + 1, first + width - 1
       )
