@@ -15,10 +15,10 @@ from kvstore.core.errors import (
     Problem,
 )
 from kvstore.core.settings import Settings
-from kvstore.http.credentials import COOKIE, NO_STORE
-from kvstore.http.messages import Response
+from kvstore.http.credentials import COOKIE
 from kvstore.http.operations import JSON, OPERATIONS, PROBLEM, Answer, Operation
 from kvstore.http.parameters import FIELDS, parameters
+from kvstore.http.static import Static, make_static
 
 Schema = dict[str, Any]
 
@@ -180,10 +180,6 @@ def _schemas(settings: Settings) -> dict[str, Schema]:
 
 
 @lru_cache(maxsize=4)
-def _text(settings: Settings) -> bytes:
-    return json.dumps(describe(settings), separators=(",", ":")).encode() + b"\n"
-
-
-def render_openapi(settings: Settings) -> Response:
-    """Return the response with the description."""
-    return Response(200, (("Content-Type", JSON), *NO_STORE), _text(settings))
+def openapi_text(settings: Settings) -> Static:
+    """Return the description as JSON text."""
+    return make_static(json.dumps(describe(settings), separators=(",", ":")).encode() + b"\n", JSON)

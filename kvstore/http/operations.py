@@ -157,11 +157,10 @@ def _own(summary: str, schema: str, media_type: str = JSON) -> dict[str, Operati
     return {"GET": Operation(summary, got, _OWN), "HEAD": Operation(summary, got, _OWN), "OPTIONS": _OPTIONS}
 
 
-def _page(summary: str, media_type: str) -> dict[str, Operation]:
-    """Return the operations of a file that browsers load."""
-    operations = _own(summary, "Text", media_type)
-    got = {**operations["GET"].answers, 304: _UNCHANGED}
-    read = operations["GET"]._replace(answers=got, problems=(*_OWN, InvalidPrecondition), fields=("If-None-Match",))
+def _static(summary: str, schema: str = "Text", media_type: str = JSON) -> dict[str, Operation]:
+    """Return the operations of what stays as it is."""
+    got = {200: Answer("as the summary says", {media_type: schema}, ("ETag",)), 304: _UNCHANGED}
+    read = Operation(summary, got, (*_OWN, InvalidPrecondition), fields=("If-None-Match",))
     return {"GET": read, "HEAD": read, "OPTIONS": _OPTIONS}
 
 
@@ -217,9 +216,9 @@ OPERATIONS: dict[str, dict[str, Operation]] = {
     },
     HEALTH_PATH: _own("Whether the process is alive", "Well"),
     READY_PATH: _own("Whether Redis answers", "Well"),
-    LIMITS_PATH: _own("All limits", "Limits"),
+    LIMITS_PATH: _static("All limits", "Limits"),
     METRICS_PATH: _own("Metrics of all workers, for Prometheus", "Text", TEXT),
-    OPENAPI_PATH: _own("This description", "Description"),
-    "/_/": _page("The explorer, a page for people", HTML),
-    "/_/kvstore.js": _page("The client for browsers and Node, an ES module", MODULE),
+    OPENAPI_PATH: _static("This description", "Description"),
+    "/_/": _static("The explorer, a page for people", media_type=HTML),
+    "/_/kvstore.js": _static("The client for browsers and Node, an ES module", media_type=MODULE),
 }
