@@ -21,7 +21,7 @@ from tests.support.lanes import LANES, Lane, selected
 from tests.support.stores import STORES, Running, die_with_parent, make_directory
 
 # What waits most begins first, so that no process is left with it in the end.
-ROOMS = ("pages", "project", "tasks", "faults", "stores", "serving", "live", "client", "http", "unit")
+ROOMS = ("pages", "project", "tasks", "faults", "stores", "serving", "live", "client", "transfer", "http", "unit")
 
 
 AXES = ("lane", "adapter", "followed", "loop", "db")  # the parameters of which `make test` runs a selection
