@@ -22,7 +22,7 @@ from tests.support.lanes import LANES, Lane, selected
 from tests.support.stores import STORES, Running, die_with_parent, make_directory
 
 # What waits most begins first, so that no process is left with it in the end.
-ROOMS = ("pages", "project", "tasks", "faults", "stores", "serving", "live", "client", "http", "unit")
+ROOMS = ("pages", "project", "tasks", "faults", "stores", "serving", "live", "client", "transfer", "http", "unit")
 
 
 FEW = 3  # rows of a test that is marked `few`, in `make test`

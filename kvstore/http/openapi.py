@@ -153,13 +153,25 @@ def _schemas(settings: Settings) -> dict[str, Schema]:
     return {
         "Document": {
             "description": f"any JSON of at most {json_text.MAX_BYTES:,} bytes, {json_text.MAX_DEPTH} levels and"
-            f" {json_text.MAX_MEMBERS:,} members; an object shows its remaining TTL as `ttl`, at most {settings.max_ttl_s:,} s"
+            f" {json_text.MAX_MEMBERS:,} members; an object shows its remaining TTL as `ttl`, at most {settings.max_ttl_s:,} s;"
+            " with `changes` it is what Changes describes"
         },
         "JSONPatch": {"type": "array", "items": _object("op path", op=text, path=text)},
         "Appended": _object("path etag ttl", path=path, etag=text, ttl=ttl),
         "Deleted": _object("deleted", deleted=number),
         "Item": _object("name path", {"value": {}}, name=text, path=path, etag=text, ttl=ttl, state=states, attempts=number),
         "Listing": _object("items", {"next": text}, items=_list_of("Item")),
+        "Change": _object(
+            "op etag time",
+            {"value": {}},
+            op={"enum": ["put", "patch", "delete", "expire"]},
+            etag=text,
+            time=number,
+            path=path,
+            ttl=ttl | {"description": "seconds, when it was written"},
+        ),
+        "Changes": _object("items complete", items=_list_of("Change"), complete={"type": "boolean"}),
+        "ListingOrChanges": {"anyOf": [_ref("schemas", "Listing"), _ref("schemas", "Changes")]},
         "Job": _object("path value attempts lease", path=path, value={}, attempts=number, lease=text, ttl=ttl),
         "Jobs": _object("items", items=_list_of("Job")),
         "Stream": {

@@ -100,7 +100,7 @@ _GET = Operation(
     "Read a document, wait until it changes, or follow it",
     {200: _DOCUMENT._replace(content={JSON: "Document"} | _STREAM), 304: _UNCHANGED},
     READ,
-    _FOLLOWS,
+    ("changes", "limit", "at", *_FOLLOWS),
     (*_CONDITIONS, "Prefer", "Accept", "Last-Event-ID"),
 )
 _HEAD = _GET._replace(summary="Read the header fields of a GET, or wait", parameters=())
@@ -140,11 +140,13 @@ _POST = Operation(
 _LIST = Operation(
     "List a container, wait until something below it changes, or follow it",
     {
-        200: Answer("a page", {JSON: "Listing", "application/x-ndjson": "Item"} | _STREAM, ("ETag", "Link")),
+        200: Answer(
+            "a page, or changes", {JSON: "ListingOrChanges", "application/x-ndjson": "Item"} | _STREAM, ("ETag", "Link")
+        ),
         304: _UNCHANGED,
     },
     READ,
-    ("limit", "after", "order", "keys", "recursive", *_FOLLOWS),
+    ("limit", "after", "order", "keys", "recursive", "changes", *_FOLLOWS),
     _GET.fields,
 )
 _OPTIONS = Operation("Say which methods there are", {204: Answer("Allow has them", {}, ("Allow", "Accept-Patch"))}, ANY)
@@ -181,7 +183,7 @@ OPERATIONS: dict[str, dict[str, Operation]] = {
                 303: Answer("the explorer, for a browser, if nothing is stored here", {}, ("Location",)),
                 304: _UNCHANGED,
             },
-            parameters=("list", "limit", "after", "order", "keys", *_FOLLOWS),
+            parameters=("list", "limit", "after", "order", "keys", "changes", "at", *_FOLLOWS),
         ),
         **{"HEAD": _HEAD, "PUT": _PUT, "PATCH": _PATCH, "POST": _POST, "DELETE": _DELETE, "OPTIONS": _OPTIONS},
     },

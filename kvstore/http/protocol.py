@@ -15,6 +15,7 @@ from kvstore.commands.batch import Answered, Answers, Batch, Refused
 from kvstore.commands.bulk import ManyRead, ManyWritten
 from kvstore.commands.containers import DeletedRecursive, Listing, Unchanged
 from kvstore.commands.documents import ConditionalGet, Get
+from kvstore.commands.history import History
 from kvstore.commands.jobs import LeaseChanged, Taken
 from kvstore.commands.metrics import MetricsRead, ReadMetrics
 from kvstore.commands.readiness import Ready
@@ -50,6 +51,7 @@ from kvstore.http.documents import (
     render_missing,
     render_stored,
 )
+from kvstore.http.history import asks_for_history, parse_history, render_history
 from kvstore.http.messages import (
     DOCUMENT,
     EVENT_STREAM,
@@ -83,6 +85,7 @@ Executed: TypeAlias = (
     | Listing
     | Unchanged
     | DeletedRecursive
+    | History
     | Answers[Request, Answer]
     | Refused[Request, Answer]
     | ManyWritten
@@ -137,6 +140,8 @@ def parse(
     if method in ("GET", "HEAD"):
         if parameter(query, "hold") is not None:
             raise InvalidParameter("?hold= requires a stream; send Accept: text/event-stream with it")
+        if query and asks_for_history(query):
+            return parse_history(path, query)
         is_listing = path.is_container or (path.text == "/" and parameter(query, "list") is not None)
         read = parse_list(request, path, query) if is_listing else _get(request, path)
         wait_s = _wait_s(request)
@@ -183,7 +188,9 @@ def _get(request: Request, path: Path) -> Get | ConditionalGet:
 def _wait_s(request: Request) -> int:
     """Return how long a client that reads wants to wait for something new, in s; 0 if not (RFC 7240 section 4.3)."""
     found = _WAIT.search(request.headers.get("prefer", "")) if request.method in ("GET", "HEAD") else None
-    return min(int(found[1]), MAX_WAIT_S) if found else 0
+    if not found or asks_for_history(parse_query(split_target(request.target)[1])):
+        return 0
+    return min(int(found[1]), MAX_WAIT_S)
 
 
 def _options(request: Request, allow: str) -> Response:
@@ -311,6 +318,7 @@ _RENDERERS: dict[type, Callable[[Request, Any], Response]] = {
     Failed: render_failed,
     Replayed: _replayed,
     Listing: render_listing,
+    History: render_history,
     Unchanged: lambda request, unchanged: render_unchanged(request, unchanged.tag),
     DeletedRecursive: lambda _, deleted: Response(200, DOCUMENT, b'{"deleted":%d}\n' % deleted.documents),
     **dict.fromkeys((Answers, ManyWritten, ManyRead), lambda request, answers: render_responses(request, answers, render)),
