@@ -58,7 +58,7 @@ def reached(document: Any, member: str) -> Any:
     return document
 
 
-def is_met(document: tuple[str, Any], asked: Asked) -> bool:
+def is_met(document: Any, asked: Asked) -> Any:
     """Whether a document meets a condition."""
     (kind, found), (wanted_kind, wanted) = reached(document, asked.member), typed(spelled(asked.value))
     if kind == "missing":
