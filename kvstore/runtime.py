@@ -61,7 +61,7 @@ def connect(settings: Settings) -> tuple[BlockingStore, Settings]:
     return open_blocking_store(settings.redis_url, verify_tls=settings.verify_tls), settings
 
 
-_OWN = CheckReadiness, ReadMetrics  # what this process is asked, and not the store
+_OWN = frozenset({LongPoll, CheckReadiness, ReadMetrics})  # what this process is asked, and not the store
 _submissions = Submissions()
 Asked: TypeAlias = Command[Outcome] | LongPoll[Outcome] | ReadMetrics
 
@@ -84,13 +84,11 @@ class Runtime(NamedTuple):
         Returns the task of a long poll, None for anything else. If you cancel the task, `done` is not called, and a job that
         was taken is given back.
         """
-        if isinstance(asked, LongPoll):
-            return _submissions.add(lambda: self.outcome(asked), done, context)
-        if isinstance(asked, _OWN):
-            _submissions.add(lambda: self.outcome(asked), done, context)
-        else:
-            self.store.submit(asked, done, context)
-        return None
+        if type(asked) not in _OWN:
+            self.store.submit(asked, done, context)  # type: ignore[arg-type]  # it is a command
+            return None
+        task = _submissions.add(lambda: self.outcome(asked), done, context)
+        return task if isinstance(asked, LongPoll) else None
 
     async def outcome(self, asked: Asked[Outcome]) -> Outcome:
         """Return the outcome of what is asked for; raises Problem."""

@@ -47,7 +47,6 @@ def _assembled(main: str, parts: tuple[str, ...]) -> str:
             used |= local.words
             texts.append(local.text)
     text = "".join(reversed(texts))
-    text = _OWN_KEY.sub(lambda key: f"(SPACE .. '{key[0].lower()}')", text)
     if "SPACE" in text:
         text = "local SPACE = string.sub(KEYS[1], 1, -4) -- all that the keys of a namespace have in common\n" + text
     return text
@@ -70,7 +69,12 @@ def _locals(part: str) -> list[_Local]:
     """Return the locals of a file, in their order: there is nothing else in it."""
     first, *texts = re.split(r"(?m)^(?=local )", _text(part).strip() + "\n")
     assert not first, part
-    return [_Local(_DEFINED.findall(text)[0], text, frozenset(_WORD.findall(text))) for text in texts]
+    return [_Local(_DEFINED.findall(text)[0], _with_keys(text), frozenset(_WORD.findall(text))) for text in texts]
+
+
+def _with_keys(text: str) -> str:
+    """Put the namespace's own keys in the place of their names."""
+    return _OWN_KEY.sub(lambda key: f"(SPACE .. '{key[0].lower()}')", text)
 
 
 def _text(part: str) -> str:

@@ -1,7 +1,8 @@
 """What a process counts of itself: requests by method and status, and calls to Redis, each with how long they took.
 
 To count is to add to plain lists: some 0.2 µs of the 15 that a request takes. So that it takes no more, one request is timed at
-a time, and one command to Redis: each if there are few, some of them if there are many. Who reads the numbers adds them up.
+a time, and one command to Redis, and the next one REST_S later: each if there are few, some of them if there are many. Who
+reads the numbers adds them up.
 """
 
 from typing import Any, TypeAlias
@@ -11,6 +12,8 @@ Numbers: TypeAlias = list[float]  # how many took so long, by power of two of 0.
 BUCKETS = 48
 SUM, UNTIMED = BUCKETS, BUCKETS + 1  # all seconds together; and how many were not timed
 UNIT_S = 0.0001
+REST_S = 0.01  # from the end of one that is timed to the beginning of the next
+RESTING = object()  # what is timed meanwhile
 UNTIMED_S = -1.0
 SHOWN_BUCKETS = 18  # up to 13 s
 

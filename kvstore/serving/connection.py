@@ -34,7 +34,7 @@ MAX_READ_AHEAD_BYTES = 64 * 1024  # of pipelined requests; beyond that, reading 
 
 _STATUS = {status.value: f"HTTP/1.1 {status.value} {status.phrase}".encode() for status in HTTPStatus}
 _NEVER = float("inf")
-_NOT_FOR_A_STORE = Response, Follow, FollowMany, FetchKeys
+_NOT_FOR_A_STORE = frozenset({Response, Follow, FollowMany, FetchKeys})
 
 
 def _lines(headers: Headers) -> bytes:
@@ -236,19 +236,19 @@ class ClientConnection(asyncio.Protocol):
         # For an identical block of fields the reader returns the same object, whose Host and token have been checked.
         deciding = decide if request.headers is self._accepted else server.decide
         decision = deciding(request, runtime.settings, runtime.rules, principal, gate)
-        if not isinstance(decision, _NOT_FOR_A_STORE):
+        if type(decision) not in _NOT_FOR_A_STORE:
             self._accepted = request.headers
             self._principal = request.caller.principal if request.caller else principal
             self._busy = True
             self.due = _NEVER
-            self._wait = runtime.submit(decision, self._respond, request)
+            self._wait = runtime.submit(decision, self._respond, request)  # type: ignore[arg-type]  # as the set says
             if self._wait is not None and server.timed is self:
                 server.timed = None  # it waits, so its time says nothing
         elif isinstance(decision, Response):
             self._send(request, decision)
         elif isinstance(decision, Follow | FollowMany):
             self._follow(request, decision)
-        else:
+        elif isinstance(decision, FetchKeys):
             self._busy = True
             self.due = _NEVER
             self._wait = self._server.loop.create_task(self._fetch_keys(request, decision))

@@ -8,7 +8,7 @@ from socket import AF_INET, AF_INET6, socket
 from time import perf_counter, time
 from typing import Protocol
 
-from kvstore.core.metrics import COUNTERS, UNTIMED, Numbers, add_time
+from kvstore.core.metrics import COUNTERS, REST_S, RESTING, UNTIMED, Numbers, add_time
 from kvstore.http.messages import http_date
 from kvstore.runtime import Runtime
 from kvstore.serving.bounds import MAX_UNREAD_BYTES
@@ -64,7 +64,7 @@ class Server:
         self.log = open_log(runtime.settings)
         self.max_connections = runtime.settings.max_connections
         self.stopping = False
-        self.timed: Connection | None = None  # whose request is timed for the metrics, one at a time; since when
+        self.timed: object = None  # whose request is timed for the metrics, one at a time; since when
         self.timed_at = 0.0
         self.now = 0.0  # by the loop's clock, at the last check
         self.date = b""  # the header field, at the last check
@@ -90,9 +90,13 @@ class Server:
 
     def end_timing(self, numbers: Numbers) -> None:
         """Count the time that a request took which is counted, the one that is timed."""
-        self.timed = None
         numbers[UNTIMED] -= 1
         add_time(numbers, perf_counter() - self.timed_at)
+        self.timed = RESTING
+        self.loop.call_later(REST_S, self._time_next)
+
+    def _time_next(self) -> None:
+        self.timed = None
 
     def forget(self, connection: Connection) -> None:
         """Forget a connection that has ended."""

@@ -16,7 +16,7 @@ import hiredis
 from kvstore.commands.base import Again, Command, Later, Outcome
 from kvstore.commands.bulk import CoalescingKey, coalesce, coalescing_key, slot_among
 from kvstore.core.errors import UNKNOWN, Problem, unavailable
-from kvstore.core.metrics import COUNTERS, add_time
+from kvstore.core.metrics import COUNTERS, REST_S, RESTING, add_time
 from kvstore.core.redis_url import Address
 from kvstore.stores import redis_clients
 from kvstore.stores.execution import Execution, Words, eval_words, evalsha_words
@@ -96,7 +96,7 @@ class RedisConnection(asyncio.Protocol):
         self._buffer: list[bytes] = []
         self._gathered: dict[CoalescingKey, dict[str | int, Submitted]] = {}  # sent at the end of this turn of the loop
         self._is_scheduled = False  # the end of this turn
-        self._timed: PendingCommand | None = None  # one of those that were sent, and when
+        self._timed: object = None  # one of those that were sent, and when
         self._timed_at = 0.0
         self._transport: asyncio.Transport = None  # type: ignore[assignment]  # set by connection_made
         self._greeting: asyncio.Future[Any] | None = None
@@ -196,8 +196,9 @@ class RedisConnection(asyncio.Protocol):
                     continue
                 pending = sent.popleft()
                 if pending is self._timed:
-                    self._timed = None
                     add_time(COUNTERS.redis, perf_counter() - self._timed_at)
+                    self._timed = RESTING
+                    self._loop.call_later(REST_S, self._time_next)
                 self._bytes -= pending.size
                 self._count -= pending.count
                 self.has_room = True
@@ -224,6 +225,9 @@ class RedisConnection(asyncio.Protocol):
         except hiredis.ProtocolError:
             log.warning("what Redis sent is not its protocol; closing the connection")
             self.abort()
+
+    def _time_next(self) -> None:
+        self._timed = None
 
     def _resume(self, pending: PendingCommand, later: Later[Any]) -> None:
         """Go on with the work on a reply."""

@@ -64,7 +64,7 @@ local function add(keep, ...)
   if not has_jumped then
     has_jumped = true
     redis.call('XDEL', LOG, id)
-    id = string.format('%.0f-%.0f', ms, string.match(id, '%d+$') + 1 + redis.call('TIME')[2] % 1000)
+    id = string.format('%.0f-%.0f', ms, string.match(id, '%d+$') + 1 + redis.call('TIME')[2] % 50000)
     redis.call('XADD', LOG, 'MAXLEN', '~', keep, 'LIMIT', MOST_TRIMMED, id, ...)
   end
   return id, clock_ms
