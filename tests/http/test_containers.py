@@ -884,6 +884,7 @@ def test_parallel_recursive_deletes(client: Checked) -> None:
     assert sum(answer.json["deleted"] for answer in answers) == 3000
 
 
+@pytest.mark.slow
 @on_one
 def test_a_delete_that_takes_long(client: Checked, opened: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """However long all of it takes: Redis answers each piece promptly, and requests beside it are answered."""
