@@ -82,7 +82,7 @@ def test_questions(client: Checked, documents: dict[str, str], asked: list[Quest
 
 
 @pytest.mark.slow
-@settings(max_examples=400, derandomize=False)
+@settings(max_examples=150, derandomize=False)
 @given(
     documents=st.dictionaries(NAMES, DOCUMENTS, min_size=3),
     asked=st.lists(questions(), min_size=1, max_size=3),
