@@ -84,11 +84,11 @@ def pytest_runtest_teardown() -> None:
 
 @pytest.fixture(autouse=True)
 def patience(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The adapters in this process wait for Redis for longer than they should, but where a test is about that.
+    """In tests of HTTP the adapters in this process wait for Redis for longer than they should.
 
     A machine that runs other things too may leave twenty threads waiting for a second, which is a right reason for a 503.
     """
-    if request.path.parent.name not in ("stores", "faults"):
+    if request.path.parent.name == "http":
         for name in ("BLOCKING", "PIPELINED", "POOLED"):
             monkeypatch.setattr(redis_clients, name, redis_clients.TimeOuts(queue_s=15.0, connect_s=15.0, answer_s=20.0))
         monkeypatch.setattr(edit_queue, "QUEUED_S", 15.0)
