@@ -11,12 +11,13 @@ from kvstore.commands.batch import MAX_ATOMIC_WORK, MAX_READ_BYTES
 from kvstore.commands.jobs import DEFAULT_ATTEMPTS, MAX_ATTEMPTS, MAX_LEASE_S, MAX_REASON_BYTES
 from kvstore.commands.metrics import MAX_QUEUES
 from kvstore.commands.presence import HOLD_S
+from kvstore.commands.queries import MAX_SORTED_BYTES
 from kvstore.commands.scripts import number_in
 from kvstore.commands.transforms import COPIED_BYTES, COPIED_FACTOR
 from kvstore.core import json_text, paths
 from kvstore.core.patch import MAX_OPERATIONS, MAX_SHIFTED
 from kvstore.core.settings import MIN_SECRET_BYTES, Rate, Settings
-from kvstore.http import containers, queues
+from kvstore.http import containers, queries, queues
 from kvstore.http.batch import MAX_REQUESTS
 from kvstore.http.gate import BAD_TOKENS, NEW_VISITORS
 from kvstore.http.messages import MAX_BODY_BYTES, MAX_TARGET_BYTES
@@ -90,6 +91,11 @@ def limits(settings: Settings) -> tuple[Limit, ...]:
         Limit(
             "list_members", number_in("_documents", "MOST_MEMBERS"), "members", "the documents in a page of a listing, about"
         ),
+        Limit("query_conditions", queries.MAX_CONDITIONS, "conditions", "a query"),
+        Limit("query_values", queries.MAX_VALUES, "values", "all conditions `in` of a query together"),
+        Limit("query_sort", queries.MAX_SORT, "members", "`?sort=`"),
+        Limit("query_fields", queries.MAX_FIELDS, "members", "`?fields=`"),
+        Limit("query_sorted_bytes", MAX_SORTED_BYTES, "bytes", "the documents in a sorted page, about"),
         Limit("batch_requests", MAX_REQUESTS, "requests", "a batch"),
         Limit("batch_target", MAX_TARGET_BYTES, "bytes", "a path with its query in a batch"),
         Limit("batch_responses", MAX_READ_BYTES, "bytes", "the responses of a batch, about"),
