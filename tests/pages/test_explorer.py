@@ -368,8 +368,8 @@ def test_the_api(browser: Browser, served: Served) -> None:
     """Every operation is there, with a form that sends the request and shows the response."""
     open_at(browser, served, "/?api", "Replace a document")
     described = json.loads(served.request("GET", "/_/openapi.json").content)["paths"]
-    methods = ("get", "put", "post", "patch", "delete")
-    expected = [f"{each.upper()} {path}" for path, item in described.items() for each in item if each in methods]
+    methods = {"get": "GET", "put": "PUT", "post": "POST", "patch": "PATCH", "delete": "DELETE", "x-query": "QUERY"}
+    expected = [f"{methods[each]} {path}" for path, item in described.items() for each in item if each in methods]
     shown = browser.run("return [...document.querySelectorAll('summary')].map(each => each.innerText)")
     assert [" ".join(each.split()[:2]) for each in shown] == expected
     browser.click("summary", "Replace a document")
@@ -385,6 +385,12 @@ def test_the_api(browser: Browser, served: Served) -> None:
     browser.type(".try textarea", "{")
     browser.click(".try button", "Send PUT")
     browser.wait_for("400 Bad Request", ".try")
+    browser.click("summary", "Replace a document")
+    browser.click("summary", "QUERY")
+    browser.type(".try input", "api", "container")
+    browser.type(".try textarea", '{"where": {"a": {"eq": 1}}}')
+    browser.click(".try button", "Send QUERY")
+    browser.wait("[...document.querySelectorAll('.try')].some(each => each.innerText.includes('200 OK'))")
     check_quiet(browser)
 
 

@@ -29,7 +29,7 @@ export class ReferenceView {
     document.title = "API · kvstore"
     const operations = Object.entries(this.api.paths).flatMap(([path, methods]) =>
       Object.entries(methods).filter(([method, operation]) => operation.responses && !LEFT_OUT.includes(method))
-        .map(([method, operation]) => this.operation(path, method.toUpperCase(), operation)))
+        .map(([method, operation]) => this.operation(path, method.replace("x-", "").toUpperCase(), operation))) // OpenAPI has no QUERY
     const about = h("p", {class: "muted"}, `${plain(this.api.info.description)} What you send here is carried out.`)
     return redraw(this.element, h("header", {class: "title"}, h("h1", null, "API")), about, h("div", {class: "card operations"}, operations))
   }
