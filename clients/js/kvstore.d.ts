@@ -106,8 +106,8 @@ export interface ListOptions extends Options {
 }
 
 export interface Question extends Options {
-  /** By member, a value or operators: `{born: {lt: 1850}}`. */
-  where?: {[member: string]: Jsonable}
+  /** Operators by member: `{born: {lt: 1850}}`. */
+  where?: {[member: string]: {[operator: string]: Jsonable}}
   /** Members to sort by, `-` for descending. */
   sort?: string[]
   fields?: string[]

@@ -213,6 +213,37 @@ def test_the_verbs(run: Callable[..., list[Any]]) -> None:
     ]
 
 
+def test_a_question(run: Callable[..., list[Any]]) -> None:
+    """What matches, over several pages, in the order that is asked for; or how many."""
+    assert run(
+        """
+        const all = Array.from({length: 1200}, (_, n) => ({method: "PUT", path: `/q/${n}`, body: {n, odd: n % 2}}))
+        await store.batch(all.slice(600))
+        await store.batch(all.slice(0, 600))
+        await store.put("/q/below/a", {n: 7, odd: 1})
+        const found = async question => {
+          const numbers = []
+          for await (const {value} of store.query("/q/", question)) numbers.push(value.n)
+          return numbers
+        }
+        const odd = {where: {odd: {eq: 1}}}
+        const numbers = await found(odd)
+        say([numbers.length, numbers.every(n => n % 2), (await found({...odd, recursive: true})).length])
+        say(await found({where: {n: {gte: 1196}, odd: {eq: 1}}, sort: ["-n"], fields: ["n"]}))
+        const sorted = await found({sort: ["-n"], limit: 1150})
+        say([sorted.length, sorted.every((n, i) => n === 1199 - i)])
+        say([(await found({...odd, limit: 3})).length, await store.query("/q/", {...odd, count: true})])
+        say([await name(found({where: 1})), await store.list("/q/", {count: true})])
+        """
+    ) == [
+        [600, True, 601],
+        [1199, 1197],
+        [1150, True],
+        [3, 600],
+        ["InvalidDocument", 1200],
+    ]
+
+
 # What is sent, how the network fails, how often it is sent, whether with an Idempotency-Key, and what comes of it.
 AGAIN: list[tuple[str, str, int, bool, Any]] = [
     ("store.get('/a/n')", "before", 2, False, {"n": 1}),
