@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
-JOBS ?= 6 # test processes: more than there are cores, since tests wait a lot
+JOBS ?= 5 # test processes: more than there are cores, since tests wait a lot
 PYTEST := pytest -n $(JOBS) --dist worksteal # who has nothing left takes over what others have not begun
 UV := uv>=0.13,<0.14 # another version may write the lock files in another form
 LOCK = UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \

@@ -1,5 +1,6 @@
 """Fixtures: the lanes, which are every adapter over every store, each test on an empty one."""
 
+import gc
 import os
 import shutil
 import signal
@@ -24,7 +25,17 @@ from tests.support.stores import STORES, Running, die_with_parent, make_director
 ROOMS = ("pages", "project", "tasks", "faults", "stores", "serving", "live", "client", "transfer", "http", "unit")
 
 
+FEW = 3  # rows of a test that is marked `few`, in `make test`
 AXES = ("lane", "adapter", "followed", "loop", "db")  # the parameters of which `make test` runs a selection
+
+
+gc.disable()  # what is loaded and collected stays: it is not looked at again with every collection of garbage
+
+
+def pytest_collection_finish() -> None:
+    """Collect garbage from here on."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m
@@ -42,6 +53,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         wanted = selected([(lane, row) for _, lane, row in cells], crc32(name.encode()))
         for (item, _, _), is_wanted in zip(cells, wanted, strict=True):
             if not is_wanted:
+                item.add_marker(pytest.mark.slow)
+    few: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("few") and not item.get_closest_marker("slow"):
+            few.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for rows in few.values():
+        for index, item in enumerate(rows):
+            if index % -(-len(rows) // FEW):
                 item.add_marker(pytest.mark.slow)
 
 
@@ -65,11 +84,11 @@ def pytest_runtest_teardown() -> None:
 
 @pytest.fixture(autouse=True)
 def patience(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The adapters in this process wait for Redis for longer than they should, but where a test is about that.
+    """In tests of HTTP the adapters in this process wait for Redis for longer than they should.
 
     A machine that runs other things too may leave twenty threads waiting for a second, which is a right reason for a 503.
     """
-    if request.path.parent.name not in ("stores", "faults"):
+    if request.path.parent.name == "http":
         for name in ("BLOCKING", "PIPELINED", "POOLED"):
             monkeypatch.setattr(redis_clients, name, redis_clients.TimeOuts(queue_s=15.0, connect_s=15.0, answer_s=20.0))
         monkeypatch.setattr(edit_queue, "QUEUED_S", 15.0)

@@ -27,6 +27,7 @@ def ahead(raw: redis.Redis) -> None:
     raw.xadd("kv:{ns}!log", {"put": "x", "ttl": "1000", "$kv": " object"}, id=f"{int(time.time() * 1000) + HOUR_MS}-0")
 
 
+@pytest.mark.slow
 @on_served
 @pytest.mark.usefixtures("ahead")
 def test_an_expiry_is_noticed_in_time(client: Checked, raw: redis.Redis) -> None:
@@ -81,6 +82,7 @@ def test_a_look_that_fails_is_not_the_last(started: Callable[[str], Running], mo
 # --- A failover ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_failover_repeats_no_entity_tag(tmp_path: Path) -> None:
     """The clocks of primary and replica are behind the last change: each goes on from there, and neither as the other does."""
     with ExitStack() as stack:

@@ -49,6 +49,7 @@ def asked(request: pytest.FixtureRequest, behind_proxy: Callable[[str], Backing]
     return backing, lambda *words: execute(backing.url, as_request(*words))
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("name", LONG)
 def test_slow_answers_add_up(
     asked: tuple[Backing, Callable[..., Response]], monkeypatch: pytest.MonkeyPatch, name: str
@@ -71,6 +72,7 @@ def test_slow_answers_add_up(
     assert UNKNOWN in json.loads(response.body)["detail"]
 
 
+@pytest.mark.slow
 def test_prompt_answers_do_not(asked: tuple[Backing, Callable[..., Response]], monkeypatch: pytest.MonkeyPatch) -> None:
     """A recursive DELETE takes longer than an answer may, and none of its pieces does."""
     backing, ask = asked

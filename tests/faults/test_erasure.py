@@ -87,6 +87,7 @@ DELETED: dict[str, Callable[[Checked], object]] = {
 }  # fmt: skip
 
 
+@pytest.mark.few
 @on_few
 @pytest.mark.parametrize("go", DELETED.values(), ids=DELETED)
 def test_what_is_deleted_is_erased(client: Checked, raw: redis.Redis, go: Callable[[Checked], object]) -> None:
@@ -115,6 +116,7 @@ NOTICED: dict[str, Callable[[Checked], object]] = {
 }  # fmt: skip
 
 
+@pytest.mark.few
 @on_few
 @pytest.mark.parametrize("notice", NOTICED.values(), ids=NOTICED)
 def test_what_has_expired_is_erased(client: Checked, raw: redis.Redis, notice: Callable[[Checked], object]) -> None:

@@ -155,6 +155,7 @@ class History:
         return [item["name"] for item in self.client.get("/ns/q/?keys").json["items"]] in ([], ["dead/"])
 
 
+@pytest.mark.slow
 @on_served
 def test_every_job_ends_once(client: Checked, raw: redis.Redis) -> None:
     """Done or dead, whatever takers do."""

@@ -179,6 +179,7 @@ BEGUN = [
 ]
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("trickles", [False, True], ids=["still", "trickling"])
 @pytest.mark.parametrize("begun", [row[1] for row in BEGUN], ids=[row[0] for row in BEGUN])
 def test_what_takes_too_long_is_closed(impatient: InProcess, started: Callable[..., Any], begun: bytes, trickles: bool) -> None:

@@ -304,9 +304,8 @@ def replayed(state: dict[str, Any], events: list[Event]) -> dict[str, Any]:
     return state
 
 
-@pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=() if kind == "connections to Redis killed" else pytest.mark.slow) for kind in TROUBLE]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", TROUBLE)
 def test_no_gap_and_no_repeat(kind: str, directory: Path, started: Callable[[str], Running]) -> None:
     """Every change once and in order, whatever breaks."""
     store = started("redis")

@@ -158,7 +158,7 @@ def test_clients_that_reset_while_redis_has_their_requests(valkey: Running, dire
         served.kill()
 
 
-@pytest.mark.parametrize("halted_s", [0.5, 4.5])
+@pytest.mark.parametrize("halted_s", [0.5, pytest.param(4.5, marks=pytest.mark.slow)])
 def test_redis_is_halted(connected: Callable[[str], Checked], valkey: Running, halted_s: float) -> None:
     """kill -STOP of Redis: who waits is answered, late or with 503, and no write is ever sent twice.
 
@@ -552,6 +552,7 @@ def asked(client: Checked, path: str) -> tuple[int, float]:
     return client.get(path).status, time.monotonic() - begun
 
 
+@pytest.mark.slow
 def test_readiness_while_redis_is_halted(connected: Callable[[str], Checked], valkey: Running) -> None:
     """503 after 1 s, also for those who ask at once; the process is alive meanwhile, and ready as soon as Redis is."""
     client = connected(valkey.url)
@@ -575,6 +576,7 @@ def test_readiness_while_redis_is_halted(connected: Callable[[str], Checked], va
     wait_until(lambda: client.get("/_/ready").status == 200, RETURN_S)
 
 
+@pytest.mark.slow
 def test_readiness_without_redis(connected: Callable[[str], Checked], directory: Path) -> None:
     """Nobody listens, or Redis was killed: 503 within the limit, then 200 within 2 s of its return."""
     first = start_valkey(directory)

@@ -382,6 +382,7 @@ MEMBERS: list[tuple[Any, str, str, Any, int]] = [
 ]
 
 
+@pytest.mark.few
 @on_ruled
 @pytest.mark.parametrize(("stored", "method", "media_type", "body", "status"), MEMBERS)
 @pytest.mark.parametrize("wrapped", ["", "once", "batch"])

@@ -706,6 +706,7 @@ LARGE_ANSWERS: dict[str, tuple[Any, bool]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @on_two
 @pytest.mark.parametrize(("request_", "writes"), LARGE_ANSWERS.values(), ids=LARGE_ANSWERS)
 def test_large_answers(client: Checked, raw: redis.Redis, request_: Any, writes: bool) -> None:

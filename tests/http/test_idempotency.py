@@ -423,6 +423,7 @@ def test_a_recursive_delete_that_was_cut_off(client: Checked, store: Running) ->
     assert len(listed(client, "/ns/?recursive&keys&limit=1000")) == 1500
 
 
+@pytest.mark.slow
 @on_served
 def test_a_503_is_not_remembered(client: Checked, store: Running) -> None:
     """Sent again after a 503 it is applied once, whether the first had been applied or not."""

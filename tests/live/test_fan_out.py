@@ -176,6 +176,7 @@ def is_put(served: OwnServer, value: int) -> bool:
     return served.request("PUT", "/space0/path", json.dumps(value).encode()).status == 200
 
 
+@pytest.mark.slow
 @on_both
 def test_a_redis_that_was_emptied(followed: OwnServer, readers: list[Reader], store: Running) -> None:
     """Streams end, and whoever comes back is told of the loss; a namespace that never had a change has lost none."""
@@ -208,6 +209,7 @@ def test_a_ttl_that_is_made_shorter(followed: OwnServer, store: Running) -> None
     assert [entry.op for entry in entries(store.redis, "room")] == ["expire"]
 
 
+@pytest.mark.slow
 @on_redis
 def test_everybody_has_heartbeats(followed: OwnServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Again and again, however many more they are than the parts of the period over which they are spread."""
@@ -220,6 +222,7 @@ def test_everybody_has_heartbeats(followed: OwnServer, monkeypatch: pytest.Monke
         wait_until(lambda: all(len(reader.blocks) >= at + 2 for reader, at in zip(opened, begun, strict=True)), LIMIT_S)
 
 
+@pytest.mark.slow
 @on_redis
 def test_heartbeats_of_a_busy_loop(followed: OwnServer, readers: list[Reader], monkeypatch: pytest.MonkeyPatch) -> None:
     """They come as often as ever, however seldom the loop has time for them."""

@@ -96,6 +96,7 @@ def test_what_is_not_there_yet(client: Checked) -> None:
     assert waiting.result(LIMIT_S).json == [1]
 
 
+@pytest.mark.slow
 @on_servers
 def test_a_container_that_changes(client: Checked) -> None:
     """By what is put, appended, or expires below it; HEAD waits as well."""
@@ -318,6 +319,7 @@ def test_several_queues(serving: Serving) -> None:
         assert serving.waiting() == left
 
 
+@pytest.mark.slow
 def test_a_lease_that_is_cut_short(serving: Serving) -> None:
     """Who waits knows the end of the lease as it was; it was extended meanwhile."""
     serving.ask("PUT", "/ns/q/a", (), b"1")

@@ -37,6 +37,7 @@ def served(store: Running) -> Iterator[OwnServer]:
     running.stop()
 
 
+@pytest.mark.slow
 def test_a_python_client(served: OwnServer) -> None:
     """launchdarkly-eventsource: it comes back by itself, with the last id that it has."""
     url = "http://{}:{}/room/?{}".format(*served.at, HOLD)

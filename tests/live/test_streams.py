@@ -582,6 +582,7 @@ def test_a_reader_where_nothing_is(followed: Followed, ask: Callable[..., Any], 
         assert reader.wait_for(1)[0].data["value"] == 1
 
 
+@pytest.mark.slow
 def test_a_reader_that_vanishes(started: Callable[[str], Running]) -> None:
     """Without a word, as in a tunnel: it is given up after two heartbeats, and what it held goes."""
     unshare = ["unshare", "--user", "--map-root-user", "--net"]

@@ -107,7 +107,21 @@ PURE = {
         "hashlib",
         "inspect",
     ),
-    *("http", "ipaddress", "itertools", "json", "re", "struct", "tomllib", "traceback", "types", "typing", "urllib", "weakref"),
+    *(
+        "http",
+        "ipaddress",
+        "itertools",
+        "json",
+        "operator",
+        "re",
+        "struct",
+        "tomllib",
+        "traceback",
+        "types",
+        "typing",
+        "urllib",
+        "weakref",
+    ),
 }
 
 

@@ -68,6 +68,7 @@ def test_more_connections_than_allowed(small: InProcess) -> None:
         wire.close()
 
 
+@pytest.mark.slow
 def test_a_flood_of_connections(small: InProcess) -> None:
     """Those that are told so are bounded as well."""
     wires = [small.connect() for _ in range(3)]

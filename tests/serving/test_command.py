@@ -180,6 +180,7 @@ def test_a_token_needs_no_server(tmp_path: Path) -> None:
     assert not {"kvstore.serving", "kvstore.http", "kvstore.stores", "gunicorn", "flask", "redis"} & set(loaded.split())
 
 
+@pytest.mark.slow
 def test_what_the_buttons_deploy_is_closed(start: Callable[..., Served], tmp_path: Path) -> None:
     """Heroku and Render make a secret; a token that it signs opens the service, and KVSTORE_OPEN opens it to everyone."""
     root = Path(__file__).parents[2]

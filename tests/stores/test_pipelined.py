@@ -569,6 +569,7 @@ KEYS = 2000
 LOAD_US = 1000  # of each key: 2 s and more
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [PRODUCTION])
 def test_loading(directory: Path, kind: str) -> None:
     """A Redis that still loads its data says so, and so do we; it serves within 2 s of being ready."""

@@ -382,6 +382,7 @@ def own(name: str, *args: Any) -> DelayedResult:
     return queuefunc(queue="/own/")(getattr(worked, name).__wrapped__).delay(*args)
 
 
+@pytest.mark.slow
 def test_a_lease_is_renewed(redis_: redis.Redis, alone: Workers) -> None:
     """A job that takes longer than its lease runs once."""
     assert own("note", "long", 2.5 * LEASE_S).wait(JOB_S) == "long"
@@ -557,6 +558,7 @@ def test_a_task_that_hangs(redis_: redis.Redis, server: Running, directory: Path
         workers.stop()
 
 
+@pytest.mark.slow
 def test_a_task_that_ends_in_time(redis_: redis.Redis, server: Running, directory: Path) -> None:
     """The time limit is that of each attempt, not of the worker."""
     workers = start_workers(directory, server.url, "--timeout", "0.8")

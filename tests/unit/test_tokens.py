@@ -212,6 +212,7 @@ def test_keys_from_a_url(provider: Provider, monkeypatch: pytest.MonkeyPatch) ->
         verifier.principal(old)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("trouble", ["error", "redirect", "no keys", "too large", "gone"])
 def test_keys_that_cannot_be_fetched(provider: Provider, monkeypatch: pytest.MonkeyPatch, trouble: str) -> None:
     """Those that are there stay."""
