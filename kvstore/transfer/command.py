@@ -7,11 +7,11 @@ import argparse
 import os
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from io import TextIOWrapper
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeAlias
 
 from kvstore.client import settings_of
 from kvstore.core.errors import Problem
@@ -20,7 +20,7 @@ from kvstore.stores.blocking import open_blocking_store
 from kvstore.stores.embedded import StartFailed
 from kvstore.transfer.exchange import Exchange, TransferFailed, check_health, over_http, patient, straight_to
 from kvstore.transfer.exporting import export
-from kvstore.transfer.importing import as_one, load
+from kvstore.transfer.importing import as_one, load, registering
 from kvstore.transfer.lines import MAX_LINE_BYTES, Entry, parse_lines
 from kvstore.transfer.progress import Progress
 from kvstore.transfer.splitting import NotSplit, split
@@ -54,10 +54,10 @@ def _export(arguments: argparse.Namespace) -> int:
         return 2
     out = sys.stdout.buffer
     with ExitStack() as open_until_done:
-        exchange = patient(_open(url, open_until_done))
+        exchange, _ = _open(url, open_until_done)
         is_shown = sys.stderr.isatty() and not sys.stdout.isatty()
         with Progress("export", None, is_shown=is_shown) as progress:
-            for lines in export(exchange, at):
+            for lines in export(patient(exchange), at):
                 out.write(b"".join(lines))
                 progress.go_on(len(lines))
             out.flush()
@@ -85,7 +85,7 @@ def _import(arguments: argparse.Namespace) -> int:
 
     with ExitStack() as open_until_done:
         file = open_until_done.enter_context(_opened(arguments.file))
-        exchange = patient(as_one(_open(arguments.url, open_until_done)))
+        exchange, register = _open(arguments.url, open_until_done)
         status = os.fstat(file.fileno())
         total = status.st_size if stat.S_ISREG(status.st_mode) else None
         progress = open_until_done.enter_context(Progress("import", total, is_shown=sys.stderr.isatty()))
@@ -96,7 +96,7 @@ def _import(arguments: argparse.Namespace) -> int:
         else:
             entries = parse_lines(_lines(file), refuse)
         try:
-            for stored in load(exchange, entries, refuse):
+            for stored in load(patient(as_one(exchange)), register(entries), refuse):
                 progress.go_on(stored, file.tell() if total is not None else None)
         except TransferFailed as error:
             broken.append(error)
@@ -134,16 +134,22 @@ def _lines(file: BinaryIO) -> Iterator[bytes | None]:
         yield None
 
 
-def _open(url: str | None, open_until_done: ExitStack) -> Exchange:
-    """Return what reaches the documents at a URL, of HTTP or of Redis; raises TransferFailed, InvalidSetting or StartFailed."""
+Register: TypeAlias = Callable[[Iterator[Entry]], Iterator[Entry]]
+
+
+def _open(url: str | None, open_until_done: ExitStack) -> tuple[Exchange, Register]:
+    """Return what reaches the documents at a URL, of HTTP or of Redis, and what registers the namespaces of an import there.
+
+    Raises TransferFailed, InvalidSetting or StartFailed.
+    """
     if url is not None and url.partition("://")[0].lower() in ("http", "https"):
         exchange = over_http(url, os.environ.get("KVSTORE_TOKEN", "").strip())
         check_health(exchange)
-        return exchange
+        return exchange, lambda entries: entries
     settings = settings_of(url)
     store = open_blocking_store(settings.redis_url, verify_tls=settings.verify_tls)
     open_until_done.callback(store.close)
-    return straight_to(store, settings)
+    return straight_to(store, settings), lambda entries: registering(entries, store, settings)
 
 
 def _documents(count: int) -> str:

@@ -21,9 +21,9 @@ from kvstore.stores.blocking import BlockingStore
 Exchange: TypeAlias = Callable[[Request], Response]
 
 ANSWER_S = 60  # for a response: the service answers within 6 s, and a proxy may add its own time
-PATIENCE_S = 60  # without any success, before a transfer is given up
+PATIENCE_S = 60  # for one request without a success, before a transfer is given up
 MAX_PAUSE_S = 5.0  # between two attempts, unless the service names a longer one
-MAX_REFUSALS = 2  # for one request, by a rate whose window has ended in between: the request alone exceeds it
+MAX_REFUSALS = 20  # of one request by a rate, each after the window before has ended: others use it up
 
 
 class TransferFailed(Exception):
@@ -83,40 +83,37 @@ def check_health(exchange: Exchange) -> None:
 
 
 def patient(exchange: Exchange, pause: Callable[[float], None] = sleep) -> Exchange:
-    """Return the same, but for waiting: what may succeed later is asked again. The responses are those that are left.
+    """Return the same, but what may succeed later is asked again: after a lost connection, a 503, or a 429.
 
     To ask again is safe: an export only reads, and to put the same document twice is to put it once. Raises TransferFailed.
     """
-    succeeded = monotonic()
 
     def ask(request: Request) -> Response:
-        nonlocal succeeded
-        pause_s, refusals = 0.1, 0
+        since, pause_s, refusals = monotonic(), 0.1, 0
         while True:
             answer, trouble = _attempt(exchange, request)
-            if answer is not None and answer.status == 429:
+            if answer and answer.status not in (429, 502, 503, 504):
+                return answer
+            if answer and answer.status == 429:
                 refusals += 1
                 if refusals == MAX_REFUSALS:
-                    return answer
+                    raise TransferFailed(f"the service refuses again and again: {explain(answer)}")
                 pause(_told_s(answer) or pause_s)
-                succeeded = monotonic()
-            elif answer is not None and answer.status not in (502, 503, 504):
-                succeeded = monotonic()
-                return answer
-            else:
-                if monotonic() - succeeded > PATIENCE_S:
-                    raise TransferFailed(f"nothing has succeeded for {PATIENCE_S} s: {trouble}; run the command again later")
-                pause(min(MAX_PAUSE_S, max(pause_s, _told_s(answer))))
-                pause_s *= 2
+                since = monotonic()
+                continue
+            if monotonic() - since > PATIENCE_S:
+                trouble = explain(answer) if answer else trouble
+                raise TransferFailed(f"nothing has succeeded for {PATIENCE_S} s: {trouble}; run the command again later")
+            pause(min(MAX_PAUSE_S, max(pause_s, _told_s(answer))))
+            pause_s *= 2
 
     return ask
 
 
 def _attempt(exchange: Exchange, request: Request) -> tuple[Response | None, str]:
-    """Return the response, None if there is none; and what went wrong."""
+    """Return the response; or None, and why there is none."""
     try:
-        answer = exchange(request)
-        return answer, explain(answer)
+        return exchange(request), ""
     except (OSError, HTTPException) as error:
         return None, f"{type(error).__name__}: {error}"
 

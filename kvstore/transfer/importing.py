@@ -6,10 +6,16 @@ beginning.
 
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from time import time
 from typing import Any
 
+from kvstore.commands.base import DAY_MS, RegisterNamespace
+from kvstore.core.errors import Problem
+from kvstore.core.settings import Settings
 from kvstore.http.messages import Request, Response
 from kvstore.http.protocol import BATCH_PATH
+from kvstore.stores.blocking import BlockingStore
 from kvstore.transfer.exchange import Exchange, TransferFailed, explain
 from kvstore.transfer.lines import Entry, Refuse
 
@@ -36,6 +42,29 @@ def as_one(exchange: Exchange) -> Exchange:
 
 
 _NOT_NOW = tuple(b'{"responses":[{"status":%d,' % status for status in LATER)
+
+
+def registering(entries: Iterable[Entry], store: BlockingStore, settings: Settings) -> Iterator[Entry]:
+    """Yield documents that are to be put straight into a store, and register each namespace before its first one.
+
+    A PUT registers its namespace by a second command (DESIGN 17). An import that is killed between the two would leave it out
+    of the root's listing, and so of an export, for a day. A namespace in which there is nothing is not listed.
+    """
+    known: set[str] = set()
+    for entry in entries:
+        namespace = entry.path.namespace
+        if namespace not in known and namespace != "/":
+            if len(known) == MAX_KNOWN:
+                known.clear()
+            known.add(namespace)
+            ends_ms = int(1000 * (time() + (entry.ttl_s or settings.default_ttl_s)))
+            expires_at_ms = (ends_ms // DAY_MS + 2) * DAY_MS  # as lua/_index.lua has it
+            with suppress(Problem):  # the PUT will tell
+                store.execute(RegisterNamespace(namespace, expires_at_ms, None))
+        yield entry
+
+
+MAX_KNOWN = 10_000  # namespaces that are not registered again
 
 
 def load(exchange: Exchange, entries: Iterable[Entry], refuse: Refuse) -> Iterator[int]:
@@ -74,9 +103,6 @@ def _put(exchange: Exchange, batch: list[tuple[Entry, bytes]], refuse: Refuse) -
         return _put_one(exchange, batch[0][0], refuse)
     body = b'{"atomic":false,"requests":[%b]}' % b",".join([request for _, request in batch])
     answer = exchange(Request("POST", BATCH_PATH.encode(), {"content-type": "application/json"}, body))
-    if answer.status == 429 and len(batch) > 1:  # the quota is smaller than the batch
-        half = len(batch) // 2
-        return _put(exchange, batch[:half], refuse) + _put(exchange, batch[half:], refuse)
     if answer.status != 200:
         raise TransferFailed(f"the service refuses a batch: {explain(answer)}")
     parts: list[dict[str, Any]] = json.loads(answer.body, parse_int=_status)["responses"]

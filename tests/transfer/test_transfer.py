@@ -1,6 +1,7 @@
 """What is exported is imported: the same documents, byte by byte, on every adapter and store, and straight to Redis."""
 
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -215,11 +216,29 @@ def test_without_a_token(client_with: Callable[..., Checked]) -> None:
 
 
 @on_one
-def test_a_rate_is_waited_for(client_with: Callable[..., Checked], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Batches become as small as the quota, and the import goes on when the window ends."""
-    exchange = through(client_with(KVSTORE_RATE="30/s"))
-    lines = [line(f"/a/{each}", "1") for each in range(100)]
-    assert imported(patient(exchange), lines) == (100, [])
+@pytest.mark.slow
+def test_a_rate_is_waited_for(client_with: Callable[..., Checked]) -> None:
+    """The import goes on when the window ends."""
+    pauses: list[float] = []
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        time.sleep(seconds)
+
+    exchange = patient(through(client_with(KVSTORE_RATE="500/s")), pause)
+    assert imported(exchange, [line(f"/a/{each}", "1") for each in range(1200)]) == (1200, [])
+    assert pauses
+    assert set(pauses) == {1.0}
+
+
+def test_a_rate_that_others_use_up() -> None:
+    """It is not waited for again and again."""
+    refusal = Response(429, (("Retry-After", "30"),), b'{"detail":"too many requests"}')
+    pauses: list[float] = []
+    with pytest.raises(TransferFailed, match="again and again: too many requests"):
+        patient(lambda _: refusal, pauses.append)(Request("GET", b"/a", {}))
+    assert set(pauses) == {30.0}
+    assert len(pauses) == exchanges.MAX_REFUSALS - 1
 
 
 class Clock:
