@@ -130,6 +130,8 @@ REGISTER_NAMESPACE = _act("register_namespace")
 INSPECT_NAMESPACES = _act("inspect_namespaces")
 LOG_POSITION = _act("log_position")
 READ_CHANGES = _act("read_changes")
+READ_HISTORY = _act("read_history")
+READ_CONTAINER_CHANGES = _act("read_container_changes")
 HOLD = _act("hold", "put")
 RELEASE_HOLD = _act("release_hold", "delete")
 

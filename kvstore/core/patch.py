@@ -35,7 +35,7 @@ EXACT_DIGITS = 15  # of a number that doubles tell from any other of so many dig
 MIN_EXACT = 1e-290
 
 
-_NUMBER = re.compile(r"(-?)([0-9]+)(?:\.([0-9]+))?(?:[eE]([+-]?)0*([0-9]+))?")
+_NUMBER = re.compile(r"(-?)([0-9]+)(?:\.([0-9]+))?(?:[eE]([+-]?)0*+([0-9]*))?")
 MAX_EXPONENT_DIGITS = 1000  # that are read: int() refuses thousands, and a double ends at 1e308
 _Parts = tuple[str, str, int | str]
 
@@ -63,7 +63,7 @@ def _parts(number: str) -> _Parts:
         return "", "", 0
     if len(exponent) > MAX_EXPONENT_DIGITS:  # such numbers are equal only if spelled alike
         return sign, shown, exponent
-    return sign, shown, int(exponent_sign + exponent or "0") - len(fraction) + len(digits) - len(shown)
+    return sign, shown, int(exponent_sign + (exponent or "0")) - len(fraction) + len(digits) - len(shown)
 
 
 def _integer(number: str) -> int | Number:

@@ -17,10 +17,10 @@ from kvstore.core.errors import (
 from kvstore.core.query import OPERATORS
 from kvstore.core.settings import Settings
 from kvstore.http import containers, queries
-from kvstore.http.credentials import COOKIE, NO_STORE
-from kvstore.http.messages import Response
+from kvstore.http.credentials import COOKIE
 from kvstore.http.operations import JSON, OPERATIONS, PROBLEM, Answer, Operation
 from kvstore.http.parameters import FIELDS, parameters
+from kvstore.http.static import Static, make_static
 
 Schema = dict[str, Any]
 
@@ -161,14 +161,26 @@ def _schemas(settings: Settings) -> dict[str, Schema]:
     return {
         "Document": {
             "description": f"any JSON of at most {json_text.MAX_BYTES:,} bytes, {json_text.MAX_DEPTH} levels and"
-            f" {json_text.MAX_MEMBERS:,} members; an object shows its remaining TTL as `ttl`, at most {settings.max_ttl_s:,} s"
+            f" {json_text.MAX_MEMBERS:,} members; an object shows its remaining TTL as `ttl`, at most {settings.max_ttl_s:,} s;"
+            " with `changes` it is what Changes describes"
         },
         "JSONPatch": {"type": "array", "items": _object("op path", op=text, path=text)},
         "Appended": _object("path etag ttl", path=path, etag=text, ttl=ttl),
         "Deleted": _object("deleted", deleted=number),
         "Item": _object("name path", {"value": {}}, name=text, path=path, etag=text, ttl=ttl, state=states, attempts=number),
         "Listing": _object("items", {"next": text}, items=_list_of("Item")),
+        "Change": _object(
+            "op etag time",
+            {"value": {}},
+            op={"enum": ["put", "patch", "delete", "expire"]},
+            etag=text,
+            time=number,
+            path=path,
+            ttl=ttl | {"description": "seconds, when it was written"},
+        ),
+        "Changes": _object("items complete", items=_list_of("Change"), complete={"type": "boolean"}),
         "Answer": {"anyOf": [_ref("schemas", "Listing"), _object("count", count=number)]},
+        "AnswerOrChanges": {"anyOf": [_ref("schemas", "Answer"), _ref("schemas", "Changes")]},
         "Question": {"type": "object", "properties": _question(), "additionalProperties": False},
         "Job": _object("path value attempts lease", path=path, value={}, attempts=number, lease=text, ttl=ttl),
         "Jobs": _object("items", items=_list_of("Job")),
@@ -205,10 +217,6 @@ def _question() -> dict[str, Schema]:
 
 
 @lru_cache(maxsize=4)
-def _text(settings: Settings) -> bytes:
-    return json.dumps(describe(settings), separators=(",", ":")).encode() + b"\n"
-
-
-def render_openapi(settings: Settings) -> Response:
-    """Return the response with the description."""
-    return Response(200, (("Content-Type", JSON), *NO_STORE), _text(settings))
+def openapi_text(settings: Settings) -> Static:
+    """Return the description as JSON text."""
+    return make_static(json.dumps(describe(settings), separators=(",", ":")).encode() + b"\n", JSON)

@@ -101,7 +101,7 @@ _GET = Operation(
     "Read a document, wait until it changes, or follow it",
     {200: _DOCUMENT._replace(content={JSON: "Document"} | _STREAM), 304: _UNCHANGED},
     READ,
-    _FOLLOWS,
+    ("changes", "limit", "at", *_FOLLOWS),
     (*_CONDITIONS, "Prefer", "Accept", "Last-Event-ID"),
 )
 _HEAD = _GET._replace(summary="Read the header fields of a GET, or wait", parameters=())
@@ -143,11 +143,15 @@ _LISTED = ("limit", "after", "order", "keys", "conditions", "search", "sort", "f
 _LIST = Operation(
     "List a container, wait until something below it changes, or follow it",
     {
-        200: Answer("a page, or a number of documents", _PAGE | _STREAM, ("ETag", "Link", "Preference-Applied")),
+        200: Answer(
+            "a page, a number of documents, or changes",
+            _PAGE | {JSON: "AnswerOrChanges"} | _STREAM,
+            ("ETag", "Link", "Preference-Applied"),
+        ),
         304: _UNCHANGED,
     },
     READ,
-    (*_LISTED, "recursive", *_FOLLOWS),
+    (*_LISTED, "recursive", "changes", *_FOLLOWS),
     _GET.fields,
 )
 _QUERY = Operation(
@@ -169,11 +173,10 @@ def _own(summary: str, schema: str, media_type: str = JSON) -> dict[str, Operati
     return {"GET": Operation(summary, got, _OWN), "HEAD": Operation(summary, got, _OWN), "OPTIONS": _OPTIONS}
 
 
-def _page(summary: str, media_type: str) -> dict[str, Operation]:
-    """Return the operations of a file that browsers load."""
-    operations = _own(summary, "Text", media_type)
-    got = {**operations["GET"].answers, 304: _UNCHANGED}
-    read = operations["GET"]._replace(answers=got, problems=(*_OWN, InvalidPrecondition), fields=("If-None-Match",))
+def _static(summary: str, schema: str = "Text", media_type: str = JSON) -> dict[str, Operation]:
+    """Return the operations of what stays as it is."""
+    got = {200: Answer("as the summary says", {media_type: schema}, ("ETag",)), 304: _UNCHANGED}
+    read = Operation(summary, got, (*_OWN, InvalidPrecondition), fields=("If-None-Match",))
     return {"GET": read, "HEAD": read, "OPTIONS": _OPTIONS}
 
 
@@ -194,7 +197,7 @@ OPERATIONS: dict[str, dict[str, Operation]] = {
                 303: Answer("the explorer, for a browser, if nothing is stored here", {}, ("Location",)),
                 304: _UNCHANGED,
             },
-            parameters=("list", *_LISTED, *_FOLLOWS),
+            parameters=("list", *_LISTED, "changes", "at", *_FOLLOWS),
         ),
         **{"HEAD": _HEAD, "QUERY": _QUERY, "PUT": _PUT, "PATCH": _PATCH, "POST": _POST, "DELETE": _DELETE, "OPTIONS": _OPTIONS},
     },
@@ -229,9 +232,9 @@ OPERATIONS: dict[str, dict[str, Operation]] = {
     },
     HEALTH_PATH: _own("Whether the process is alive", "Well"),
     READY_PATH: _own("Whether Redis answers", "Well"),
-    LIMITS_PATH: _own("All limits", "Limits"),
+    LIMITS_PATH: _static("All limits", "Limits"),
     METRICS_PATH: _own("Metrics of all workers, for Prometheus", "Text", TEXT),
-    OPENAPI_PATH: _own("This description", "Description"),
-    "/_/": _page("The explorer, a page for people", HTML),
-    "/_/kvstore.js": _page("The client for browsers and Node, an ES module", MODULE),
+    OPENAPI_PATH: _static("This description", "Description"),
+    "/_/": _static("The explorer, a page for people", media_type=HTML),
+    "/_/kvstore.js": _static("The client for browsers and Node, an ES module", media_type=MODULE),
 }

@@ -44,6 +44,11 @@ def parameters(settings: Settings) -> dict[str, Parameter]:
         "fields": (_TEXT, "the members that are shown, separated by commas"),
         "count": (_FLAG, "only the number of documents"),
         "recursive": (_FLAG, "all that is below a container, not only what is directly below it"),
+        "changes": (_FLAG, "what the change log holds of a document, or of everything below a container, newest first"),
+        "at": (
+            {"type": "string", "pattern": "^[0-9]{1,20}-[0-9]{1,20}$"},
+            "the document as it was when it had this entity-tag, without quotes",
+        ),
         "lease": _duration("take jobs for so long, or extend the lease of one; 0 gives it back", MAX_LEASE_S),
         "delay": _duration("hold a job back for so long", MAX_LEASE_S),
         "wait": _duration("wait for a job for so long", queues.MAX_WAIT_S),

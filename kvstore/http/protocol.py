@@ -15,6 +15,7 @@ from kvstore.commands.batch import Answered, Answers, Batch, Refused
 from kvstore.commands.bulk import ManyRead, ManyWritten
 from kvstore.commands.containers import DeletedRecursive, List, Listing, Unchanged
 from kvstore.commands.documents import ConditionalGet, Get
+from kvstore.commands.history import History
 from kvstore.commands.jobs import LeaseChanged, Taken
 from kvstore.commands.metrics import MetricsRead, ReadMetrics
 from kvstore.commands.queries import Counted, Find
@@ -51,6 +52,7 @@ from kvstore.http.documents import (
     render_missing,
     render_stored,
 )
+from kvstore.http.history import asks_for_history, parse_history, render_history
 from kvstore.http.messages import (
     DOCUMENT,
     EVENT_STREAM,
@@ -85,6 +87,7 @@ Executed: TypeAlias = (
     | Counted
     | Unchanged
     | DeletedRecursive
+    | History
     | Answers[Request, Answer]
     | Refused[Request, Answer]
     | ManyWritten
@@ -142,6 +145,8 @@ def parse(
     if method in _READS:
         if parameter(query, "hold") is not None:
             raise InvalidParameter("?hold= requires a stream; send Accept: text/event-stream with it")
+        if query and method != "QUERY" and asks_for_history(query):
+            return parse_history(path, query)
         read = _listing(request, path, query) if path.is_container or is_root_listing else _get(request, path)
         wait_s = _wait_s(request)
         return LongPoll(read, path, wait_s) if wait_s else read
@@ -191,7 +196,9 @@ def _get(request: Request, path: Path) -> Get | ConditionalGet:
 def _wait_s(request: Request) -> int:
     """Return how long a client that reads wants to wait for something new, in s; 0 if not (RFC 7240 section 4.3)."""
     found = _WAIT.search(request.headers.get("prefer", "")) if request.method in _READS else None
-    return min(int(found[1]), MAX_WAIT_S) if found else 0
+    if not found or asks_for_history(parse_query(split_target(request.target)[1])):
+        return 0
+    return min(int(found[1]), MAX_WAIT_S)
 
 
 def _options(request: Request, allow: str) -> Response:
@@ -321,6 +328,7 @@ _RENDERERS: dict[type, Callable[[Request, Any], Response]] = {
     Failed: render_failed,
     Replayed: _replayed,
     Listing: render_listing,
+    History: render_history,
     Counted: render_counted,
     Unchanged: lambda request, unchanged: render_unchanged(request, unchanged.tag),
     DeletedRecursive: lambda _, deleted: Response(200, DOCUMENT, b'{"deleted":%d}\n' % deleted.documents),

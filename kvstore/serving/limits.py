@@ -1,6 +1,7 @@
 """Every limit that a client can meet, as `/_/limits` and docs/http.md show it. Its number is the one that the code goes by."""
 
 import json
+from functools import lru_cache
 from typing import NamedTuple
 
 from kvstore.access.principal import MAX_TOKEN_BYTES
@@ -18,10 +19,11 @@ from kvstore.core.patch import MAX_OPERATIONS, MAX_SHIFTED
 from kvstore.core.settings import MIN_SECRET_BYTES, Rate, Settings
 from kvstore.http import containers, queries, queues
 from kvstore.http.batch import MAX_REQUESTS
-from kvstore.http.credentials import NO_STORE
 from kvstore.http.gate import BAD_TOKENS, NEW_VISITORS
-from kvstore.http.messages import MAX_BODY_BYTES, MAX_TARGET_BYTES, Response
+from kvstore.http.messages import MAX_BODY_BYTES, MAX_TARGET_BYTES
+from kvstore.http.operations import JSON
 from kvstore.http.protocol import MAX_KEY_CHARACTERS
+from kvstore.http.static import Static, make_static
 from kvstore.http.streams import MAX_HOLDS, MAX_ID_BYTES, MAX_PATHS
 from kvstore.live.hub import MAX_BUFFERED_BYTES, MAX_PARTS
 from kvstore.live.metrics import MAX_NAMESPACES
@@ -141,9 +143,8 @@ def _rate(name: str, rate: Rate | None, what: str, meaning: str) -> Limit:
     return Limit(name, rate.quota, f"{what} in {rate.window_s} s", meaning)
 
 
-def render_limits(settings: Settings) -> Response:
-    """Return the response with all limits."""
+@lru_cache(maxsize=4)
+def limits_text(settings: Settings) -> Static:
+    """Return all limits as JSON text."""
     shown = {name: {"value": value, "unit": unit, "meaning": meaning} for name, value, unit, meaning in limits(settings)}
-    return Response(
-        200, (("Content-Type", "application/json"), *NO_STORE), json.dumps(shown, separators=(",", ":")).encode() + b"\n"
-    )
+    return make_static(json.dumps(shown, separators=(",", ":")).encode() + b"\n", JSON)

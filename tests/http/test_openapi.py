@@ -106,6 +106,8 @@ BODIES: list[tuple[str, str, list[tuple[str, str]], bytes]] = [
     ("GET", "/ns/", [], b""),
     ("GET", "/ns/?limit=1&keys", [], b""),
     ("GET", "/?list", [], b""),
+    ("GET", "/ns/a?changes", [], b""),
+    ("GET", "/ns/?changes", [], b""),
     ("GET", "/ns/?a:eq=1&fields=a", [], b""),
     ("GET", "/ns/?count", [], b""),
     ("QUERY", "/ns/", [], b'{"sort":["a"]}'),

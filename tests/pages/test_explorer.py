@@ -63,7 +63,7 @@ def test_the_first_sight(browser: Browser, served: Served) -> None:
         """return performance.getEntriesByType('resource').concat(performance.getEntriesByType('navigation'))
              .filter(each => each.name.includes('/_/')).map(each => [new URL(each.name).pathname, each.encodedBodySize])"""
     )
-    assert {path for path, _ in loaded} == set(PAGES) - {"/_/kvstore.js", "/_/reference.js"}
+    assert {path for path, _ in loaded} == set(PAGES) - {"/_/kvstore.js", "/_/reference.js", "/_/tabs.js"}
     assert sum(size for _, size in loaded) < 60_000
     browser.ask("POST", "/refresh", {})
     painted = browser.wait("performance.getEntriesByName('first-contentful-paint')[0]?.startTime")

@@ -332,6 +332,15 @@ CASES: dict[str, Case] = {
     "DELETE of what has changed in turns with another": Case(
         lambda bench, _: bench.ask("DELETE", "/ns/a"), 30, 100, lambda bench, size: change_in_turns(bench, size, 3000)
     ),
+    "history": Case(lambda bench, _: bench.ask("GET", "/ns/a?changes&limit=1000"), 240, 500, change_in_turns),
+    "history, members": Case(lambda bench, _: bench.ask("GET", "/ns/large?changes&limit=1000"), 20, 100, change_often),
+    "history of a container": Case(
+        lambda bench, _: bench.ask("GET", "/ns/?changes&limit=1000"), 490, 1000, lambda bench, size: bench.fill("/ns/", size)
+    ),
+    "history of a container, members": Case(
+        lambda bench, _: bench.ask("GET", "/ns/?changes&limit=1000"), 20, 100, change_often
+    ),
+    "a document as it was": Case(lambda bench, _: bench.ask("GET", "/ns/large?at=1-1"), 20, 100, change_often),
     "log, entries": Case(read_log, 2000, 10_000, lambda bench, size: bench.fill("/ns/", size)),
     "log, members": Case(read_log, 20, 100, change_often),
 }

@@ -188,7 +188,7 @@ def documented() -> dict[str, set[str]]:
 def kind_of(asked: Asked) -> str:
     """The row of that table that a request belongs to."""
     if asked.method in ("GET", "HEAD", "QUERY"):
-        return "GET, HEAD, QUERY, lists, streams, long polls"
+        return "GET, HEAD, QUERY, lists, histories, streams, long polls"
     if asked.method == "PATCH":
         return "PATCH, also for a lease or a TTL"
     if asked.method == "POST":

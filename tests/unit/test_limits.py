@@ -10,10 +10,10 @@ from kvstore.core.errors import Problem
 from kvstore.core.settings import Settings
 from kvstore.http.messages import Request
 from kvstore.http.protocol import parse
-from kvstore.serving.limits import limits, render_limits
+from kvstore.serving.limits import limits, limits_text
 
 SETTINGS = Settings(max_ttl_s=1000, default_ttl_s=1000)
-SHOWN = json.loads(render_limits(SETTINGS).body)
+SHOWN = json.loads(limits_text(SETTINGS).body)
 PATCH = {"content-type": "application/json-patch+json"}
 
 
