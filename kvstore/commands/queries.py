@@ -4,6 +4,7 @@ It reads the container as a listing does, a piece in each script, and other requ
 it keeps the documents of one page, the best ones if they are sorted, or only their number.
 """
 
+import re
 from typing import NamedTuple, TypeAlias
 
 from kvstore.commands.base import Again, Arguments, Later, RedisReply, Turns, in_turns, weigh
@@ -12,7 +13,7 @@ from kvstore.commands.rights import Touches
 from kvstore.commands.scripts import LIST, Script
 from kvstore.core import patch
 from kvstore.core.paths import Path
-from kvstore.core.query import MISSING, Order, Question, SortKey, find, select, sort_key
+from kvstore.core.query import MISSING, Condition, Order, Question, SortKey, find, select, sort_key
 
 PIECE = 500  # documents that one script reads
 PIECE_BYTES = 256 * 1024  # of their values: at most some 10 ms in Redis
@@ -91,7 +92,7 @@ class Find(NamedTuple):
 
     @property
     def arguments(self) -> Arguments:
-        return self._piece.arguments
+        return (*self._piece.arguments, *_for_redis(self.question))
 
     @property
     def _piece(self) -> List:
@@ -114,17 +115,16 @@ class Find(NamedTuple):
 
     def _read(self, tag: str, reply: RedisReply) -> Turns[Outcome | Again[Outcome]]:
         """Look at the documents of a piece, until a page is full."""
-        _, _, has_more, raw_items, ms = reply
+        _, _, has_more, raw_items, ms, left_out, last = reply
         now_ms, piece, turn = ms and int(ms), self._piece, 0
-        found = self.so_far._replace(weight=self.so_far.weight + 1)
+        found = self.so_far._replace(weight=self.so_far.weight + 1 + left_out * LEFT_OUT_WEIGHT)
         matching: list[tuple[Item, patch.Tree]] = []
-        last = b""
-        for raw in raw_items:
+        for at, raw in enumerate(raw_items):
             if self._is_full(len(matching)):
-                has_more = True
+                has_more, last = True, raw_items[at - 1][0]
                 break
             weight = weigh(raw)
-            found, turn, last = found._replace(weight=found.weight + weight), turn + weight, raw[0]
+            found, turn = found._replace(weight=found.weight + weight), turn + weight
             if turn > TURN_WEIGHT:
                 turn = weight
                 yield
@@ -210,6 +210,54 @@ class Find(NamedTuple):
             return Listing(items, tag, None)
         from_the_start = self.listing._replace(after="", none_match="")
         return Listing(items, tag, following._replace(listing=from_the_start, position=found.kept[-1].position))
+
+
+def _for_redis(question: Question) -> Arguments:
+    """Return the conditions that Redis can tell most documents by, as list.lua takes them.
+
+    Those are conditions on members of the outermost object that no other client's hash shows in another way, with values that
+    few texts mean. What Redis does not leave out is judged here all the same.
+    """
+    arguments: list[str | int] = []
+    judged = 0
+    for condition in question.where:
+        if len(condition.member) > 1 or not _is_plain(condition.member[0]) or condition.member[0] == "ttl":
+            continue
+        if told := _told_by(condition):
+            arguments += [condition.member[0], *told]
+            judged += 1
+            if judged == MAX_JUDGED:
+                break
+    return tuple(arguments)
+
+
+def _told_by(condition: Condition) -> list[str | int]:
+    """Return what Redis tells by whether a document may meet a condition; nothing if it cannot."""
+    op, wanted = condition.op, condition.value
+    if patch.is_number(wanted) and op in RANGES:
+        number = float(wanted) if abs(wanted if isinstance(wanted, int) else float(wanted)) < MAX_BOUND else None
+        if number is None:
+            return []
+        lowest, highest = RANGES[op]
+        return ["range", lowest or repr(number), highest or repr(number)]
+    texts: list[str] = []
+    for value in wanted if op == "in" else [wanted] if op == "eq" else []:
+        if value is None or isinstance(value, bool):
+            texts.append(patch.dump(value).decode())
+        elif type(value) is str and not _ESCAPED.search(value):
+            texts += [f'"{value}"', value]  # another client may have written it without quotes
+        else:
+            return []
+    return ["texts", len(texts), *texts] if texts else []
+
+
+MAX_JUDGED = 4  # conditions: each takes Redis a microsecond for each document
+LEFT_OUT_WEIGHT = 40  # of a document that Redis has left out
+MAX_BOUND = 1e300
+_LEAST, _MOST = "-1e999", "1e999"
+RANGES = {"eq": ("", ""), "lt": (_LEAST, ""), "lte": (_LEAST, ""), "gt": ("", _MOST), "gte": ("", _MOST)}
+_is_plain = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*").fullmatch
+_ESCAPED = re.compile(r'["\\\x00-\x1f]')
 
 
 def _sorted_by(document: patch.Tree, order: Order) -> patch.Tree:

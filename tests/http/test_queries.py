@@ -5,14 +5,16 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+import redis
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvstore.commands.queries import PIECE
-from tests.support.asking import listed, stream
+from kvstore.commands.scripts import number_in
+from tests.support.asking import listed, scripts_run, stream
 from tests.support.clients import Answer, Checked
 from tests.support.lanes import on_few, on_one
-from tests.support.naive_query import answered, spelled
+from tests.support.naive_query import Asked, Wanted, answered, spelled
 from tests.support.questions import DOCUMENTS, NAMES, Question, as_json, query_string, questions
 
 
@@ -51,10 +53,57 @@ def pages(client: Checked, target: str, limit: int, body: str = "") -> list[Any]
         answer = client.get(page["next"])
 
 
-def check_questions(client: Checked, documents: dict[str, str], asked: list[Question], limit: int) -> None:
+# What another client may have written to a member: JSON, JSON with whitespace around it, and what is no JSON.
+FOREIGN = [
+    b"abc",
+    b"a",
+    b' "a" ',
+    b'"\\u0061"',
+    b'"a"\n',
+    b"007",
+    b"1 ",
+    b"\t1",
+    b"\xff",
+    b'"a"b"',
+    b"tru",
+    b" true",
+    b"null ",
+    b"1.0 ",
+]
+FOREIGN += [
+    b"-",
+    b"1e",
+    b'"a',
+    b"",
+    b"42",
+    b'"42"',
+    b"true",
+    b"-1.50",
+    b"100",
+    b"1.",
+    b"0x1",
+    b"inf",
+    b"nan",
+    b"[1]",
+    b"{",
+    b"1e2",
+]
+
+
+def check_questions(
+    client: Checked,
+    raw: redis.Redis,
+    *,
+    documents: dict[str, str],
+    foreign: dict[str, bytes],
+    asked: list[Question],
+    limit: int,
+) -> None:
     """Questions are answered as the second reading answers them, however they are asked."""
     client.request("DELETE", "/ns/?recursive")
     fill(client, documents)
+    for name in foreign.keys() & documents.keys():
+        raw.hset(f"kv:{{ns}}/{name}", "a", foreign[name])
     for kind in ("", "recursive&"):
         items = spelled(client.get(f"/ns/?{kind}limit=1000").body)["items"]
         for question in asked:
@@ -72,26 +121,60 @@ def check_questions(client: Checked, documents: dict[str, str], asked: list[Ques
 @settings(max_examples=40)
 @given(
     documents=st.dictionaries(NAMES, DOCUMENTS, min_size=3),
+    foreign=st.dictionaries(NAMES, st.sampled_from(FOREIGN), max_size=4),
     asked=st.lists(questions(), min_size=1, max_size=3),
     limit=st.integers(1, 4),
 )
 @on_few
-def test_questions(client: Checked, documents: dict[str, str], asked: list[Question], limit: int) -> None:
+def test_questions(
+    client: Checked,
+    raw: redis.Redis,
+    *,
+    documents: dict[str, str],
+    foreign: dict[str, bytes],
+    asked: list[Question],
+    limit: int,
+) -> None:
     """Random questions to random documents, on pages of any size, as GET, as QUERY, as a count and as a stream."""
-    check_questions(client, documents, asked, limit)
+    check_questions(client, raw, documents=documents, foreign=foreign, asked=asked, limit=limit)
 
 
 @pytest.mark.slow
 @settings(max_examples=150, derandomize=False)
 @given(
     documents=st.dictionaries(NAMES, DOCUMENTS, min_size=3),
+    foreign=st.dictionaries(NAMES, st.sampled_from(FOREIGN), max_size=4),
     asked=st.lists(questions(), min_size=1, max_size=3),
     limit=st.integers(1, 4),
 )
 @on_few
-def test_many_questions(client: Checked, documents: dict[str, str], asked: list[Question], limit: int) -> None:
+def test_many_questions(
+    client: Checked,
+    raw: redis.Redis,
+    *,
+    documents: dict[str, str],
+    foreign: dict[str, bytes],
+    asked: list[Question],
+    limit: int,
+) -> None:
     """The same, other ones in each run."""
-    check_questions(client, documents, asked, limit)
+    check_questions(client, raw, documents=documents, foreign=foreign, asked=asked, limit=limit)
+
+
+@on_few
+def test_redis_leaves_out_nothing_that_matches(client: Checked, raw: redis.Redis) -> None:
+    """Whatever another client has written, and however it spells it."""
+    fill(client, {f"{number:02}": '{"a":0}' for number in range(len(FOREIGN))})
+    for number, written in enumerate(FOREIGN):
+        raw.hset(f"kv:{{ns}}/{number:02}", "a", written)
+    items = spelled(client.get("/ns/").body)["items"]
+    texts = ["a", "abc", "007", "42", "true", "tru", "-", "1e", '"a', "", "1.", "0x1", "inf", '"a"b"', "\\xff", "[1]", "{"]
+    wanted = [as_json(text) for text in texts] + ["true", "null", "0", "1", "1.0", "42", "-1.5", "100", "1e2", "7", "[1]"]
+    for op in ("eq", "in", "lt", "lte", "gt", "gte"):
+        for value in wanted:
+            text = f'[{value},"x"]' if op == "in" else value
+            found = names(client, query_string([(f"a:{op}", text)]))
+            assert found == [item["name"] for item in answered(items, Wanted([Asked("a", op, text, text)]))], (op, value)
 
 
 # --- What each of them means --------------------------------------------------------------------------------------------
@@ -308,11 +391,28 @@ def test_a_page_ends_where_it_has_looked_at_much(client: Checked, monkeypatch: p
     """Such a page may be empty, and `next` goes on."""
     monkeypatch.setattr("kvstore.commands.queries.PAGE_WEIGHT", 1000)
     monkeypatch.setattr("kvstore.commands.queries.PIECE", 10)
-    fill(client, {f"{number:05}": f'{{"n":{number}}}' for number in range(100)})
-    page = client.get("/ns/?n:eq=95")
+    fill(client, {f"{number:05}": f'{{"o":{{"n":{number}}}}}' for number in range(100)})
+    page = client.get("/ns/?o.n:eq=95")
     assert (page.json["items"], page.json["next"] != "") == ([], True)
-    assert [item["name"] for item in listed(client, "/ns/?n:eq=95")] == ["00095"]
-    assert [item["name"] for item in stream(client, "/ns/?n:eq=95")[1]] == ["00095"]
+    assert [item["name"] for item in listed(client, "/ns/?o.n:eq=95")] == ["00095"]
+    assert [item["name"] for item in stream(client, "/ns/?o.n:eq=95")[1]] == ["00095"]
+
+
+@on_one
+def test_redis_leaves_documents_out(client: Checked, raw: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Documents that cannot meet a plain condition do not leave Redis, and one script looks at so many of them only."""
+    count = number_in("list", "MOST_LEFT_OUT") + 500
+    for first in range(0, count, 500):
+        fill(client, {f"{number:05}": f'{{"n":{number},"s":"s{number}"}}' for number in range(first, first + 500)})
+    for question in (f"n:eq={count - 1}", f"s:eq=s{count - 1}", f"n:gt={count - 2}", f"s:in=x,s{count - 1}"):
+        before = scripts_run(raw)
+        assert names(client, question) == [f"{count - 1:05}"]
+        assert client.get(f"/ns/?count&{question}").json == {"count": 1}
+        assert scripts_run(raw) - before == 4
+    assert len(client.get("/ns/?n:lt=3&order=desc&limit=2").json["items"]) == 2
+    monkeypatch.setattr("kvstore.commands.queries.PAGE_WEIGHT", 1000)
+    assert client.get("/ns/?n:eq=-1").json["items"] == []
+    assert [item["name"] for item in listed(client, "/ns/?n:eq=7&order=desc")] == ["00007"]
 
 
 @on_one

@@ -260,10 +260,22 @@ CASES: dict[str, Case] = {
     ),
     "listing, members": Case(lambda bench, _: bench.ask("GET", "/ns/?limit=1000"), 20, 100, put_several),
     "question that nothing fits": Case(
-        lambda bench, _: bench.ask("GET", "/ns/?m1:eq=x&count"),
+        lambda bench, _: bench.ask("GET", "/ns/?search=none&count"),
         1500,
         6000,
         lambda bench, size: bench.fill("/ns/", size, RECORD),
+    ),
+    "question that Redis judges": Case(
+        lambda bench, _: bench.ask("GET", "/ns/?m1:eq=1&m2:gt=1&m3:lt=9&m4:in=x,y&count"),
+        3000,
+        10_000,
+        lambda bench, size: bench.fill("/ns/", size, RECORD),
+    ),
+    "question about long texts": Case(
+        lambda bench, _: bench.ask("GET", "/ns/?text:in=x,y&count"),
+        50,
+        200,
+        lambda bench, size: bench.fill("/ns/", size, {"text": "x" * 100_000}),
     ),
     "sort": Case(
         lambda bench, _: bench.ask("GET", "/ns/?sort=-m1,m2&limit=1000"),

@@ -76,7 +76,7 @@ export function connect(url = new URL("..", import.meta.url), {token, onBehind =
 		list: (path, options = {}) =>
 			iterate(path, options, limit => ask("GET", path, undefined, {list: path === "/", ...options, limit})),
 		query: (path, {signal, ...asked} = {}) =>
-			iterate(path, {signal, ...asked}, limit => ask("QUERY", path, {...asked, limit}, {signal})),
+			iterate(path, {signal, ...asked}, limit => ask("QUERY", path, {...asked, limit}, {list: path === "/", signal})),
 		async update(path, change, {default: initial, ...options} = {}) {
 			for (let tries = 1; ; tries++) {
 				let found = await store.get(path)
