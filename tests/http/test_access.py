@@ -21,7 +21,7 @@ ROWS: list[list[Any]] = [
     ["/rooms/$room/**", "in:/members/$room/", "in:/members/$room/", "in:/members/$room/"],
     ["/own/{sub}/**", "user", "user", "user"],
     ["/public/**", "anyone", "user", "role:editor"],
-    ["/minutes/*", "anyone", "post:user role:editor", "nobody"],
+    ["/minutes/**", "anyone", "post:user role:editor", "nobody"],
 ]
 ADA, EVE = {"sub": "ada"}, {"sub": "eve"}
 EDITOR = {"sub": "ed", "roles": ["editor"]}
