@@ -428,7 +428,8 @@ def test_an_instance_is_killed(chat: Chat, both: tuple[Served, Served], driver: 
     joe.wait_for("before", "#rooms [data-id=mary]")
     port = one.at[1]
     one.kill()
-    joe.wait("document.querySelector('#rooms [data-id=mary] i').className === 'away'")
+    dot = "return document.querySelector('#rooms [data-id=mary] i').className"
+    wait_until(lambda: joe.run(dot) == "away", 90)  # a process that died holds what it held for 30 s at most
     joe.wait_for("Mary left", "#scroll")
     joe.click("#rooms [data-id=mary]")
     joe.wait_for("before", "#scroll")
