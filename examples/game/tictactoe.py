@@ -1,19 +1,14 @@
 """The game itself: names, players and moves, as functions of values. A game is a JSON object, as it is stored."""
 
-import random
+import secrets
 from collections.abc import Iterator
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 from starlette.exceptions import HTTPException
 
-TONES = "bright calm dark deep faint light pale plain quiet soft warm wild".split()
-COLORS = "amber black blue brown coral gold gray green lime olive orange pink plum red silver teal violet white".split()
-ANIMALS = (
-    "badger bear beaver bison cat crane crow deer dog dove duck eagle eel elk falcon finch fox frog gecko goat goose hare"
-    " hawk heron horse ibex jay koala lark lion lynx mole moose moth mouse newt otter owl panda puma raven robin seal"
-    " shark sheep sloth snail stork swan tiger toad trout turtle whale wolf wren yak zebra"
-).split()
+TONES, COLORS, ANIMALS = (line.split() for line in Path(__file__).with_name("words.txt").read_text("utf-8").splitlines())
 
 Game = dict[str, Any]
 MAX_PLAYERS = 8
@@ -25,8 +20,8 @@ def names() -> Iterator[str]:
     """Yield names such as dark-red-deer-42 for ever, with longer and longer numbers, so that one of them is free."""
     for digits in count(2):
         for _ in range(3):
-            words = (random.choice(words) for words in (TONES, COLORS, ANIMALS))
-            yield "-".join([*words, str(random.randrange(10**digits))])
+            words = (secrets.choice(words) for words in (TONES, COLORS, ANIMALS))
+            yield "-".join([*words, str(secrets.randbelow(10**digits))])
 
 
 def new() -> Game:

@@ -9,9 +9,13 @@ const name = last === "new" ? "" : last
 let me = null // the public id of who looks at this, once they have joined a game
 
 function onBehind(isBehind) {
-  $("connection").textContent = isBehind ? "connecting…" : "live"
-  document.body.classList.toggle("behind", isBehind)
-  if (!isBehind && name) whoAmI()
+  setLive(!isBehind)
+  if (!isBehind) whoAmI()
+}
+
+function setLive(isLive) {
+  $("connection").textContent = isLive ? "live" : "connecting…"
+  document.body.classList.toggle("behind", !isLive)
 }
 
 function element(tag, text, className = "") {
@@ -46,7 +50,7 @@ function lobby() {
   }
 
   function showGames() {
-    onBehind(false)
+    setLive(true)
     const newest = [...games].sort(([, a], [, b]) => b.made - a.made).slice(0, SHOWN)
     const wanted = new Set(newest.map(([name]) => name))
     for (const [name, row] of rows) if (!wanted.has(name)) rows.delete(name), row.remove()
@@ -86,7 +90,7 @@ function play() {
   }
   store.follow(`/games/${name}`, {onEvent({type, value}) {
     if (type === "reset") return
-    onBehind(false)
+    setLive(true)
     game = value
     show()
   }})
@@ -112,6 +116,8 @@ function play() {
       row.classList.toggle("turn", isPlaying && index === turn(game))
       return row
     }))
+    $("again").hidden = Boolean(game) && !isOver(game)
+    $("side").hidden = !game
     $("join").hidden = !game || mine >= 0 || players.length === 8
   }
 }
@@ -123,7 +129,7 @@ function sentence(players, mine) {
   if (game.line) return winner(game) === mine ? "You won." : `${players[winner(game)].name} won.`
   if (isOver(game)) return "A draw."
   if (players.length < 2) return mine < 0 ? "Join to play." : "Waiting for a second player. Send them the address of this page."
-  return turn(game) === mine ? "Your turn." : `It is the turn of ${players[turn(game)].name}.`
+  return turn(game) === mine ? "Your turn." : `${players[turn(game)].name}'s turn.`
 }
 
 async function whoAmI() {
@@ -140,5 +146,7 @@ async function ask(target) {
 }
 
 $(name ? "game" : "lobby").hidden = false
-if (name) play()
-else lobby()
+if (name) {
+  play()
+  whoAmI()
+} else lobby()
