@@ -13,7 +13,7 @@ import pytest
 from tests.pages.game_picture import PICTURE, SIZE, draw
 from tests.support.browser import ENTER, RIGHT, TAB, Browser
 from tests.support.games import BROWSER, GAME, Game, start_gunicorn, start_uvicorn
-from tests.support.serving import Response
+from tests.support.serving import Response, wire
 from tests.support.stores import Running, start_redis, wait_until
 
 DAY_S = 86_400
@@ -209,6 +209,21 @@ def test_redis_away(first: Game, second: Game, redis: Running, browser: Browser)
     assert second.move(name, 0, ada).status == 204
     browser.wait_for("X", "#board")
     assert "live" in browser.text("#connection")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", [start_uvicorn, start_gunicorn])
+def test_a_stop(redis: Running, directory: Path, start: Callable[[Path, str], Game]) -> None:
+    """An open page does not keep an instance from stopping: its stream ends, and no traceback is printed."""
+    game = start(directory, redis.url)
+    try:
+        with game.served.connect() as page:
+            page.sendall(wire("GET", "/store/_/follow?path=/games/", [("Accept", "text/event-stream")]))
+            assert page.recv(65_536).startswith(b"HTTP/1.1 200")
+            game.served.stop()
+    finally:
+        game.served.kill()
+    assert "Traceback" not in game.served.said
 
 
 # --- In browsers ----------------------------------------------------------------------------------------------------------

@@ -63,10 +63,11 @@ class Game:
 def start_uvicorn(directory: Path, url: str, app: Path = GAME / "app.py") -> Game:
     """An instance under uvicorn, on the Redis at `url`."""
     options = ["--app-dir", str(app.parent), "--port", str(free_ports(1)[0])]
-    return Game(directory, ["uvicorn", *options, f"{app.stem}:app"], url)
+    return Game(directory, ["uvicorn", "--timeout-graceful-shutdown", "1", *options, f"{app.stem}:app"], url)
 
 
 def start_gunicorn(directory: Path, url: str, app: Path = GAME / "app.py") -> Game:
     """An instance under gunicorn: two processes with its worker for ASGI."""
     options = ["--chdir", str(app.parent), "--bind", f"127.0.0.1:{free_ports(1)[0]}", "--no-control-socket"]
-    return Game(directory, ["gunicorn", "--worker-class", "asgi", "--workers", "2", *options, f"{app.stem}:app"], url)
+    worker = ["--worker-class", "asgi", "--workers", "2", "--graceful-timeout", "1"]
+    return Game(directory, ["gunicorn", *worker, *options, f"{app.stem}:app"], url)
