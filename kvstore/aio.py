@@ -24,7 +24,9 @@ from kvstore.verbs.shapes import (
     LeasedDocument,
     ListOptions,
     Page,
+    QueryOptions,
     TakeOptions,
+    Where,
     WriteOptions,
 )
 
@@ -116,6 +118,23 @@ class Client:
         """Return an iterator over the documents in a container, read a page at a time; with `count` their number."""
         pages = self._pages(requests.pages(container, with_values=not count, **options))
         return _count(pages) if count else _each(pages)
+
+    @overload
+    def query(
+        self, container: str, where: Where | None = None, *, count: Literal[True], **options: Unpack[QueryOptions]
+    ) -> Awaitable[int]: ...
+    @overload
+    def query(
+        self, container: str, where: Where | None = None, *, count: Literal[False] = False, **options: Unpack[QueryOptions]
+    ) -> AsyncIterator[Document]: ...
+
+    def query(
+        self, container: str, where: Where | None = None, *, count: bool = False, **options: Unpack[QueryOptions]
+    ) -> AsyncIterator[Document] | Awaitable[int]:
+        """Return an iterator over the documents that meet conditions such as `{"born": {"lt": 1850}}`; or their number."""
+        if count:
+            return self._result(requests.count(container, where, **options))
+        return _each(self._pages(requests.question(container, where, **options)))
 
     async def _pages(self, asking: Asking[Page] | None) -> AsyncIterator[Sequence[Document]]:
         while asking:

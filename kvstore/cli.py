@@ -1,11 +1,12 @@
-"""The command `kvstore`: serve with the settings in the environment, or print a token."""
+"""The command `kvstore`: serve with the settings in the environment, print a token, or move documents in and out."""
 
 import argparse
 import os
 import sys
 
 from kvstore import __version__
-from kvstore.core.numbers import parse_duration_s
+from kvstore.core.numbers import parse_duration_s, parse_number
+from kvstore.core.paths import MAX_SEGMENTS
 from kvstore.core.settings import SETTINGS, InvalidSetting, read_settings
 
 DAY_S = 86_400
@@ -17,6 +18,10 @@ def main() -> None:
     arguments = make_parser().parse_args()
     if arguments.command == "token":
         print(_token(arguments))
+    elif arguments.command:
+        from kvstore.transfer.command import run
+
+        sys.exit(run(arguments))
     else:
         _serve()
 
@@ -45,7 +50,36 @@ def make_parser() -> argparse.ArgumentParser:
         help="rights on a path besides those of the rules, such as 'append /sensors/7/**'; may be repeated",
     )
     token.add_argument("--ttl", type=_ttl_s, default=30 * DAY_S, metavar="TIME", help="how long it is valid (default: 30d)")
+    exporting = commands.add_parser(
+        "export",
+        help="write documents as NDJSON",
+        description='Write the documents at or below PATH to stdout, {"path","value","ttl"} a line.',
+        epilog=TOKEN,
+    )
+    exporting.add_argument("where", nargs="*", metavar="URL PATH", help=f"{URL}; a document or a container (default: /)")
+    importing = commands.add_parser(
+        "import",
+        help="store documents from NDJSON, or from one JSON text",
+        description='Store documents, {"path","value","ttl"} a line, and name the lines that cannot be stored.',
+        epilog=TOKEN,
+    )
+    importing.add_argument("file", metavar="FILE", help="a file of NDJSON; - for stdin")
+    importing.add_argument("url", nargs="?", metavar="URL", help=URL)
+    importing.add_argument(
+        "--split", type=_levels, metavar="N", help="FILE is one JSON text, whose outer N levels become containers"
+    )
     return parser
+
+
+URL = "a URL of HTTP or of Redis (default: the configured store)"
+TOKEN = "KVSTORE_TOKEN in the environment is the token for a service over HTTP."  # noqa: S105  # it says so
+
+
+def _levels(text: str) -> int:
+    levels = parse_number(text, 1, MAX_SEGMENTS)
+    if levels is None:
+        raise argparse.ArgumentTypeError(f"a number of levels from 1 to {MAX_SEGMENTS}")
+    return levels
 
 
 def _row(text: str) -> list[str]:

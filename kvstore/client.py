@@ -34,7 +34,9 @@ from kvstore.verbs.shapes import (
     LeasedDocument,
     ListOptions,
     Page,
+    QueryOptions,
     TakeOptions,
+    Where,
     WriteOptions,
 )
 
@@ -134,6 +136,23 @@ class Client:
         """Return an iterator over the documents in a container, read a page at a time; with `count` their number."""
         pages = self._pages(requests.pages(container, with_values=not count, **options))
         return sum(map(len, pages)) if count else chain.from_iterable(pages)
+
+    @overload
+    def query(
+        self, container: str, where: Where | None = None, *, count: Literal[True], **options: Unpack[QueryOptions]
+    ) -> int: ...
+    @overload
+    def query(
+        self, container: str, where: Where | None = None, *, count: Literal[False] = False, **options: Unpack[QueryOptions]
+    ) -> Iterator[Document]: ...
+
+    def query(
+        self, container: str, where: Where | None = None, *, count: bool = False, **options: Unpack[QueryOptions]
+    ) -> Iterator[Document] | int:
+        """Return an iterator over the documents that meet conditions such as `{"born": {"lt": 1850}}`; or their number."""
+        if count:
+            return self._result(requests.count(container, where, **options))
+        return chain.from_iterable(self._pages(requests.question(container, where, **options)))
 
     def _pages(self, asking: Asking[Page] | None) -> Iterator[Sequence[Document]]:
         while asking:

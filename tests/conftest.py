@@ -22,7 +22,7 @@ from tests.support.lanes import LANES, Lane, selected
 from tests.support.stores import STORES, Running, die_with_parent, make_directory
 
 # What waits most begins first, so that no process is left with it in the end.
-ROOMS = ("pages", "project", "tasks", "faults", "stores", "serving", "live", "client", "http", "unit")
+ROOMS = ("pages", "project", "tasks", "faults", "stores", "serving", "live", "client", "transfer", "http", "unit")
 
 
 FEW = 3  # rows of a test that is marked `few`, in `make test`
@@ -84,11 +84,11 @@ def pytest_runtest_teardown() -> None:
 
 @pytest.fixture(autouse=True)
 def patience(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The adapters in this process wait for Redis for longer than they should, but where a test is about that.
+    """In tests of HTTP the adapters in this process wait for Redis for longer than they should.
 
     A machine that runs other things too may leave twenty threads waiting for a second, which is a right reason for a 503.
     """
-    if request.path.parent.name not in ("stores", "faults"):
+    if request.path.parent.name == "http":
         for name in ("BLOCKING", "PIPELINED", "POOLED"):
             monkeypatch.setattr(redis_clients, name, redis_clients.TimeOuts(queue_s=15.0, connect_s=15.0, answer_s=20.0))
         monkeypatch.setattr(edit_queue, "QUEUED_S", 15.0)

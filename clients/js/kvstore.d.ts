@@ -52,7 +52,7 @@ export interface Event<Value = any> {
    * `reset`: changes were lost, and a snapshot follows. `refused`: for `onEvent` only, the path may not be followed.
    */
   type: "snapshot" | "put" | "patch" | "delete" | "expire" | "leave" | "reset" | "refused"
-  /** Of the document, or of what is followed for a snapshot. */
+  /** Of the document, or of what is followed for a snapshot. `reset` and `refused` have none. */
   path?: string
   /** The document's value, `null` if it is gone; in the snapshot of a container `{items}`, all of them. */
   value?: Value | {items: Item<Value>[]} | null
@@ -106,8 +106,8 @@ export interface ListOptions extends Options {
 }
 
 export interface Question extends Options {
-  /** By member, a value or operators: `{born: {lt: 1850}}`. */
-  where?: {[member: string]: Jsonable}
+  /** Operators by member: `{born: {lt: 1850}}`. */
+  where?: {[member: string]: {[operator: string]: Jsonable}}
   /** Members to sort by, `-` for descending. */
   sort?: string[]
   fields?: string[]

@@ -1,6 +1,6 @@
 """Commands on a container: list what is below it, or delete all of it."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from kvstore.commands.base import (
     MAX_PAGE_BYTES,
@@ -37,11 +37,14 @@ class Item(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """A page of a listing. `tag` is None for the root container, which has none; `more` is the command for the next page."""
+    """A page of a listing. `tag` is None for the root container, which has none; `more` is the command for the next page.
+
+    That is a List, or a Query (queries.py) where some documents were asked for.
+    """
 
     items: list[Item]
     tag: str | None
-    more: "List | None"
+    more: Any
 
 
 class Unchanged(NamedTuple):
@@ -66,6 +69,7 @@ class List(NamedTuple):
     with_values: bool
     recursive: bool
     none_match: str
+    most_bytes: int = MAX_PAGE_BYTES  # of values
     script: Script[Listing | Unchanged] = LIST
 
     @property
@@ -85,7 +89,7 @@ class List(NamedTuple):
             "desc" if self.descending else "asc",
             "values" if self.with_values else "keys",
             "recursive" if self.recursive else "direct",
-            MAX_PAGE_BYTES,
+            self.most_bytes,
             self.none_match,
         )
 
@@ -99,14 +103,15 @@ class List(NamedTuple):
 
     def _listed(self, tag: str, reply: RedisReply) -> Turns[Listing | Again[Listing]]:
         now_ms = reply[4] and int(reply[4])
-        items = yield from each_read(reply[3], lambda parts: self._item(*parts, now_ms=now_ms))
+        items = yield from each_read(reply[3], lambda parts: self.read_item(*parts, now_ms=now_ms))
         more = self._replace(after=items[-1].name, none_match="") if reply[2] else None
         if self.container.text != "/":
             return Listing(items, tag, more)
         listing = Listing(items, None, more)
         return DropEmptyNamespaces(listing, [item.name for item in items if item.document is None]).next()
 
-    def _item(self, name: bytes, *document: RedisReply, now_ms: int | None) -> Item:
+    def read_item(self, name: bytes, *document: RedisReply, now_ms: int | None) -> Item:
+        """Return the item that is so in the script's reply; `now_ms` is None where the container is no queue."""
         if not document:
             return Item(name.decode(), None)
         found = found_in(document)

@@ -44,12 +44,12 @@ def check(body: bytes) -> None:
     parse_text(body, find_value)
 
 
-def split_object(body: bytes) -> dict[str, str]:
+def split_object(body: bytes, most_bytes: int = MAX_BYTES) -> dict[str, str]:
     """Return the members of a JSON object as name → JSON text; raises InvalidDocument or ContentTooLarge.
 
     The values are JSON, but the limits that codec.encode() checks are not checked in them.
     """
-    return parse_text(body, _split_object)
+    return parse_text(body, _split_object, most_bytes)
 
 
 def split_object_at(text: str, at: int) -> tuple[dict[str, str], int]:
@@ -59,9 +59,9 @@ def split_object_at(text: str, at: int) -> tuple[dict[str, str], int]:
     return split_members(text, at, _scan_known)
 
 
-def parse_text(body: bytes, parse: Callable[[str], Parsed]) -> Parsed:
+def parse_text(body: bytes, parse: Callable[[str], Parsed], most_bytes: int = MAX_BYTES) -> Parsed:
     """Return `parse(text)` for the text of a body; raises InvalidDocument if it is not JSON, or ContentTooLarge."""
-    text = _text(body)
+    text = _text(body, most_bytes)
     try:
         return uncollected(parse, text)
     except StopIteration as stop:
@@ -88,11 +88,11 @@ def uncollected(parse: Callable[[Text], Parsed], text: Text) -> Parsed:
         gc.enable()
 
 
-def _text(body: bytes) -> str:
+def _text(body: bytes, most_bytes: int) -> str:
     if not body:
         raise InvalidDocument("the body is empty; send a JSON text, such as {} or null")
-    if len(body) > MAX_BYTES:
-        raise ContentTooLarge(f"the document is larger than {MAX_BYTES:,} bytes; split it into several documents")
+    if len(body) > most_bytes:
+        raise ContentTooLarge(f"the document is larger than {most_bytes:,} bytes; split it into several documents")
     try:
         text = body.decode("utf-8")
     except UnicodeDecodeError as error:

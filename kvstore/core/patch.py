@@ -30,11 +30,13 @@ MAX_OPERATIONS = 2_000
 MAX_SHIFTED = 64 * 1024 * 1024  # items of arrays that inserting and removing moves, over all operations: some 30 ms
 OPERATIONS_PER_TURN = 100  # of the event loop
 COMPARED_PER_TURN = 10_000  # values that a test compares in one turn of the event loop: 2 to 40 ms
+INFINITY = float("inf")
 EXACT_DIGITS = 15  # of a number that doubles tell from any other of so many digits, unless it is next to 0
 MIN_EXACT = 1e-290
 
 
-_NUMBER = re.compile(r"(-?)([0-9]+)(?:\.([0-9]+))?(?:[eE]([+-]?[0-9]+))?")
+_NUMBER = re.compile(r"(-?)([0-9]+)(?:\.([0-9]+))?(?:[eE]([+-]?)0*+([0-9]*))?")
+MAX_EXPONENT_DIGITS = 1000  # that are read: int() refuses thousands, and a double ends at 1e308
 _Parts = tuple[str, str, int | str]
 
 
@@ -54,14 +56,14 @@ class Number(str):
 
 
 def _parts(number: str) -> _Parts:
-    sign, whole, fraction, exponent = _NUMBER.fullmatch(number).groups(default="")  # type: ignore[union-attr]
+    sign, whole, fraction, exponent_sign, exponent = _NUMBER.fullmatch(number).groups(default="")  # type: ignore[union-attr]
     digits = (whole + fraction).lstrip("0")
     shown = digits.rstrip("0")
     if not shown:
         return "", "", 0
-    if len(exponent) > 1000:  # int() refuses thousands of digits; such numbers are equal only if spelled alike
+    if len(exponent) > MAX_EXPONENT_DIGITS:  # such numbers are equal only if spelled alike
         return sign, shown, exponent
-    return sign, shown, int(exponent or "0") - len(fraction) + len(digits) - len(shown)
+    return sign, shown, int(exponent_sign + (exponent or "0")) - len(fraction) + len(digits) - len(shown)
 
 
 def _integer(number: str) -> int | Number:
@@ -310,7 +312,7 @@ def _equal(one: Tree, other: Tree) -> Generator[None, None, bool]:
         one, other = pairs.pop()
         kind = type(one)
         if kind is not type(other):
-            if not (_is_number(one) and _is_number(other) and _is_same_number(one, other)):
+            if not (is_number(one) and is_number(other) and _is_same_number(one, other)):
                 return False
         elif kind is dict:
             if one.keys() != other.keys():
@@ -325,7 +327,8 @@ def _equal(one: Tree, other: Tree) -> Generator[None, None, bool]:
     return True
 
 
-def _is_number(value: Tree) -> bool:
+def is_number(value: Tree) -> bool:
+    """Return whether a value is a number; true and false are none."""
     return type(value) in (int, Number)
 
 
@@ -335,6 +338,21 @@ def _is_same_number(one: int | Number, other: int | Number) -> bool:
         if value != float(other) or abs(value) > MIN_EXACT:
             return value == float(other)
     return _value(one) == _value(other)
+
+
+def number_key(number: int | Number) -> tuple[int, float, str]:
+    """Return what sorts numbers by their values, however they are spelled; it is the same for equal ones."""
+    sign, digits, exponent = _value(number)
+    if not digits:
+        return 0, 0, ""
+    if isinstance(exponent, str):  # as near to 0 as no other number: the longer its exponent the nearer
+        magnitude, digits = -INFINITY, f"{len(exponent):08}{exponent}".translate(_COMPLEMENT) + digits
+    else:
+        magnitude = exponent + len(digits)
+    return (-1, -magnitude, digits.translate(_COMPLEMENT) + ":") if sign else (1, magnitude, digits)
+
+
+_COMPLEMENT = str.maketrans("0123456789", "9876543210")
 
 
 def _value(number: int | Number) -> _Parts:

@@ -8,9 +8,13 @@ from urllib.parse import quote, urlencode
 
 from kvstore.commands.base import Found
 from kvstore.commands.containers import DeleteRecursive, Item, List, Listing
+from kvstore.commands.queries import Counted, Find
 from kvstore.core.errors import InvalidParameter, PreconditionFailed
 from kvstore.core.paths import Path, parse_path, split_target
 from kvstore.core.preconditions import Preconditions, check_unconditional, parse_preconditions, read_status
+from kvstore.core.query import Question
+from kvstore.http import queries
+from kvstore.http.content import check_json
 from kvstore.http.messages import (
     DOCUMENT,
     SAFE,
@@ -34,24 +38,44 @@ NDJSON = "application/x-ndjson"
 VARY = ("Vary", "Accept")  # one URL, two formats; only JSON has an entity-tag
 
 
-def parse_list(request: Request, path: Path, query: Query) -> List:
+def parse_list(request: Request, path: Path, query: Query) -> List | Find:
     """Return the command of a GET of a container; raises InvalidParameter or InvalidPrecondition."""
+    return _parse_list(request, path, query, queries.parse_question(query))
+
+
+def parse_query_body(request: Request, path: Path, query: Query) -> List | Find:
+    """Return the command of a QUERY of a container, which is that of the GET that asks the same; raises Problem."""
+    check_json(request.headers)
+    if set(query) - {"list"}:
+        raise InvalidParameter("a QUERY asks in its body; send no parameters in its URL")
+    asked = queries.parse_body(request.body)
+    return _parse_list(request, path, asked.query, None if asked.question == Question() else asked.question)
+
+
+def _parse_list(request: Request, path: Path, query: Query, question: Question | None) -> List | Find:
     recursive = parameter(query, "recursive") is not None
     if recursive and path.text == "/":
         raise InvalidParameter("the root container cannot be listed with ?recursive; list each namespace by itself")
     order = parameter(query, "order") or "asc"
     if order not in ("asc", "desc"):
         raise InvalidParameter("?order= must be asc or desc")
-    limit = number_parameter(query, "limit", 1, MAX_LIMIT) or DEFAULT_LIMIT
-    return List(
+    limit, after = number_parameter(query, "limit", 1, MAX_LIMIT) or DEFAULT_LIMIT, parameter(query, "after") or ""
+    is_sorted = question is not None and bool(question.sort)
+    is_stream = _is_stream(request) and not (question and question.counts)
+    if is_stream:
+        limit = MAX_LIMIT if is_sorted else NDJSON_PAGE  # a sort reads everything for each page
+    listing = List(
         container=path,
-        after=_after(path, parameter(query, "after") or ""),
-        limit=NDJSON_PAGE if _is_stream(request) else limit,
+        after="" if is_sorted else _after(path, after),
+        limit=limit,
         descending=order == "desc",
         with_values=parameter(query, "keys") is None,
         recursive=recursive,
-        none_match=parse_preconditions(request.headers).none_match if path.text != "/" and not _is_stream(request) else "",
+        none_match=parse_preconditions(request.headers).none_match if path.text != "/" and not is_stream else "",
     )
+    if question is None:
+        return listing
+    return Find(listing, question, queries.parse_position(after, question) if is_sorted and after else None)
 
 
 def parse_delete_recursive(request: Request, path: Path, query: Query) -> DeleteRecursive:
@@ -66,7 +90,7 @@ def parse_delete_recursive(request: Request, path: Path, query: Query) -> Delete
 
 def render_listing(request: Request, listing: Listing) -> Response:
     """Return the response to a GET of a container: a page, or a part of a stream of NDJSON; raises PreconditionFailed."""
-    _check_match(request, listing.tag)
+    _check_match(request, listing.tag, is_stream=_is_stream(request))
     container = parse_path(split_target(request.target)[0]).text
     items = render_items(container, listing.items)
     tag = tag_header(listing.tag)
@@ -81,6 +105,12 @@ def render_listing(request: Request, listing: Listing) -> Response:
     return Response(200, (*DOCUMENT, VARY, *tag, link), body)
 
 
+def render_counted(request: Request, counted: Counted) -> Response:
+    """Return the response to a GET or QUERY that counts; raises PreconditionFailed."""
+    _check_match(request, counted.tag, is_stream=False)
+    return Response(200, (*DOCUMENT, VARY, *tag_header(counted.tag)), b'{"count":%d}\n' % counted.documents)
+
+
 def render_items(container: str, items: list[Item]) -> list[bytes]:
     """Return the items of a listing as JSON texts; `container` is its path."""
     return [_item(container, item) for item in items]
@@ -88,14 +118,14 @@ def render_items(container: str, items: list[Item]) -> list[bytes]:
 
 def render_unchanged(request: Request, tag: str) -> Response:
     """Return the 304 to a GET of a container whose entity-tag the client has; raises PreconditionFailed."""
-    _check_match(request, tag)
+    _check_match(request, tag, is_stream=_is_stream(request))
     return Response(304, (*tag_header(tag), VARY, *UNCHANGED))
 
 
-def _check_match(request: Request, tag: str | None) -> None:
+def _check_match(request: Request, tag: str | None, *, is_stream: bool) -> None:
     """Check If-Match; raises PreconditionFailed. A stream of NDJSON has no entity-tag, since it is read in parts."""
     match = parse_preconditions(request.headers).match
-    if match and not _is_stream(request) and read_status(Preconditions(match), tag) == 412:
+    if match and not is_stream and read_status(Preconditions(match), tag) == 412:
         raise PreconditionFailed(
             "the namespace of this container has changed; list it again without If-Match", etag=f'"{tag}"' if tag else None
         )
@@ -116,17 +146,20 @@ def _after(container: Path, text: str) -> str:
     return name
 
 
-def _query(more: List) -> str:
+def _query(more: List | Find) -> str:
+    listing, position = (more.listing, more.position) if isinstance(more, Find) else (more, None)
     asked = {
-        "list": "" if more.container.text == "/" else None,
-        "after": more.after,
-        "limit": more.limit if more.limit != DEFAULT_LIMIT else None,
-        "order": "desc" if more.descending else None,
-        "keys": None if more.with_values else "",
-        "recursive": "" if more.recursive else None,
+        "list": "" if listing.container.text == "/" else None,
+        "after": queries.spell_position(position) if position else listing.after,
+        "limit": listing.limit if listing.limit != DEFAULT_LIMIT else None,
+        "order": "desc" if listing.descending else None,
+        "keys": None if listing.with_values else "",
+        "recursive": "" if listing.recursive else None,
     }
-    given = {name: value for name, value in asked.items() if value is not None}
-    return urlencode(given, quote_via=quote, safe="/").replace("=&", "&").removesuffix("=")
+    given = [(name, value) for name, value in asked.items() if value is not None]
+    if isinstance(more, Find):
+        given = queries.spell_question(more.question) + given
+    return urlencode(given, quote_via=quote, safe="/:,").replace("=&", "&").removesuffix("=")
 
 
 def _item(container: str, item: Item) -> bytes:

@@ -10,6 +10,7 @@ from kvstore.core.errors import (
 MERGE_PATCH = "application/merge-patch+json"
 JSON_PATCH = "application/json-patch+json"
 ACCEPT_PATCH = f"{MERGE_PATCH}, {JSON_PATCH}, application/json"
+ACCEPT_QUERY = "application/json"
 
 # Accepted besides */*+json: what `curl -d` sends by default, and what clients send that do not know the type of the body.
 JSON_TYPES = ("application/json", "application/x-www-form-urlencoded", "text/plain", "application/octet-stream")
@@ -38,5 +39,5 @@ def check_json(headers: Mapping[str, str]) -> None:
     if sent and sent not in JSON_TYPES and not _JSON_SUFFIX.fullmatch(sent):
         raise UnsupportedMediaType(
             "the Content-Type is not JSON; send application/json, or no Content-Type",
-            headers={"Accept": "application/json", "Accept-Patch": ACCEPT_PATCH},
+            headers={"Accept": "application/json", "Accept-Patch": ACCEPT_PATCH, "Accept-Query": ACCEPT_QUERY},
         )

@@ -15,8 +15,8 @@ from kvstore.http.messages import SAFE, Headers, Request, Response
 # The header fields that a page of another origin may send and read, besides those that the Fetch standard always allows.
 _SENT = "Authorization, Cache-Control, Content-Type, Idempotency-Key, If-Match, If-Modified-Since, If-None-Match"
 _SENT += ", If-Unmodified-Since, Last-Event-ID, Prefer"
-_SEEN = "Accept-Patch, Allow, Date, ETag, Idempotency-Replayed, Link, Location, Preference-Applied, RateLimit, RateLimit-Policy"
-_SEEN += ", Retry-After, Sunset, WWW-Authenticate"
+_SEEN = "Accept-Patch, Accept-Query, Allow, Date, ETag, Idempotency-Replayed, Link, Location, Preference-Applied, RateLimit"
+_SEEN += ", RateLimit-Policy, Retry-After, Sunset, WWW-Authenticate"
 _PREFLIGHT_S = 7200  # for which a browser may cache a preflight; Chromium allows no more
 
 _OWN = ("same-origin", "none")  # a page of this origin, or the user, who typed the URL

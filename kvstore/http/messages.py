@@ -12,6 +12,7 @@ from urllib.parse import parse_qsl
 
 from kvstore.access.caller import Caller
 from kvstore.commands.containers import List
+from kvstore.commands.queries import Find
 from kvstore.core import json_text
 from kvstore.core.errors import InvalidParameter, Problem
 from kvstore.core.numbers import parse_number
@@ -54,7 +55,7 @@ class Response(NamedTuple):
     status: int
     headers: Headers
     body: bytes = b""
-    more: List | None = None
+    more: List | Find | None = None
 
 
 # On every response: nothing that is stored may run in a browser.
@@ -115,6 +116,20 @@ def raw_parameter(query: Query, name: str) -> bytes | None:
     if len(values) > 1:
         raise InvalidParameter(f"the query parameter {name} occurs {len(values)} times; send it once")
     return values[0].encode("utf-8", "surrogateescape")
+
+
+def text_parameter(query: Query, name: str) -> str | None:
+    """Return the same for a value that must be UTF-8; raises InvalidParameter."""
+    raw = raw_parameter(query, name)
+    try:
+        return None if raw is None else raw.decode()
+    except UnicodeDecodeError:
+        raise not_utf8() from None
+
+
+def not_utf8() -> InvalidParameter:
+    """Return the problem of a parameter whose bytes are not UTF-8."""
+    return InvalidParameter("a parameter of the query is not UTF-8; percent-encode the bytes of the UTF-8 text")
 
 
 def number_parameter(query: Query, name: str, low: int, high: int) -> int | None:

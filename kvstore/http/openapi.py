@@ -14,11 +14,13 @@ from kvstore.core.errors import (
     PROBLEMS,
     Problem,
 )
+from kvstore.core.query import OPERATORS
 from kvstore.core.settings import Settings
-from kvstore.http.credentials import COOKIE, NO_STORE
-from kvstore.http.messages import Response
+from kvstore.http import containers, queries
+from kvstore.http.credentials import COOKIE
 from kvstore.http.operations import JSON, OPERATIONS, PROBLEM, Answer, Operation
 from kvstore.http.parameters import FIELDS, parameters
+from kvstore.http.static import Static, make_static
 
 Schema = dict[str, Any]
 
@@ -49,8 +51,13 @@ def describe(settings: Settings) -> dict[str, Any]:
     }
 
 
+def field_of(method: str) -> str:
+    """Return the field of a path item that describes a method. OpenAPI has a field for QUERY from 3.2 on only."""
+    return "x-query" if method == "QUERY" else method.lower()
+
+
 def _path_item(path: str, operations: Mapping[str, Operation]) -> dict[str, Any]:
-    item: dict[str, Any] = {method.lower(): _operation(operation) for method, operation in operations.items()}
+    item: dict[str, Any] = {field_of(method): _operation(operation) for method, operation in operations.items()}
     if "{" in path:
         name = path.strip("/{}")
         schema = {"type": "string", "minLength": 1, "maxLength": paths.MAX_BYTES}
@@ -129,6 +136,7 @@ _HEADERS = {
     "Link": "the next page",
     "Allow": "the methods that there are",
     "Accept-Patch": "the media types of patches",
+    "Accept-Query": "the media types of questions",
     "Idempotency-Replayed": "`true`: this is the response of the first request with the Idempotency-Key",
     "Preference-Applied": "the preference that was heeded",
 }
@@ -153,13 +161,27 @@ def _schemas(settings: Settings) -> dict[str, Schema]:
     return {
         "Document": {
             "description": f"any JSON of at most {json_text.MAX_BYTES:,} bytes, {json_text.MAX_DEPTH} levels and"
-            f" {json_text.MAX_MEMBERS:,} members; an object shows its remaining TTL as `ttl`, at most {settings.max_ttl_s:,} s"
+            f" {json_text.MAX_MEMBERS:,} members; an object shows its remaining TTL as `ttl`, at most {settings.max_ttl_s:,} s;"
+            " with `changes` it is what Changes describes"
         },
         "JSONPatch": {"type": "array", "items": _object("op path", op=text, path=text)},
         "Appended": _object("path etag ttl", path=path, etag=text, ttl=ttl),
         "Deleted": _object("deleted", deleted=number),
         "Item": _object("name path", {"value": {}}, name=text, path=path, etag=text, ttl=ttl, state=states, attempts=number),
         "Listing": _object("items", {"next": text}, items=_list_of("Item")),
+        "Change": _object(
+            "op etag time",
+            {"value": {}},
+            op={"enum": ["put", "patch", "delete", "expire"]},
+            etag=text,
+            time=number,
+            path=path,
+            ttl=ttl | {"description": "seconds, when it was written"},
+        ),
+        "Changes": _object("items complete", items=_list_of("Change"), complete={"type": "boolean"}),
+        "Answer": {"anyOf": [_ref("schemas", "Listing"), _object("count", count=number)]},
+        "AnswerOrChanges": {"anyOf": [_ref("schemas", "Answer"), _ref("schemas", "Changes")]},
+        "Question": {"type": "object", "properties": _question(), "additionalProperties": False},
         "Job": _object("path value attempts lease", path=path, value={}, attempts=number, lease=text, ttl=ttl),
         "Jobs": _object("items", items=_list_of("Job")),
         "Stream": {
@@ -179,11 +201,22 @@ def _schemas(settings: Settings) -> dict[str, Schema]:
     }
 
 
+def _question() -> dict[str, Schema]:
+    """Return the schemas of the members of a QUERY's body."""
+    names = {"type": "array", "items": {"type": "string", "minLength": 1}}
+    tests: Schema = {"type": "object", "propertyNames": {"enum": list(OPERATORS)}}
+    return {
+        "where": {"type": "object", "additionalProperties": tests},
+        "sort": names | {"maxItems": queries.MAX_SORT},
+        "fields": names | {"maxItems": queries.MAX_FIELDS},
+        "limit": {"type": "integer", "minimum": 1, "maximum": containers.MAX_LIMIT},
+        "order": {"enum": ["asc", "desc"]},
+        **{name: {"type": "boolean"} for name in queries.FLAGS},
+        **{name: {"type": "string"} for name in ("search", "after")},
+    }
+
+
 @lru_cache(maxsize=4)
-def _text(settings: Settings) -> bytes:
-    return json.dumps(describe(settings), separators=(",", ":")).encode() + b"\n"
-
-
-def render_openapi(settings: Settings) -> Response:
-    """Return the response with the description."""
-    return Response(200, (("Content-Type", JSON), *NO_STORE), _text(settings))
+def openapi_text(settings: Settings) -> Static:
+    """Return the description as JSON text."""
+    return make_static(json.dumps(describe(settings), separators=(",", ":")).encode() + b"\n", JSON)

@@ -40,6 +40,7 @@ from kvstore.core.errors import (
     UnsupportedMediaType,
     WrongType,
 )
+from kvstore.http.containers import NDJSON
 from kvstore.http.content import JSON_PATCH, JSON_TYPES, MERGE_PATCH
 from kvstore.http.gate import SESSION_PATH, VISITORS_PATH
 from kvstore.http.messages import EVENT_STREAM
@@ -100,7 +101,7 @@ _GET = Operation(
     "Read a document, wait until it changes, or follow it",
     {200: _DOCUMENT._replace(content={JSON: "Document"} | _STREAM), 304: _UNCHANGED},
     READ,
-    _FOLLOWS,
+    ("changes", "limit", "at", *_FOLLOWS),
     (*_CONDITIONS, "Prefer", "Accept", "Last-Event-ID"),
 )
 _HEAD = _GET._replace(summary="Read the header fields of a GET, or wait", parameters=())
@@ -137,17 +138,32 @@ _POST = Operation(
     _CHANGES,
     _JSON_BODY,
 )
+_PAGE = {JSON: "Answer", NDJSON: "Item"}
+_LISTED = ("limit", "after", "order", "keys", "conditions", "search", "sort", "fields", "count")
 _LIST = Operation(
     "List a container, wait until something below it changes, or follow it",
     {
-        200: Answer("a page", {JSON: "Listing", "application/x-ndjson": "Item"} | _STREAM, ("ETag", "Link")),
+        200: Answer(
+            "a page, a number of documents, or changes",
+            _PAGE | {JSON: "AnswerOrChanges"} | _STREAM,
+            ("ETag", "Link", "Preference-Applied"),
+        ),
         304: _UNCHANGED,
     },
     READ,
-    ("limit", "after", "order", "keys", "recursive", *_FOLLOWS),
+    (*_LISTED, "recursive", "changes", *_FOLLOWS),
     _GET.fields,
 )
-_OPTIONS = Operation("Say which methods there are", {204: Answer("Allow has them", {}, ("Allow", "Accept-Patch"))}, ANY)
+_QUERY = Operation(
+    "Ask for documents in a container: the question of a GET with conditions, in the body",
+    {**_LIST.answers, 200: _LIST.answers[200]._replace(content=_PAGE)},
+    (*READ, UnsupportedMediaType),
+    (),
+    (*_CONDITIONS, "Prefer", "Accept"),
+    dict.fromkeys(JSON_TYPES, "Question"),
+)
+_ACCEPTS = ("Allow", "Accept-Patch", "Accept-Query")
+_OPTIONS = Operation("Say which methods there are", {204: Answer("Allow has them", {}, _ACCEPTS)}, ANY)
 _OWN = (*ANY, NotFound)
 
 
@@ -157,11 +173,10 @@ def _own(summary: str, schema: str, media_type: str = JSON) -> dict[str, Operati
     return {"GET": Operation(summary, got, _OWN), "HEAD": Operation(summary, got, _OWN), "OPTIONS": _OPTIONS}
 
 
-def _page(summary: str, media_type: str) -> dict[str, Operation]:
-    """Return the operations of a file that browsers load."""
-    operations = _own(summary, "Text", media_type)
-    got = {**operations["GET"].answers, 304: _UNCHANGED}
-    read = operations["GET"]._replace(answers=got, problems=(*_OWN, InvalidPrecondition), fields=("If-None-Match",))
+def _static(summary: str, schema: str = "Text", media_type: str = JSON) -> dict[str, Operation]:
+    """Return the operations of what stays as it is."""
+    got = {200: Answer("as the summary says", {media_type: schema}, ("ETag",)), 304: _UNCHANGED}
+    read = Operation(summary, got, (*_OWN, InvalidPrecondition), fields=("If-None-Match",))
     return {"GET": read, "HEAD": read, "OPTIONS": _OPTIONS}
 
 
@@ -171,20 +186,20 @@ OPERATIONS: dict[str, dict[str, Operation]] = {
         **{"DELETE": _DELETE, "OPTIONS": _OPTIONS},
     },
     "/{container}/": {
-        **{"GET": _LIST, "HEAD": _LIST._replace(summary=_HEAD.summary), "POST": _POST, "OPTIONS": _OPTIONS},
-        "DELETE": _DELETE._replace(summary="Delete all documents below a container, with `recursive`"),
+        **{"GET": _LIST, "HEAD": _LIST._replace(summary=_HEAD.summary), "QUERY": _QUERY, "POST": _POST},
+        **{"DELETE": _DELETE._replace(summary="Delete all documents below a container, with `recursive`"), "OPTIONS": _OPTIONS},
     },
     "/": {
         "GET": _GET._replace(
             summary="Read the root document; or list the root container, with `list`",
             answers={
-                200: _DOCUMENT._replace(content={JSON: "Document", "application/x-ndjson": "Item"}),
+                200: _DOCUMENT._replace(content={JSON: "Document", NDJSON: "Item"}),
                 303: Answer("the explorer, for a browser, if nothing is stored here", {}, ("Location",)),
                 304: _UNCHANGED,
             },
-            parameters=("list", "limit", "after", "order", "keys", *_FOLLOWS),
+            parameters=("list", *_LISTED, "changes", "at", *_FOLLOWS),
         ),
-        **{"HEAD": _HEAD, "PUT": _PUT, "PATCH": _PATCH, "POST": _POST, "DELETE": _DELETE, "OPTIONS": _OPTIONS},
+        **{"HEAD": _HEAD, "QUERY": _QUERY, "PUT": _PUT, "PATCH": _PATCH, "POST": _POST, "DELETE": _DELETE, "OPTIONS": _OPTIONS},
     },
     BATCH_PATH: {
         "POST": Operation(
@@ -217,9 +232,9 @@ OPERATIONS: dict[str, dict[str, Operation]] = {
     },
     HEALTH_PATH: _own("Whether the process is alive", "Well"),
     READY_PATH: _own("Whether Redis answers", "Well"),
-    LIMITS_PATH: _own("All limits", "Limits"),
+    LIMITS_PATH: _static("All limits", "Limits"),
     METRICS_PATH: _own("Metrics of all workers, for Prometheus", "Text", TEXT),
-    OPENAPI_PATH: _own("This description", "Description"),
-    "/_/": _page("The explorer, a page for people", HTML),
-    "/_/kvstore.js": _page("The client for browsers and Node, an ES module", MODULE),
+    OPENAPI_PATH: _static("This description", "Description"),
+    "/_/": _static("The explorer, a page for people", media_type=HTML),
+    "/_/kvstore.js": _static("The client for browsers and Node, an ES module", media_type=MODULE),
 }

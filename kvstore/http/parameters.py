@@ -3,13 +3,15 @@
 from typing import Any
 
 from kvstore.commands.jobs import DEFAULT_ATTEMPTS, MAX_ATTEMPTS, MAX_LEASE_S
+from kvstore.core.query import OPERATORS
 from kvstore.core.settings import Settings
-from kvstore.http import containers, queues, streams
+from kvstore.http import containers, queries, queues, streams
 
 Parameter = tuple[dict[str, Any], str]  # its JSON Schema, and its meaning
 
 _FLAG = {"const": ""}
 _TEXT = {"type": "string"}
+_CONDITION = f"^[^:]*:({'|'.join(OPERATORS)})(:{queries.STRING})?$"
 
 
 def _duration(meaning: str, most_s: int) -> Parameter:
@@ -33,7 +35,20 @@ def parameters(settings: Settings) -> dict[str, Parameter]:
         "order": ({"enum": ["asc", "desc"]}, "the order of the names"),
         "keys": (_FLAG, "list no values"),
         "list": (_FLAG, "list the root container"),
+        "conditions": (
+            {"type": "object", "propertyNames": {"pattern": _CONDITION}, "additionalProperties": {"type": "string"}},
+            "conditions `member:op=value` that documents meet, each a parameter of its own",
+        ),
+        "search": (_TEXT, "some string of a document contains this text, ignoring case"),
+        "sort": (_TEXT, f"up to {queries.MAX_SORT} members to sort by, separated by commas; `-` before one sorts it downwards"),
+        "fields": (_TEXT, "the members that are shown, separated by commas"),
+        "count": (_FLAG, "only the number of documents"),
         "recursive": (_FLAG, "all that is below a container, not only what is directly below it"),
+        "changes": (_FLAG, "what the change log holds of a document, or of everything below a container, newest first"),
+        "at": (
+            {"type": "string", "pattern": "^[0-9]{1,20}-[0-9]{1,20}$"},
+            "the document as it was when it had this entity-tag, without quotes",
+        ),
         "lease": _duration("take jobs for so long, or extend the lease of one; 0 gives it back", MAX_LEASE_S),
         "delay": _duration("hold a job back for so long", MAX_LEASE_S),
         "wait": _duration("wait for a job for so long", queues.MAX_WAIT_S),

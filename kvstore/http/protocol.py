@@ -13,10 +13,12 @@ from kvstore.access.principal import IssuedToken
 from kvstore.commands.base import Appended, Command, Deleted, Failed, Found, Idempotent, Missing, Replayed, Stored
 from kvstore.commands.batch import Answered, Answers, Batch, Refused
 from kvstore.commands.bulk import ManyRead, ManyWritten
-from kvstore.commands.containers import DeletedRecursive, Listing, Unchanged
+from kvstore.commands.containers import DeletedRecursive, List, Listing, Unchanged
 from kvstore.commands.documents import ConditionalGet, Get
+from kvstore.commands.history import History
 from kvstore.commands.jobs import LeaseChanged, Taken
 from kvstore.commands.metrics import MetricsRead, ReadMetrics
+from kvstore.commands.queries import Counted, Find
 from kvstore.commands.readiness import Ready
 from kvstore.commands.subscriptions import Follow, FollowMany, LongPoll
 from kvstore.core.errors import (
@@ -34,8 +36,8 @@ from kvstore.core.preconditions import NONE, parse_preconditions
 from kvstore.core.settings import Settings
 from kvstore.http.batch import Answer, parse_batch, render_answers, render_refused
 from kvstore.http.bulk_batch import parse_bulk, render_responses
-from kvstore.http.containers import parse_list, render_listing, render_unchanged
-from kvstore.http.content import ACCEPT_PATCH, check_json
+from kvstore.http.containers import parse_list, parse_query_body, render_counted, render_listing, render_unchanged
+from kvstore.http.content import ACCEPT_PATCH, ACCEPT_QUERY, check_json
 from kvstore.http.cors import answer_options, check_origin, preflight
 from kvstore.http.credentials import NO_STORE, check_no_token, render_issued
 from kvstore.http.documents import (
@@ -50,6 +52,7 @@ from kvstore.http.documents import (
     render_missing,
     render_stored,
 )
+from kvstore.http.history import asks_for_history, parse_history, render_history
 from kvstore.http.messages import (
     DOCUMENT,
     EVENT_STREAM,
@@ -81,8 +84,10 @@ Executed: TypeAlias = (
     | Deleted
     | Failed
     | Listing
+    | Counted
     | Unchanged
     | DeletedRecursive
+    | History
     | Answers[Request, Answer]
     | Refused[Request, Answer]
     | ManyWritten
@@ -96,9 +101,11 @@ Executed: TypeAlias = (
 Outcome: TypeAlias = Executed | Replayed[Executed]  # what a request's command can come to
 
 ALLOW_DOCUMENT = "GET, HEAD, PUT, PATCH, POST, DELETE, OPTIONS"
-ALLOW_CONTAINER = "GET, HEAD, POST, DELETE, OPTIONS"
+ALLOW_CONTAINER = "GET, HEAD, QUERY, POST, DELETE, OPTIONS"
+ALLOW_ROOT = "GET, HEAD, QUERY, PUT, PATCH, POST, DELETE, OPTIONS"  # of `/?list`, which is the root container
 
-_ALLOWED = tuple(frozenset(allow.split(", ")) for allow in (ALLOW_DOCUMENT, ALLOW_CONTAINER))  # by whether it is a container
+_ALLOWED = {allow: frozenset(allow.split(", ")) for allow in (ALLOW_DOCUMENT, ALLOW_CONTAINER, ALLOW_ROOT)}
+_READS = ("GET", "HEAD", "QUERY")
 _WAIT = re.compile(r"(?:^|[,;])\s*wait\s*=\s*\"?([0-9]{1,9})\b", re.IGNORECASE)
 STREAM: Headers = (
     ("Content-Type", EVENT_STREAM),
@@ -129,16 +136,18 @@ def parse(
         return parse_follow(request, path, query, settings)
     if method == "GET" and not query and not path.is_container and "prefer" not in request.headers:
         return _get(request, path)
-    allow = ALLOW_CONTAINER if path.is_container else ALLOW_DOCUMENT
+    is_root_listing = path.text == "/" and parameter(query, "list") is not None
+    allow = ALLOW_CONTAINER if path.is_container else ALLOW_ROOT if is_root_listing else ALLOW_DOCUMENT
     if method == "OPTIONS":
         return _options(request, allow)
-    if method not in _ALLOWED[path.is_container]:
+    if method not in _ALLOWED[allow]:
         raise MethodNotAllowed(f"{path.text} allows {allow}; send one of these methods", headers={"Allow": allow})
-    if method in ("GET", "HEAD"):
+    if method in _READS:
         if parameter(query, "hold") is not None:
             raise InvalidParameter("?hold= requires a stream; send Accept: text/event-stream with it")
-        is_listing = path.is_container or (path.text == "/" and parameter(query, "list") is not None)
-        read = parse_list(request, path, query) if is_listing else _get(request, path)
+        if query and method != "QUERY" and asks_for_history(query):
+            return parse_history(path, query)
+        read = _listing(request, path, query) if path.is_container or is_root_listing else _get(request, path)
         wait_s = _wait_s(request)
         return LongPoll(read, path, wait_s) if wait_s else read
     check_origin(request.headers, settings)
@@ -175,6 +184,10 @@ def _own(
     raise NotFound("thing doesn't exist: paths below /_/ belong to the service, which has nothing at this path")
 
 
+def _listing(request: Request, path: Path, query: Query) -> List | Find:
+    return (parse_query_body if request.method == "QUERY" else parse_list)(request, path, query)
+
+
 def _get(request: Request, path: Path) -> Get | ConditionalGet:
     preconditions, is_head = parse_preconditions(request.headers), request.method == "HEAD"
     return Get(path) if preconditions is NONE and not is_head else ConditionalGet(path, preconditions, is_head)
@@ -182,12 +195,16 @@ def _get(request: Request, path: Path) -> Get | ConditionalGet:
 
 def _wait_s(request: Request) -> int:
     """Return how long a client that reads wants to wait for something new, in s; 0 if not (RFC 7240 section 4.3)."""
-    found = _WAIT.search(request.headers.get("prefer", "")) if request.method in ("GET", "HEAD") else None
-    return min(int(found[1]), MAX_WAIT_S) if found else 0
+    found = _WAIT.search(request.headers.get("prefer", "")) if request.method in _READS else None
+    if not found or asks_for_history(parse_query(split_target(request.target)[1])):
+        return 0
+    return min(int(found[1]), MAX_WAIT_S)
 
 
 def _options(request: Request, allow: str) -> Response:
-    return Response(204, (("Allow", allow), ("Accept-Patch", ACCEPT_PATCH), *preflight(request, allow), *SAFE))
+    accepts_query = (("Accept-Query", ACCEPT_QUERY),) if "QUERY" in allow else ()
+    headers = ("Allow", allow), ("Accept-Patch", ACCEPT_PATCH), *accepts_query
+    return Response(204, (*headers, *preflight(request, allow), *SAFE))
 
 
 def _follow_many(request: Request, raw_query: bytes, settings: Settings) -> FollowMany | Response:
@@ -311,6 +328,8 @@ _RENDERERS: dict[type, Callable[[Request, Any], Response]] = {
     Failed: render_failed,
     Replayed: _replayed,
     Listing: render_listing,
+    History: render_history,
+    Counted: render_counted,
     Unchanged: lambda request, unchanged: render_unchanged(request, unchanged.tag),
     DeletedRecursive: lambda _, deleted: Response(200, DOCUMENT, b'{"deleted":%d}\n' % deleted.documents),
     **dict.fromkeys((Answers, ManyWritten, ManyRead), lambda request, answers: render_responses(request, answers, render)),

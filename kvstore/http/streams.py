@@ -16,6 +16,7 @@ from kvstore.core.paths import Path, parse_path
 from kvstore.core.settings import Settings
 from kvstore.http.messages import Query, Request, parameter, parse_query
 from kvstore.http.presence import parse_holds
+from kvstore.http.queries import check_no_question
 
 MAX_PATHS = 100
 MAX_HOLDS = 10
@@ -58,6 +59,8 @@ def _last_id(request: Request, query: Query) -> str | None:
 def _follow(path: Path, query: Query) -> Follow:
     if path.text == "/" and parameter(query, "list") is not None:
         raise InvalidParameter("the root container cannot be followed; follow a namespace or a document")
+    if path.is_container:
+        check_no_question(query, "a stream")
     recursive = path.text != "/" and parameter(query, "recursive") is not None
     return Follow(path, None, recursive)
 

@@ -14,6 +14,7 @@ from time import perf_counter
 
 from kvstore.access.principal import Principal
 from kvstore.commands.containers import List
+from kvstore.commands.queries import Find
 from kvstore.commands.subscriptions import Follow, FollowMany
 from kvstore.core.errors import Problem, RequestTimeout, unavailable
 from kvstore.core.metrics import COUNTERS, UNTIMED
@@ -82,7 +83,7 @@ class ClientConnection(asyncio.Protocol):
         self._busy = False  # a command is being executed
         self._paused = False  # reading is paused
         self._choked = False  # writing is paused, and the client has WRITE_S to read
-        self._next: tuple[Request, List] | None = None  # the next part of a long response, for when the client has read
+        self._next: tuple[Request, List | Find] | None = None  # the next part of a long response, for when the client has read
         self._stream: Stream | None = None
         self._followed: Request | None = None  # the request of the stream
         self._wait: asyncio.Task[None] | None = None  # of a long poll
@@ -319,7 +320,7 @@ class ClientConnection(asyncio.Protocol):
         if self._paused:
             self._transport.resume_reading()
 
-    def _send_part(self, request: Request, part: bytes, more: List | None) -> None:
+    def _send_part(self, request: Request, part: bytes, more: List | Find | None) -> None:
         """Send one part of a response body, then the next, as fast as the client reads."""
         self._busy = True
         if not self._choked:

@@ -153,7 +153,8 @@ def _parts(store: BlockingStore, request: Request, response: Response) -> Iterat
     yield response.body
     while response.more:  # an exception ends the connection, so that the client does not take a part for the whole
         response = render(request, store.execute(response.more))
-        yield response.body
+        if response.body:  # of a query a part may be empty, and a server may take an empty one for the end
+            yield response.body
 
 
 def _outcome(runtime: FlaskRuntime, asked: Asked, environ: Environ) -> Outcome:

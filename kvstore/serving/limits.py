@@ -1,6 +1,7 @@
 """Every limit that a client can meet, as `/_/limits` and docs/http.md show it. Its number is the one that the code goes by."""
 
 import json
+from functools import lru_cache
 from typing import NamedTuple
 
 from kvstore.access.principal import MAX_TOKEN_BYTES
@@ -10,17 +11,19 @@ from kvstore.commands.batch import MAX_ATOMIC_WORK, MAX_READ_BYTES
 from kvstore.commands.jobs import DEFAULT_ATTEMPTS, MAX_ATTEMPTS, MAX_LEASE_S, MAX_REASON_BYTES
 from kvstore.commands.metrics import MAX_QUEUES
 from kvstore.commands.presence import HOLD_S
+from kvstore.commands.queries import MAX_SORTED_BYTES
 from kvstore.commands.scripts import number_in
 from kvstore.commands.transforms import COPIED_BYTES, COPIED_FACTOR
 from kvstore.core import json_text, paths
 from kvstore.core.patch import MAX_OPERATIONS, MAX_SHIFTED
 from kvstore.core.settings import MIN_SECRET_BYTES, Rate, Settings
-from kvstore.http import containers, queues
+from kvstore.http import containers, queries, queues
 from kvstore.http.batch import MAX_REQUESTS
-from kvstore.http.credentials import NO_STORE
 from kvstore.http.gate import BAD_TOKENS, NEW_VISITORS
-from kvstore.http.messages import MAX_BODY_BYTES, MAX_TARGET_BYTES, Response
+from kvstore.http.messages import MAX_BODY_BYTES, MAX_TARGET_BYTES
+from kvstore.http.operations import JSON
 from kvstore.http.protocol import MAX_KEY_CHARACTERS
+from kvstore.http.static import Static, make_static
 from kvstore.http.streams import MAX_HOLDS, MAX_ID_BYTES, MAX_PATHS
 from kvstore.live.hub import MAX_BUFFERED_BYTES, MAX_PARTS
 from kvstore.live.metrics import MAX_NAMESPACES
@@ -88,6 +91,11 @@ def limits(settings: Settings) -> tuple[Limit, ...]:
         Limit(
             "list_members", number_in("_documents", "MOST_MEMBERS"), "members", "the documents in a page of a listing, about"
         ),
+        Limit("query_conditions", queries.MAX_CONDITIONS, "conditions", "a query"),
+        Limit("query_values", queries.MAX_VALUES, "values", "all conditions `in` of a query together"),
+        Limit("query_sort", queries.MAX_SORT, "members", "`?sort=`"),
+        Limit("query_fields", queries.MAX_FIELDS, "members", "`?fields=`"),
+        Limit("query_sorted_bytes", MAX_SORTED_BYTES, "bytes", "the documents in a sorted page, about"),
         Limit("batch_requests", MAX_REQUESTS, "requests", "a batch"),
         Limit("batch_target", MAX_TARGET_BYTES, "bytes", "a path with its query in a batch"),
         Limit("batch_responses", MAX_READ_BYTES, "bytes", "the responses of a batch, about"),
@@ -135,9 +143,8 @@ def _rate(name: str, rate: Rate | None, what: str, meaning: str) -> Limit:
     return Limit(name, rate.quota, f"{what} in {rate.window_s} s", meaning)
 
 
-def render_limits(settings: Settings) -> Response:
-    """Return the response with all limits."""
+@lru_cache(maxsize=4)
+def limits_text(settings: Settings) -> Static:
+    """Return all limits as JSON text."""
     shown = {name: {"value": value, "unit": unit, "meaning": meaning} for name, value, unit, meaning in limits(settings)}
-    return Response(
-        200, (("Content-Type", "application/json"), *NO_STORE), json.dumps(shown, separators=(",", ":")).encode() + b"\n"
-    )
+    return make_static(json.dumps(shown, separators=(",", ":")).encode() + b"\n", JSON)

@@ -5,23 +5,30 @@ not refused for what other clients have sent from its address.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 from kvstore.commands.readiness import CheckReadiness
 from kvstore.core.paths import own_path
 from kvstore.core.settings import Settings
 from kvstore.http.cors import answer_options
 from kvstore.http.messages import Request, Response
-from kvstore.http.openapi import render_openapi
+from kvstore.http.openapi import openapi_text
 from kvstore.http.protocol import HEALTH_PATH, LIMITS_PATH, OK, OPENAPI_PATH, READY_PATH
-from kvstore.serving.limits import render_limits
-from kvstore.serving.pages import PAGES, render_page
+from kvstore.http.static import Static, render_static
+from kvstore.serving.limits import limits_text
+from kvstore.serving.pages import PAGES, read_page
 
-OPEN: dict[str, Callable[[Request, Settings], Response | CheckReadiness]] = {
-    HEALTH_PATH: lambda _, __: OK,  # this process is alive, since it answers
-    READY_PATH: lambda _, __: CheckReadiness(),
-    LIMITS_PATH: lambda _, settings: render_limits(settings),
-    OPENAPI_PATH: lambda _, settings: render_openapi(settings),
-    **dict.fromkeys(PAGES, lambda request, _: render_page(request)),
+
+def _page(name: str, _: Settings) -> Static:
+    return read_page(name)
+
+
+OPEN: dict[str, Callable[[Settings], Static | Response | CheckReadiness]] = {
+    HEALTH_PATH: lambda _: OK,  # this process is alive, since it answers
+    READY_PATH: lambda _: CheckReadiness(),
+    LIMITS_PATH: limits_text,
+    OPENAPI_PATH: openapi_text,
+    **{path: partial(_page, name) for path, name in PAGES.items()},
 }
 
 
@@ -34,4 +41,7 @@ def answer(request: Request, settings: Settings) -> Response | CheckReadiness | 
     found = OPEN.get(path) if path else None
     if found is None:
         return None
-    return answer_options(request, "GET, HEAD") or found(request, settings)
+    if response := answer_options(request, "GET, HEAD"):
+        return response
+    opened = found(settings)
+    return render_static(request, opened) if isinstance(opened, Static) else opened

@@ -56,6 +56,7 @@ class PooledStore:
         self._connect = connect
         self._client: Any = None
         self._turns = asyncio.Semaphore(MAX_POOLED_CONNECTIONS)
+        self._resuming = asyncio.Lock()
         self._waiting = self._waiting_bytes = 0  # commands without a reply
         self._submissions = Submissions()
 
@@ -70,8 +71,9 @@ class PooledStore:
         while True:
             outcome = execution.settle(await self._reply(execution), loop.time())
             while isinstance(outcome, Later):
-                await asyncio.sleep(0)
-                outcome = execution.resume(outcome, loop.time())
+                async with self._resuming:  # one turn after the other: other requests do not wait for all of them
+                    await asyncio.sleep(0)
+                    outcome = execution.resume(outcome, loop.time())
             if isinstance(outcome, Problem):
                 raise outcome
             if not isinstance(outcome, Again):

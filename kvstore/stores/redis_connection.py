@@ -96,6 +96,7 @@ class RedisConnection(asyncio.Protocol):
         self._buffer: list[bytes] = []
         self._gathered: dict[CoalescingKey, dict[str | int, Submitted]] = {}  # sent at the end of this turn of the loop
         self._is_scheduled = False  # the end of this turn
+        self._unfinished: deque[tuple[PendingCommand, Later[Any]]] = deque()  # replies that are worked on, in turns
         self._timed: object = None  # one of those that were sent, and when
         self._timed_at = 0.0
         self._transport: asyncio.Transport = None  # type: ignore[assignment]  # set by connection_made
@@ -219,7 +220,7 @@ class RedisConnection(asyncio.Protocol):
                     continue
                 if type(outcome) is Later:
                     pending.answered(self._loop.time())
-                    self._loop.call_soon(self._resume, pending, outcome)
+                    self._resume_later(pending, outcome)
                     continue
                 pending.tell(outcome)
         except hiredis.ProtocolError:
@@ -229,14 +230,23 @@ class RedisConnection(asyncio.Protocol):
     def _time_next(self) -> None:
         self._timed = None
 
-    def _resume(self, pending: PendingCommand, later: Later[Any]) -> None:
-        """Go on with the work on a reply."""
+    def _resume_later(self, pending: PendingCommand, later: Later[Any]) -> None:
+        """Go on with the work on a reply when the loop has looked at its sockets."""
+        self._unfinished.append((pending, later))
+        if len(self._unfinished) == 1:
+            self._loop.call_soon(self._resume)
+
+    def _resume(self) -> None:
+        """Go on with the work on one reply, one in each turn of the loop: other requests do not wait for all of them."""
+        pending, later = self._unfinished.popleft()
+        if self._unfinished:
+            self._loop.call_soon(self._resume)
         try:
             outcome = pending.resume(later, self._loop.time())
         except Exception as error:  # a bug of ours
             outcome = error
         if type(outcome) is Later:
-            self._loop.call_soon(self._resume, pending, outcome)
+            self._resume_later(pending, outcome)
         elif type(outcome) is not Again:
             pending.tell(outcome)
         elif self._transport.is_closing():

@@ -6,8 +6,9 @@ from typing import Any
 from kvstore.commands.base import Appended, Deleted, Failed, Found, Missing, Stored
 from kvstore.commands.batch import Answers, Refused
 from kvstore.commands.bulk import CREATED, ManyRead, ManyWritten
-from kvstore.commands.containers import DeletedRecursive, Listing
+from kvstore.commands.containers import DeletedRecursive, List, Listing
 from kvstore.commands.jobs import Job, LeaseChanged, Taken
+from kvstore.commands.queries import Counted, Find
 from kvstore.core import values
 from kvstore.core.errors import InternalError, Leased, PreconditionFailed, Problem
 from kvstore.core.paths import Path
@@ -90,8 +91,21 @@ def read_page(container: Path, outcome: object, limit: int | None) -> Page:
     left = None if limit is None else limit - len(documents)
     if listing.more is None or left == 0:
         return Page(documents, None)
-    more = listing.more if left is None else listing.more._replace(limit=min(left, listing.more.limit))
+    more = listing.more if left is None else _limited(listing.more, left)
     return Page(documents, Asking(more, lambda outcome: read_page(container, outcome, left)))
+
+
+def _limited(more: List | Find, left: int) -> List | Find:
+    """Return the command of a next page with at most so many documents."""
+    if isinstance(more, Find):
+        return more._replace(listing=more.listing._replace(limit=min(left, more.listing.limit)))
+    return more._replace(limit=min(left, more.limit))
+
+
+def read_count(outcome: object) -> int:
+    """Return how many documents were counted."""
+    counted: Counted = _expect(outcome, Counted)
+    return counted.documents
 
 
 def unless_lost(asking: Asking[Document]) -> Asking[Document | None]:

@@ -23,6 +23,7 @@ from kvstore.verbs.outcomes import (
     read_appended,
     read_batch,
     read_changed,
+    read_count,
     read_deleted,
     read_finished,
     read_found,
@@ -31,7 +32,7 @@ from kvstore.verbs.outcomes import (
     read_written,
     unless_lost,
 )
-from kvstore.verbs.shapes import Asking, Document, Duration, LeasedDocument, Page, Result
+from kvstore.verbs.shapes import Asking, Document, Duration, LeasedDocument, Page, Result, Where
 
 NOTHING: Any = object()
 
@@ -103,6 +104,48 @@ def pages(  # noqa: PLR0913  # an option each
     if at.text == "/":
         query["list"] = True
     return Asking(request_of("GET", at, query), lambda outcome: read_page(at, outcome, limit))
+
+
+def question(
+    container: str,
+    where: Where | None,
+    *,
+    limit: int | None = None,
+    sort: str | Sequence[str] | None = None,
+    **options: Any,
+) -> Asking[Page]:
+    """Ask for documents in a container, `limit` at most: the first page."""
+    most = MAX_LIMIT if sort else NDJSON_PAGE  # a sort reads everything for each page
+    size = most if limit is None else min(limit, most)
+    at, request = _question(container, where, sort=sort, limit=size, **options)
+    return Asking(request, lambda outcome: read_page(at, outcome, limit))
+
+
+def count(container: str, where: Where | None, **options: Any) -> Asking[int]:
+    """Ask how many documents there are."""
+    _, request = _question(container, where, count=True, **options)
+    return Asking(request, read_count)
+
+
+def _question(  # noqa: PLR0913  # an option each
+    container: str,
+    where: Where | None,
+    *,
+    limit: int | None = None,
+    search: str | None = None,
+    sort: str | Sequence[str] | None = None,
+    fields: str | Sequence[str] | None = None,
+    recursive: bool = False,
+    order: str | None = None,
+    after: str | None = None,
+    count: bool = False,
+) -> tuple[Path, Request]:
+    at = as_path(container).container
+    sort, fields = (names.split(",") if isinstance(names, str) else names for names in (sort, fields))
+    asked = {"where": where or {}, "search": search, "sort": sort, "fields": fields, "limit": limit, "order": order}
+    asked |= {"after": after, "recursive": recursive, "count": count}
+    body = values.dump({name: value for name, value in asked.items() if value is not None})
+    return at, request_of("QUERY", at, {"list": True} if at.text == "/" else None, body)
 
 
 def take(

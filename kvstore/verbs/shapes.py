@@ -3,7 +3,7 @@
 The JavaScript module has the same shapes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeAlias, TypedDict, TypeVar
 
@@ -11,6 +11,7 @@ from kvstore.commands.base import Command, Replayed
 from kvstore.commands.batch import Answers
 from kvstore.commands.containers import List
 from kvstore.commands.metrics import ReadMetrics
+from kvstore.commands.queries import Find
 from kvstore.commands.subscriptions import Follow, FollowMany, LongPoll
 from kvstore.core import values
 from kvstore.core.errors import Problem
@@ -20,6 +21,9 @@ from kvstore.http.protocol import parse, plan_batch
 
 Result = TypeVar("Result")
 Duration: TypeAlias = int | str  # seconds, or a text such as "90s", "5m", "2h" or "7d"
+
+
+Where: TypeAlias = Mapping[str, Mapping[str, Any]]  # the conditions on each member: {"born": {"gte": 1800, "lt": 1850}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +65,12 @@ class Event:
 class Asking(NamedTuple, Generic[Result]):
     """What a verb asks for: a request, or a command that follows one; and how to read its outcome."""
 
-    asked: Request | List
+    asked: Request | List | Find
     read: Callable[[Any], Result]
 
     def command(self, settings: Settings) -> Command[Any] | LongPoll[Any] | Answers[Request, Any]:
         """Return what a store, or a Runtime, is to execute, or the outcome if there is nothing to execute; raises Problem."""
-        if isinstance(self.asked, List):
+        if isinstance(self.asked, List | Find):
             return self.asked
         command = parse(self.asked, settings)
         assert not isinstance(command, Follow | FollowMany | ReadMetrics)
@@ -97,6 +101,14 @@ class ListOptions(TypedDict, total=False):
     recursive: bool
     order: str | None
     after: str | None
+
+
+class QueryOptions(ListOptions, total=False):
+    """Options of a query. `sort` and `fields` name members, in a list or in a text with commas."""
+
+    search: str | None
+    sort: str | Sequence[str] | None
+    fields: str | Sequence[str] | None
 
 
 class WriteOptions(TypedDict, total=False):

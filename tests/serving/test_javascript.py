@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(not shutil.which("node"), rea
 
 MODULE = Path(kvstore.__file__).parent / "serving" / "pages" / "kvstore.js"
 CLIENT = Path(__file__).parents[2] / "clients" / "js"
-MOST_BYTES = 15 * 1024
+MOST_BYTES = 12 * 1024
 LIMIT_S = 20
 SCRIPT_S = 120  # for a whole script, beside other tests
 
@@ -37,7 +37,7 @@ const network = globalThis.fetch
 let fails = () => ""  // "before" the request reaches the service, or "after" it, or "" for a network that works
 globalThis.fetch = async (target, init = {}) => {
   const how = fails(init.method ?? "GET", String(target))
-  const entry = [init.method ?? "GET", String(target).slice(url.length), {...init.headers}, 0]
+  const entry = [init.method ?? "GET", String(target).slice(url.length), Object.fromEntries(init.headers ?? []), 0]
   sent.push(entry)
   if (how === "before") throw new TypeError("cut before")
   const answer = await network(target, init)
@@ -129,9 +129,14 @@ def test_the_package() -> None:
     package = json.loads((CLIENT / "package.json").read_text("utf-8"))
     assert package["version"] == kvstore.__version__
     copied = package["scripts"]["prepack"].split()[1:-1]
-    assert [(CLIENT / path).resolve().name for path in copied if (CLIENT / path).exists()] == ["kvstore.js", "LICENSE"]
+    assert [(CLIENT / path).resolve().name for path in copied if (CLIENT / path).exists()] == [
+        "kvstore.js",
+        "tabs.js",
+        "LICENSE",
+    ]
     assert (CLIENT / copied[0]).resolve() == MODULE
-    assert package["files"] == ["kvstore.js", "kvstore.d.ts"]
+    assert package["files"] == ["kvstore.js", "tabs.js", "kvstore.d.ts"]
+    assert set(re.findall(r"import\(\"./([a-z.]+)", MODULE.read_text("utf-8"))) == {"tabs.js"}
 
 
 def test_the_types(run: Callable[..., list[Any]]) -> None:
@@ -205,6 +210,37 @@ def test_the_verbs(run: Callable[..., list[Any]]) -> None:
         [1, 2],
         [True, {"task": 1}, 1, [], []],
         [2, "PreconditionFailed", True, False],
+    ]
+
+
+def test_a_question(run: Callable[..., list[Any]]) -> None:
+    """What matches, over several pages, in the order that is asked for; or how many."""
+    assert run(
+        """
+        const all = Array.from({length: 1200}, (_, n) => ({method: "PUT", path: `/q/${n}`, body: {n, odd: n % 2}}))
+        await store.batch(all.slice(600))
+        await store.batch(all.slice(0, 600))
+        await store.put("/q/below/a", {n: 7, odd: 1})
+        const found = async question => {
+          const numbers = []
+          for await (const {value} of store.query("/q/", question)) numbers.push(value.n)
+          return numbers
+        }
+        const odd = {where: {odd: {eq: 1}}}
+        const numbers = await found(odd)
+        say([numbers.length, numbers.every(n => n % 2), (await found({...odd, recursive: true})).length])
+        say(await found({where: {n: {gte: 1196}, odd: {eq: 1}}, sort: ["-n"], fields: ["n"]}))
+        const sorted = await found({sort: ["-n"], limit: 1150})
+        say([sorted.length, sorted.every((n, i) => n === 1199 - i)])
+        say([(await found({...odd, limit: 3})).length, await store.query("/q/", {...odd, count: true})])
+        say([await name(found({where: 1})), await store.list("/q/", {count: true})])
+        """
+    ) == [
+        [600, True, 601],
+        [1199, 1197],
+        [1150, True],
+        [3, 600],
+        ["InvalidDocument", 1200],
     ]
 
 
@@ -561,6 +597,28 @@ def test_what_may_not_be_followed(directory: Path, store: Running) -> None:
     assert found == [["snapshot", "put"], told, "Forbidden", "Forbidden"]
 
 
+def test_a_path_that_cannot_be_followed(run: Callable[..., list[Any]]) -> None:
+    """One that no URL can have is refused at once, and one too many when it is asked for: the others go on."""
+    assert run(
+        """
+        const events = []
+        const told = label => ({onEvent: ({type, problem}) => events.push([label, problem?.name ?? type])})
+        store.follow("/room/", told("room"))
+        await until(() => events.length === 1)
+        for (const path of ["/a/%zz", "/a/%ff", "/a/../b", "a"]) say(await name((async () => store.follow(path))()))
+        for (let n = 0; n < 99; n++) store.follow(`/many/${n}`, told("many"))
+        await until(() => events.length === 100)
+        store.follow("/late", told("late"))
+        await until(() => events.length === 101)
+        say(events.at(-1))
+        await store.put("/room/1", 1)
+        await until(() => events.length === 102)
+        say(events.at(-1))
+        process.exit()
+        """
+    ) == ["URIError", "URIError", "TypeError", "TypeError", ["late", "InvalidParameter"], ["room", "put"]]
+
+
 def test_being_behind(directory: Path, store: Running) -> None:
     """A client says when it hears nothing, and when it has caught up."""
     [port] = free_ports(1)
@@ -618,11 +676,16 @@ class Tabs:
         self._browser = browser
         self._url = url
 
-    def open(self, who: str, before: str = "") -> str:
-        """A new tab on the origin of the service, which follows, once a script has run; its handle."""
+    def show(self) -> str:
+        """A new tab on the origin of the service; its handle."""
         handle: str = self._browser.ask("POST", "/window/new", {"type": "tab"})["handle"]
         self.run(handle, "location.href = arguments[0]", self._url + "/_/kvstore.js")
         self._browser.wait("location.pathname === '/_/kvstore.js'")
+        return handle
+
+    def open(self, who: str, before: str = "") -> str:
+        """A new tab that follows, once a script has run; its handle."""
+        handle = self.show()
         self._browser.run(before + TAB, who)
         return handle
 
@@ -672,6 +735,56 @@ def test_six_tabs(directory: Path, store: Running) -> None:
         wait_until(lambda: len(people(served)) == 4, LIMIT_S)
         [key] = store.redis.keys("*streams*")
         assert store.redis.zcard(key) == 1
+    finally:
+        driver.close()
+        served.stop()
+
+
+# A tab that follows a path, with a token, or with the session's cookie that it asks for with a token.
+FOLLOWER = """
+const [path, token, isSession] = arguments
+const {connect} = await import("/_/kvstore.js")
+if (isSession) await fetch("/_/session", {method: "POST", headers: {authorization: `Bearer ${token}`}})
+window.events = []
+window.store = connect(location.origin, isSession ? {} : {token})
+store.follow(path, {onEvent: ({type, problem}) => events.push(problem?.name ?? type)})
+while (!events.length) await new Promise(resolve => setTimeout(resolve, 5))
+return events
+"""
+
+
+def test_who_shares_a_stream(directory: Path, store: Running) -> None:
+    """Tabs with one token, which no name of a lock tells; and those of a session, until there is another one."""
+    rules = directory / "rules.toml"
+    rules.write_text(as_toml([["/users/{sub}/**", "user", "user", "user"]]), "utf-8")
+    served = OwnServer(store, {"KVSTORE_SECRET": SECRET, "KVSTORE_RULES": str(rules)})
+    driver = Driver(directory)
+    ada, bob = (signed(sub=name, exp=in_s(600)) for name in ("ada", "bob"))
+    try:
+        tabs = Tabs(driver.open(), "http://{}:{}".format(*served.at))
+
+        def open_tab(*arguments: Any) -> str:
+            handle = tabs.show()
+            assert tabs.run(handle, FOLLOWER, *arguments) == ["snapshot"]
+            return handle
+
+        first, second, other = open_tab("/users/ada/n", ada), open_tab("/users/ada/n", ada), open_tab("/users/bob/n", bob)
+        names = tabs.run(other, "return navigator.locks.query().then(({held}) => held.map(each => each.name))")
+        groups = [name.split()[1] for name in names]
+        assert sorted(map(groups.count, set(groups))) == [2, 3]  # a lock for each tab, and one for who leads
+        assert not [name for name in names if ada[-20:] in name or bob[-20:] in name]
+        tabs.run(second, "window.dispatchEvent(new PageTransitionEvent('pageshow'))")  # as when a page has been loaded
+        tabs.run(first, "return store.put('/users/ada/n', 1)")
+        for handle in (first, second):
+            tabs.wait(handle, "events.length > 1")
+            assert tabs.run(handle, "return store.get('/users/ada/n').then(() => events)") == ["snapshot", "put"]
+
+        before = open_tab("/users/ada/n", ada, True)
+        after = open_tab("/users/bob/n", bob, True)
+        tabs.wait(before, "events.at(-1) === 'Forbidden'")
+        tabs.run(after, "return store.put('/users/bob/n', 1)")
+        tabs.wait(after, "events.at(-1) === 'put'")
+        assert tabs.run(before, "return events") == ["snapshot", "Forbidden"]
     finally:
         driver.close()
         served.stop()

@@ -21,6 +21,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from kvstore.commands.base import Turns, in_turns
 from kvstore.commands.scripts import Script
 from kvstore.core.errors import Problem
 from kvstore.core.redis_url import parse_redis_url
@@ -628,6 +629,45 @@ def test_a_redis_that_has_no_room(run: Run, directory: Path, caplog: pytest.LogC
     raw.close()
     process.kill()
     process.wait()
+
+
+class Laborious(Echo):
+    """An Echo whose reply is worked on for many turns of the event loop."""
+
+    turns = 0
+
+    def outcome(self, reply: bytes) -> Any:
+        return in_turns(self._work(reply))
+
+    def _work(self, reply: bytes) -> Turns[str]:
+        for _ in range(20):
+            time.sleep(0.002)
+            Laborious.turns += 1
+            yield
+        return super().outcome(reply)
+
+
+@pytest.mark.parametrize("kind", ["redis", "cluster"])
+def test_work_in_turns(run: Run, started: Callable[[str], Running], kind: str) -> None:
+    """However many replies are worked on, another request waits for a few turns."""
+
+    async def scenario() -> tuple[int, list[str]]:
+        store = open_async_store(started(kind).url)
+        try:
+            await store.execute(Echo("first"))
+            Laborious.turns = 0
+            many = asyncio.gather(*(store.execute(Laborious(str(number))) for number in range(30)))
+            while Laborious.turns < 60:  # the first turn is in the same as the reply
+                await asyncio.sleep(0)
+            before = Laborious.turns
+            await store.execute(Echo("other"))
+            return Laborious.turns - before, await many
+        finally:
+            await store.close()
+
+    waited, texts = run(scenario())
+    assert waited < 30
+    assert texts == [str(number) for number in range(30)]
 
 
 def test_closed(run: Run, port: int, raw: redis.Redis) -> None:

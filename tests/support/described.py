@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 from kvstore.core.settings import Settings
-from kvstore.http.openapi import describe
+from kvstore.http.openapi import describe, field_of
 from kvstore.http.operations import OPERATIONS
 
 DESCRIPTION = describe(Settings())
@@ -29,7 +29,7 @@ def template_of(target: str | bytes) -> str | None:
 def operation_of(method: str, target: str | bytes) -> Any:
     """The operation of the description that a request belongs to, None for none."""
     template = template_of(target)
-    return DESCRIPTION["paths"][template][method.lower()] if template and method in OPERATIONS[template] else None
+    return DESCRIPTION["paths"][template][field_of(method)] if template and method in OPERATIONS[template] else None
 
 
 def resolved(part: Any) -> Any:

@@ -104,6 +104,12 @@ def put_mib(bench: Bench, count: int) -> None:
         bench.ask("PUT", f"/ns/{number:03}", b'"%b"' % (b"x" * (MIB - 100)))
 
 
+def put_arrays(bench: Bench, count: int) -> None:
+    """So many documents of 1 MiB, each an array of numbers."""
+    for number in range(count):
+        bench.ask("PUT", f"/ns/{number:03}", b'{"a":[%b1]}' % (b"1.5," * (MIB // 4 - 100)))
+
+
 def lease_all_but_100(bench: Bench, count: int) -> None:
     """So many jobs that are leased, and a hundred after them."""
     bench.fill("/ns/", count + 100)
@@ -132,6 +138,8 @@ def change_in_turns(bench: Bench, count: int, other: int = 1) -> None:
         bench.batch(pairs, atomic=False)
 
 
+RECORD = members(10) | {"text": "x" * 100, "tags": ["a", "b"]}
+LONG_QUESTION = "&".join(["search=none", *["a:contains=1"] * 40, *["a:ne=1.5"] * 9])
 INCREMENT, LONG_INCREMENT = {".sv": {"increment": 1}}, {".sv": {"increment": 2**60}}
 CONTROLS = "\x01" * 8
 
@@ -251,6 +259,32 @@ CASES: dict[str, Case] = {
         lambda bench, size: bench.ask("GET", f"/ns/?limit={size}"), 490, 1000, lambda bench, size: bench.fill("/ns/", size)
     ),
     "listing, members": Case(lambda bench, _: bench.ask("GET", "/ns/?limit=1000"), 20, 100, put_several),
+    "question that nothing fits": Case(
+        lambda bench, _: bench.ask("GET", "/ns/?search=none&count"),
+        1500,
+        6000,
+        lambda bench, size: bench.fill("/ns/", size, RECORD),
+    ),
+    "question that Redis judges": Case(
+        lambda bench, _: bench.ask("GET", "/ns/?m1:eq=1&m2:gt=1&m3:lt=9&m4:in=x,y&count"),
+        3000,
+        10_000,
+        lambda bench, size: bench.fill("/ns/", size, RECORD),
+    ),
+    "question about long texts": Case(
+        lambda bench, _: bench.ask("GET", "/ns/?text:in=x,y&count"),
+        50,
+        200,
+        lambda bench, size: bench.fill("/ns/", size, {"text": "x" * 100_000}),
+    ),
+    "sort": Case(
+        lambda bench, _: bench.ask("GET", "/ns/?sort=-m1,m2&limit=1000"),
+        1500,
+        6000,
+        lambda bench, size: bench.fill("/ns/", size, RECORD),
+    ),
+    "question to large documents": Case(lambda bench, _: bench.ask("GET", f"/ns/?count&{LONG_QUESTION}"), 20, 100, put_several),
+    "question to documents of 1 MiB": Case(lambda bench, _: bench.ask("GET", f"/ns/?count&{LONG_QUESTION}"), 4, 10, put_arrays),
     "listing of containers": Case(
         lambda bench, size: bench.ask("GET", f"/ns/?limit={size}"),
         490,
@@ -298,6 +332,15 @@ CASES: dict[str, Case] = {
     "DELETE of what has changed in turns with another": Case(
         lambda bench, _: bench.ask("DELETE", "/ns/a"), 30, 100, lambda bench, size: change_in_turns(bench, size, 3000)
     ),
+    "history": Case(lambda bench, _: bench.ask("GET", "/ns/a?changes&limit=1000"), 240, 500, change_in_turns),
+    "history, members": Case(lambda bench, _: bench.ask("GET", "/ns/large?changes&limit=1000"), 20, 100, change_often),
+    "history of a container": Case(
+        lambda bench, _: bench.ask("GET", "/ns/?changes&limit=1000"), 490, 1000, lambda bench, size: bench.fill("/ns/", size)
+    ),
+    "history of a container, members": Case(
+        lambda bench, _: bench.ask("GET", "/ns/?changes&limit=1000"), 20, 100, change_often
+    ),
+    "a document as it was": Case(lambda bench, _: bench.ask("GET", "/ns/large?at=1-1"), 20, 100, change_often),
     "log, entries": Case(read_log, 2000, 10_000, lambda bench, size: bench.fill("/ns/", size)),
     "log, members": Case(read_log, 20, 100, change_often),
 }

@@ -10,10 +10,10 @@ from kvstore.core.errors import Problem
 from kvstore.core.settings import Settings
 from kvstore.http.messages import Request
 from kvstore.http.protocol import parse
-from kvstore.serving.limits import limits, render_limits
+from kvstore.serving.limits import limits, limits_text
 
 SETTINGS = Settings(max_ttl_s=1000, default_ttl_s=1000)
-SHOWN = json.loads(render_limits(SETTINGS).body)
+SHOWN = json.loads(limits_text(SETTINGS).body)
 PATCH = {"content-type": "application/json-patch+json"}
 
 
@@ -48,6 +48,10 @@ MET: dict[str, Callable[[int], Request]] = {
     ),
     "idempotency_key": lambda n: put("1")._replace(headers={"idempotency-key": "k" * n}),
     "list_items": lambda n: get(f"/ns/?limit={n}"),
+    "query_conditions": lambda n: get("/ns/?" + "&".join(["a:eq=1"] * n)),
+    "query_values": lambda n: get(f"/ns/?a:in={','.join(['1'] * n)}"),
+    "query_sort": lambda n: get(f"/ns/?sort={','.join(['a'] * n)}"),
+    "query_fields": lambda n: get(f"/ns/?fields={','.join(['a'] * n)}"),
     "batch_requests": lambda n: batch(*["/ns/a"] * n),
     "batch_target": lambda n: batch("/ns/a?" + "x" * (n - 6)),
     "wait": lambda n: take(f"lease=5&wait={n}"),

@@ -9,22 +9,11 @@ from typing import Any
 
 import pytest
 from hypothesis import given
-from hypothesis import strategies as st
 
 from kvstore.core import json_text
 from kvstore.core.errors import InvalidDocument
 from kvstore.core.values import SpelledFloat, dump, load
-
-numbers = st.from_regex(r"-?(0|[1-9][0-9]{0,30})(\.[0-9]{1,30})?([eE][+-]?[0-9]{1,2})?", fullmatch=True)
-scalars = numbers | st.text(st.characters(exclude_categories=["Cs"])).map(lambda text: json.dumps(text, ensure_ascii=False))
-texts = st.recursive(
-    scalars | st.sampled_from(["null", "true", "false"]),
-    lambda inner: (
-        st.lists(inner).map(lambda parts: f"[{','.join(parts)}]")
-        | st.lists(inner).map(lambda parts: "{%s}" % ",".join(f'"{at}":{part}' for at, part in enumerate(parts)))
-    ),
-    max_leaves=20,
-)
+from tests.support.json_texts import texts
 
 
 def spelled(text: str) -> Any:

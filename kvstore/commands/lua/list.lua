@@ -3,13 +3,18 @@
 -- ARGV   1 what stands before a name in the documents' keys  2 the container's own name in names and log, '' or 'a/b/'
 --        3 the name after which the page starts, '' for the first  4 most items  5 'asc' or 'desc'  6 'values' or 'keys'
 --        7 'direct' or 'recursive'  8 most bytes of values  9 If-None-Match
+--        10 on: conditions, of which a document that cannot meet one is left out: field, 'texts', count, texts that may be
+--        meant; or field, 'range', lowest, highest number
 -- reply  {'again'} where so many documents have expired, or may have, that Redis does something else in between;
 --        {'same', tag} where that matches, or {'listing', tag, 'more' or nil, items, the time in ms where the
 --        container is worked as a queue, else nil}; an item is {name, fields, expires_at_ms,
 --        ttl_ms} for a document (with 'keys' the fields are {'$kv', its value}, or none), {name} for a container; its name
---        ends in a slash. The tag is the id of the namespace's last change.
+--        ends in a slash. The tag is the id of the namespace's last change. With conditions follow how many documents were left
+--        out, and the name of the last one that was looked at.
 
 local MOST_EXPIRED = 1000 -- documents, in one call
+local MOST_LEFT_OUT = 2000 -- documents, in one call: some 5 ms
+local MOST_LOOKED_AT = 4194304 -- bytes of their fields, about
 
 local function list(_, at)
   local prefix, container, after = ARGV[at], ARGV[at + 1], ARGV[at + 2]
@@ -22,6 +27,20 @@ local function list(_, at)
   local tag = last_change() or '0-0'
   if ARGV[at + 8] == '*' or string.find(ARGV[at + 8], ' ' .. tag .. ' ', 1, true) then
     return {'same', tag}
+  end
+
+  local conditions, left_out, looked_at = ARGV[at + 9] and conditions_at(at + 9) or {}, 0, 0
+  local function is_left_out(key)
+    for _, condition in ipairs(conditions) do
+      local text = redis.pcall('HGET', key, condition[1])
+      if type(text) ~= 'string' then
+        return true
+      end
+      looked_at = looked_at + #text
+      if not condition[2](text) then
+        return true
+      end
+    end
   end
 
   local time = redis.call('ZSCORE', READY_AT, container .. '/') and string.format('%.0f', now)
@@ -42,7 +61,7 @@ local function list(_, at)
   end
 
   -- As many names as are missing, but after a container, below which others may lie that say nothing, one, two, four and so on.
-  local items, bytes, members, expired, at_once = {}, 0, 0, 0, most + 1
+  local items, bytes, members, expired, at_once, last = {}, 0, 0, 0, most + 1, after
   while true do
     local names
     at_once = math.min(at_once, most - #items + 1)
@@ -53,7 +72,7 @@ local function list(_, at)
     end
     at_once = 2 * at_once
     if #names == 0 then
-      return {'listing', tag, false, items, time}
+      return {'listing', tag, false, items, time, left_out, last}
     end
     for _, name in ipairs(names) do
       local relative = string.sub(name, #container + 1)
@@ -66,6 +85,8 @@ local function list(_, at)
           relative, lies_deeper = string.sub(relative, 1, slash), true
           item = {relative}
         end
+      elseif relative ~= '' and is_left_out(prefix .. name) then
+        left_out = left_out + 1
       elseif relative ~= '' then
         local fields = with_values and redis.pcall('HGETALL', prefix .. name)
           or redis.pcall('HMGET', prefix .. name, '$kv')
@@ -85,9 +106,13 @@ local function list(_, at)
       end
       if item then
         if #items == most or ((bytes > most_bytes or members > MOST_MEMBERS) and #items > 0) then
-          return {'listing', tag, 'more', items, time}
+          return {'listing', tag, 'more', items, time, left_out, last}
         end
         items[#items + 1] = item
+      elseif #conditions > 0 then
+        if left_out == MOST_LEFT_OUT or looked_at > MOST_LOOKED_AT then
+          return {'listing', tag, 'more', items, time, left_out, relative}
+        end
       elseif relative ~= '' and redis.call('EXISTS', prefix .. name) == 0 then
         erasing().record(name)
         expired = expired + 1
@@ -96,6 +121,7 @@ local function list(_, at)
         end
       end
       pass(relative)
+      last = relative
       if lies_deeper then
         at_once = 1
         break -- past all that lies below that container

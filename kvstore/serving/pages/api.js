@@ -212,20 +212,14 @@ function event(text) {
 }
 
 async function* blocks(body, heard) {
-  let block = {}, rest = ""
-  for await (const text of read(body.pipeThrough(new TextDecoderStream()))) {
+  let block = {}
+  for await (const line of lines(body)) {
     heard()
-    const lines = (rest + text).split("\n")
-    rest = lines.pop()
-    for (const line of lines) {
-      const colon = line.indexOf(": ")
-      if (line) {
-        if (colon > 0) block[line.slice(0, colon)] = line.slice(colon + 2)
-      } else {
-        yield block
-        block = {}
-      }
-    }
+    const colon = line.indexOf(": ")
+    if (colon > 0) block[line.slice(0, colon)] = line.slice(colon + 2)
+    if (line) continue
+    yield block
+    block = {}
   }
 }
 

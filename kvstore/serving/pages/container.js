@@ -14,9 +14,10 @@ const QUEUE_MS = 2000 // between two looks at a queue: a lease sends no event
 const HELD_S = 60 // what a stream holds expires sooner, or is held again
 const LOGGED = 500 // changes that are kept for the screen
 
-const log = [] // the last changes of all that is followed, newest first
-onEvent(event => {
-  log.unshift({...event, at: Date.now()})
+/** The last changes of all that is followed, newest first: of a value only what is shown, since a value may be large. */
+export const log = []
+onEvent(({type, path, node}) => {
+  log.unshift({type, path, at: Date.now(), text: node && node.kind !== "null" ? preview(node, 120) : ""})
   log.length = Math.min(log.length, LOGGED)
 })
 
@@ -31,6 +32,7 @@ export class ContainerView {
 
   async load() {
     await watch(this.path).catch(() => {})
+    if (this.ending.signal.aborted) return
     const isRoot = this.path === "/"
     const href = tab => `#${this.path}${tab === "documents" ? "" : `?${tab}`}`
     const tabs = Object.entries(TABS).filter(([tab]) => !isRoot || tab === "documents" || tab === "changes")
@@ -56,6 +58,7 @@ export class ContainerView {
 
   close() {
     this.ending.abort()
+    this.show = null
     clearInterval(this.timer)
   }
 
@@ -156,6 +159,7 @@ export class ContainerView {
       if (!this.editor.field.check()) return
       try {
         const response = await send("POST", this.path, {body: this.editor.field.text})
+        if (this.ending.signal.aborted) return
         this.editor = null
         this.page.go(member(await answer(response), "path").value)
       } catch (problem) {
@@ -165,6 +169,7 @@ export class ContainerView {
     const label = h("label", {class: "path"}, h("span", null, this.path === "/" ? "/" : shown(this.path)), name)
     const top = h("div", {class: "toolbar"}, label, this.path === "/" ? null : button("Append under a new id", append))
     this.editor = editorView({path, found: null, top, setCurl: this.page.setCurl, done: document => {
+      if (this.ending.signal.aborted) return
       this.editor = null
       if (document) this.page.go(path())
       else this.load()
@@ -253,14 +258,17 @@ export class ContainerView {
     const join = async event => {
       event.preventDefault()
       if (!name.value.trim()) return name.focus()
+      joining.disabled = name.disabled = true // one stream is enough
       const on = {event() {}, reset() {}, state: is => (note.textContent = is === "live" ? "You are here while this page is open." : "Reconnecting…")}
       const refused = await follow(this.path, null, this.ending.signal, on, query())
       if (refused) note.textContent = refused.detail
+      joining.disabled = name.disabled = false
       return undefined
     }
     const note = h("span", {class: "muted", role: "status"}, "")
     const people = h("div", {class: "people"})
-    this.body.replaceChildren(h("form", {class: "toolbar", onsubmit: join}, name, h("button", null, "Be here"), note), people)
+    const joining = h("button", null, "Be here")
+    this.body.replaceChildren(h("form", {class: "toolbar", onsubmit: join}, name, joining, note), people)
     this.show = () => {
       const there = this.listing.items.filter(item => !item.isContainer && item.ttl <= HELD_S)
       const person = item => mark(h("a", {class: `card person${item.gone ? " gone" : ""}`, href: `#${item.path}`}, h("b", null, h("bdi", null, shown(item.name))), h("small", null, item.node ? preview(item.node, 60) : "")), item.marked, item.gone ? "deleted" : "changed")
@@ -284,7 +292,7 @@ export class ContainerView {
     const list = h("ol", {class: "log card", "aria-label": "Changes, newest first"})
     this.body.replaceChildren(h("div", {class: "toolbar"}, pause, note), list)
     const entry = event => mark(h("li", null, h("time", null, clock(event.at)), h("span", {class: `badge ${event.type}`}, event.type),
-      h("a", {href: `#${event.path}`}, h("bdi", null, shown(event.path))), h("code", null, event.node && event.node.kind !== "null" ? preview(event.node, 120) : "")), event.at)
+      h("a", {href: `#${event.path}`}, h("bdi", null, shown(event.path))), h("code", null, event.text)), event.at)
     this.show = () => {
       const kept = (paused ?? log).filter(event => event.path.startsWith(this.path))
       const missed = paused ? log.indexOf(paused[0]) : 0

@@ -12,31 +12,45 @@ const MAX_TIMER_MS = 2 ** 31 - 1
 
 /** The view of a document. `page` has setCurl(line), title(path, …actions) and go(path). */
 export class DocumentView {
-  constructor(path, page) {
+  constructor(path, tab, page) {
     this.path = path
     this.page = page
     this.folds = new Map()
+    this.isClosed = false
+    this.applied = 0 // events
     this.element = h("article", {class: "document", "aria-busy": "true"})
   }
 
   async load() {
     try {
       await watch(this.path, true)
-      this.show(await get(this.path))
+      const found = await this.read()
+      if (found !== undefined) this.show(found)
     } catch (problem) {
+      if (this.isClosed) return
       this.element.replaceChildren(this.page.title(this.path), this.page.refusal(problem))
     }
+    if (this.isClosed) return
     this.element.removeAttribute("aria-busy")
     this.polling ??= setInterval(() => document.hidden || isWatched(this.path) || this.reload(), POLL_MS)
   }
 
+  /** Return what is stored; undefined if an event has told more meanwhile, or the view was left. */
+  async read() {
+    const {applied} = this
+    const found = await get(this.path)
+    return this.isClosed || applied !== this.applied ? undefined : found
+  }
+
   close() {
+    this.isClosed = true
     clearTimeout(this.timer)
     clearInterval(this.polling)
   }
 
   /** Show what is stored; what differs from before is marked where `at` is the time of the change. */
   show(found, at = 0) {
+    if (this.isClosed) return undefined
     const old = this.found
     this.found = found
     this.editor = null
@@ -95,6 +109,7 @@ export class DocumentView {
   apply(event) {
     if (event.type === "reset") return this.path.startsWith(event.path) && this.reload()
     if (event.path !== this.path || (this.found && !isAfter(event.id, this.found.etag))) return undefined
+    this.applied += 1
     if (this.editor) return this.editor.changed(event)
     if (isGone(event) && !this.found) return undefined
     say(`${this.path}: ${event.type}`)
@@ -103,7 +118,7 @@ export class DocumentView {
   }
 
   async reload() {
-    const found = await get(this.path).catch(() => undefined)
+    const found = await this.read().catch(() => undefined)
     if (found === undefined) return
     const isSame = found?.etag === this.found?.etag
     const isLater = Math.abs((found?.expires ?? 0) - (this.found?.expires ?? 0)) > 2000 // a date has whole seconds

@@ -53,8 +53,10 @@ async function route() {
   view?.close()
   const isContainer = path.endsWith("/") && !(path === "/" && tab === ROOT_DOCUMENT)
   const isReference = path === "/" && tab === "api"
-  if (isReference) view = new (await import("./reference.js")).ReferenceView(page)
-  else view = isContainer ? new ContainerView(path, tab, page) : new DocumentView(path, page)
+  const from = location.hash
+  const View = isReference ? (await import("./reference.js")).ReferenceView : isContainer ? ContainerView : DocumentView
+  if (location.hash !== from) return undefined // somebody has gone on meanwhile
+  view = new View(path, tab, page)
   at("main").replaceChildren(view.element)
   at("path").value = typed(path)
   document.body.classList.remove("menu-open")
@@ -137,6 +139,9 @@ addEventListener("pagehide", () => {
 addEventListener("focus", () => watch(path).catch(() => {}))
 addEventListener("pageshow", event => event.persisted && location.reload())
 addEventListener("beforeunload", event => view?.isChanged() && event.preventDefault())
-addEventListener("hashchange", route)
+addEventListener("hashchange", () => {
+  for (const dialog of document.querySelectorAll("dialog")) dialog.close() // it belongs to the view that is left
+  route()
+})
 showToken()
 route()

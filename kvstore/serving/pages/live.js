@@ -161,7 +161,9 @@ export class Listing {
   constructor(path, {keys = false, descending = false, changed = () => {}} = {}) {
     const words = [path === "/" && "list", keys && "keys", descending && "order=desc"].filter(Boolean)
     this.first = [...words, `limit=${keys ? PAGE : FIRST_PAGE}`].join("&")
-    Object.assign(this, {path, descending, changed, items: [], next: this.first, problem: null, pending: null, stamp: 0})
+    Object.assign(this, {path, descending, changed, items: [], next: this.first, problem: null, pending: null})
+    this.asking = 0 // requests whose answers have not come
+    this.meanwhile = [] // events since the first of them: an answer may be older
   }
 
   /** Load the next page; one at a time. */
@@ -172,14 +174,25 @@ export class Listing {
   }
 
   async load() {
-    try {
-      const {items, next} = await this.page(this.next)
-      for (const item of items) this.put(item)
-      this.next = next
-    } catch (problem) {
-      this.problem = problem
-    }
-    this.change()
+    await this.asked(async () => {
+      try {
+        const {items, next} = await this.page(this.next)
+        for (const item of items) this.put(item)
+        this.next = next
+      } catch (problem) {
+        this.problem = problem
+      }
+    })
+  }
+
+  /** Ask, and apply what came meanwhile once more to the answer. */
+  async asked(ask) {
+    this.asking += 1
+    await ask()
+    this.asking -= 1
+    const events = this.asking ? this.meanwhile : this.meanwhile.splice(0)
+    for (const event of [...events]) this.apply(event, true)
+    this.changed()
   }
 
   async page(query) {
@@ -190,7 +203,21 @@ export class Listing {
 
   /** List again what was listed, and mark what is different. */
   async refresh() {
+    this.isStale = true
+    this.refreshing ??= this.refreshUntilFresh().finally(() => (this.refreshing = null))
+    return this.refreshing
+  }
+
+  /** One listing at a time: the answer of an earlier one may come later. */
+  async refreshUntilFresh() {
     if (this.pending) await this.pending
+    while (this.isStale) {
+      this.isStale = false
+      await this.asked(() => this.listAgain())
+    }
+  }
+
+  async listAgain() {
     const fresh = []
     let query = this.first
     try {
@@ -201,7 +228,7 @@ export class Listing {
       } while (query && fresh.length < Math.min(this.items.length, MAX_REFRESHED))
     } catch (problem) {
       if (problem.status) this.problem = problem
-      return this.change()
+      return
     }
     const old = new Map(this.items.map(item => [item.name, item]))
     const isNew = this.next !== this.first
@@ -213,12 +240,6 @@ export class Listing {
     this.problem = null
     this.next = query
     for (const item of old.values()) if (item.isPinned && !this.find(item.name)) this.put(item)
-    return this.change()
-  }
-
-  change() {
-    this.stamp += 1
-    this.changed()
   }
 
   index(name) {
@@ -252,12 +273,13 @@ export class Listing {
   remove(item) {
     const index = this.items.indexOf(item)
     if (index >= 0) this.items.splice(index, 1)
-    this.change()
+    this.changed()
   }
 
   /** Apply an event. Returns the item that it concerns: the document, or the container that it lies in; null for none. */
-  apply(event) {
+  apply(event, isAgain = false) {
     if (!event.path.startsWith(this.path) || event.path === this.path) return null
+    if (this.asking && !isAgain) this.meanwhile.push(event)
     const rest = event.path.slice(this.path.length), slash = rest.indexOf("/")
     const name = slash < 0 ? rest : rest.slice(0, slash + 1)
     let item = this.find(name)
@@ -274,7 +296,7 @@ export class Listing {
         setTimeout(() => item.gone && this.remove(item), 1500)
       } else Object.assign(item, {etag: event.etag, ttl: event.ttl, expires: event.expires, node: event.node, gone: false})
     }
-    this.change()
+    this.changed()
     return item
   }
 }

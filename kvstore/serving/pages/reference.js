@@ -11,7 +11,7 @@ const NOT_ASKED = ["access_token", "as", "hold"] // parameters of streams that a
 const plain = text => (text ?? "").replaceAll("`", "") // Markdown
 
 export class ReferenceView {
-  constructor(page) {
+  constructor(path, tab, page) {
     this.page = page
     this.ending = new AbortController()
     this.element = h("article", {class: "reference"})
@@ -21,13 +21,15 @@ export class ReferenceView {
     try {
       this.api = await (await ask("GET", "/_/openapi.json")).json()
     } catch (problem) {
+      if (this.ending.signal.aborted) return undefined
       return redraw(this.element, this.page.refusal(problem))
     }
+    if (this.ending.signal.aborted) return undefined
     this.page.setCurl(curl("GET", "/_/openapi.json"))
     document.title = "API · kvstore"
     const operations = Object.entries(this.api.paths).flatMap(([path, methods]) =>
       Object.entries(methods).filter(([method, operation]) => operation.responses && !LEFT_OUT.includes(method))
-        .map(([method, operation]) => this.operation(path, method.toUpperCase(), operation)))
+        .map(([method, operation]) => this.operation(path, method.replace("x-", "").toUpperCase(), operation))) // OpenAPI has no QUERY
     const about = h("p", {class: "muted"}, `${plain(this.api.info.description)} What you send here is carried out.`)
     return redraw(this.element, h("header", {class: "title"}, h("h1", null, "API")), about, h("div", {class: "card operations"}, operations))
   }

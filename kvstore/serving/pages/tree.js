@@ -68,6 +68,7 @@ export class Tree {
       item = found
       if (!isLast && !(i === parts.length - 2 && !parts[i + 1] && item.listing)) await this.open(item)
     }
+    if (this.selected !== path) return // somebody has gone on meanwhile
     this.flatten()
     const index = this.rows.findIndex(row => row.item?.path === path)
     if (index >= 0) {
