@@ -202,6 +202,8 @@ def test_redis_away(first: Game, second: Game, redis: Running, browser: Browser)
         browser.go("about:blank")
         browser.go(f"{first.url}/{name}")
         browser.wait_for("connecting", "#connection")
+        browser.wait("!document.querySelector('#game').hidden")
+        assert browser.text("#state") == ""
     finally:
         redis.signal(signal.SIGCONT)
     wait_until(lambda: first.served.request("GET", "/").status == second.served.request("GET", "/").status == 200, LIMIT_S)

@@ -68,7 +68,7 @@ function lobby() {
 
 // --- A game
 
-let game = null
+let game // undefined until the store has said, null if there is none
 
 function play() {
   const cells = Array.from({length: 9}, (_, cell) => {
@@ -96,6 +96,7 @@ function play() {
   }})
 
   show = () => {
+    if (game === undefined) return
     const players = game?.players ?? []
     const mine = players.findIndex(({id}) => id === me)
     const isPlaying = players.length > 1 && !isOver(game)
