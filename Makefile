@@ -76,6 +76,14 @@ bench: $(VENV)/ready-dev ## measure beside webdis, nchan and a plain Flask app, 
 load: ## PUT and GET 2,000 things at a server that runs; URL=http://127.0.0.1:8000
 	@bench/load.sh $(URL)
 
+$(VENV)/ready-game: $(VENV)/ready examples/game/requirements.txt
+	@$(PIP) -r examples/game/requirements.txt
+	@touch $@
+
+.PHONY: game
+game: $(VENV)/ready-game ## the example of a game on http://127.0.0.1:5001
+	@cd examples/game && exec ../../$(BIN)/uvicorn --port 5001 --no-access-log --timeout-graceful-shutdown 1 app:app
+
 clean: ## remove .venv, caches and what was built; data stays
 	rm -rf $(VENV) build dist site *.egg-info .hypothesis .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
