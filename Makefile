@@ -10,7 +10,7 @@ LOCK = UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet --uni
 	pyproject.toml --extra server --extra embedded --extra jwks $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-all test-lowest check fmt docs lock bench load clean
+.PHONY: help setup run chat game adder test test-all test-lowest check fmt docs lock bench load clean
 
 help: ## list what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -31,6 +31,20 @@ setup: $(VENV)/ready ## prepare .venv and start nothing
 
 run: $(VENV)/ready ## serve http://127.0.0.1:8000
 	@exec $(BIN)/kvstore
+
+# The examples. Each has its store in a data/ of its own, unless REDIS_URL names another. What they need is pinned for the tests.
+
+chat: $(VENV)/ready-dev ## the example of a chat on http://127.0.0.1:5000; FLASK_RUN_PORT for another port
+	@echo "chat: log in as Pablo, Joe, Mary or Alex with password123, or as somebody new" >&2
+	@cd examples/chat && exec ../../$(BIN)/flask --app app run
+
+game: $(VENV)/ready-dev ## the example of a game on http://127.0.0.1:5001
+	@cd examples/game && exec ../../$(BIN)/uvicorn --port 5001 --no-access-log --timeout-graceful-shutdown 1 app:app
+
+adder: $(VENV)/ready ## the example of a worker that adds, on http://127.0.0.1:5000/add?a=1&b=2
+	@echo "adder: ask /add?a=1&b=2, then /add-result in the same browser" >&2
+	@cd examples/adder && { ../../$(BIN)/flask --app app kvstore worker & worker=$$!; \
+		trap "kill $$worker" EXIT; ../../$(BIN)/flask --app app run; }
 
 test: $(VENV)/ready-dev ## run the tests, in about a minute; ARGS="-k name" for some of them
 	@$(BIN)/$(PYTEST) -m "not slow" $(ARGS)
@@ -75,14 +89,6 @@ bench: $(VENV)/ready-dev ## measure beside webdis, nchan and a plain Flask app, 
 
 load: ## PUT and GET 2,000 things at a server that runs; URL=http://127.0.0.1:8000
 	@bench/load.sh $(URL)
-
-$(VENV)/ready-game: $(VENV)/ready examples/game/requirements.txt
-	@$(PIP) -r examples/game/requirements.txt
-	@touch $@
-
-.PHONY: game
-game: $(VENV)/ready-game ## the example of a game on http://127.0.0.1:5001
-	@cd examples/game && exec ../../$(BIN)/uvicorn --port 5001 --no-access-log --timeout-graceful-shutdown 1 app:app
 
 clean: ## remove .venv, caches and what was built; data stays
 	rm -rf $(VENV) build dist site *.egg-info .hypothesis .mypy_cache .ruff_cache

@@ -22,6 +22,7 @@ from kvstore.core.settings import InvalidSetting
 MAX_OWN_ROWS = 100  # of one token; they are read again for each process
 
 RIGHTS = tuple(right.name.lower() for right in Right)  # in the order of a row's columns
+POST = len(Right)  # beside the rights: to append by POST, which leaves the name to the service
 
 
 class Grant(NamedTuple):
@@ -37,10 +38,13 @@ NOBODY = Grant()
 
 
 class Row(NamedTuple):
-    """A row: a pattern, who has each Right, and the members that a written document must have, each with a claim's name."""
+    """A row: a pattern, who has each Right, and the members that a written document must have, each with a claim's name.
+
+    The last grant, at POST, is of those who may append by POST: all who have APPEND, and those that `post:` names.
+    """
 
     pattern: Pattern
-    grants: tuple[Grant, Grant, Grant]
+    grants: tuple[Grant, Grant, Grant, Grant]
     members: tuple[tuple[str, str], ...] = ()
 
 
@@ -91,8 +95,11 @@ def _row(row: Any) -> Row:
     if not all(isinstance(text, str) for text in row[:4]):
         raise _BadRow("the path and the three rights must be strings")
     pattern = parse_pattern(path)
-    read, append, write = (_grant(name, cell, pattern) for name, cell in zip(RIGHTS, cells, strict=True))
-    return Row(pattern, (read, append, write), _members(row[4]) if len(row) == 5 else ())
+    read, append, write = cells
+    posting = _grant("append", " ".join(word.removeprefix("post:") for word in append.split()), pattern)
+    creating = " ".join(word for word in append.split() if not word.startswith("post:")) or "nobody"
+    grants = (_grant("read", read, pattern), _grant("append", creating, pattern), _grant("write", write, pattern), posting)
+    return Row(pattern, grants, _members(row[4]) if len(row) == 5 else ())
 
 
 def _grant(name: str, cell: str, pattern: Pattern) -> Grant:

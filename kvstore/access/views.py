@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from kvstore.access.patterns import Element, Kind, Pattern, claim_segments, claim_values
 from kvstore.access.principal import Principal
-from kvstore.access.rules import OwnRow, Row, parse_own_rows
+from kvstore.access.rules import POST, OwnRow, Row, parse_own_rows
 from kvstore.commands.rights import Right, Scope, Touch
 from kvstore.core.errors import Problem, Unauthorized
 from kvstore.core.paths import MAX_SEGMENTS, as_segment, parse_path, segments_of
@@ -168,8 +168,9 @@ class View:
         word = segments_of(path)
         state = self._reached(word)
         if scope is Scope.ADDED:
+            kind = POST if right is Right.APPEND else right
             for segment in (OTHER, *filter(_is_assigned, state.expected)):
-                yield self._depending(self._after(state, segment, len(word)), right, [*word, segment])
+                yield self._depending(self._after(state, segment, len(word)), kind, [*word, segment])
             return
         if not word:
             yield self._depending(state, right, word)  # everything: the root document too
@@ -275,14 +276,15 @@ class View:
                 break
         own = [self._own[row - len(self._rows)].rights for row, _, _ in matching if row >= len(self._rows)]
         state.fixed = tuple(
-            PERMITTED if any(right in rights for rights in own) else self._fixed(state.row, right) for right in Right
+            PERMITTED if any(right in rights for rights in own) else self._fixed(state.row, kind)
+            for kind, right in enumerate((*Right, Right.APPEND))  # at POST, who may append otherwise may by POST
         )
         state.permitted = bits(*(right for right in Right if state.fixed[right] is PERMITTED))
         return state
 
     # The rights of a row
 
-    def _fixed(self, row: tuple[int, tuple[int, ...]] | None, right: Right) -> Verdict | None:
+    def _fixed(self, row: tuple[int, tuple[int, ...]] | None, right: int) -> Verdict | None:
         """Return the verdict of a row as far as it does not depend on documents, None where it does."""
         if row is None:
             return REFUSED
@@ -291,12 +293,12 @@ class View:
             return self._permitted(row[0], right, frozenset())
         return None if grant.containers and self._name is not None else REFUSED
 
-    def _permitted(self, row: int, right: Right, clauses: Clauses) -> Verdict:
-        members = self._rows[row].members if right is not Right.READ else ()
+    def _permitted(self, row: int, right: int, clauses: Clauses) -> Verdict:
+        members = self._rows[row].members if right != Right.READ else ()
         allowed = ((name, claim_values(self._claims, claim)) for name, claim in members)
         return Verdict(clauses, frozenset(allowed)) if clauses or members else PERMITTED
 
-    def _depending(self, state: _State, right: Right, word: list[str]) -> Verdict:
+    def _depending(self, state: _State, right: int, word: list[str]) -> Verdict:
         """Return the verdict for a path with these segments, of which OTHER is one that nobody can be a member of."""
         fixed = state.fixed[right]
         if fixed is not None:

@@ -21,6 +21,7 @@ ROWS: list[list[Any]] = [
     ["/rooms/$room/**", "in:/members/$room/", "in:/members/$room/", "in:/members/$room/"],
     ["/own/{sub}/**", "user", "user", "user"],
     ["/public/**", "anyone", "user", "role:editor"],
+    ["/minutes/**", "anyone", "post:user role:editor", "nobody"],
 ]
 ADA, EVE = {"sub": "ada"}, {"sub": "eve"}
 EDITOR = {"sub": "ed", "roles": ["editor"]}
@@ -237,6 +238,24 @@ def test_an_own_append_is_acknowledged(ask: Ask) -> None:
         assert list(answer.json) == ["path", "etag", "ttl"]
         assert answer.json["path"] == answer.headers["Location"]
         assert answer.json["etag"] == answer.tag
+
+
+@on_ruled
+def test_who_may_only_post_chooses_no_name(ask: Ask) -> None:
+    """Alone, in a batch and with a key; whoever may append otherwise may do both."""
+    name = "/minutes/1795260845967a0"
+    creation = {"method": "PUT", "path": name, "headers": {"If-None-Match": "*"}, "body": 1}
+    refused = ask(ADA, "PUT", name, 1, if_none_match="*", idempotency_key="k")
+    assert (refused.status, refused.json["detail"]) == (403, f"the rules do not permit you to create {name}")
+    in_batch = ask(ADA, "POST", "/_/batch", {"requests": [creation], "atomic": False})
+    assert [part["status"] for part in in_batch.json["responses"]] == [403]
+    assert ask(ADA, "PUT", name, 1).status == 403
+    assert ask(None, "POST", "/minutes/", 1).status == 401
+    assert ask(ADA, "POST", "/minutes/", 1, idempotency_key="k").status == 201
+    assert ask(ADA, "POST", "/_/batch", {"requests": [{"method": "POST", "path": "/minutes/", "body": 2}]}).status == 200
+    assert [item["value"] for item in ask(ADA, "GET", "/minutes/").json["items"]] == [1, 2]
+    assert ask(EDITOR, "PUT", name, 3, if_none_match="*").status == 201
+    assert ask(EDITOR, "POST", "/minutes/", 4).status == 201
 
 
 @on_ruled

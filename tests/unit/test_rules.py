@@ -209,6 +209,11 @@ BAD_ROWS = [
     (["/a" * 33, "user", "user", "user"], "32 segments"),
     (["/a", "", "user", "user"], "read is empty"),
     (["/a", "user", "users", "user"], "append is 'users'"),
+    (["/a", "user", "", "user"], "append is empty"),
+    (["/a", "user", "post:", "user"], "append is empty"),
+    (["/a", "user", "post:users", "user"], "append is 'users'"),
+    (["/a", "post:user", "user", "user"], "read is 'post:user'"),
+    (["/a", "user", "user", "post:user"], "write is 'post:user'"),
     (["/a", "user", "user", "role:"], "write is 'role:'"),
     (["/a", "user", "user", "nobody user"], "nobody by itself"),
     (["/a", "user", "user", "User"], "write is 'User'"),
@@ -328,6 +333,10 @@ ADDED: list[tuple[list[list[Any]], str, Any]] = [
     ([["/*", *ALL]], "/", True),
     ([["/r/$r/*", *["in:/m/$r/"] * 3]], "/r/1/", {"/m/1/ada"}),
     ([["/r/$r", *["in:/m/$r/"] * 3]], "/r/", False),
+    ([["/log/*", "nobody", "post:user", "nobody"]], "/log/", True),
+    ([["/log/*", "nobody", "post:role:editor role:admin", "nobody"]], "/log/", False),
+    ([["/r/$r/*", "nobody", "user post:in:/m/$r/", "nobody"]], "/r/1/", True),
+    ([["/r/$r/*", "nobody", "post:in:/m/$r/", "nobody"]], "/r/1/", {"/m/1/ada"}),
 ]
 
 
@@ -369,6 +378,7 @@ CELLS = [
     "in:/b/$x/",
     "role:editor in:/a/$x/",
     "in:/a/{sub}/",
+    "post:user in:/a/",  # by POST alone; only the column append may say so
 ]
 STORED = {"/a/ada", "/a/b", "/b/red/ada", "/b/a/b", "/b/b/ada", "/a/a/ada", "/a/red/ada", "/a/ada/ada"}
 
