@@ -10,9 +10,7 @@ LOCK = UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet --uni
 	pyproject.toml --extra server --extra embedded --extra jwks $(ARGS)
 
 .DEFAULT_GOAL := help
-# The examples, each in a directory of its own, with a store in its data/ unless REDIS_URL names another.
-
-.PHONY: help setup run chat adder test test-all test-lowest check fmt docs lock bench load clean
+.PHONY: help setup run chat game adder test test-all test-lowest check fmt docs lock bench load clean
 
 help: ## list what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -34,13 +32,14 @@ setup: $(VENV)/ready ## prepare .venv and start nothing
 run: $(VENV)/ready ## serve http://127.0.0.1:8000
 	@exec $(BIN)/kvstore
 
-$(VENV)/ready-examples: $(VENV)/ready examples/chat/requirements.txt
-	@$(PIP) -r examples/chat/requirements.txt
-	@touch $@
+# The examples. Each has its store in a data/ of its own, unless REDIS_URL names another. What they need is pinned for the tests.
 
-chat: $(VENV)/ready-examples ## the example of a chat on http://127.0.0.1:5000; FLASK_RUN_PORT for another port
+chat: $(VENV)/ready-dev ## the example of a chat on http://127.0.0.1:5000; FLASK_RUN_PORT for another port
 	@echo "chat: log in as Pablo, Joe, Mary or Alex with password123, or as somebody new" >&2
 	@cd examples/chat && exec ../../$(BIN)/flask --app app run
+
+game: $(VENV)/ready-dev ## the example of a game on http://127.0.0.1:5001
+	@cd examples/game && exec ../../$(BIN)/uvicorn --port 5001 --no-access-log --timeout-graceful-shutdown 1 app:app
 
 adder: $(VENV)/ready ## the example of a worker that adds, on http://127.0.0.1:5000/add?a=1&b=2
 	@echo "adder: ask /add?a=1&b=2, then /add-result in the same browser" >&2

@@ -176,8 +176,15 @@ async def _follow(runtime: Runtime, request: Request, follow: Follow | FollowMan
         await send({"type": "http.response.start", "status": 200, "headers": _encoded(fields)})
         while block is not None:
             await send({"type": "http.response.body", "body": block, "more_body": True})
-            block = await stream.take()
+            block = await take()
         await send({"type": "http.response.body", "body": b""})
+
+    async def take() -> bytes | None:
+        """Return the next block, None at the end. A server that stops cancels what has not ended: that is an end as well."""
+        try:
+            return await stream.take()
+        except asyncio.CancelledError:
+            return None
 
     with suppress(TimeoutError):
         async with asyncio.timeout(None) as patience:

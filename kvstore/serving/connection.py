@@ -189,7 +189,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _advance(self) -> None:
         """Answer the complete requests, one after the other, until one of them has to wait for its outcome."""
-        reader = self._reader
+        reader, gate = self._reader, self._runtime.gate
         try:
             while not (self._busy or self._over or self._choked):
                 request = reader.next()
@@ -199,7 +199,10 @@ class ClientConnection(asyncio.Protocol):
                     return
                 self._lacked = NOTHING
                 self._keep = reader.keeps and not self._server.stopping
-                self._answer(request)
+                if gate is None:
+                    self._decide(request, None, None)
+                else:
+                    self._pass(request, gate)
         except Problem as problem:
             self._fail(problem)
 
@@ -217,11 +220,7 @@ class ClientConnection(asyncio.Protocol):
 
     # From a request to bytes
 
-    def _answer(self, request: Request) -> None:
-        gate = self._runtime.gate
-        if gate is None:
-            self._decide(request, None, None)
-            return
+    def _pass(self, request: Request, gate: Gate) -> None:
         principal = self._principal if request.headers is self._accepted else None
         if principal is not None and gate.is_known(principal, request):
             self._decide(request, principal, None)

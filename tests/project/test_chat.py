@@ -16,7 +16,7 @@ import pytest
 
 from tests.support.browser import ENTER, TAB, Browser, Driver
 from tests.support.serving import Response, Served
-from tests.support.stores import connect, make_directory, start_redis_on_tcp
+from tests.support.stores import connect, make_directory, start_redis_on_tcp, wait_until
 
 pytest.importorskip("argon2")
 

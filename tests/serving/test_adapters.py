@@ -272,6 +272,35 @@ def test_a_body_over_the_limit_is_not_read_on(empty: Running) -> None:
     assert call(empty, make_scope("PUT", "/ns/a", []), *parts).status == 413
 
 
+def test_a_stream_that_the_server_cancels(empty: Running) -> None:
+    """Servers that stop cancel what has not ended: the stream has an end, and nothing is raised that the server would log."""
+    sent: list[dict[str, Any]] = []
+
+    async def run() -> None:
+        application = Application({"REDIS_URL": empty.url})
+        begun = asyncio.Event()
+        received = [part(b"")]
+
+        async def receive() -> dict[str, Any]:
+            return received.pop() if received else await asyncio.Future()
+
+        async def send(message: dict[str, Any]) -> None:
+            sent.append(message)
+            if message.get("body"):
+                begun.set()
+
+        scope = make_scope("GET", "/ns/a", [("accept", "text/event-stream")])
+        stream = asyncio.create_task(application(scope, receive, send))
+        async with asyncio.timeout(10):
+            await begun.wait()
+            stream.cancel()
+            await stream
+        await application.open().close()
+
+    asyncio.run(run())
+    assert sent[-1] == {"type": "http.response.body", "body": b""}
+
+
 MOUNTS = [
     ("/kv", "/kv/ns/a", "/kv/ns/a"),
     ("/kv/", "/kv/ns/a", "/kv/ns/a"),
