@@ -116,11 +116,11 @@ class Browser:
         return found
 
     def wait(self, script: str, *arguments: Any) -> Any:
-        """What an expression comes to, once that is true."""
+        """What an expression comes to, once that is true. An error, as of an element that is not there yet, is not."""
         found: list[Any] = []
 
         def look() -> bool:
-            found[:] = [self.run(f"return {script}", *arguments)]
+            found[:] = [self.run(f"try {{ return {script} }} catch (error) {{ return null }}", *arguments)]
             return bool(found[0])
 
         try:
