@@ -103,6 +103,7 @@ def alternating(client: Checked) -> Iterator[list[Answer]]:
     assert {answer.status for answer in answers} <= {200, 201, 204, 404}
 
 
+@pytest.mark.slow
 def test_no_reader_sees_a_mix(client: Checked, alternating: list[Answer]) -> None:
     """Members, TTL, dates and entity-tag that are read together belong together."""
     seen: dict[str, int] = {"large": 0, "small": 0}

@@ -228,6 +228,7 @@ def test_stopped_under_load(serving: Served, store: Running, stop: Callable[[Ser
     assert "Traceback" not in serving.said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", STOPS)
 def test_what_is_in_flight_is_finished(serving: Served, store: Running, stop: Callable[[Served], None]) -> None:
     """Requests that were received when SIGTERM came are answered, though Redis takes a second over them."""

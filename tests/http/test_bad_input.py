@@ -285,6 +285,7 @@ fields = st.tuples(
 methods = st.sampled_from(["GET", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH", "POST", "BREW", "TRACE"])
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(method=methods, target=targets, headers=st.lists(fields, max_size=3), body=bodies)
 def test_fuzz(

@@ -152,6 +152,7 @@ any_requests = st.lists(
 )
 
 
+@pytest.mark.slow
 @on_few
 @settings(max_examples=50)
 @given(puts | gets | any_requests, gaps, atomics)
@@ -329,6 +330,7 @@ singles = st.lists(st.sampled_from([*NAMES, "string"]), min_size=1, max_size=10,
 )
 
 
+@pytest.mark.slow
 @on_two
 @settings(max_examples=50)
 @given(singles)

@@ -444,6 +444,7 @@ def test_who_has_gone_leaves_nothing(server: Running) -> None:
         serving.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("goes", ["close", "abort", "half_close"])
 def test_gone_from_flask(server: Running, goes: str) -> None:
     """Flask's own server lets its socket be looked at: a taker that has gone is given nothing, one that is there is."""

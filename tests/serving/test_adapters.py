@@ -168,6 +168,7 @@ def once(lines: list[tuple[str, str]]) -> list[tuple[str, str]]:
 asked = st.builds(Asked, methods, paths, st.lists(fields, max_size=3).map(once), bodies)
 
 
+@pytest.mark.slow
 @given(st.lists(asked, min_size=1, max_size=12))
 @hypothesis_settings(max_examples=120)
 def test_three_adapters_one_behaviour(three: dict[str, tuple[Client, Running]], sequence: list[Asked]) -> None:

@@ -276,6 +276,7 @@ def test_empty_settings_are_defaults() -> None:
 # --- What it keeps ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_documents_survive(start: Callable[..., Served]) -> None:
     """SIGTERM and a new start, kill -9 of every process and a new start: the documents are there, tags and all."""
     first = start()

@@ -97,6 +97,7 @@ def test_there_and_back(client: Checked, store: Running, documents: dict[str, tu
         assert abs(documents[found["path"]][1] - found["ttl"]) <= SLACK_S
 
 
+@pytest.mark.slow
 @on_two
 def test_many_pages(client: Checked, store: Running) -> None:
     """More documents than a page has, in more namespaces than one, and in more containers than the listing of one page."""

@@ -339,6 +339,7 @@ def in_batch(path: list[str], asked: Asked) -> dict[str, Any]:
     return part | ({"body": json.loads(asked.body)} if asked.body else {})
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(tables(), st.sampled_from(CLAIMS), parts, st.booleans())
 def test_batches(
