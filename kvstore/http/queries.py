@@ -17,7 +17,6 @@ MAX_CONDITIONS = 50
 MAX_VALUES = 1000  # of all conditions `in` together
 MAX_SORT = 4
 MAX_FIELDS = 100
-MAX_POSITION_CHARACTERS = 2000  # of `after`: a URL has 8,190 bytes
 
 STRING = "string"  # after an operator: the value is a string, although it looks like other JSON
 FLAGS, TEXTS = ("count", "recursive"), ("search", "after", "order")
