@@ -118,47 +118,29 @@ def check_questions(
                 assert [spelled(line) for line in lines] == expected
 
 
-@settings(max_examples=40)
-@given(
+drawn = given(
     documents=st.dictionaries(NAMES, DOCUMENTS, min_size=3),
     foreign=st.dictionaries(NAMES, st.sampled_from(FOREIGN), max_size=4),
     asked=st.lists(questions(), min_size=1, max_size=3),
     limit=st.integers(1, 4),
 )
+
+
+@settings(max_examples=40)
+@drawn
 @on_few
-def test_questions(
-    client: Checked,
-    raw: redis.Redis,
-    *,
-    documents: dict[str, str],
-    foreign: dict[str, bytes],
-    asked: list[Question],
-    limit: int,
-) -> None:
+def test_questions(client: Checked, raw: redis.Redis, **draw: Any) -> None:
     """Random questions to random documents, on pages of any size, as GET, as QUERY, as a count and as a stream."""
-    check_questions(client, raw, documents=documents, foreign=foreign, asked=asked, limit=limit)
+    check_questions(client, raw, **draw)
 
 
 @pytest.mark.slow
 @settings(max_examples=150, derandomize=False)
-@given(
-    documents=st.dictionaries(NAMES, DOCUMENTS, min_size=3),
-    foreign=st.dictionaries(NAMES, st.sampled_from(FOREIGN), max_size=4),
-    asked=st.lists(questions(), min_size=1, max_size=3),
-    limit=st.integers(1, 4),
-)
+@drawn
 @on_few
-def test_many_questions(
-    client: Checked,
-    raw: redis.Redis,
-    *,
-    documents: dict[str, str],
-    foreign: dict[str, bytes],
-    asked: list[Question],
-    limit: int,
-) -> None:
+def test_many_questions(client: Checked, raw: redis.Redis, **draw: Any) -> None:
     """The same, other ones in each run."""
-    check_questions(client, raw, documents=documents, foreign=foreign, asked=asked, limit=limit)
+    check_questions(client, raw, **draw)
 
 
 @on_few
