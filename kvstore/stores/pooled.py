@@ -109,7 +109,7 @@ class PooledStore:
                     try:
                         return await call(*words)
                     except redis.exceptions.NoScriptError:
-                        return await call(*eval_words(execution.command))
+                        return await call(*eval_words(execution.command, words))
         except LOOP_ERRORS as error:
             return problem_of(error)
         finally:
