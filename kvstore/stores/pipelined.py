@@ -30,7 +30,7 @@ CHECK_S = 0.25  # between checks for what is overdue: so much later than its tim
 class AsyncStore(Protocol):
     """A store for one event loop."""
 
-    def submit(self, command: Command[Outcome], done: Done[Context, Outcome], context: Context) -> None: ...
+    def submit(self, command: Command[Outcome], done: Done[Context, Outcome], context: Context) -> object: ...
     async def execute(self, command: Command[Outcome]) -> Outcome: ...
     async def close(self) -> None: ...
 
@@ -38,7 +38,7 @@ class AsyncStore(Protocol):
 async def executed(store: AsyncStore, command: Command[Outcome]) -> Outcome:
     """Submit a command and return its outcome; raises Problem."""
     answer: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-    store.submit(command, _settle, answer)
+    store.submit(command, settle, answer)
     return await answer
 
 
@@ -179,7 +179,8 @@ class PipelinedStore:
             pending.tell(why)
 
 
-def _settle(answer: "asyncio.Future[Outcome]", outcome: Outcome | Exception) -> None:
+def settle(answer: "asyncio.Future[Outcome]", outcome: Outcome | Exception) -> None:
+    """Hand an outcome over to whoever awaits it."""
     if answer.done():  # the caller was cancelled
         return
     if isinstance(outcome, Exception):
