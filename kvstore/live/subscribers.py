@@ -32,7 +32,7 @@ class Subscriber:
 
     __slots__ = (
         *("after", "beat", "end", "expiry", "has_left", "holds", "is_ready", "is_part", "path", "permit", "room", "send"),
-        *("selection", "waiting", "waiting_bytes"),
+        *("awaits_page", "selection", "waiting", "waiting_bytes"),
     )
 
     def __init__(  # noqa: PLR0913  # what sends, and what is sent
@@ -51,6 +51,7 @@ class Subscriber:
         self.end = end
         self.room = room
         self.is_ready = False
+        self.awaits_page = False  # of a snapshot that has begun, and its reader has read the pages before
         self.has_left = False
         self.is_part = is_part  # a further path of a stream that is counted already
         self.holds: list[Hold] = []

@@ -1,11 +1,14 @@
 """Following with conditions: a snapshot of what matches, then what becomes of it, whatever serves the stream."""
 
+import asyncio
 from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import quote
 
 import pytest
 
+from kvstore.live import evaluator, hub, stream_session
+from kvstore.stores.query_queue import QueryQueue, is_continued
 from tests.support.asking import expire
 from tests.support.stores import Running, wait_until
 from tests.support.streams import FOLLOWED, LIMIT_S, STREAM_LANES, Event, Followed, following
@@ -134,3 +137,41 @@ def test_what_makes_no_stream(followed: Followed, query: str) -> None:
     for target in (f"/ns/?{query}", f"/_/follow?path=/x&path={quote(f'/ns/?{query}', safe='')}"):
         answer = followed.request("GET", target, headers={"Accept": "text/event-stream"})
         assert (answer.status, answer.json["type"]) == (400, "urn:kvstore:invalid-parameter")
+
+
+@on_served
+def test_more_than_can_be_looked_at(followed: Followed, ask: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streams with conditions end, and resume without a loss; others do not notice."""
+    with following(followed, "/ns/?a:lt=5") as reader, following(followed, "/ns/") as other:
+        place = reader.wait_for(1)[0].id
+        other.wait_for(1)
+        monkeypatch.setattr(evaluator, "MAX_UNSEEN_WEIGHT", 10)
+        ask("PUT", "/ns/x", {"a": 1})
+        reader.wait_for_end()
+        ask("PUT", "/ns/x", {"a": 2})
+        assert told(other.wait_for(3)[1:]) == [("put", "/ns/x", {"a": 1}), ("put", "/ns/x", {"a": 2})]
+    with following(followed, "/ns/?a:lt=5", Last_Event_ID=place) as reader:
+        assert reader.wait_for(2) == other.events[1:]
+
+
+@on_served
+@pytest.mark.parametrize("target", ["/ns/?a:lt=5", f"/_/follow?path=/x&path={quote('/ns/?a:lt=5', safe='')}"])
+def test_a_snapshot_that_waits(
+    followed: Followed, ask: Callable[..., Any], target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its pages are those of a query, which waits for others: meanwhile there are heartbeats, without an id."""
+    monkeypatch.setattr(hub, "HEARTBEAT_S", 0.05)
+    monkeypatch.setattr(stream_session, "PAGE", 1)
+    execute = QueryQueue.execute
+
+    async def execute_late(queue: QueryQueue, command: Any) -> Any:
+        await asyncio.sleep(0.2 if is_continued(command) else 0)
+        return await execute(queue, command)
+
+    monkeypatch.setattr(QueryQueue, "execute", execute_late)
+    for name in ("a", "b"):
+        ask("PUT", f"/ns/{name}", {"a": 1})
+    with following(followed, target) as reader:
+        wait_until(lambda: sum("items" in (event.data["value"] or {}) for event in reader.events) == 2, LIMIT_S)
+        first, last = (at for at, block in enumerate(reader.blocks) if b"items" in block)
+        assert {b":"} == set(reader.blocks[first + 1 : last])
