@@ -71,9 +71,11 @@ class Selection(NamedTuple):
         if change.text is None:
             return b""
         yield
-        if not (yield from self.question.matches(occurrence.document)):
+        document = occurrence.document
+        yield
+        if not (yield from self.question.matches(document)):
             return b""
         if not fields:
             return occurrence.event
         yield
-        return event(occurrence.path, change._replace(text=patch.dump(select(occurrence.document, fields))))
+        return event(occurrence.path, change._replace(text=patch.dump(select(document, fields))))
