@@ -99,7 +99,7 @@ def test_what_is_not_there_yet(client: Checked) -> None:
 @pytest.mark.slow
 @on_servers
 def test_a_container_that_changes(client: Checked) -> None:
-    """By what is put, appended, or expires below it; HEAD waits as well."""
+    """By what is put, appended, or expires below it; HEAD waits as well, and so does a query, for any change."""
     client.put("/ns/q/a", "1")
     for change in (
         lambda: client.put("/ns/q/b?ttl=1", "2"),
@@ -109,15 +109,16 @@ def test_a_container_that_changes(client: Checked) -> None:
         lambda: client.delete("/ns/q/?recursive"),
     ):
         tag = client.get("/ns/q/").tag
-        got, head = (
-            later(lambda tag=tag, method=method: client.request(method, "/ns/q/", prefer_wait(WAIT_S, tag)))
-            for method in ("GET", "HEAD")
-        )
+        waiting = [
+            later(lambda tag=tag, method=method, target=target: client.request(method, target, prefer_wait(WAIT_S, tag)))
+            for method, target in (("GET", "/ns/q/"), ("HEAD", "/ns/q/"), ("GET", "/ns/q/?a:eq=1"))
+        ]
         change()
-        for answer in (got.result(LIMIT_S), head.result(LIMIT_S)):
+        for answer in [each.result(LIMIT_S) for each in waiting]:
             assert answer.status == 200
             assert answer.tag != tag
-    assert got.result().json == {"items": []}
+        assert waiting[2].result().json == {"items": []}
+    assert waiting[0].result().json == {"items": []}
 
 
 @on_servers
