@@ -17,6 +17,7 @@ from kvstore.commands.base import Command, Outcome
 from kvstore.core.errors import Problem, unavailable
 from kvstore.core.redis_url import Address
 from kvstore.stores import redis_clients
+from kvstore.stores.execution import evalsha_words
 from kvstore.stores.redis_connection import Context, Done, MakeConnection, PendingCommand, RedisConnection, open_connection
 from kvstore.stores.redis_errors import UNCHANGED, problem_of, too_many_waiting
 
@@ -29,7 +30,8 @@ CHECK_S = 0.25  # between checks for what is overdue: so much later than its tim
 class AsyncStore(Protocol):
     """A store for one event loop."""
 
-    def submit(self, command: Command[Outcome], done: Done[Context, Outcome], context: Context) -> None: ...
+    def submit(self, command: Command[Outcome], done: Done[Context, Outcome], context: Context) -> object: ...
+    def flush(self) -> None: ...
     async def execute(self, command: Command[Outcome]) -> Outcome: ...
     async def close(self) -> None: ...
 
@@ -37,7 +39,7 @@ class AsyncStore(Protocol):
 async def executed(store: AsyncStore, command: Command[Outcome]) -> Outcome:
     """Submit a command and return its outcome; raises Problem."""
     answer: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-    store.submit(command, _settle, answer)
+    store.submit(command, settle, answer)
     return await answer
 
 
@@ -49,6 +51,8 @@ class PipelinedStore:
     None when the connection is lost, since any key may have changed. `find` returns the current address of the Redis; it
     raises OSError. `connect` makes its connections.
     """
+
+    words = staticmethod(evalsha_words)
 
     def __init__(
         self,
@@ -63,6 +67,8 @@ class PipelinedStore:
         self.is_tracking = on_invalidate is not None  # False where Redis refuses to
         self._find = find
         self._make = connect
+        self.max_waiting = redis_clients.MAX_WAITING
+        self.max_waiting_bytes = redis_clients.MAX_WAITING_BYTES
         self._loop: asyncio.AbstractEventLoop = None  # type: ignore[assignment]  # known from the first submit on
         self._connection: RedisConnection | None = None
         self._connecting: asyncio.Task[None] | None = None
@@ -81,15 +87,15 @@ class PipelinedStore:
         if connection is not None and connection.has_room:
             connection.submit(command, done, context)
             return
-        if connection is None and not self._closed and len(self._unsent) < redis_clients.MAX_WAITING:
-            now = loop.time()
-            pending = PendingCommand(command, done, context, now, now + redis_clients.PIPELINED.queue_s).pack()
-            if self._unsent_bytes + pending.size <= redis_clients.MAX_WAITING_BYTES:
-                self._unsent_bytes += pending.size
-                self._unsent.append(pending)
-                self._connect()
-                return
-        loop.call_soon(done, context, too_many_waiting())
+        now = loop.time()
+        pending = PendingCommand(command, done, context, now, now + redis_clients.PIPELINED.queue_s)
+        if connection is not None or not self._keep(pending.pack(self.words(command))):
+            loop.call_soon(done, context, too_many_waiting())
+
+    def flush(self) -> None:
+        """Send now what would be sent at the end of this turn of the event loop."""
+        if self._connection is not None:
+            self._connection.flush()
 
     async def execute(self, command: Command[Outcome]) -> Outcome:
         """Execute a command and those that follow it, and return the outcome; raises Problem."""
@@ -111,6 +117,16 @@ class PipelinedStore:
         self._loop = asyncio.get_running_loop()
         self._check_overdue()
         return self._loop
+
+    def _keep(self, pending: PendingCommand) -> bool:
+        """Let a packed command wait for a connection; returns False if there is no room."""
+        has_room = len(self._unsent) < self.max_waiting and self._unsent_bytes + pending.size <= self.max_waiting_bytes
+        if self._closed or not has_room:
+            return False
+        self._unsent_bytes += pending.size
+        self._unsent.append(pending)
+        self._connect()
+        return True
 
     def _connect(self) -> None:
         if self._connecting is None and not self._closed:
@@ -148,6 +164,14 @@ class PipelinedStore:
             if self.on_invalidate and not self._closed:
                 self.on_invalidate(None)
 
+    def forward(self, connection: RedisConnection, pending: PendingCommand) -> None:
+        """Send the next command of a request: there is one Redis."""
+        connection.send(pending)
+
+    def redirect(self, pending: PendingCommand, error: str) -> bool:
+        """A single Redis sends nobody elsewhere."""
+        return False
+
     def _check_overdue(self) -> None:
         now = self._loop.time()
         if self._connection and self._connection.is_overdue(now):
@@ -163,7 +187,8 @@ class PipelinedStore:
             pending.tell(why)
 
 
-def _settle(answer: "asyncio.Future[Outcome]", outcome: Outcome | Exception) -> None:
+def settle(answer: "asyncio.Future[Outcome]", outcome: Outcome | Exception) -> None:
+    """Hand an outcome over to whoever awaits it."""
     if answer.done():  # the caller was cancelled
         return
     if isinstance(outcome, Exception):

@@ -78,7 +78,7 @@ class ReplicatedConnection(RedisConnection):
         self._held: list[tuple[PendingCommand, Any]] = []  # replies, each before that to the next WAIT
         self._wait: PendingCommand | None = None  # the WAIT without a reply
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
         gathered, self._gathered = self._gathered, {}
         for alike in gathered.values():
             self._send_coalesced(alike)
@@ -86,7 +86,7 @@ class ReplicatedConnection(RedisConnection):
             now = self._loop.time()
             self._wait = PendingCommand(_Wait(), _nobody, None, now, now + redis_clients.PIPELINED.answer_s)
             self.send(self._wait.pack(wait_words(self._replicas)))
-        super()._flush()
+        super().flush()
 
     def _take(self, pending: PendingCommand, reply: Any) -> None:
         if pending is not self._wait:
@@ -135,6 +135,11 @@ class ReplicatedStore:
     def submit(self, command: Command[Outcome], done: Done[Context, Outcome], context: Context) -> None:
         """As PipelinedStore.submit."""
         (self._writes if is_acknowledged(command) else self._reads).submit(command, done, context)
+
+    def flush(self) -> None:
+        """As PipelinedStore.flush."""
+        self._reads.flush()
+        self._writes.flush()
 
     async def execute(self, command: Command[Outcome]) -> Outcome:
         """Execute a command and those that follow it, and return the outcome; raises Problem."""
