@@ -20,9 +20,10 @@ from kvstore.core.errors import Problem
 from kvstore.core.paths import Path, own_key
 from kvstore.core.redis_url import parse_redis_url
 from kvstore.stores import redis_clients
-from kvstore.stores.execution import Execution, eval_words, evalsha_words, timed
+from kvstore.stores.execution import Execution, Words, eval_words, evalsha_words, timed
 from kvstore.stores.redis_clients import MAX_BLOCKING_CONNECTIONS, blocking_client, waiting_until
 from kvstore.stores.redis_errors import ERRORS, all_busy, problem_of
+from kvstore.stores.slots import guarded_words
 
 BLOCK_S = 2.0  # of one XREAD that waits: shorter than an answer may take
 
@@ -68,11 +69,12 @@ class _Turns:
 class BlockingStore:
     """Executes commands through a client of redis-py. Safe to share between threads, and to use in a forked process.
 
-    `connect` makes the client, when the first command comes.
+    `connect` makes the client, when the first command comes. `words` returns what is sent for a command.
     """
 
-    def __init__(self, connect: Callable[[], Any]) -> None:
+    def __init__(self, connect: Callable[[], Any], words: Callable[[Command[object]], Words] = evalsha_words) -> None:
         self._connect = connect
+        self._words = words
         self._client: Any = None
         self.forget()
         _all.add(self)
@@ -101,7 +103,7 @@ class BlockingStore:
 
     def _reply(self, execution: Execution[Any]) -> RedisReply | Problem:
         """The reply to a command, or the Problem that came in its place."""
-        words = evalsha_words(execution.command)
+        words = self._words(execution.command)
         try:
             with self._turn(execution.due) as client, timed():
                 try:
@@ -174,4 +176,5 @@ os.register_at_fork(after_in_child=_forget)
 def open_blocking_store(redis_url: str, *, verify_tls: bool = True) -> BlockingStore:
     """Return a store on the Redis at `redis_url` (see redis_url.py); raises InvalidRedisURL. Redis may be away."""
     address = parse_redis_url(redis_url, verify_tls=verify_tls)
-    return BlockingStore(lambda: blocking_client(address))
+    words = guarded_words if address.kind == "cluster" else evalsha_words
+    return BlockingStore(lambda: blocking_client(address), words)
