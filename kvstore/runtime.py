@@ -25,8 +25,8 @@ from kvstore.live.readiness import Readiness
 from kvstore.stores import embedded
 from kvstore.stores.blocking import BlockingStore, open_blocking_store
 from kvstore.stores.edit_queue import EditQueue
-from kvstore.stores.pipelined import AsyncStore
 from kvstore.stores.pooled import Submissions, open_async_store
+from kvstore.stores.query_queue import Query, QueryQueue
 from kvstore.stores.redis_connection import Context, Done
 
 log = logging.getLogger("kvstore")
@@ -63,6 +63,7 @@ def connect(settings: Settings) -> tuple[BlockingStore, Settings]:
 
 _OWN = frozenset({LongPoll, CheckReadiness, ReadMetrics})  # what this process is asked, and not the store
 _submissions = Submissions()
+Cancellable: TypeAlias = asyncio.Task[None] | Query
 Asked: TypeAlias = Command[Outcome] | LongPoll[Outcome] | ReadMetrics
 
 
@@ -70,7 +71,7 @@ class Runtime(NamedTuple):
     """What serves the requests of one event loop."""
 
     settings: Settings
-    store: AsyncStore
+    store: QueryQueue
     hub: Hub
     long_polls: LongPolls
     readiness: Readiness
@@ -78,15 +79,16 @@ class Runtime(NamedTuple):
     rules: Rules | None = None  # None: everything is permitted
     gate: Gate | None = None
 
-    def submit(self, asked: Asked[Outcome], done: Done[Context, Outcome], context: Context) -> asyncio.Task[None] | None:
+    def submit(
+        self, asked: Asked[Outcome], done: Done[Context, Outcome], context: Context
+    ) -> "asyncio.Task[None] | Query | None":
         """Execute what is asked for; `done(context, outcome)` is called once, with the outcome or the exception.
 
-        Returns the task of a long poll, None for anything else. If you cancel the task, `done` is not called, and a job that
-        was taken is given back.
+        Returns the task of a long poll, a query, or None for anything else. If you cancel it, `done` is not called, and a job
+        that was taken is given back.
         """
         if type(asked) not in _OWN:
-            self.store.submit(asked, done, context)  # type: ignore[arg-type]  # it is a command
-            return None
+            return self.store.submit(asked, done, context)  # type: ignore[arg-type]  # it is a command
         task = _submissions.add(lambda: self.outcome(asked), done, context)
         return task if isinstance(asked, LongPoll) else None
 
@@ -100,7 +102,7 @@ class Runtime(NamedTuple):
             return await self.metrics.outcome(asked)  # type: ignore[return-value]  # a MetricsRead
         return await self.store.execute(asked)
 
-    async def outcome_unless(self, gone: Coroutine[Any, Any, None], asked: LongPoll[Outcome]) -> Outcome:
+    async def outcome_unless(self, gone: Coroutine[Any, Any, None], asked: Asked[Outcome]) -> Outcome:
         """Do the same until `gone` returns, which means that the client has disconnected; raises Problem, or ClientGone."""
         tasks = asyncio.ensure_future(self.outcome(asked)), asyncio.ensure_future(gone)
         try:
@@ -131,7 +133,7 @@ def open_runtime(settings: Settings, rules: Rules | None = None) -> Runtime:
     """
     rules = rules or rules_of(settings)
     address = parse_redis_url(settings.redis_url, verify_tls=settings.verify_tls)
-    store = EditQueue(open_async_store(settings.redis_url, verify_tls=settings.verify_tls))
+    store = QueryQueue(EditQueue(open_async_store(settings.redis_url, verify_tls=settings.verify_tls)))
     hub = Hub(store, address, settings.max_streams)
     polls = LongPolls(store, hub)
     metrics = Metrics(store, hub, polls)

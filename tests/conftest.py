@@ -15,7 +15,7 @@ import pytest
 import redis
 from hypothesis import HealthCheck, settings
 
-from kvstore.stores import edit_queue, redis_clients
+from kvstore.stores import edit_queue, query_queue, redis_clients
 from tests.support import wires
 from tests.support.clients import ADAPTERS, Checked
 from tests.support.lanes import LANES, Lane, selected
@@ -92,6 +92,7 @@ def patience(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
         for name in ("BLOCKING", "PIPELINED", "POOLED"):
             monkeypatch.setattr(redis_clients, name, redis_clients.TimeOuts(queue_s=15.0, connect_s=15.0, answer_s=20.0))
         monkeypatch.setattr(edit_queue, "QUEUED_S", 15.0)
+        monkeypatch.setattr(query_queue, "QUEUED_S", 15.0)
 
 
 @pytest.fixture(scope="session")

@@ -5,9 +5,9 @@ it keeps the documents of one page, the best ones if they are sorted, or only th
 """
 
 import re
-from typing import NamedTuple, TypeAlias
+from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
-from kvstore.commands.base import Again, Arguments, Later, RedisReply, Turns, in_turns, weigh
+from kvstore.commands.base import Again, Arguments, Command, Later, RedisReply, Turns, in_turns, weigh
 from kvstore.commands.containers import Item, List, Listing, Unchanged
 from kvstore.commands.rights import Touches
 from kvstore.commands.scripts import LIST, Script
@@ -61,13 +61,15 @@ class Progress(NamedTuple):
 
 NOTHING = Progress()
 Outcome: TypeAlias = Listing | Counted | Unchanged
+Answer = TypeVar("Answer")
 
 
 class Find(NamedTuple):
     """Ask a question of the documents below a container: Listing, Counted or Unchanged.
 
     `listing` says which documents, and where the next piece starts; its limit is that of a page. A sorted page starts after
-    `position`. `tag` is the container's entity-tag when it was read first, "" if it has changed since.
+    `position`. `tag` is the container's entity-tag when it was read first, "" if it has changed since. With `has_begun` it is
+    a later page than the first one.
     """
 
     listing: List
@@ -75,6 +77,7 @@ class Find(NamedTuple):
     position: Position | None = None
     tag: str | None = None
     so_far: Progress = NOTHING
+    has_begun: bool = False
     script: Script[Outcome] = LIST
 
     @property
@@ -195,7 +198,7 @@ class Find(NamedTuple):
         """Return the outcome, or what is read next: behind `last`, None where nothing is left."""
         question, found = self.question, self.so_far
         tag = (self.tag or None) if self.container.text != "/" else None
-        following = self._replace(tag=None, so_far=NOTHING)
+        following = self._replace(tag=None, so_far=NOTHING, has_begun=True)
         if last is not None:
             going_on = self.listing._replace(after=last, none_match="")
             if question.counts or question.sort or not (self._is_full(0) or found.weight > PAGE_WEIGHT):
@@ -210,6 +213,40 @@ class Find(NamedTuple):
             return Listing(items, tag, None)
         from_the_start = self.listing._replace(after="", none_match="")
         return Listing(items, tag, following._replace(listing=from_the_start, position=found.kept[-1].position))
+
+
+class Paused(NamedTuple, Generic[Answer]):
+    """A piece of a query was read; `command` is what comes next."""
+
+    command: Command[Answer]
+
+
+class Piece(NamedTuple, Generic[Answer]):
+    """The next script of a query, and nothing that follows it: Paused, or the query's outcome."""
+
+    command: Command[Answer]
+
+    @property
+    def script(self) -> Script[Answer | Paused[Answer]]:
+        return self.command.script
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return self.command.keys
+
+    @property
+    def arguments(self) -> Arguments:
+        return self.command.arguments
+
+    def outcome(self, reply: RedisReply) -> Answer | Paused[Answer] | Later[Answer | Paused[Answer]]:
+        return _paused(self.command.outcome(reply))
+
+
+def _paused(outcome: Answer | Again[Answer] | Later[Answer]) -> Answer | Paused[Answer] | Later[Answer | Paused[Answer]]:
+    if isinstance(outcome, Later):
+        resume = outcome.resume
+        return Later(lambda: _paused(resume()))
+    return Paused(outcome.command) if isinstance(outcome, Again) else outcome
 
 
 def _for_redis(question: Question) -> Arguments:

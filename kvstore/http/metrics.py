@@ -29,11 +29,12 @@ FAMILIES = {
     "kvstore_connections": ("gauge", "open connections of clients"),
     "kvstore_streams": ("gauge", "open streams"),
     "kvstore_waits": ("gauge", "requests that wait for a change, or for a job"),
+    "kvstore_queries": ("gauge", "queries that are being answered, or wait for that"),
     "kvstore_memory_bytes": ("gauge", "memory of the worker processes, what they share included"),
     "kvstore_workers": ("gauge", "worker processes"),
     "kvstore_jobs": ("gauge", "jobs of each queue, by state"),
 }
-GAUGES = ("connections", "streams", "waits", "memory_bytes", "workers")
+GAUGES = ("connections", "streams", "waits", "queries", "memory_bytes", "workers")
 _LABEL = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n"})
 
 

@@ -19,7 +19,7 @@ from kvstore.http.metrics import GAUGES, render_jobs, render_metrics
 from kvstore.live.hub import Hub
 from kvstore.live.long_poll import LongPolls
 from kvstore.live.metrics_board import Board
-from kvstore.stores.pipelined import AsyncStore
+from kvstore.stores.query_queue import QueryQueue
 
 log = logging.getLogger("kvstore")
 
@@ -34,7 +34,7 @@ board: Board | None = None  # of the workers of the command `kvstore`; None wher
 class Metrics:
     """The metrics of one event loop, and of the others on the board. `connections` counts those of clients."""
 
-    def __init__(self, store: AsyncStore, hub: Hub, long_polls: LongPolls) -> None:
+    def __init__(self, store: QueryQueue, hub: Hub, long_polls: LongPolls) -> None:
         self._store = store
         self._hub = hub
         self._long_polls = long_polls
@@ -55,7 +55,7 @@ class Metrics:
     def snapshot(self) -> dict[str, Any]:
         """Return what this process has counted, and what it holds open."""
         streams = self._hub.subscriptions - self._long_polls.subscriptions
-        gauges = (self.connections(), streams, self._long_polls.waiting, memory_bytes(), 1)
+        gauges = (self.connections(), streams, self._long_polls.waiting, self._store.queries, memory_bytes(), 1)
         return COUNTERS.snapshot() | {"gauges": dict(zip(GAUGES, gauges, strict=True))}
 
     def show(self) -> dict[str, Any]:

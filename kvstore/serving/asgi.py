@@ -26,6 +26,7 @@ from kvstore.serving.buffered_stream import BufferedStream
 from kvstore.serving.exchange import Asked, add_field, decide, decide_for_host, respond, stream_fields, too_large
 from kvstore.serving.mount import below_mount
 from kvstore.serving.request_log import RequestLog, open_log
+from kvstore.stores.query_queue import is_query
 
 Message = dict[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -106,10 +107,10 @@ class Application:
         try:
             target, base = below_mount(_target(scope), scope.get("root_path", "").encode())
             request = request._replace(target=target, base=base, body=await _body(receive))
+            asking = await self._asking(scope)
         except Problem as problem:
             return request, respond(request, problem, runtime.settings)
         deciding = decide_for_host if _is_server_on_loopback(scope) else decide
-        asking = await self._asking(scope)
         while isinstance(decision := deciding(request, runtime.settings, runtime.rules, asking, runtime.gate), FetchKeys):
             await asyncio.to_thread(decision.keys.fetch)
         return request, decision
@@ -148,13 +149,13 @@ async def _answer(
         return
     if not isinstance(decision, Response):
         decision = respond(request, await _outcome(runtime, decision, receive), runtime.settings)
-    await _send(runtime, request, decision, send)
+    await _send(runtime, request, decision, receive, send)
 
 
 async def _outcome(runtime: Runtime, asked: Asked, receive: Receive) -> Outcome | Exception:
     """Return the outcome of a command or a long poll, or its exception; raises ClientGone if the client disconnects."""
     try:
-        if isinstance(asked, LongPoll):
+        if isinstance(asked, LongPoll) or is_query(asked):
             return await runtime.outcome_unless(_gone(receive), asked)
         return await runtime.outcome(asked)
     except ClientGone:
@@ -170,7 +171,7 @@ async def _follow(runtime: Runtime, request: Request, follow: Follow | FollowMan
         try:
             block = await stream.take()
         except Problem as problem:
-            await _send(runtime, request, respond(request, problem, runtime.settings), send)
+            await _send(runtime, request, respond(request, problem, runtime.settings), receive, send)
             return
         fields = stream_fields(request, runtime.settings)
         await send({"type": "http.response.start", "status": 200, "headers": _encoded(fields)})
@@ -205,7 +206,8 @@ async def _gone(receive: Receive) -> None:
         pass
 
 
-async def _send(runtime: Runtime, request: Request, response: Response, send: Send) -> None:
+async def _send(runtime: Runtime, request: Request, response: Response, receive: Receive, send: Send) -> None:
+    """Send a response, part by part; raises ClientGone."""
     headers = _encoded(response.headers)
     if response.more is None and response.status not in (204, 304) and (response.body or request.method != "HEAD"):
         headers.append((b"content-length", b"%d" % len(response.body)))
@@ -215,7 +217,7 @@ async def _send(runtime: Runtime, request: Request, response: Response, send: Se
         return
     await send({"type": "http.response.body", "body": response.body, "more_body": response.more is not None})
     while response.more:  # an exception ends the connection, so that the client does not take a part for the whole
-        response = render(request, await runtime.outcome(response.more))
+        response = render(request, await runtime.outcome_unless(_gone(receive), response.more))
         await send({"type": "http.response.body", "body": response.body, "more_body": response.more is not None})
 
 

@@ -15,12 +15,13 @@ from time import perf_counter
 from kvstore.access.principal import Principal
 from kvstore.commands.containers import List
 from kvstore.commands.queries import Find
-from kvstore.commands.subscriptions import Follow, FollowMany
+from kvstore.commands.subscriptions import Follow, FollowMany, LongPoll
 from kvstore.core.errors import Problem, RequestTimeout, unavailable
 from kvstore.core.metrics import COUNTERS, UNTIMED
 from kvstore.http.gate import FetchKeys, Gate
 from kvstore.http.messages import Headers, Request, Response
 from kvstore.http.protocol import Outcome, render
+from kvstore.runtime import Cancellable
 from kvstore.serving.bounds import BODY_S, HEAD_S, IDLE_S, WRITE_S
 from kvstore.serving.exchange import decide, respond, stream_fields
 from kvstore.serving.http1 import HEAD, NOTHING, Reader
@@ -86,7 +87,7 @@ class ClientConnection(asyncio.Protocol):
         self._next: tuple[Request, List | Find] | None = None  # the next part of a long response, for when the client has read
         self._stream: Stream | None = None
         self._followed: Request | None = None  # the request of the stream
-        self._wait: asyncio.Task[None] | None = None  # of a long poll
+        self._wait: Cancellable | None = None  # of a long poll, or a query
         self.choked_at = 0.0  # when writing was paused; 0.0 if it is not
         self.due = server.loop.time() + HEAD_S
 
@@ -128,7 +129,8 @@ class ClientConnection(asyncio.Protocol):
         self._advance()
 
     def eof_received(self) -> bool:
-        # Half-closed: complete requests still get their responses, then the connection ends.
+        # Half-closed: complete requests still get their responses, then the connection ends. But nobody may be there to read
+        # what takes long, so a stream, a long poll and a query end at once.
         self._ended = True
         return (self._busy or self._choked) and self._stream is None and self._wait is None
 
@@ -152,7 +154,7 @@ class ClientConnection(asyncio.Protocol):
         self.due = _NEVER if self._busy else self._server.loop.time() + IDLE_S
         if self._next:
             (request, more), self._next = self._next, None
-            self._runtime.store.submit(more, self._went_on, request)
+            self._wait = self._runtime.store.submit(more, self._went_on, request)
         elif not self._busy:
             self._finish()
 
@@ -241,7 +243,7 @@ class ClientConnection(asyncio.Protocol):
             self._busy = True
             self.due = _NEVER
             self._wait = runtime.submit(decision, self._respond, request)  # type: ignore[arg-type]  # as the set says
-            if self._wait is not None and server.timed is self:
+            if self._wait is not None and server.timed is self and isinstance(decision, LongPoll):
                 server.timed = None  # it waits, so its time says nothing
         elif isinstance(decision, Response):
             self._send(request, decision)
@@ -335,9 +337,10 @@ class ClientConnection(asyncio.Protocol):
         elif self._choked:
             self._next = (request, more)
         else:
-            self._runtime.store.submit(more, self._went_on, request)
+            self._wait = self._runtime.store.submit(more, self._went_on, request)
 
     def _went_on(self, request: Request, outcome: Outcome | Exception) -> None:
+        self._wait = None
         if self._transport.is_closing():
             return
         try:

@@ -41,6 +41,8 @@ from kvstore.serving.bounds import (
 )
 from kvstore.serving.buffered_stream import PIECE_S
 from kvstore.stores.edit_queue import MAX_QUEUED
+from kvstore.stores.query_queue import MAX_QUEUED as MAX_QUEUED_QUERIES
+from kvstore.stores.query_queue import MAX_RUNNING
 from kvstore.stores.redis_clients import MAX_WAITING, MAX_WAITING_BYTES
 
 
@@ -96,6 +98,8 @@ def limits(settings: Settings) -> tuple[Limit, ...]:
         Limit("query_sort", queries.MAX_SORT, "members", "`?sort=`"),
         Limit("query_fields", queries.MAX_FIELDS, "members", "`?fields=`"),
         Limit("query_sorted_bytes", MAX_SORTED_BYTES, "bytes", "the documents in a sorted page, about"),
+        Limit("queries", MAX_RUNNING, "queries", "those of a process that read more than one piece, at a time"),
+        Limit("waiting_queries", MAX_QUEUED_QUERIES, "queries", "what waits in a process for its turn"),
         Limit("batch_requests", MAX_REQUESTS, "requests", "a batch"),
         Limit("batch_target", MAX_TARGET_BYTES, "bytes", "a path with its query in a batch"),
         Limit("batch_responses", MAX_READ_BYTES, "bytes", "the responses of a batch, about"),

@@ -16,11 +16,13 @@ from weakref import WeakSet
 import redis
 
 from kvstore.commands.base import Again, Command, Later, Outcome, RedisReply
+from kvstore.commands.queries import Paused, Piece
 from kvstore.core.errors import Problem
 from kvstore.core.paths import Path, own_key
 from kvstore.core.redis_url import parse_redis_url
 from kvstore.stores import redis_clients
 from kvstore.stores.execution import Execution, Words, eval_words, evalsha_words, timed
+from kvstore.stores.query_queue import MAX_RUNNING, crowded, is_query, waits_s
 from kvstore.stores.redis_clients import MAX_BLOCKING_CONNECTIONS, blocking_client, waiting_until
 from kvstore.stores.redis_errors import ERRORS, all_busy, problem_of
 from kvstore.stores.slots import guarded_words
@@ -66,6 +68,17 @@ class _Turns:
                 self._free += 1
 
 
+@contextmanager
+def _held(turns: _Turns, wait_s: float) -> Iterator[None]:
+    """Hold a turn of a query; raises StoreUnavailable if there is none in time."""
+    if not turns.acquire(max(0.0, wait_s)):
+        raise crowded()
+    try:
+        yield
+    finally:
+        turns.release()
+
+
 class BlockingStore:
     """Executes commands through a client of redis-py. Safe to share between threads, and to use in a forked process.
 
@@ -87,9 +100,31 @@ class BlockingStore:
         self._lock = threading.Lock()
         # redis-py bounds the connections to each node; at that bound a client of a cluster or of Sentinels fails at once.
         self._turns = _Turns(MAX_BLOCKING_CONNECTIONS)
+        self._pieces, self._running = _Turns(1), _Turns(MAX_RUNNING)  # of queries
 
     def execute(self, command: Command[Outcome]) -> Outcome:
         """Execute a command and those that follow it, and return the outcome; raises Problem."""
+        return self._answer(command) if is_query(command) else self._execute(command)
+
+    def _answer(self, query: Command[Outcome]) -> Outcome:
+        """Execute a query piece by piece, in turns with others."""
+        wait_s = waits_s(query)
+        outcome = self._read(query, wait_s)
+        if not isinstance(outcome, Paused):
+            return outcome
+        due = time.monotonic() + wait_s
+        with _held(self._running, wait_s):
+            outcome = self._read(outcome.command, due - time.monotonic())
+            while isinstance(outcome, Paused):
+                outcome = self._read(outcome.command, wait_s)
+            return outcome
+
+    def _read(self, query: Command[Outcome], wait_s: float) -> Outcome | Paused[Outcome]:
+        """Read the next piece of a query, when it is its turn."""
+        with _held(self._pieces, wait_s):
+            return self._execute(Piece(query))
+
+    def _execute(self, command: Command[Outcome]) -> Outcome:
         began = time.monotonic()
         execution = Execution(command, began, began + redis_clients.BLOCKING.answer_s)
         while True:

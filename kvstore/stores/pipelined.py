@@ -31,7 +31,7 @@ PING_S = 2.0  # between commands where keys are tracked: nothing else would show
 class AsyncStore(Protocol):
     """A store for one event loop."""
 
-    def submit(self, command: Command[Outcome], done: Done[Context, Outcome], context: Context) -> None: ...
+    def submit(self, command: Command[Outcome], done: Done[Context, Outcome], context: Context) -> object: ...
     async def execute(self, command: Command[Outcome]) -> Outcome: ...
     async def close(self) -> None: ...
 
@@ -190,7 +190,7 @@ def _ignore(_: None, outcome: object) -> None:
 
 
 def settle(answer: "asyncio.Future[Outcome]", outcome: Outcome | Exception) -> None:
-    """Give a future its outcome."""
+    """Hand an outcome over to whoever awaits it."""
     if answer.done():  # the caller was cancelled
         return
     if isinstance(outcome, Exception):

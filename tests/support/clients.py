@@ -31,6 +31,7 @@ from kvstore.serving.background import Background
 from kvstore.serving.flask import FlaskRuntime, make_blueprint
 from kvstore.serving.request_log import open_log
 from kvstore.stores.pooled import PooledStore
+from kvstore.stores.query_queue import QueryQueue
 from tests.support.described import check_described
 from tests.support.serving import READ_S, Served, start_kvstore
 from tests.support.stores import Fake, Running, make_directory
@@ -112,7 +113,7 @@ def runtime_on(store: Running, settings: Settings) -> Runtime:
     """What serves the requests of an event loop, on a store that the tests started."""
     if not isinstance(store, Fake):
         return open_runtime(settings)
-    on_loop = PooledStore(lambda: fakeredis.FakeAsyncRedis(server=store.server))
+    on_loop = QueryQueue(PooledStore(lambda: fakeredis.FakeAsyncRedis(server=store.server)))
     hub = Hub(on_loop, parse_redis_url(store.url), settings.max_streams)
     polls, readiness = LongPolls(on_loop, hub), Readiness(on_loop)
     metrics = Metrics(on_loop, hub, polls)
