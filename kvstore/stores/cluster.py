@@ -77,6 +77,11 @@ class ClusterStore:
             self._start()
         self._owners[slot_of(command.keys[0])].submit(command, done, context)
 
+    def flush(self) -> None:
+        """As PipelinedStore.flush."""
+        for node in self._nodes.values():
+            node.flush()
+
     async def execute(self, command: Command[Outcome]) -> Outcome:
         """Execute a command and those that follow it, and return the outcome; raises Problem."""
         return await executed(self, command)
