@@ -32,6 +32,7 @@ class AsyncStore(Protocol):
     """A store for one event loop."""
 
     def submit(self, command: Command[Outcome], done: Done[Context, Outcome], context: Context) -> object: ...
+    def flush(self) -> None: ...
     async def execute(self, command: Command[Outcome]) -> Outcome: ...
     async def close(self) -> None: ...
 
@@ -90,6 +91,11 @@ class PipelinedStore:
         pending = PendingCommand(command, done, context, now, now + redis_clients.PIPELINED.queue_s)
         if connection is not None or not self._keep(pending.pack(self.words(command))):
             loop.call_soon(done, context, too_many_waiting())
+
+    def flush(self) -> None:
+        """Send now what would be sent at the end of this turn of the event loop."""
+        if self._connection is not None:
+            self._connection.flush()
 
     async def execute(self, command: Command[Outcome]) -> Outcome:
         """Execute a command and those that follow it, and return the outcome; raises Problem."""

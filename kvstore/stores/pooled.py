@@ -65,6 +65,9 @@ class PooledStore:
         """As PipelinedStore.submit."""
         self._submissions.add(lambda: self.execute(command), done, context)
 
+    def flush(self) -> None:
+        """As PipelinedStore.flush: nothing is kept back."""
+
     async def execute(self, command: Command[Outcome]) -> Outcome:
         """Execute a command and those that follow it, and return the outcome; raises Problem."""
         loop = asyncio.get_running_loop()

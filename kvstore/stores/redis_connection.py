@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 import hiredis
 
 from kvstore.commands.base import Again, Command, Later, Outcome
-from kvstore.commands.bulk import CoalescingKey, coalesce, coalescing_key, slot_among
+from kvstore.commands.bulk import MAX_COALESCED, CoalescingKey, coalesce, coalescing_key, slot_among
 from kvstore.core.errors import UNKNOWN, Problem, unavailable
 from kvstore.core.metrics import COUNTERS, REST_S, RESTING, add_time
 from kvstore.core.redis_url import Address
@@ -23,8 +23,6 @@ from kvstore.stores.execution import Execution, Plain, Words, eval_words
 from kvstore.stores.redis_errors import no_answer, problem_of
 
 log = logging.getLogger("kvstore")
-
-MAX_COALESCED = 64  # commands in one script: more gain little, and other clients of Redis wait for all of them
 
 Context = TypeVar("Context")
 
@@ -201,9 +199,10 @@ class RedisConnection(asyncio.Protocol):
 
     def _schedule(self) -> None:
         self._is_scheduled = True
-        self._loop.call_soon(self._flush)
+        self._loop.call_soon(self.flush)
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Write the commands of this turn of the loop."""
         gathered, self._gathered = self._gathered, {}
         for alike in gathered.values():
             self._send_coalesced(alike)
