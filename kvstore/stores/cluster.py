@@ -16,7 +16,7 @@ import logging
 from collections.abc import Callable
 
 from kvstore.commands.base import Command, Outcome
-from kvstore.commands.bulk import CoalescedGets
+from kvstore.commands.bulk import CoalescedGets, PlainGets
 from kvstore.core.errors import Problem, problem_of_reply
 from kvstore.core.redis_url import Address
 from kvstore.stores import redis_clients
@@ -132,8 +132,8 @@ class ClusterStore:
         if redirection and redirection.kind == "MOVED":
             self._move(redirection.slot, self._open(redirection.place))
             self._follow(pending)
-        elif isinstance(pending.command, CoalescedGets):
-            pending.tell([None] * len(pending.command.commands))  # each is sent by itself: a part of them may be here
+        elif isinstance(pending.command, CoalescedGets | PlainGets):
+            pending.tell(pending.command.unread)  # each is sent by itself: a part of them may be here
         elif redirection and pending.command.script.names_all_keys:
             self._ask(pending, self._open(redirection.place))
         else:
