@@ -31,6 +31,7 @@ from kvstore.verbs.shapes import (
     Document,
     Duration,
     Event,
+    FollowOptions,
     LeasedDocument,
     ListOptions,
     Page,
@@ -160,12 +161,13 @@ class Client:
             yield page.documents
             asking = page.following
 
-    def follow(self, path: str, *, recursive: bool = False, last_event_id: str | None = None) -> Iterator[Event]:
+    def follow(self, path: str, where: Where | None = None, **options: Unpack[FollowOptions]) -> Iterator[Event]:
         """Yield the snapshot of a document or a container, then every change, once and in order; for ever.
 
         It resumes by itself. With `last_event_id` it begins with the changes after that event, without a snapshot.
+        With conditions, as query() takes them, it has the documents that match, and `leave` for one that does not any more.
         """
-        following = Following(path, recursive=recursive, last_event_id=last_event_id)
+        following = Following(path, where, **options)
         while not self._is_closed:
             try:
                 for block in self._blocks(following.command(self._settings)):

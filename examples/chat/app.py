@@ -3,18 +3,18 @@
 import os
 import secrets
 import threading
+import time
 import unicodedata
 from contextlib import suppress
 from typing import Any
 from urllib.parse import quote
 
-from argon2 import PasswordHasher
-from argon2.exceptions import VerifyMismatchError
+import argon2
 from flask import Flask, Response, jsonify, request, session
 from flask.typing import ResponseReturnValue
 
 import kvstore
-from kvstore.core.errors import BatchRefused, PreconditionFailed
+from kvstore.core.errors import BatchRefused, PreconditionFailed, Problem
 
 # A person's id is random, and never changes; the name is for people. Both are claims, so the rules bind who writes what.
 SIGNED = {"author": "{sub}", "name": "{name}"}
@@ -35,19 +35,18 @@ RULES += [
     ["/chat/online/**",             "user", "nobody",    "nobody"],
 ]  # fmt: skip
 
-DEMO = {"pablo": "Pablo", "joe": "Joe", "mary": "Mary", "alex": "Alex"}
-DEMO_PASSWORD = "password123"  # noqa: S105  # everybody may know it
-DEMO_MESSAGES = [
-    ("pablo", "Hello everyone!"),
-    ("mary", "Hi Pablo. A click on a name opens a private room with that person."),
-    ("joe", "Only those two see what they write there."),
-    ("alex", "And who is here has a green dot."),
+DEMO = [
+    ("pablo", "Pablo", "Hello everyone!"),
+    ("mary", "Mary", "Hi Pablo. A click on a name opens a private room with that person."),
+    ("joe", "Joe", "Only those two see what they write there."),
+    ("alex", "Alex", "And who is here has a green dot."),
 ]
 YEAR = "365d"  # what nobody uses for so long is forgotten
+MAX_WRONG = 20  # passwords from one address in a minute
 
 app = Flask(__name__)
 store = kvstore.connect()
-hasher = PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1)  # OWASP's least: 19 MiB and some 20 ms each
+hasher = argon2.PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1)  # OWASP's least: 19 MiB and some 20 ms each
 hashing = threading.BoundedSemaphore(os.cpu_count() or 1)  # so many at once take up the processors, and no more memory
 
 
@@ -66,58 +65,52 @@ def claim(name: str, password: str, user: str) -> Any:
 
 def make_demo() -> None:
     """Make the demo people and their messages, once: instances that start together have one store."""
-    for user, name in DEMO.items():
-        if not store.get(account_path(name)):
-            claim(name, DEMO_PASSWORD, user)
-    log = [{"author": user, "name": DEMO[user], "text": text} for user, text in DEMO_MESSAGES]
+    for user, name, _ in DEMO:
+        claim(name, "password123", user)  # which everybody may know
+    log = [{"author": user, "name": name, "text": text} for user, name, text in DEMO]
     first = {"method": "put", "path": "/chat/demo", "value": True, "if_none_match": "*"}
     with suppress(BatchRefused):  # another instance has done so
         store.batch([first, *({"method": "post", "path": "/chat/general/log/", "value": each} for each in log)])
 
 
-def secret_key() -> str:
+def secret_key() -> Any:
     """The key that signs sessions: SECRET_KEY, or one that all instances share, made at the first start."""
-    if key := os.environ.get("SECRET_KEY"):
-        return key
-    with suppress(PreconditionFailed):
-        store.put("/secret", secrets.token_hex(32), if_none_match="*", ttl=YEAR)
-    return str(store.patch("/secret", ttl=YEAR).value)
+    return os.environ.get("SECRET_KEY") or store.update("/secret", lambda key: key or secrets.token_hex(32), ttl=YEAR).value
 
 
-app.config.update(SECRET_KEY=secret_key(), SESSION_COOKIE_NAME="chat", SESSION_COOKIE_SAMESITE="Lax")
-app.config["MAX_CONTENT_LENGTH"] = 16 * 1024  # of a login; the store has limits of its own
+app.config.update(SECRET_KEY=secret_key(), SESSION_COOKIE_NAME="chat", SESSION_COOKIE_SAMESITE="Lax", MAX_CONTENT_LENGTH=16_384)
 make_demo()
 
 
-def principal() -> dict[str, str] | None:
-    """Who asks, for the rules: the claims of the session."""
-    return {"sub": session["id"], "name": session["username"]} if "id" in session else None
+def principal() -> Any:
+    """Who asks, for the rules: the claims of a session, which is in the store until it ends."""
+    found = store.get(session["at"]) if "at" in session else None
+    return found.value if found else None
 
 
 app.register_blueprint(kvstore.blueprint(principal=principal, rules=RULES))
+app.register_error_handler(Problem, lambda problem: (jsonify(message=problem.detail), problem.status, problem.headers))
 
 
 @app.before_request
 def refuse_other_sites() -> ResponseReturnValue | None:
     """SameSite=Lax lets in pages of other ports and hosts of this site, so only the page itself may use its session."""
-    if request.headers.get("Sec-Fetch-Site", "none") in ("none", "same-origin") or request.path == "/":
-        return None
-    return jsonify(message="Only the page of the chat may ask for this"), 403
+    is_own = request.headers.get("Sec-Fetch-Site", "none") in ("none", "same-origin") or request.path == "/"
+    return None if is_own else (jsonify(message="Only the page of the chat may ask for this"), 403)
 
 
 @app.get("/")
-def page() -> Response:
+def page() -> ResponseReturnValue:
     """The page. Without the right to run what is written into it, a message is text."""
-    answer = app.send_static_file("index.html")
     own = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'"
-    answer.headers["Content-Security-Policy"] = f"{own}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    return answer
+    policy = f"{own}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    return app.send_static_file("index.html"), {"Content-Security-Policy": policy}
 
 
 @app.get("/me")
 def me() -> Response:
     """Who the session is of, or null."""
-    return jsonify({"id": session["id"], "username": session["username"]} if "id" in session else None)
+    return jsonify((who := principal()) and {"id": who["sub"], "username": who["name"]})
 
 
 @app.post("/login")
@@ -128,22 +121,30 @@ def login() -> ResponseReturnValue:
     name = " ".join(name.split()) if isinstance(name, str) else ""
     if not 0 < len(name) <= 40 or not name.isprintable() or not isinstance(password, str) or not password:
         return jsonify(message="Send a username of 1 to 40 characters, and a password"), 400
+    wrong = f"/wrong/{request.remote_addr}/{int(time.time() // 60)}"
     with hashing:
+        if (before := store.get(wrong)) and before.value["count"] >= MAX_WRONG:
+            return jsonify(message="Too many wrong passwords. Wait a minute"), 429, {"Retry-After": "60"}
         found = store.get(account_path(name))
         made = None if found else claim(name, password, secrets.token_hex(8))
         account = (made or found or store.get(account_path(name))).value
         try:
             hasher.verify(account["hash"], password)
-        except VerifyMismatchError:
+        except argon2.exceptions.VerifyMismatchError:
+            store.patch(wrong, {"count": {".sv": {"increment": 1}}}, ttl=60)
             return jsonify(message="Invalid username or password"), 401
     store.patch(account_path(name), ttl=YEAR)
+    logout()
     session.permanent = True
-    session.update(id=account["id"], username=account["name"])
+    session["at"] = f"/sessions/{secrets.token_hex(16)}"
+    store.put(session["at"], {"sub": account["id"], "name": account["name"]}, ttl=YEAR)
     return me(), 201 if made else 200
 
 
 @app.post("/logout")
 def logout() -> ResponseReturnValue:
-    """End the session."""
+    """End the session, for whoever has its cookie."""
+    if "at" in session:
+        store.delete(session["at"])
     session.clear()
     return "", 204

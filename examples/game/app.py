@@ -125,7 +125,8 @@ async def make(request: Request) -> Response:
 
 async def join(request: Request) -> Response:
     """Join a game, once. Who has no cookie yet gets one."""
-    path, name = path_of(request), " ".join(request.query_params.get("as", "").split())[:MAX_NAME_CHARACTERS]
+    asked = "".join(each for each in request.query_params.get("as", "") if each.isprintable())
+    path, name = path_of(request), " ".join(asked.split())[:MAX_NAME_CHARACTERS]
     player = await player_of(request) or secrets.token_urlsafe(12)
     await db.update(path, lambda game: tictactoe.join(existing(game), player, name), ttl=TTL)
     response = done(request, request.path_params["name"], 200)

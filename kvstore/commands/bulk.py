@@ -31,6 +31,8 @@ from kvstore.core.codec import Decoded, Encoded, decode
 from kvstore.core.paths import Path
 from kvstore.core.preconditions import NONE, tag_time_ms
 
+MAX_COALESCED = 64  # commands in one script: more gain little, and other clients of Redis wait for all of them
+
 MAX_COALESCED_BYTES = 4096  # of a document; the time that a larger one takes outweighs what coalescing saves
 
 MAX_COALESCED_MEMBERS = 100  # of a document: 64 of them take some 5 ms of Redis
@@ -59,7 +61,7 @@ def put_many_arguments(prefix: str, log_length: int, puts: Iterable[tuple[bytes 
     return tuple(arguments)
 
 
-def _lag_ms(reply: RedisReply) -> int:
+def lag_ms(reply: RedisReply) -> int:
     """Return how far Redis's clock has gone back behind the entity-tags that put_many.lua has made, in most cases 0."""
     return tag_time_ms(reply[1][-1].decode()) - int(reply[4])
 
@@ -88,10 +90,10 @@ class CoalescedPuts(NamedTuple):
         if reply[0] == b"refused":
             return [None] * len(self.commands)
         outcomes: list[Stored | None] = []
-        lag_ms = _lag_ms(reply)
+        behind_ms = lag_ms(reply)
         for put, raw_tag, word in zip(self.commands, reply[1], reply[2], strict=True):
             encoded, ttl_ms, tag = put.encoded, put.ttl_ms, raw_tag.decode()
-            expires_at_ms = tag_time_ms(tag) - lag_ms + ttl_ms  # type: ignore[operator]  # a Put without an edit has a TTL
+            expires_at_ms = tag_time_ms(tag) - behind_ms + ttl_ms  # type: ignore[operator]  # a Put without an edit has a TTL
             outcomes.append(Stored(Found(encoded.text, encoded.is_object, tag, expires_at_ms, ttl_ms), word == CREATED))
         return registered(self.commands[0].path, reply[3], outcomes)
 
@@ -122,6 +124,50 @@ class CoalescedGets(NamedTuple):
             else:
                 outcomes.append(Found(*decode(fields), at_ms, at_ms - time_ms))
         return outcomes
+
+
+class PlainPuts(NamedTuple):
+    """PUTs without options in the namespace of `path`: the documents by name. The outcome is the reply of put_many.lua.
+
+    If one of them would be refused, nothing is changed, and the outcome is None.
+    """
+
+    path: Path
+    documents: dict[str, Encoded]
+    ttl_ms: int
+    log_length: int
+    script: Script[RedisReply] = PUT_MANY
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return self.path.keys[:1]
+
+    @property
+    def arguments(self) -> Arguments:
+        puts = [(name, encoded, self.ttl_ms) for name, encoded in self.documents.items()]
+        return put_many_arguments(below(self.path)[0], self.log_length, puts)
+
+    def outcome(self, reply: RedisReply) -> RedisReply:
+        return None if reply[0] == b"refused" else registered(self.path, reply[3], reply)
+
+
+class PlainGets(NamedTuple):
+    """GETs without options in the namespace of `path`: the names. The outcome is the reply of get_many.lua."""
+
+    path: Path
+    names: list[str]
+    script: Script[RedisReply] = GET_MANY
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return self.path.keys[:1]
+
+    @property
+    def arguments(self) -> Arguments:
+        return (below(self.path)[0], MAX_COALESCED_READ_BYTES, *self.names)
+
+    def outcome(self, reply: RedisReply) -> RedisReply:
+        return reply
 
 
 def coalescing_key(command: Command[object]) -> CoalescingKey | None:
@@ -203,7 +249,7 @@ class PutMany(NamedTuple, Generic[Outcome]):
     def outcome(self, reply: RedisReply) -> ManyWritten | Again[ManyWritten | Outcome]:
         if reply[0] == b"refused":
             return Again(self.otherwise(), has_written=False)
-        written = ManyWritten(self.path, self.names, self.documents, self.ttls_ms, reply[1], reply[2], _lag_ms(reply))
+        written = ManyWritten(self.path, self.names, self.documents, self.ttls_ms, reply[1], reply[2], lag_ms(reply))
         return registered(self.path, reply[3], written)
 
 

@@ -10,6 +10,7 @@ from kvstore.commands.presence import Hold
 from kvstore.commands.rights import Right, Touches, everything_below, reads
 from kvstore.commands.scripts import Outcome_co
 from kvstore.core.paths import Path
+from kvstore.core.query import Question
 
 
 class LongPoll(NamedTuple, Generic[Outcome_co]):
@@ -30,6 +31,7 @@ class Follow(NamedTuple):
     path: Path
     position: str | None  # "" where it is lost
     recursive: bool  # of a container: the snapshot has all documents below it, not only those directly below
+    question: Question | None = None  # which of them: then changes are those of the same documents, also by `recursive`
     holds: tuple[Hold, ...] = ()  # documents to hold as long as the stream lives
     charge: Charge[None] | None = None  # what counts the request first
     place: StreamPlace | None = None  # among the open streams of the client, where those are limited

@@ -89,7 +89,7 @@ class Decoded(NamedTuple):
 
 def encode(body: bytes) -> Encoded:
     """Return the fields that the JSON text `body` is stored as; raises InvalidDocument, InvalidTTL or ContentTooLarge."""
-    return _encode_plain(body) or parse_text(body, _encode)
+    return encode_plain(body) or parse_text(body, _encode)
 
 
 def decode(flat: list[bytes]) -> Decoded:
@@ -262,8 +262,8 @@ for _ in range(MAX_PLAIN_MEMBERS - 1):
 _plain_object = re.compile(rb"[ \t\n\r]*+\{[ \t\n\r]*+%b%b\}[ \t\n\r]*+" % (_PLAIN_MEMBER, _MORE_MEMBERS)).fullmatch
 
 
-def _encode_plain(body: bytes) -> Encoded | None:
-    """Do what _encode does, for plain objects only; return None for all others, and for bodies that must be refused."""
+def encode_plain(body: bytes) -> Encoded | None:
+    """Do what encode() does, for plain objects only; return None for all others, and for bodies that must be refused."""
     if len(body) > MAX_PLAIN_BYTES or not (found := _plain_object(body)):
         return None
     fields = list(found.groups()[: found.lastindex])

@@ -116,6 +116,16 @@ PLAIN_SEGMENT = rf"(?!\.)[{_LITERALS}]++"
 _is_plain = re.compile(rf"(?:/{PLAIN_SEGMENT}){{2,{MAX_SEGMENTS}}}".encode()).fullmatch
 
 
+@lru_cache(maxsize=8192)
+def plain_path(target: bytes) -> Path | None:
+    """Return the path of a raw request target that is canonical as it stands, has two or more segments, and no query.
+
+    None for any other target, and for what may be one of the service's own.
+    """
+    is_plain = len(target) <= MAX_SHORT_BYTES and _is_plain(target) and not target.startswith(MAY_BE_OWN)
+    return _plain(target) if is_plain else None
+
+
 def _plain(raw: bytes) -> Path:
     text = raw.decode("ascii")
     namespace, _, name = text[1:].partition("/")

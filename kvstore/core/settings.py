@@ -177,6 +177,7 @@ SETTINGS = (
         "KVSTORE_CLIENT_STREAMS", "", _number(1, 1_000_000), "largest number of open streams of each client; empty: any number"
     ),
     Setting("KVSTORE_PROXIES", "0", _number(0, 16), "trusted proxies in front: so many of `X-Forwarded-For` are theirs"),
+    Setting("KVSTORE_EXPRESS", "on", _one_of("on", "off"), "`off`: plain requests are handled as all others are"),
     Setting("KVSTORE_LOG", "none", _one_of("none", "text", "json"), "a line for each request: `text`, `json` or `none`"),
 )
 
@@ -209,6 +210,7 @@ class Settings:
     rate: Rate | None = None  # of each client
     client_streams: int = 0  # of each client; 0: any number
     proxies: int = 0  # trusted ones in front
+    express: bool = True  # plain requests take the express lane
     log: str = "none"  # of requests
     disk_is_lost: bool = False  # a Heroku dyno loses its disk when it restarts
     verify_tls: bool = True  # Heroku's Redis has a self-signed certificate
@@ -250,6 +252,7 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         rate=values["KVSTORE_RATE"] or None,
         client_streams=values["KVSTORE_CLIENT_STREAMS"] or 0,
         proxies=values["KVSTORE_PROXIES"],
+        express=values["KVSTORE_EXPRESS"] == "on",
         log=values["KVSTORE_LOG"],
         disk_is_lost=heroku,
         verify_tls=not heroku,

@@ -185,13 +185,16 @@ def _failed(current: Found | None) -> PreconditionFailed:
 
 def _document(status: int, found: Found, headers: Headers) -> Response:
     text, is_object, tag, expires_at_ms, ttl_ms = found
-    dates = _dates(None if tag is None else tag_time_ms(tag) // 1000, None if expires_at_ms is None else expires_at_ms // 1000)
+    dates = document_dates(
+        None if tag is None else tag_time_ms(tag) // 1000, None if expires_at_ms is None else expires_at_ms // 1000
+    )
     body = with_ttl(text, ttl_ms if is_object else None) + b"\n" if text else b""  # the value was not read, for a HEAD
     return Response(status, (*DOCUMENT, *tag_header(tag), *dates, *headers), body)
 
 
 @lru_cache(maxsize=1024)  # documents written in one second with one TTL have the same dates
-def _dates(written_at_s: int | None, expires_at_s: int | None) -> Headers:
+def document_dates(written_at_s: int | None, expires_at_s: int | None) -> Headers:
+    """Return Last-Modified and Sunset, for times in s; no field for None."""
     dates = ("Last-Modified", written_at_s), ("Sunset", expires_at_s)
     return tuple((name, http_date(time_s)) for name, time_s in dates if time_s is not None)
 

@@ -5,9 +5,7 @@ Source: https://html.spec.whatwg.org/multipage/server-sent-events.html, section 
 
 import json
 
-from kvstore.commands.changelog import (
-    Change,
-)
+from kvstore.commands.changelog import Change
 from kvstore.http.messages import ttl_s
 
 EVENTS = {"put": b"put", "post": b"put", "patch": b"patch", "delete": b"delete", "expire": b"expire"}
@@ -16,6 +14,11 @@ EVENTS = {"put": b"put", "post": b"put", "patch": b"patch", "delete": b"delete",
 def event(path: str, change: Change) -> bytes:
     """Return the event of a change, as a block of text/event-stream."""
     return block(EVENTS[change.op], change.id, path, change.id, change.ttl_ms, change.text)
+
+
+def leave(path: str, change: Change) -> bytes:
+    """Return the event of a change after which a document does not match the conditions of a stream."""
+    return block(b"leave", change.id, path, change.id, change.ttl_ms, None)
 
 
 def block(  # noqa: PLR0913, PLR0917  # the members of an event

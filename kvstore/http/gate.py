@@ -54,14 +54,14 @@ class Gate:
         self._rates = Rates("default", settings.rate, "you have sent too many requests") if settings.rate else None
         self.counts = bool(settings.rate or settings.client_streams)  # whether charge() does anything
         # Keys of an identity provider may be withdrawn, and a log and rates need to know the caller of each request.
-        self._has_secrets_only = bool(settings.secrets and not settings.jwks and not self.counts and settings.log == "none")
+        self.has_secrets_only = bool(settings.secrets and not settings.jwks and not self.counts and settings.log == "none")
         self._bad_tokens = Rates("bad-tokens", BAD_TOKENS, "too many bad tokens came from your address")
         self._visitors = Rates("visitors", NEW_VISITORS, "too many visitors came from your address")
 
     def is_known(self, principal: Principal, request: Request) -> bool:
         """Whether a request with the same header fields as one of this principal needs no gate: a connection's shortcut."""
         return (
-            self._has_secrets_only
+            self.has_secrets_only
             and b"?" not in request.target
             and own_path(request.target) is None
             and (principal.expires_at_s is None or principal.expires_at_s > time())

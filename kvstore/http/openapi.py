@@ -186,7 +186,7 @@ def _schemas(settings: Settings) -> dict[str, Schema]:
         "Jobs": _object("items", items=_list_of("Job")),
         "Stream": {
             "type": "string",
-            "description": "text/event-stream: `snapshot`, then `put`, `patch`, `delete`, `expire`, `reset`",
+            "description": "text/event-stream: `snapshot`, then `put`, `patch`, `delete`, `expire`, `leave`, `reset`",
         },
         "Batch": _object(
             "requests", atomic={"type": "boolean"}, requests={"type": "array", "items": _object("method path", asked)}

@@ -55,12 +55,6 @@ def parse_question(query: Query) -> Question | None:
     )
 
 
-def check_no_question(query: Query, what: str) -> None:
-    """Refuse conditions where none are served; raises InvalidParameter."""
-    if parse_question(query) is not None:
-        raise InvalidParameter(f"{what} takes no conditions, search, sort, fields and count yet; leave them out")
-
-
 def _condition(name: str, text: str) -> Condition:
     try:
         (name + text).encode()

@@ -13,11 +13,13 @@ from hashlib import blake2b
 from kvstore.commands.subscriptions import Follow, FollowMany
 from kvstore.core.errors import InvalidParameter, Problem
 from kvstore.core.paths import Path, parse_path
+from kvstore.core.query import Question
 from kvstore.core.settings import Settings
 from kvstore.http.messages import Query, Request, parameter, parse_query
 from kvstore.http.presence import parse_holds
-from kvstore.http.queries import check_no_question
+from kvstore.http.queries import parse_question
 
+NOT_FOLLOWED = ("sort", "count", "limit", "after", "order", "keys")  # of a question: what makes a page of it
 MAX_PATHS = 100
 MAX_HOLDS = 10
 MAX_ID_BYTES = 2048
@@ -59,10 +61,20 @@ def _last_id(request: Request, query: Query) -> str | None:
 def _follow(path: Path, query: Query) -> Follow:
     if path.text == "/" and parameter(query, "list") is not None:
         raise InvalidParameter("the root container cannot be followed; follow a namespace or a document")
-    if path.is_container:
-        check_no_question(query, "a stream")
     recursive = path.text != "/" and parameter(query, "recursive") is not None
-    return Follow(path, None, recursive)
+    return Follow(path, None, recursive, _question(query) if path.is_container else None)
+
+
+def _question(query: Query) -> Question | None:
+    """Return which documents a stream is told of, None for all of them."""
+    question = parse_question(query)
+    for name in NOT_FOLLOWED if question else ():
+        if name in query:
+            raise InvalidParameter(
+                f"a stream takes no ?{name}=: it has every document that matches, and sends changes as they come; "
+                "send only conditions, search, fields and recursive, or leave out Accept: text/event-stream"
+            )
+    return question
 
 
 def _followed(target: str) -> Follow:

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from kvstore.commands.subscriptions import Follow, FollowMany
 from kvstore.http.streams import render_entry, render_id
 from kvstore.live.hub import Hub
+from kvstore.live.stream_session import selection_of
 from kvstore.live.subscribers import MAX_JOINED_BYTES, MAX_WAITING_BYTES, Subscriber
 
 MAX_WAITING = 10_000  # changes of paths that are to be written in the next turns; who has more comes back
@@ -37,7 +38,7 @@ class OnePath:
     def __init__(self, hub: Hub, follow: Follow, send: Send, end: End, room: Room) -> None:
         self._hub = hub
         self._follow = follow
-        self._subscriber = Subscriber(follow.path, send, end, room)
+        self._subscriber = Subscriber(follow.path, send, end, room, selection=selection_of(follow))
 
     @property
     def is_ready(self) -> bool:
@@ -65,7 +66,12 @@ class _Part:
         self.label = b'"followed":%b}' % json.dumps(target).encode()
         self.entry = render_entry(target, follow.position) if follow.position else b""
         self.subscriber = Subscriber(
-            follow.path, lambda blocks: stream.send(self, blocks), stream.end, stream.room, is_part=not is_first
+            follow.path,
+            lambda blocks: stream.send(self, blocks),
+            stream.end,
+            stream.room,
+            selection=selection_of(follow),
+            is_part=not is_first,
         )
 
 

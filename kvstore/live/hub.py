@@ -8,7 +8,7 @@ id that they have, and get a `reset`. Source: https://html.spec.whatwg.org/multi
 
 import asyncio
 from itertools import cycle
-from time import time
+from time import perf_counter, time
 
 from kvstore.commands.base import RedisReply
 from kvstore.commands.changelog import GetLogPosition, LogPosition, changed_name, is_change, parse_entry
@@ -20,6 +20,7 @@ from kvstore.core.paths import Path
 from kvstore.core.redis_url import Address
 from kvstore.http.events import event
 from kvstore.live.client_streams import ClientStreams
+from kvstore.live.evaluator import TURN_S, Evaluator
 from kvstore.live.log_reader import LogReader, Reading
 from kvstore.live.presence import Holding
 from kvstore.live.stream_session import HEARTBEAT_S, begin, path_of
@@ -40,6 +41,7 @@ class Hub:
     def __init__(self, store: AsyncStore, address: Address, max_streams: int) -> None:
         self._store = store
         self._logs = LogReader(store, address, on_changes=self._changed, on_lost=self._lose)
+        self._evaluator = Evaluator(self._end_selective)
         self._holding = Holding(store)
         self._client_streams = ClientStreams[Subscriber](store)
         self._max_streams = max_streams
@@ -134,7 +136,7 @@ class Hub:
         self._release(subscriber)
         space = self._namespaces[subscriber.path.namespace]
         space.leave(subscriber)
-        if not space.documents and not space.containers:
+        if space.is_empty:
             self._drop(space)
 
     def _drop(self, space: Namespace) -> None:
@@ -160,6 +162,7 @@ class Hub:
         if self._heart:
             self._heart.cancel()
             await asyncio.gather(self._heart, return_exceptions=True)
+        await self._evaluator.close()
         await self._logs.close()
         await self._holding.close()
         await self._client_streams.close()
@@ -185,7 +188,7 @@ class Hub:
 
         Returns "" if the reader has left meanwhile.
         """
-        steps, answer = begin(follow), None
+        steps, answer, turn_ends = begin(follow), None, 0.0
         try:
             while True:
                 step = steps.send(answer)
@@ -195,6 +198,10 @@ class Hub:
                     await subscriber.room()
                     if subscriber.has_left:
                         return ""
+                elif step is None:
+                    if perf_counter() >= turn_ends:
+                        await asyncio.sleep(0)
+                        turn_ends = perf_counter() + TURN_S
                 else:
                     answer = await self._store.execute(step)
         except StopIteration as done:
@@ -219,9 +226,10 @@ class Hub:
                 continue
             if subscriber.permit:
                 self._store.submit(subscriber.permit, self._judged, subscriber)
-            if subscriber.is_ready:  # one that is ahead of the log reader keeps its position
-                position = self._namespaces[subscriber.path.namespace].reading.position
-                is_ahead = subscriber.after > order_of(position)
+            if subscriber.is_ready:  # one that is ahead of the log reader, or of what it was sent, keeps its position
+                space = self._namespaces[subscriber.path.namespace]
+                position = space.reading.position
+                is_ahead = subscriber.after > order_of(position) or space.has_unseen(subscriber)
                 subscriber.send(b":\n\n" if is_ahead else b"id: %b\n\n" % position.encode())
         self._beating = (self._beating + 1) % BEATS
 
@@ -251,10 +259,18 @@ class Hub:
                     found.setdefault(audience, []).append(changed)
         for audience, changes in found.items():
             audience.deliver(changes)
+        if space.selective and entries:
+            self._evaluator.add(space, entries)
         if space.released != released:
             space.released = released
             for subscriber in tuple(space.takers):
                 subscriber.send(b"")
+
+    def _end_selective(self, space: Namespace) -> None:
+        """End the streams with conditions of a namespace; their readers resume from the id that they have."""
+        for subscriber in space.all_selective():
+            subscriber.end()
+            self.leave(subscriber)
 
     def _lose(self, reading: Reading) -> None:
         """End the streams of a namespace whose log has lost changes; their readers resume from the id that they have."""

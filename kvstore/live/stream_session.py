@@ -1,7 +1,7 @@
 """The beginning of a stream: its snapshot, or the changes that it has missed. A generator without I/O.
 
-It yields commands, and is sent their outcomes; it yields blocks of text/event-stream, which are sent to the reader. `hub.py`
-drives it.
+It yields commands, and is sent their outcomes; it yields blocks of text/event-stream, which are sent to the reader; and None
+where another turn of the event loop may begin. `hub.py` drives it.
 """
 
 from collections.abc import Generator
@@ -20,10 +20,12 @@ from kvstore.commands.changelog import (
     parse_entry,
 )
 from kvstore.commands.containers import List, Listing
+from kvstore.commands.queries import Find
 from kvstore.commands.subscriptions import Follow
 from kvstore.core.paths import Path
 from kvstore.http.containers import render_items
 from kvstore.http.events import block, event
+from kvstore.live.selections import Occurrence, Selection
 
 PAGE = 500  # items in one event of a snapshot
 HEARTBEAT_S = 12.0  # less than the 15 s of silence that a reader may see
@@ -31,7 +33,7 @@ RETRY_MS = (1000, 5000)  # until a reader reconnects: each at another time, sinc
 NO_CHANGE = "0-0"  # the entity-tag of a container whose namespace has no change log (list.lua)
 RESET = b"event: reset\ndata: {}\n\n"
 
-Steps: TypeAlias = Generator[Command[object] | bytes, Any, str]
+Steps: TypeAlias = Generator[Command[object] | bytes | None, Any, str]
 
 
 def begin(asked: Follow) -> Steps:
@@ -56,15 +58,15 @@ def begin(asked: Follow) -> Steps:
 def _begin(asked: Follow) -> Steps:
     position = ""
     if asked.position is not None:
-        position = (yield from catch_up(asked.path, asked.position)) if asked.position else ""
+        position = (yield from catch_up(asked.path, asked.position, selection_of(asked))) if asked.position else ""
         if not position:
             yield RESET
     if not position:
-        position = yield from _snapshot(asked.path, recursive=asked.recursive)
+        position = yield from _snapshot(asked)
     return position
 
 
-def catch_up(path: Path, position: str) -> Steps:
+def catch_up(path: Path, position: str, selection: Selection | None) -> Steps:
     """Yield the changes to a path since a position; returns the new position, or "" if the log has lost some of them."""
     while True:
         logged: ChangesRead = yield ReadChanges(path, position)
@@ -72,20 +74,27 @@ def catch_up(path: Path, position: str) -> Steps:
             return ""
         for entry in logged.entries:
             position = entry[0].decode()
-            if is_change(entry) and concerns(path, changed_name(entry)) and (change := parse_entry(entry)):
-                yield event(path_of(path, change), change)
+            if not (is_change(entry) and concerns(path, changed_name(entry), selection)):
+                continue
+            if change := parse_entry(entry):
+                if not selection:
+                    yield event(path_of(path, change), change)
+                elif told := (yield from selection.told(Occurrence(path_of(path, change), change))):
+                    yield told
         if not logged.has_more:
             return logged.position or position
 
 
-def _snapshot(path: Path, *, recursive: bool) -> Steps:
+def _snapshot(asked: Follow) -> Steps:
+    path = asked.path
     at: LogPosition = yield GetLogPosition(path)
     position, found = at
     if not path.is_container:
         tag, ttl_ms, text = (found.tag, found.ttl_ms, found.text) if found else (None, None, None)
         yield block(b"snapshot", position, path.text, tag, ttl_ms, text)
         return position
-    listing: Listing = yield List(path, "", PAGE, False, True, recursive, "")
+    items_of = List(path, "", PAGE, False, True, asked.recursive, "")
+    listing: Listing = yield Find(items_of, asked.question) if asked.question else items_of
     if listing.tag and listing.tag != NO_CHANGE:
         position = listing.tag  # of the moment of the listing: a change since GetLogPosition is in it, and must not come again
     while True:
@@ -101,8 +110,15 @@ def prefix(path: Path) -> str:
     return path.name + "/" if path.name else ""
 
 
-def concerns(path: Path, name: str) -> bool:
-    """Return whether a document of the path's namespace is the one that is followed, or below it."""
+def selection_of(asked: Follow) -> Selection | None:
+    """Return which documents a stream with conditions is told of; None for one without."""
+    return Selection(prefix(asked.path), asked.question, asked.recursive) if asked.question else None
+
+
+def concerns(path: Path, name: str, selection: Selection | None) -> bool:
+    """Return whether a document of the path's namespace is the one that is followed, or one below it that may be told of."""
+    if selection:
+        return selection.covers(name)
     return name.startswith(prefix(path)) if path.is_container else name == path.name
 
 

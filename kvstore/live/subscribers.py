@@ -4,12 +4,16 @@ They do no I/O of their own: `hub.py` reads the change log and calls them.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
 
+from kvstore.commands.base import RedisReply
 from kvstore.commands.guarded import Guarded
 from kvstore.commands.presence import Hold
 from kvstore.core.paths import Path
 from kvstore.live.log_reader import Reading
+from kvstore.live.selections import Key, Selection
 from kvstore.live.stream_session import prefix
 
 MAX_JOINED_BYTES = 64 * 1024  # of changes in one write to a subscriber
@@ -27,19 +31,21 @@ class Subscriber:
 
     __slots__ = (
         *("after", "beat", "end", "expiry", "has_left", "holds", "is_ready", "is_part", "path", "permit", "room", "send"),
-        *("waiting", "waiting_bytes"),
+        *("selection", "waiting", "waiting_bytes"),
     )
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # what sends, and what is sent
         self,
         path: Path,
         send: Callable[[bytes], None],
         end: Callable[[], None],
         room: Callable[[], Awaitable[None]] = _at_once,
         *,
+        selection: Selection | None = None,
         is_part: bool = False,
     ) -> None:
         self.path = path
+        self.selection = selection
         self.send = send
         self.end = end
         self.room = room
@@ -103,35 +109,94 @@ class Audience:
                     subscriber.deliver(order, changed)
 
 
+class SelectiveAudience(Audience):
+    """The subscribers of one container with the same conditions."""
+
+    __slots__ = ("selection",)
+
+    def __init__(self, selection: Selection) -> None:
+        super().__init__()
+        self.selection = selection
+
+
 class Namespace:
     """A namespace with subscribers."""
 
-    __slots__ = ("containers", "documents", "reading", "released", "takers")
+    __slots__ = (
+        *("containers", "documents", "evaluation", "reading", "released", "selective", "takers", "unseen", "unseen_weight"),
+    )
 
     def __init__(self, reading: Reading) -> None:
         self.reading = reading
         self.documents: dict[str, Audience] = {}
         self.containers: dict[str, Audience] = {}
+        self.selective: dict[str, dict[Key, SelectiveAudience]] = {}  # those of containers with conditions
+        self.unseen: deque[RedisReply] = deque()  # entries of the log that `evaluator.py` has yet to look at for these
+        self.unseen_weight = 0
+        self.evaluation: Iterator[Any] | None = None  # what looks at them; None where nothing is left to look at
         self.takers: set[Subscriber] = set()  # those that wait for jobs
         self.released = b""  # the position in the stream of released jobs
 
+    @property
+    def is_empty(self) -> bool:
+        return not (self.documents or self.containers or self.selective)
+
     def add(self, subscriber: Subscriber) -> None:
+        if selection := subscriber.selection:
+            alike = self.selective.setdefault(selection.prefix, {})
+            alike.setdefault(selection.key, SelectiveAudience(selection)).subscribers.add(subscriber)
+            return
         table, name = self._table(subscriber.path)
         table.setdefault(name, Audience()).subscribers.add(subscriber)
 
     def leave(self, subscriber: Subscriber) -> None:
+        if selection := subscriber.selection:
+            self._leave_selective(subscriber, selection)
+            return
         table, name = self._table(subscriber.path)
         table[name].subscribers.discard(subscriber)
         self.takers.discard(subscriber)
         if not table[name].subscribers:
             del table[name]
 
+    def _leave_selective(self, subscriber: Subscriber, selection: Selection) -> None:
+        alike, key = self.selective[selection.prefix], selection.key
+        alike[key].subscribers.discard(subscriber)
+        if not alike[key].subscribers:
+            del alike[key]
+        if not alike:
+            del self.selective[selection.prefix]
+        if not self.selective:
+            self.unseen.clear()
+            self.unseen_weight = 0
+            self.evaluation = None
+
     def _table(self, path: Path) -> tuple[dict[str, Audience], str]:
         return (self.containers, prefix(path)) if path.is_container else (self.documents, path.name)
 
     def all(self) -> list[Subscriber]:
         audiences = (*self.documents.values(), *self.containers.values())
+        return [subscriber for audience in audiences for subscriber in audience.subscribers] + self.all_selective()
+
+    def all_selective(self) -> list[Subscriber]:
+        """Those with conditions."""
+        audiences = [audience for alike in self.selective.values() for audience in alike.values()]
         return [subscriber for audience in audiences for subscriber in audience.subscribers]
+
+    def has_unseen(self, subscriber: Subscriber) -> bool:
+        """Whether a subscriber may still be sent changes up to the end of what was read."""
+        return subscriber.selection is not None and self.evaluation is not None
+
+    def selective_audiences_of(self, name: str) -> list[SelectiveAudience]:
+        """The audiences with conditions that look where a document is."""
+        found: list[SelectiveAudience] = []
+        at = 0
+        while True:
+            alike = self.selective.get(name[:at], {})
+            found += [audience for audience in alike.values() if audience.selection.covers(name)]
+            at = name.find("/", at) + 1
+            if not at:
+                return found
 
     def audiences_of(self, name: str) -> list[Audience]:
         """The audiences of a document, and of all containers that it is below."""

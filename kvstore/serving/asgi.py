@@ -107,10 +107,10 @@ class Application:
         try:
             target, base = below_mount(_target(scope), scope.get("root_path", "").encode())
             request = request._replace(target=target, base=base, body=await _body(receive))
+            asking = await self._asking(scope)
         except Problem as problem:
             return request, respond(request, problem, runtime.settings)
         deciding = decide_for_host if _is_server_on_loopback(scope) else decide
-        asking = await self._asking(scope)
         while isinstance(decision := deciding(request, runtime.settings, runtime.rules, asking, runtime.gate), FetchKeys):
             await asyncio.to_thread(decision.keys.fetch)
         return request, decision

@@ -7,40 +7,30 @@ Sources: RFC 9112 (HTTP/1.1), RFC 9110 (Expect, Date).
 """
 
 import asyncio
-import logging
 from collections.abc import Mapping
-from http import HTTPStatus
-from time import perf_counter
 
 from kvstore.access.principal import Principal
-from kvstore.commands.containers import List
-from kvstore.commands.queries import Find
 from kvstore.commands.subscriptions import Follow, FollowMany, LongPoll
 from kvstore.core.errors import Problem, RequestTimeout, unavailable
-from kvstore.core.metrics import COUNTERS, UNTIMED
+from kvstore.core.metrics import UNTIMED, Numbers
 from kvstore.http.gate import FetchKeys, Gate
-from kvstore.http.messages import Headers, Request, Response
-from kvstore.http.protocol import Outcome, render
+from kvstore.http.messages import Request, Response
+from kvstore.http.protocol import Outcome
 from kvstore.runtime import Cancellable
 from kvstore.serving.bounds import BODY_S, HEAD_S, IDLE_S, WRITE_S
 from kvstore.serving.exchange import decide, respond, stream_fields
+from kvstore.serving.express import PLAIN
+from kvstore.serving.heads import STATUS_LINES, field_lines, response_head
 from kvstore.serving.http1 import HEAD, NOTHING, Reader
+from kvstore.serving.parted_body import PartedBody
 from kvstore.serving.server import Server, peer_address
 from kvstore.serving.sse import Stream
-
-log = logging.getLogger("kvstore")
 
 LINGER_S = 2.0  # for which a client may go on sending after its last response
 MAX_READ_AHEAD_BYTES = 64 * 1024  # of pipelined requests; beyond that, reading pauses
 
-_STATUS = {status.value: f"HTTP/1.1 {status.value} {status.phrase}".encode() for status in HTTPStatus}
 _NEVER = float("inf")
 _NOT_FOR_A_STORE = frozenset({Response, Follow, FollowMany, FetchKeys})
-
-
-def _lines(headers: Headers) -> bytes:
-    """Header fields as lines, each preceded by CRLF."""
-    return "".join([f"\r\n{name}: {value}" for name, value in headers]).encode("latin-1")
 
 
 class ClientConnection(asyncio.Protocol):
@@ -54,8 +44,8 @@ class ClientConnection(asyncio.Protocol):
         "_followed",
         "_keep",
         "_lacked",
-        "_next",
         "_over",
+        "_parts",
         "_paused",
         "_peer",
         "_principal",
@@ -84,7 +74,7 @@ class ClientConnection(asyncio.Protocol):
         self._busy = False  # a command is being executed
         self._paused = False  # reading is paused
         self._choked = False  # writing is paused, and the client has WRITE_S to read
-        self._next: tuple[Request, List | Find] | None = None  # the next part of a long response, for when the client has read
+        self._parts: PartedBody | None = None  # a long response
         self._stream: Stream | None = None
         self._followed: Request | None = None  # the request of the stream
         self._wait: Cancellable | None = None  # of a long poll, or a query
@@ -99,16 +89,17 @@ class ClientConnection(asyncio.Protocol):
             self._peer = peer_address(transport)
         server = self._server
         server.connections.add(self)
-        if server.is_full:
-            if server.is_flooded:
-                self.cut()
-            else:
-                self._fail(unavailable("this server has as many connections as it allows; try again later"))
+        if server.is_flooded:
+            self.cut()
+        elif server.is_full:
+            self._fail(unavailable("this server has as many connections as it allows; try again later"))
 
     def connection_lost(self, _: Exception | None) -> None:
         self._server.forget(self)
         self._keep = False
         self._over = True
+        if self._parts:
+            self._parts.leave()
         if self._stream:
             self._stream.leave()
             if self._followed and self._server.log:
@@ -120,8 +111,16 @@ class ClientConnection(asyncio.Protocol):
         if self._over:
             return
         reader = self._reader
+        is_waiting = self._busy or self._choked
+        server = self._server
+        if not is_waiting and reader.is_empty and server.lane is not None and server.lane.take(self, data):
+            self._busy = True
+            self.due = _NEVER
+            if server.timed is None:
+                server.begin_timing(self)
+            return
         reader.feed(data)
-        if self._busy or self._choked:
+        if is_waiting:
             if reader.size > MAX_READ_AHEAD_BYTES and not self._paused:
                 self._paused = True
                 self._transport.pause_reading()
@@ -140,6 +139,8 @@ class ClientConnection(asyncio.Protocol):
         if self._stream and not self._stream.choke():
             return
         self._choked = True
+        if self._parts:
+            self._parts.is_choked = True
         self.due = self.choked_at + WRITE_S
 
     def resume_writing(self) -> None:
@@ -152,9 +153,8 @@ class ClientConnection(asyncio.Protocol):
         if self._over:
             return
         self.due = _NEVER if self._busy else self._server.loop.time() + IDLE_S
-        if self._next:
-            (request, more), self._next = self._next, None
-            self._wait = self._runtime.store.submit(more, self._went_on, request)
+        if self._parts:
+            self._parts.unchoke()
         elif not self._busy:
             self._finish()
 
@@ -233,13 +233,15 @@ class ClientConnection(asyncio.Protocol):
         runtime = self._runtime
         server = self._server
         if server.timed is None:
-            server.timed, server.timed_at = self, perf_counter()
+            server.begin_timing(self)
         # For an identical block of fields the reader returns the same object, whose Host and token have been checked.
         deciding = decide if request.headers is self._accepted else server.decide
         decision = deciding(request, runtime.settings, runtime.rules, principal, gate)
         if type(decision) not in _NOT_FOR_A_STORE:
             self._accepted = request.headers
             self._principal = request.caller.principal if request.caller else principal
+            if type(decision) in PLAIN and server.lane is not None and self._keep and self._reader.is_1_1:
+                server.lane.learn(self._reader.block, request.headers, decision, self._principal)
             self._busy = True
             self.due = _NEVER
             self._wait = runtime.submit(decision, self._respond, request)  # type: ignore[arg-type]  # as the set says
@@ -269,40 +271,29 @@ class ClientConnection(asyncio.Protocol):
         if response.more is None or request.method == "HEAD":
             self._finish()
 
-    def _send(self, request: Request, response: Response) -> None:  # noqa: PLR0912  # without calls: every response passes
+    def _send(self, request: Request, response: Response) -> None:
         server, transport = self._server, self._transport
         if transport.is_closing():  # the client has gone
             self._over = True
             return
-        status, headers, body, more = response
-        parts = [_STATUS[status], server.date, _lines(headers)]
-        if more is not None:
-            if self._reader.is_1_1:
-                parts.append(b"\r\nTransfer-Encoding: chunked")
-            else:
-                self._keep = False
-        elif status not in (204, 304) and (body or request.method != "HEAD"):
-            parts.append(b"\r\nContent-Length: %d" % len(body))
-        if not self._keep:
-            parts.append(b"\r\nConnection: close")
-        elif not self._reader.is_1_1:
-            parts.append(b"\r\nConnection: keep-alive")
-        parts.append(b"\r\n\r\n")
+        more, is_1_1 = response.more, self._reader.is_1_1
+        if more is not None and not is_1_1:
+            self._keep = False
+        head = response_head(response, server.date, request.method, is_1_1=is_1_1, keeps=self._keep)
         if request.method == "HEAD":
             more = None
-        elif more is None:
-            parts.append(body)
         self.due = server.now + IDLE_S
-        transport.write(b"".join(parts))  # may call pause_writing
-        # As Server.count(), without a call: each request comes by here.
-        numbers = COUNTERS.requests.get((request.method, status)) or COUNTERS.first(request.method, status)
-        numbers[UNTIMED] += 1
-        if server.timed is self:
-            server.end_timing(numbers)
+        transport.write(head + response.body if more is None and request.method != "HEAD" else head)  # may call pause_writing
+        server.count(self, request.method, response.status)
         if server.log is not None:
-            server.log.record(request, status)
+            server.log.record(request, response.status)
         if more is not None:
-            self._send_part(request, body, more)
+            self._busy = True
+            if not self._choked:
+                self.due = _NEVER
+            self._parts = PartedBody(request, self._runtime.store, transport, self._sent_parts, is_chunked=is_1_1)
+            self._parts.is_choked = self._choked
+            self._parts.send(response.body, more)
         elif not self._keep:
             self._close()
 
@@ -321,37 +312,46 @@ class ClientConnection(asyncio.Protocol):
         if self._paused:
             self._transport.resume_reading()
 
-    def _send_part(self, request: Request, part: bytes, more: List | Find | None) -> None:
-        """Send one part of a response body, then the next, as fast as the client reads."""
-        self._busy = True
-        if not self._choked:
-            self.due = _NEVER
-        if part:
-            self._transport.write(b"%x\r\n%b\r\n" % (len(part), part) if self._reader.is_1_1 else part)
-        if more is None:
-            if self._reader.is_1_1:
-                self._transport.write(b"0\r\n\r\n")
-            if not self._choked:
-                self.due = self._server.loop.time() + IDLE_S
-            self._finish()
-        elif self._choked:
-            self._next = (request, more)
-        else:
-            self._wait = self._runtime.store.submit(more, self._went_on, request)
+    def _sent_parts(self) -> None:
+        self._parts = None
+        self.due = self.due if self._choked else self._server.loop.time() + IDLE_S
+        self._finish()
 
-    def _went_on(self, request: Request, outcome: Outcome | Exception) -> None:
-        self._wait = None
-        if self._transport.is_closing():
-            return
-        try:
-            if isinstance(outcome, Exception):
-                raise outcome
-            response = render(request, outcome)
-        except Exception as error:
-            log.error("a response was cut off: %s", type(error).__name__)
-            self._transport.abort()  # so that the client does not take a part for the whole
-            return
-        self._send_part(request, response.body, response.more)
+    # What the express lane calls
+
+    @property
+    def stays(self) -> bool:
+        """Whether the connection stays open after this response."""
+        return self._keep and not (self._server.stopping or self._transport.is_closing())
+
+    def write(self, response: bytes, numbers: Numbers) -> None:
+        """Write a response, count it, and go on with the next request."""
+        server = self._server
+        self.due = server.now + IDLE_S
+        self._busy = False
+        self._transport.write(response)  # may call pause_writing
+        numbers[UNTIMED] += 1
+        if server.timed is self:
+            server.end_timing(numbers)
+        if self._reader.size or self._paused or self._ended:
+            self._finish()
+
+    def answer(self, data: bytes, outcome: Outcome | Exception) -> None:
+        """Answer the request in `data` as any other, with this outcome."""
+        reader = self._reader
+        reader.put_back(data)
+        request = reader.next()
+        assert request
+        self._keep = reader.keeps and not self._server.stopping
+        self._respond(request, outcome)
+
+    def start_over(self, data: bytes) -> None:
+        """Execute the request in `data` as any other."""
+        self._busy = False
+        self._reader.put_back(data)
+        self._advance()
+        if self._ended and not (self._busy or self._choked):
+            self._close()
 
     def _finish(self) -> None:
         """The response is written: go on with the next request, or close."""
@@ -380,7 +380,7 @@ class ClientConnection(asyncio.Protocol):
 
         def head() -> bytes:
             server.count(self, request.method, 200)
-            return _STATUS[200] + server.date + _lines(stream_fields(request, self._runtime.settings)) + framing
+            return STATUS_LINES[200] + server.date + field_lines(stream_fields(request, self._runtime.settings)) + framing
 
         self._followed = request
         self._stream = Stream(server.streams, self._transport, follow, head=head, is_chunked=is_1_1)

@@ -99,10 +99,9 @@ def _answer(runtime: FlaskRuntime, environ: Environ, prefix_segments: int) -> fl
     try:
         target, base = _below_mount(environ, prefix_segments)
         request = request._replace(target=target, base=base, body=_body(environ))
-    except Problem as problem:
-        decision: Asked | Follow | FollowMany | Response = respond(request, problem, runtime.settings)
-    else:
         decision = _decide(runtime, request, environ)
+    except Problem as problem:
+        decision = respond(request, problem, runtime.settings)
     answer = _carried_out(runtime, request, decision, environ)
     elapsed_s = UNTIMED_S if isinstance(decision, LongPoll) else perf_counter() - began
     COUNTERS.record(request.method, answer.status_code, elapsed_s)

@@ -103,11 +103,12 @@ class Reader:
     """The requests of one connection: `feed` takes bytes as they arrive, `next` returns complete requests.
 
     `lacks` says which part of the next request is incomplete: NOTHING, HEAD or BODY. The other attributes describe the
-    request that was returned last, or that is being read: `asked` has its method, target and header fields, `is_1_1` its
-    version, `keeps` whether the client keeps the connection open, `expects_continue` whether it waits for a 100.
+    request that was returned last, or that is being read: `asked` has its method, target and header fields, `block` these
+    fields as bytes (empty if they are many), `is_1_1` its version, `keeps` whether the client keeps the connection open,
+    `expects_continue` whether it waits for a 100.
     """
 
-    __slots__ = ("_buffer", "_chunks", "_fields", "_scanned", "asked", "is_1_1", "keeps", "lacks")
+    __slots__ = ("_buffer", "_chunks", "_fields", "_scanned", "asked", "block", "is_1_1", "keeps", "lacks")
 
     def __init__(self) -> None:
         self._buffer: bytes | bytearray = b""
@@ -116,6 +117,7 @@ class Reader:
         self._chunks: _Chunks | None = None
         self.lacks = NOTHING
         self.asked = _NOTHING_ASKED
+        self.block = b""
         self.is_1_1 = True
         self.keeps = True
 
@@ -123,6 +125,11 @@ class Reader:
     def size(self) -> int:
         """Bytes that were fed and not consumed."""
         return len(self._buffer)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing of the next request has arrived."""
+        return not self._buffer and self.lacks is NOTHING
 
     @property
     def expects_continue(self) -> bool:
@@ -137,6 +144,11 @@ class Reader:
             buffer += data
         else:
             self._buffer = bytearray(buffer + data)
+
+    def put_back(self, data: bytes) -> None:
+        """Add bytes before those that were not consumed; only between two requests."""
+        self._buffer = data + self._buffer
+        self._scanned = 0
 
     def next(self) -> Request | None:
         """Return the next request, None if it is incomplete; raises Problem, and must not be called again after that."""
@@ -177,7 +189,9 @@ class Reader:
         self.is_1_1 = is_1_1 = line[3] == b"1"
         block = bytes(buffer[line_end + 2 : end])
         # A client sends the same block with every request.
-        fields = _known_fields(block) if len(block) <= MAX_CACHED_BLOCK_BYTES else parse_fields(block)
+        is_short = len(block) <= MAX_CACHED_BLOCK_BYTES
+        fields = _known_fields(block) if is_short else parse_fields(block)
+        self.block = block if is_short else b""
         self.asked = method, target, fields.headers
         if is_1_1 and "host" not in fields.headers:
             raise InvalidRequest("a request of HTTP/1.1 must have a Host header field")

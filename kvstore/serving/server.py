@@ -13,6 +13,7 @@ from kvstore.http.messages import http_date
 from kvstore.runtime import Runtime
 from kvstore.serving.bounds import MAX_UNREAD_BYTES
 from kvstore.serving.exchange import decide
+from kvstore.serving.express import open_lane
 from kvstore.serving.request_log import open_log
 from kvstore.serving.sse import Streams
 
@@ -61,6 +62,7 @@ class Server:
         self.loop = asyncio.get_running_loop()
         self.connections: set[Connection] = set()
         self.decide = decide
+        self.lane = open_lane(runtime, self.loop)
         self.log = open_log(runtime.settings)
         self.max_connections = runtime.settings.max_connections
         self.stopping = False
@@ -87,6 +89,10 @@ class Server:
         numbers[UNTIMED] += 1
         if self.timed is connection:
             self.end_timing(numbers)
+
+    def begin_timing(self, connection: Connection) -> None:
+        """Time the request of a connection: the one that is timed."""
+        self.timed, self.timed_at = connection, perf_counter()
 
     def end_timing(self, numbers: Numbers) -> None:
         """Count the time that a request took which is counted, the one that is timed."""
@@ -119,6 +125,8 @@ class Server:
     def _tick(self) -> None:
         self.loop.call_later(CHECK_S, self._tick)  # first, so that no exception below ends the checks
         self.date = b"\r\nDate: " + http_date(int(time())).encode()
+        if self.lane:
+            self.lane.date = self.date
         self.now = now = self.loop.time()
         for connection in tuple(self.connections):
             if connection.due <= now:

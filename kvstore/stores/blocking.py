@@ -145,7 +145,7 @@ class BlockingStore:
                 try:
                     return client.execute_command(*words)
                 except redis.exceptions.NoScriptError:
-                    return client.execute_command(*eval_words(execution.command))
+                    return client.execute_command(*eval_words(execution.command, words))
         except ERRORS as error:
             return problem_of(error)
         except Problem as problem:

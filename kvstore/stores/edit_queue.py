@@ -57,6 +57,10 @@ class EditQueue:
         else:
             loop.call_soon(done, context, _crowded())
 
+    def flush(self) -> None:
+        """As PipelinedStore.flush."""
+        self._store.flush()
+
     async def execute(self, command: Command[Outcome]) -> Outcome:
         """Execute a command and those that follow it, and return the outcome; raises Problem."""
         return await executed(self, command)

@@ -23,10 +23,9 @@ def evalsha_words(command: Command[object]) -> Words:
     return ("EVALSHA", command.script.sha, len(keys), *keys, *command.arguments)
 
 
-def eval_words(command: Command[object]) -> Words:
-    """Return the same with the script's text, for a Redis that has answered NOSCRIPT: it has run nothing."""
-    keys = command.keys
-    return ("EVAL", command.script.text, len(keys), *keys, *command.arguments)
+def eval_words(command: Command[object], words: Words) -> Words:
+    """Return the `words` of a command with the script's text, for a Redis that has answered NOSCRIPT: it has run nothing."""
+    return ("EVAL", command.script.text, *words[2:])
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from kvstore.commands.base import Command, Outcome
 from kvstore.core.errors import Problem, unavailable
 from kvstore.core.redis_url import Address
 from kvstore.stores import redis_clients
+from kvstore.stores.execution import evalsha_words
 from kvstore.stores.redis_connection import Context, Done, PendingCommand, RedisConnection, open_connection
 from kvstore.stores.redis_errors import UNCHANGED, problem_of, too_many_waiting
 
@@ -30,6 +31,7 @@ class AsyncStore(Protocol):
     """A store for one event loop."""
 
     def submit(self, command: Command[Outcome], done: Done[Context, Outcome], context: Context) -> object: ...
+    def flush(self) -> None: ...
     async def execute(self, command: Command[Outcome]) -> Outcome: ...
     async def close(self) -> None: ...
 
@@ -50,6 +52,8 @@ class PipelinedStore:
     raises OSError.
     """
 
+    words = staticmethod(evalsha_words)
+
     def __init__(
         self,
         address: Address,
@@ -61,6 +65,8 @@ class PipelinedStore:
         self.on_invalidate = on_invalidate
         self.is_tracking = on_invalidate is not None  # False where Redis refuses to
         self._find = find
+        self.max_waiting = redis_clients.MAX_WAITING
+        self.max_waiting_bytes = redis_clients.MAX_WAITING_BYTES
         self._loop: asyncio.AbstractEventLoop = None  # type: ignore[assignment]  # known from the first submit on
         self._connection: RedisConnection | None = None
         self._connecting: asyncio.Task[None] | None = None
@@ -79,15 +85,15 @@ class PipelinedStore:
         if connection is not None and connection.has_room:
             connection.submit(command, done, context)
             return
-        if connection is None and not self._closed and len(self._unsent) < redis_clients.MAX_WAITING:
-            now = loop.time()
-            pending = PendingCommand(command, done, context, now, now + redis_clients.PIPELINED.queue_s).pack()
-            if self._unsent_bytes + pending.size <= redis_clients.MAX_WAITING_BYTES:
-                self._unsent_bytes += pending.size
-                self._unsent.append(pending)
-                self._connect()
-                return
-        loop.call_soon(done, context, too_many_waiting())
+        now = loop.time()
+        pending = PendingCommand(command, done, context, now, now + redis_clients.PIPELINED.queue_s)
+        if connection is not None or not self._keep(pending.pack(self.words(command))):
+            loop.call_soon(done, context, too_many_waiting())
+
+    def flush(self) -> None:
+        """Send now what would be sent at the end of this turn of the event loop."""
+        if self._connection is not None:
+            self._connection.flush()
 
     async def execute(self, command: Command[Outcome]) -> Outcome:
         """Execute a command and those that follow it, and return the outcome; raises Problem."""
@@ -109,6 +115,16 @@ class PipelinedStore:
         self._loop = asyncio.get_running_loop()
         self._check_overdue()
         return self._loop
+
+    def _keep(self, pending: PendingCommand) -> bool:
+        """Let a packed command wait for a connection; returns False if there is no room."""
+        has_room = len(self._unsent) < self.max_waiting and self._unsent_bytes + pending.size <= self.max_waiting_bytes
+        if self._closed or not has_room:
+            return False
+        self._unsent_bytes += pending.size
+        self._unsent.append(pending)
+        self._connect()
+        return True
 
     def _connect(self) -> None:
         if self._connecting is None and not self._closed:
@@ -145,6 +161,14 @@ class PipelinedStore:
             self._connection = None
             if self.on_invalidate and not self._closed:
                 self.on_invalidate(None)
+
+    def forward(self, connection: RedisConnection, pending: PendingCommand) -> None:
+        """Send the next command of a request: there is one Redis."""
+        connection.send(pending)
+
+    def redirect(self, pending: PendingCommand, error: str) -> bool:
+        """A single Redis sends nobody elsewhere."""
+        return False
 
     def _check_overdue(self) -> None:
         now = self._loop.time()

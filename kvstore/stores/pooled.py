@@ -64,6 +64,9 @@ class PooledStore:
         """As PipelinedStore.submit."""
         self._submissions.add(lambda: self.execute(command), done, context)
 
+    def flush(self) -> None:
+        """As PipelinedStore.flush: nothing is kept back."""
+
     async def execute(self, command: Command[Outcome]) -> Outcome:
         """Execute a command and those that follow it, and return the outcome; raises Problem."""
         loop = asyncio.get_running_loop()
@@ -109,7 +112,7 @@ class PooledStore:
                     try:
                         return await call(*words)
                     except redis.exceptions.NoScriptError:
-                        return await call(*eval_words(execution.command))
+                        return await call(*eval_words(execution.command, words))
         except LOOP_ERRORS as error:
             return problem_of(error)
         finally:

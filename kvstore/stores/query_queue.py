@@ -91,6 +91,10 @@ class QueryQueue:
             asyncio.get_running_loop().call_soon(self._end, query, crowded())
         return query
 
+    def flush(self) -> None:
+        """As PipelinedStore.flush."""
+        self._store.flush()
+
     async def execute(self, command: Command[Outcome]) -> Outcome:
         """Execute a command and those that follow it, and return the outcome; raises Problem. A query can be cancelled."""
         answer: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()

@@ -14,17 +14,15 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 import hiredis
 
 from kvstore.commands.base import Again, Command, Later, Outcome
-from kvstore.commands.bulk import CoalescingKey, coalesce, coalescing_key, slot_among
+from kvstore.commands.bulk import MAX_COALESCED, CoalescingKey, coalesce, coalescing_key, slot_among
 from kvstore.core.errors import UNKNOWN, Problem, unavailable
 from kvstore.core.metrics import COUNTERS, REST_S, RESTING, add_time
 from kvstore.core.redis_url import Address
 from kvstore.stores import redis_clients
-from kvstore.stores.execution import Execution, Words, eval_words, evalsha_words
+from kvstore.stores.execution import Execution, Words, eval_words
 from kvstore.stores.redis_errors import no_answer, problem_of
 
 log = logging.getLogger("kvstore")
-
-MAX_COALESCED = 64  # commands in one script: more gain little, and other clients of Redis wait for all of them
 
 Context = TypeVar("Context")
 
@@ -63,24 +61,41 @@ class PendingCommand(Execution[Any]):
         if done is not None:
             tell(done, self.context, outcome)
 
-    def pack(self, words: Words | None = None) -> "PendingCommand":
-        """Put the command, or these words of it, into Redis's protocol."""
-        self.packed = hiredis.pack_command(words or evalsha_words(self.command))
+    def pack(self, words: Words) -> "PendingCommand":
+        """Put these words of the command into Redis's protocol."""
+        self.packed = hiredis.pack_command(words)
         self.size = len(self.packed)
         return self
 
+    def limit(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Give the command a timer of its own: it may be due before those that were sent earlier."""
+        self.timer = loop.call_at(self.due, self._overdue)
 
-def _pending(command: Command[Outcome], done: Done[Context, Outcome], context: Context, began: float) -> PendingCommand:
-    return PendingCommand(command, done, context, began, began + redis_clients.PIPELINED.answer_s).pack()
+    def _overdue(self) -> None:
+        self.tell(self.ended(no_answer()))
 
 
 class Owner(Protocol):
-    """Whoever opened a connection: hears when it is lost and, with `on_invalidate`, which keys have changed."""
+    """Whoever opened a connection: hears when it is lost and, with `on_invalidate`, which keys have changed.
+
+    At most `max_waiting` commands, of `max_waiting_bytes`, wait for replies on the connection.
+    """
 
     on_invalidate: Callable[[bytes | None], None] | None
     is_tracking: bool
+    max_waiting: int
+    max_waiting_bytes: int
 
     def lost(self, connection: "RedisConnection") -> None: ...
+
+    def words(self, command: Command[object], /) -> Words:
+        """Return the Redis command for a command of ours."""
+
+    def forward(self, connection: "RedisConnection", pending: PendingCommand) -> None:
+        """Send the next command of a request, here or where it belongs."""
+
+    def redirect(self, pending: PendingCommand, error: str) -> bool:
+        """Go on with a command that Redis has refused to run here; returns False if it fails."""
 
 
 class RedisConnection(asyncio.Protocol):
@@ -89,6 +104,7 @@ class RedisConnection(asyncio.Protocol):
     def __init__(self, owner: Owner, loop: asyncio.AbstractEventLoop) -> None:
         self.has_room = True
         self._owner = owner
+        self._words = owner.words
         self._loop = loop
         self._reader = hiredis.Reader()
         self._sent: deque[PendingCommand] = deque()
@@ -122,7 +138,7 @@ class RedisConnection(asyncio.Protocol):
         self._bytes += pending.size
         self._count += pending.count
         self._sent.append(pending)
-        if self._bytes > redis_clients.MAX_WAITING_BYTES or self._count >= redis_clients.MAX_WAITING:
+        if self._bytes > self._owner.max_waiting_bytes or self._count >= self._owner.max_waiting:
             self.has_room = False
         self._buffer.append(packed)
         if not self._is_scheduled:
@@ -132,14 +148,14 @@ class RedisConnection(asyncio.Protocol):
         """Send a command; those of this turn of the loop that can be coalesced are sent as one (commands/bulk.py)."""
         key = coalescing_key(command)
         if key is None:
-            self.send(_pending(command, done, context, self._loop.time()))
+            self.send(self._pending(command, done, context, self._loop.time()))
             return
         gathered = self._gathered.get(key)
         if gathered is None:
             gathered = self._gathered[key] = {}
         slot = slot_among(command, len(gathered))
         if slot in gathered:
-            self.send(_pending(command, done, context, self._loop.time()))
+            self.send(self._pending(command, done, context, self._loop.time()))
             return
         gathered[slot] = command, done, context
         if len(gathered) == MAX_COALESCED:
@@ -147,13 +163,19 @@ class RedisConnection(asyncio.Protocol):
         elif not self._is_scheduled:
             self._schedule()
 
+    def _pending(
+        self, command: Command[Outcome], done: Done[Context, Outcome], context: Context, began: float
+    ) -> PendingCommand:
+        due = began + redis_clients.PIPELINED.answer_s
+        return PendingCommand(command, done, context, began, due).pack(self._words(command))
+
     def _send_coalesced(self, gathered: dict[str | int, Submitted]) -> None:
         coalesced, now = list(gathered.values()), self._loop.time()
         if len(coalesced) == 1:
-            self.send(_pending(*coalesced[0], now))
+            self.send(self._pending(*coalesced[0], now))
             return
         command = coalesce([command for command, _, _ in coalesced])
-        pending = _pending(command, self._distribute, (coalesced, now), now)
+        pending = self._pending(command, self._distribute, (coalesced, now), now)
         pending.count = len(coalesced)
         self.send(pending)
 
@@ -164,15 +186,16 @@ class RedisConnection(asyncio.Protocol):
             outcomes = [outcomes] * len(coalesced)
         for (command, done, context), outcome in zip(coalesced, outcomes, strict=True):
             if outcome is None:
-                self._send_next(_pending(command, done, context, began))
+                self._send_next(self._pending(command, done, context, began))
             else:
                 tell(done, context, outcome)
 
     def _schedule(self) -> None:
         self._is_scheduled = True
-        self._loop.call_soon(self._flush)
+        self._loop.call_soon(self.flush)
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Write the commands of this turn of the loop."""
         gathered, self._gathered = self._gathered, {}
         for alike in gathered.values():
             self._send_coalesced(alike)
@@ -216,7 +239,7 @@ class RedisConnection(asyncio.Protocol):
                     outcome = pending.failed(error) if isinstance(error, Problem) else error
                 if type(outcome) is Again:
                     pending.follow(outcome, self._loop.time())
-                    self._send_next(pending.pack())
+                    self._send_next(pending.pack(self._words(pending.command)))
                     continue
                 if type(outcome) is Later:
                     pending.answered(self._loop.time())
@@ -252,7 +275,7 @@ class RedisConnection(asyncio.Protocol):
         elif self._transport.is_closing():
             pending.tell(pending.ended(unavailable(f"Redis did not answer; {UNKNOWN}")))
         else:
-            self._send_next(pending.pack())
+            self._send_next(pending.pack(self._words(pending.command)))
 
     def _pushed(self, push: Any) -> None:
         """Keys have changed; None: all of them. Source: the invalidation messages of CLIENT TRACKING."""
@@ -270,20 +293,19 @@ class RedisConnection(asyncio.Protocol):
     def _refused(self, pending: PendingCommand, error: Any) -> None:
         """Redis has run nothing of the command."""
         if str(error).startswith("NOSCRIPT"):  # so this is no second sending
-            self._send_next(pending.pack(eval_words(pending.command)))
+            self._send_next(pending.pack(eval_words(pending.command, self._words(pending.command))))
+            return
+        if self._owner.redirect(pending, str(error)):
             return
         if type(outcome := pending.settle(problem_of(error), self._loop.time())) is Again:
-            self._send_next(pending.pack())
+            self._send_next(pending.pack(self._words(pending.command)))
         else:
             pending.tell(outcome)
 
     def _send_next(self, pending: PendingCommand) -> None:
-        """Send another command of a request. It may be due before those that were sent earlier, so it has its own timer."""
-        pending.timer = self._loop.call_at(pending.due, self._overdue, pending)
-        self.send(pending)
-
-    def _overdue(self, pending: PendingCommand) -> None:
-        pending.tell(pending.ended(no_answer()))
+        """Send another command of a request."""
+        pending.limit(self._loop)
+        self._owner.forward(self, pending)
 
     def is_overdue(self, now: float) -> bool:
         """Whether the oldest command is."""

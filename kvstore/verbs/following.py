@@ -1,17 +1,19 @@
 """A stream that is read: its events, and where it goes on when it has ended. A value that changes; no I/O."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from random import uniform
 from typing import Any
 
 from kvstore.commands.subscriptions import Follow
 from kvstore.core import values
-from kvstore.core.errors import InternalError, Problem
+from kvstore.core.errors import InternalError, InvalidParameter, Problem
+from kvstore.core.query import Question
 from kvstore.core.settings import Settings
 from kvstore.http.messages import EVENT_STREAM
 from kvstore.http.protocol import parse
+from kvstore.http.queries import parse_body
 from kvstore.verbs.requests import as_path, request_of
-from kvstore.verbs.shapes import Event
+from kvstore.verbs.shapes import Event, Where
 
 MIN_RESUME_S, MAX_RESUME_S = 0.05, 2.0  # between two attempts to resume
 
@@ -19,8 +21,20 @@ MIN_RESUME_S, MAX_RESUME_S = 0.05, 2.0  # between two attempts to resume
 class Following:
     """What was read of a stream, and where it goes on."""
 
-    def __init__(self, path: str, *, recursive: bool = False, last_event_id: str | None = None) -> None:
+    def __init__(  # noqa: PLR0913  # an option each
+        self,
+        path: str,
+        where: Where | None = None,
+        *,
+        search: str | None = None,
+        fields: str | Sequence[str] | None = None,
+        recursive: bool = False,
+        last_event_id: str | None = None,
+    ) -> None:
         self._path = as_path(path)
+        self._question = _question(where, search, fields)
+        if self._question and not self._path.is_container:
+            raise InvalidParameter("conditions, search and fields are for containers; end the path in a slash")
         self._recursive = recursive
         self._position = last_event_id
         self._items: list[Any] = []  # of a snapshot whose last part has not come
@@ -34,7 +48,7 @@ class Following:
         query = {"recursive": self._recursive or None}
         follow = parse(request_of("GET", self._path, query, headers=headers), settings)
         assert isinstance(follow, Follow)
-        return follow
+        return follow._replace(question=self._question)
 
     def events(self, block: bytes) -> Iterator[Event]:
         """Yield the events of a block of text/event-stream."""
@@ -68,3 +82,10 @@ class Following:
             members["value"]["items"], self._items = self._items, []
         shown = {"path": self._path.text, "etag": None, "ttl": None, "value": None} | members
         return Event(kind, **shown, id=position)
+
+
+def _question(where: Where | None, search: str | None, fields: str | Sequence[str] | None) -> Question | None:
+    """Return which documents are followed, None for all of them; raises Problem."""
+    asked = {"where": where, "search": search, "fields": fields.split(",") if isinstance(fields, str) else fields}
+    given = {name: value for name, value in asked.items() if value is not None}
+    return parse_body(values.dump(given)).question if given else None

@@ -51,7 +51,8 @@ class LeasedDocument(Document):
 class Event:
     """An event of a stream: `snapshot`, `put`, `patch`, `delete`, `expire`, or `reset` where changes may have been lost.
 
-    The snapshot of a container has `{"items": […]}` as its value. `id` is what `last_event_id` takes.
+    `leave` says that a document does not match the conditions that are followed. The value of a container's snapshot is
+    `{"items": […]}`. `id` is what `last_event_id` takes.
     """
 
     type: str
@@ -109,6 +110,15 @@ class QueryOptions(ListOptions, total=False):
     search: str | None
     sort: str | Sequence[str] | None
     fields: str | Sequence[str] | None
+
+
+class FollowOptions(TypedDict, total=False):
+    """Options of what is followed. `fields` names members, in a list or in a text with commas."""
+
+    search: str | None
+    fields: str | Sequence[str] | None
+    recursive: bool
+    last_event_id: str | None
 
 
 class WriteOptions(TypedDict, total=False):

@@ -27,7 +27,7 @@ from kvstore.core.redis_url import parse_redis_url
 from kvstore.core.settings import read_settings
 from kvstore.http import protocol
 from kvstore.http.messages import Request, Response, refuse
-from kvstore.stores import redis_clients, redis_connection
+from kvstore.stores import redis_clients
 from kvstore.stores.blocking import BlockingStore
 from kvstore.stores.pipelined import PipelinedStore
 from tests.support.asking import command_of, documents_and_indexes, expire, scripts_run
@@ -271,7 +271,7 @@ def test_plain_documents(members: dict[str, str], gap: str, more: int) -> None:
     """The codec's short way with plain documents comes to what its long way does, there and back."""
     members |= {f"m{n}": "1" for n in range(more)}
     body = ("{" + gap + f",{gap}".join(f'"{name}"{gap}:{value}{gap}' for name, value in members.items()) + "}").encode()
-    if (encoded := codec._encode_plain(body)) is not None:
+    if (encoded := codec.encode_plain(body)) is not None:
         assert encoded == json_text.parse_text(body, codec._encode)
     for order in (b"", b' ["a","%b","none"]'):
         fields = [part for pair in members.items() for part in (codec._field(pair[0]), pair[1].encode())]
@@ -391,7 +391,7 @@ def test_one_script_for_many(store: Running) -> None:
         ([*puts, single("PUT", "/ns2/a", "1"), single("PUT", "/ns2/b", "1")], 2 + 1),  # and one that tells of a new namespace
         ([*puts, single("PUT", "/ns/x", "1", **{"if-none-match": "*"}), single("DELETE", "/ns/x")], 3),
         ([*puts, single("PUT", "/ns/x", json.dumps("x" * bulk.MAX_COALESCED_BYTES))], 2),
-        ([single("PUT", f"/ns/{n}", "1") for n in range(redis_connection.MAX_COALESCED * 2 + 2)], 3),
+        ([single("PUT", f"/ns/{n}", "1") for n in range(bulk.MAX_COALESCED * 2 + 2)], 3),
     ):
         outcomes = in_one_turn(store, requests)
         assert scripts_run(store.redis) == count
@@ -428,7 +428,7 @@ def test_a_connection_that_is_lost(store: Running) -> None:
 
     def send_and_lose(lost: PipelinedStore) -> None:
         assert lost._connection
-        lost._connection._flush()
+        lost._connection.flush()
         lost._connection.abort()
 
     for act in (lose, send_and_lose):

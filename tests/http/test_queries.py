@@ -410,14 +410,6 @@ def test_a_sort_keeps_little(client: Checked) -> None:
     )
 
 
-@on_few
-def test_streams_take_no_questions_yet(client: Checked) -> None:
-    """A stream that showed everything would look like one that has heeded them."""
-    for target in ("/ns/?a:eq=1", "/ns/?search=x", "/ns/?sort=a", f"/_/follow?path={quote('/ns/?a:eq=1', safe='')}"):
-        answer = client.get(target, [("Accept", "text/event-stream")])
-        assert (answer.status, answer.json["type"]) == (400, "urn:kvstore:invalid-parameter"), target
-
-
 @on_one
 def test_a_queue_shows_states(client: Checked) -> None:
     """What a question finds in a queue has its state, as in a listing."""

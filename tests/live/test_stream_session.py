@@ -6,15 +6,21 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kvstore.commands.changelog import ReadChanges
 from kvstore.commands.containers import List
 from kvstore.commands.subscriptions import Follow
 from kvstore.core.paths import parse_path
+from kvstore.core.settings import Settings
 from kvstore.http.messages import Request
+from kvstore.http.protocol import parse
 from kvstore.live import stream_session
 from kvstore.stores.blocking import BlockingStore
 from tests.support.asking import command_of
+from tests.support.naive_query import spelled
+from tests.support.questions import PAIRS, Question, query_string, questions
 from tests.support.stores import Running
 
 STORES = ["redis", "fake"]
@@ -53,6 +59,7 @@ def follow(store: BlockingStore, target: str, before: Callable[[object, int], No
             if isinstance(step, bytes):
                 sent, answer = sent + step, None
                 continue
+            assert step is not None
             before(step, count)
             count += 1
             answer = store.execute(step)
@@ -106,3 +113,73 @@ def test_a_long_snapshot_has_the_id_of_its_beginning(store: BlockingStore, monke
     followed = changes_since(store, "/room/", snapshot.position)
     assert followed
     assert not {name for name in followed if "new" not in name}
+
+
+class Replayed:
+    """The documents that a reader with conditions has, by path, as it resumes again and again."""
+
+    def __init__(self, store: BlockingStore, target: str) -> None:
+        self.documents: dict[str, Any] = {}
+        self._store = store
+        follow = parse(Request("GET", target.encode(), {"accept": "text/event-stream"}), Settings())
+        assert isinstance(follow, Follow)
+        self._follow = follow
+
+    def resume(self) -> None:
+        """Take what the stream has sent since the last time; at first its snapshot."""
+        steps, answer = stream_session.begin(self._follow), None
+        try:
+            while True:
+                step = steps.send(answer)
+                answer = None
+                if isinstance(step, bytes):
+                    self._take(step)
+                elif step is not None:
+                    answer = self._store.execute(step)
+        except StopIteration as done:
+            self._follow = self._follow._replace(position=done.value)
+
+    def _take(self, blocks: bytes) -> None:
+        for kind, data in re.findall(rb"event: (.*)\ndata: (.*)\n", blocks):
+            event = spelled(data)
+            if kind == b"snapshot":
+                self.documents |= {item["path"]: item["value"] for item in event["value"]["items"]}
+            elif kind in (b"put", b"patch"):
+                self.documents[event["path"]] = event["value"]
+            elif kind != b"reset":
+                self.documents.pop(event["path"], None)
+            else:
+                self.documents = {}
+
+
+WRITES = st.tuples(
+    st.sampled_from(["PUT /ns/", "PUT /ns/", "PATCH /ns/", "DELETE /ns/", "POST /ns/", "resume"]),
+    st.sampled_from(["a", "a", "c/d"]),
+    PAIRS,
+)
+
+
+@pytest.mark.parametrize("store", ["redis"], indirect=True)
+@settings(max_examples=20)
+@given(
+    asked=st.lists(questions(), min_size=5, max_size=5),
+    recursive=st.booleans(),
+    writes=st.lists(WRITES, min_size=10, max_size=15),
+)
+def test_conditions_replayed_are_the_query(
+    store: BlockingStore, asked: list[Question], writes: list[tuple[str, str, str]], *, recursive: bool
+) -> None:
+    """Whatever is written, and whenever readers resume, each has what a query finds."""
+    store.execute(command_of(Request("DELETE", b"/ns/?recursive", {})))
+    targets = [f"/ns/?{query_string(question.parameters_of_a_stream())}{'&recursive' * recursive}" for question in asked]
+    readers = {target: Replayed(store, target) for target in targets}
+    for action, name, text in [*writes, ("resume", "", "")]:
+        if action != "resume":
+            method, _, container = action.partition(" ")
+            path = container if method == "POST" else container + name
+            store.execute(command_of(Request(method, path.encode(), {}, b"" if method == "DELETE" else text.encode())))
+            continue
+        for target, reader in readers.items():
+            reader.resume()
+            listing = store.execute(command_of(Request("GET", target.encode(), {})))
+            assert reader.documents == {f"/ns/{item.name}": spelled(item.document.text) for item in listing.items}

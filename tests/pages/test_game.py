@@ -65,7 +65,7 @@ def test_a_game(first: Game) -> None:
     ada = first.player(name, "Ada")
     assert first.join(name, "?as=Eve", ada).status == 200
     assert (first.players(name), first.move(name, 0, ada).content) == ([first.who(ada)], b"wait for a second player")
-    grace, alan = first.player(name, "Grace"), first.player(name)
+    grace, alan = first.player(name, "%E2%80%AEGr%00ace+"), first.player(name)
     stored = first.store.get(f"/games/{name}")
     assert stored
     assert [each["name"] for each in stored.value["players"]] == ["Ada", "Grace", "Player 3"]

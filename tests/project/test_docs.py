@@ -17,7 +17,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -35,7 +34,6 @@ from kvstore.core.settings import SETTINGS, Settings
 from kvstore.serving.limits import Limit, limits
 from tests.support.serving import bare_environ, session, start_kvstore
 from tests.support.stores import die_with_parent, free_ports, wait_until
-from tests.support.streams import open_reader
 from tests.support.tokens import SECRET
 
 ROOT = Path(__file__).parents[2]
@@ -275,51 +273,9 @@ def test_blocks_are_run() -> None:
 # --- What takes a program of its own ------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not shutil.which("nginx"), reason="no nginx on the PATH")
-def test_the_proxy_passes_everything_on(directory: Path) -> None:
-    """The nginx of docs/operations.md: paths as they are, bodies up to our limit, events at once, pages of our own origin."""
-    kvstore = start_kvstore(directory)
-    [port] = free_ports(1)
-    [server] = blocks(DOCS / "operations.md", "nginx")
-    server = server.replace("8080", f"127.0.0.1:{port}").replace("127.0.0.1:8000", "{}:{}".format(*kvstore.at))
-    places = "".join(f"{name}_temp_path {directory}/{name};" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
-    head = f"daemon off; master_process off; pid {directory}/nginx.pid; error_log {directory}/nginx.log; events {{}}"
-    (directory / "nginx.conf").write_text(f"{head} http {{ access_log off; {places} {server} }}")
-    nginx = subprocess.Popen(
-        ["nginx", "-c", str(directory / "nginx.conf"), "-e", str(directory / "nginx.log")],
-        preexec_fn=die_with_parent,  # noqa: PLW1509  # one system call, no lock
-    )
-    try:
-        wait_until(lambda: listens(port), LIMIT_S)
-        at = ("127.0.0.1", port)
-        reader = open_reader(at, "/ns/", {})
-        reader.wait_for(1)
-
-        def put(target: str, body: bytes, **headers: str) -> int:
-            connection = http.client.HTTPConnection(*at, timeout=LIMIT_S)
-            connection.request("PUT", target, body, headers)
-            answer = connection.getresponse()
-            answer.read()
-            connection.close()
-            return answer.status
-
-        assert [put("/ns/a%2Fb", b"1"), put("/ns/a/b", b"2"), put("/ns//a", b"3")] == [201, 201, 400]
-        assert [event.data["path"] for event in reader.wait_for(3)[1:]] == ["/ns/a%2Fb", "/ns/a/b"]
-        assert [put("/big/1", b'"%b"' % (b"x" * (2**20 - 2))), put("/big/2", b'"%b"' % (b"x" * 2**20))] == [201, 413]
-        assert [put("/ns/c", b"1", Origin=f"http://127.0.0.1:{port}"), put("/ns/c", b"1", Origin="http://other")] == [201, 403]
-        reader.close()
-    finally:
-        nginx.kill()
-        nginx.wait()
-        kvstore.kill()
-
-
-def listens(port: int) -> bool:
-    """Whether somebody does at this port of 127.0.0.1."""
-    with suppress(OSError), socket.create_connection(("127.0.0.1", port), LIMIT_S):
-        return True
-    return False
+def test_the_nginx_that_is_shown_is_the_one_that_is_tested() -> None:
+    """tests/faults/test_instances.py runs deploy/nginx.conf."""
+    assert blocks(DOCS / "operations.md", "nginx") == [(ROOT / "deploy" / "nginx.conf").read_text("utf-8")]
 
 
 @pytest.mark.slow

@@ -1,10 +1,15 @@
 """The examples, each run as it says itself."""
 
 import json
+import os
 import shutil
+import struct
 import sys
 from pathlib import Path
 
+import pytest
+
+from tests.support.browser import Driver
 from tests.support.serving import Served
 from tests.support.stores import wait_until
 from tests.support.workers import Workers
@@ -43,3 +48,44 @@ def test_adder(directory: Path) -> None:
         if workers:
             workers.stop()
         served.kill()
+
+
+# Both pages of the adder in one picture, each below its address.
+BOTH = """
+const label = path => Object.assign(document.createElement("h3"), {textContent: `http://127.0.0.1:5000${path}`})
+document.body.style.font = "16px sans-serif"
+document.body.prepend(label("/add?a=1&b=2"))
+const frame = Object.assign(document.createElement("iframe"), {src: "/add-result", width: "600", height: "70"})
+document.body.append(label("/add-result"), frame)
+"""
+RESULT = "document.querySelector('iframe').contentDocument.body.innerText"
+
+
+@pytest.mark.slow
+def test_the_picture_of_the_adder(directory: Path) -> None:
+    """The README shows what a browser is answered; with KVSTORE_PICTURES set, it is drawn anew."""
+    size, picture = (640, 220), EXAMPLES / "adder" / "adder.png"
+    app = Path(shutil.copytree(EXAMPLES / "adder", directory / "adder")) / "app.py"
+    driver = Driver(directory)
+    served = Served(directory, [sys.executable, "-m", "flask", "--app", str(app), "run", "-p", "0"], {})
+    workers = None
+    try:
+        workers = Workers(directory, app)
+        browser = driver.open(*size)
+        browser.go("http://{}:{}/add?a=1&b=2".format(*served.at))
+        browser.wait_for("Waiting for result...")
+        browser.run(BOTH)
+        again = "document.querySelector('iframe').contentWindow.location.reload()"
+        browser.wait(f"{RESULT}.includes('true') || ({RESULT}.includes('false') && {again})")
+        assert json.loads(browser.run(f"return {RESULT}.match(/{{.*}}/)[0]")) == {"ready": True, "result": 3}
+        drawn = directory / "adder.png"
+        browser.screenshot(drawn)
+    finally:
+        if workers:
+            workers.stop()
+        served.kill()
+        driver.close()
+    if os.environ.get("KVSTORE_PICTURES"):
+        shutil.copy(drawn, picture)
+    assert drawn.read_bytes()[16:24] == picture.read_bytes()[16:24] == struct.pack(">II", *size)
+    assert 0.5 < drawn.stat().st_size / picture.stat().st_size < 2  # fonts differ

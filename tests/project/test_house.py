@@ -67,7 +67,17 @@ WORLD = {
     # The Lua files lie beside scripts, the static files beside pages; embedded asks whether fakeredis is there; the package
     # loads public names late.
     "importlib": {"commands.scripts", "serving.pages", "stores.embedded", "__init__"},
-    "logging": {"access.jwks", "core.errors", "stores", "live", "runtime", "serving.connection", "serving.server", "tasks"},
+    "logging": {
+        "access.jwks",
+        "core.errors",
+        "stores",
+        "live",
+        "runtime",
+        "serving.express",
+        "serving.parted_body",
+        "serving.server",
+        "tasks",
+    },
     "io": {"transfer.command"},
     "os": {"stores", "live.metrics", "runtime", "serving", "tasks", "client", "transfer.command", "asgi", "cli"},
     "pathlib": {"access.jwks", "stores.embedded", "runtime", "serving.gunicorn_config", "transfer.command"},

@@ -11,6 +11,7 @@ import pytest
 import kvstore
 from kvstore.access.rules import parse_rows
 from kvstore.access.views import Rules
+from kvstore.core.errors import StoreUnavailable
 from kvstore.core.settings import InvalidSetting
 from kvstore.serving.asgi import Application
 from kvstore.serving.flask import make_blueprint
@@ -105,6 +106,21 @@ def test_claims_that_change_in_place(store: Running, claims: dict[str, Any]) -> 
         session["roles"][:] = roles
         statuses.append(call_wsgi(app, make_environ("GET", "/users/bob/x")).status)
     assert statuses == [403, 404, 403]
+
+
+def test_who_asks_may_be_unknown_for_a_while(store: Running) -> None:
+    """An application that keeps its sessions in Redis raises a problem where Redis is away: that is the response."""
+
+    def principal(*_: Any) -> Any:
+        raise StoreUnavailable("no session", headers={"Retry-After": "1"})
+
+    runtime = flask_runtime(store, {})._replace(rules=Rules(parse_rows(ROWS)), principal=principal)
+    app = flask.Flask("host", static_folder=None)
+    app.register_blueprint(make_blueprint(runtime))
+    client = AsgiClient(store, {})
+    client.app = Application({"REDIS_URL": store.url}, principal=principal, rules=ROWS)
+    for answer in (call_wsgi(app, make_environ("GET", "/users/ada/x")), client.request("GET", "/users/ada/x")):
+        assert (answer.status, answer.headers["retry-after"]) == (503, "1")
 
 
 def test_a_subject_may_be_an_integer(store: Running) -> None:

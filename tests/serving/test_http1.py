@@ -699,7 +699,9 @@ class Answering:
 def server_of(store: Any) -> shared.Server:
     """A server that nobody follows and nobody waits for."""
     nobody: Any = None
-    return shared.Server(Runtime(Settings(), store, nobody, nobody, nobody, nobody))
+    return shared.Server(
+        Runtime(Settings(express=False), store, nobody, nobody, nobody, nobody)
+    )  # each request is one that a test sees
 
 
 class Player:

@@ -48,6 +48,9 @@ class Store:
         assert isinstance(find, Find)
         self.sent.append(Sent(find.container.namespace, lambda outcome: done(context, outcome)))
 
+    def flush(self) -> None:
+        """Nothing is kept back."""
+
     async def execute(self, command: Any) -> Any:
         """Not asked for."""
 

@@ -101,6 +101,11 @@ class Question(NamedTuple):
         pairs += [("search", wanted.search)] if wanted.search is not None else []
         return pairs + ([("order", "desc")] if wanted.descending else [])
 
+    def parameters_of_a_stream(self) -> list[tuple[str, str]]:
+        """The same without what orders documents."""
+        wanted = self.wanted._replace(sort=[], descending=False)
+        return self._replace(wanted=wanted).parameters() or [("search", "")]
+
     def body(self, limit: int) -> str:
         """What a QUERY has. Several conditions with one member and operator cannot be in one body."""
         where: dict[str, dict[str, str]] = {}

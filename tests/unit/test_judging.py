@@ -448,7 +448,7 @@ INTERNAL = {
     ),
 }
 # Commands that are made of others, which are judged.
-MADE_OF_OTHERS = {"Idempotent", "Batch", "PutMany", "GetMany", "Guarded", "Blind", "Piece"}
+MADE_OF_OTHERS = {"Idempotent", "Batch", "PutMany", "GetMany", "Guarded", "Blind", "PlainGets", "PlainPuts", "Piece"}
 
 
 def test_every_command_says_what_it_touches() -> None:

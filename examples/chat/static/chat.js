@@ -55,7 +55,17 @@ function showLogin() {
   }
 }
 
-const me = await (await fetch("/me")).json()
+/** Who this is, as soon as the application can say. */
+async function whoAmI() {
+  for (;;) {
+    const answer = await fetch("/me").catch(() => null)
+    if (answer?.ok) return answer.json()
+    document.title = "Chat: connecting…"
+    await new Promise(resolve => setTimeout(resolve, 2000))
+  }
+}
+
+const me = await whoAmI()
 if (me) showChat()
 else showLogin()
 

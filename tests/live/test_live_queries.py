@@ -1,0 +1,135 @@
+"""Following with conditions: a snapshot of what matches, then what becomes of it, whatever serves the stream."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from tests.support.asking import expire
+from tests.support.stores import Running, wait_until
+from tests.support.streams import FOLLOWED, LIMIT_S, STREAM_LANES, Event, Followed, following
+from tests.support.streams import ask as ask_of
+
+on_served = pytest.mark.parametrize("lane", [("served", "redis")], ids="-".join, indirect=True)
+
+
+@pytest.fixture(params=STREAM_LANES, ids="-".join)
+def lane(request: pytest.FixtureRequest) -> tuple[str, str]:
+    """What serves streams, and a store."""
+    kind: tuple[str, str] = request.param
+    return kind
+
+
+@pytest.fixture
+def followed(lane: tuple[str, str], store: Running) -> Iterator[Followed]:
+    """What serves streams, on an empty store."""
+    running = FOLLOWED[lane[0]](store)
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def ask(followed: Followed) -> Callable[..., Any]:
+    """One request: its JSON, None for none."""
+    return lambda *request: ask_of(followed, *request)
+
+
+def told(events: list[Event]) -> list[tuple[str, str, Any]]:
+    """What the events are about: the kind, the document's path, and its value."""
+    return [(event.name, event.data["path"], event.data["value"]) for event in events]
+
+
+def names(event: Event) -> list[str]:
+    """The documents in a snapshot."""
+    return [item["name"] for item in event.data["value"]["items"]]
+
+
+def test_what_matches(followed: Followed, ask: Callable[..., Any], store: Running) -> None:
+    """A document comes with all of its value, and leaves with none; who comes back is told the same."""
+    ask("PUT", "/people/ada", {"born": 1815})
+    ask("PUT", "/people/grace", {"born": 1906})
+    ask("PUT", "/people/sub/x", {"born": 1})
+    with following(followed, "/people/?born:lt=1850&name:ne=Eve") as reader:
+        first = reader.wait_for(1)[0]
+        assert names(first) == ["ada"]
+        ask("PATCH", "/people/grace", {"born": 1806})
+        ask("PATCH", "/people/ada", {"name": "Ada"})
+        ask("PATCH", "/people/ada", {"born": None})
+        ask("PUT", "/people/eve", {"born": 1, "name": "Eve"})
+        ask("POST", "/people/", {"born": 1999})  # it was never there: nothing is to be said of it
+        path = ask("POST", "/people/", {"born": 1})["path"]
+        ask("PUT", "/people/sub/y", {"born": 1})
+        ask("PUT", "/others/x", {"born": 1})
+        ask("DELETE", "/people/ada")
+        ask("PUT", "/people/soon?ttl=100", {"born": 2})
+        reader.wait_for(8)
+        expire(store.redis, "/people/soon")
+        events = reader.wait_for(9)[1:]
+    assert told(events) == [
+        ("patch", "/people/grace", {"born": 1806}),
+        ("patch", "/people/ada", {"born": 1815, "name": "Ada"}),
+        ("leave", "/people/ada", None),
+        ("leave", "/people/eve", None),
+        ("put", path, {"born": 1}),
+        ("delete", "/people/ada", None),
+        ("put", "/people/soon", {"born": 2}),
+        ("expire", "/people/soon", None),
+    ]
+    assert all(list(event.data) == ["path", "etag", "ttl", "value"] for event in events)
+    assert all(event.data["etag"] == f'"{event.id}"' for event in events)
+    assert events[3].data["ttl"] > 1000
+    with following(followed, "/people/?name:ne=Eve&born:lt=1850", Last_Event_ID=first.id) as reader:
+        missed = [event for event in events if event.data["path"] not in ("/people/ada", "/people/soon")]
+        assert reader.wait_for(len(missed) + 2) == [*missed, events[5], events[7]]
+
+
+def test_recursive_and_search_and_fields(followed: Followed, ask: Callable[..., Any]) -> None:
+    """What is shown is what a query shows: of documents at any depth, or only some of their members."""
+    ask("PUT", "/people/ada", {"name": "Ada", "born": 1815})
+    ask("PUT", "/people/old/eve", {"name": "Eve", "at": {"city": "York", "zip": 1}})
+    with (
+        following(followed, "/people/?recursive&search=EVE&fields=at.city,name") as some,
+        following(followed, "/people/?fields=born") as all_of_them,
+    ):
+        first, other = (reader.wait_for(1)[0].data["value"]["items"] for reader in (some, all_of_them))
+        assert [item["value"] for item in first] == [{"name": "Eve", "at": {"city": "York"}}]
+        assert [item["value"] for item in other] == [{"born": 1815}]
+        ask("PATCH", "/people/old/eve", {"at": {"zip": 2}})
+        ask("PUT", "/people/ada", [0, "Eve"])
+        assert told(some.wait_for(3)[1:]) == [
+            ("patch", "/people/old/eve", {"name": "Eve", "at": {"city": "York"}}),
+            ("put", "/people/ada", {}),
+        ]
+        assert told(all_of_them.wait_for(2)[1:]) == [("put", "/people/ada", {})]
+
+
+def test_among_several_paths(followed: Followed, ask: Callable[..., Any]) -> None:
+    """Conditions belong to their path, which may be there without them too."""
+    ask("PUT", "/people/ada", {"n": 1})
+    paths = ["/people/?n:gt=0", "/people/", "/people/?n:gt=1&_=7"]
+    target = "/_/follow?" + "&".join(f"path={quote(path, safe='')}" for path in paths)
+    with following(followed, target) as reader:
+        assert [names(event) for event in reader.wait_for(3)] == [["ada"], ["ada"], []]
+        wait_until(lambda: reader.blocks[-1].startswith(b"id: "), LIMIT_S)
+        ask("PATCH", "/people/ada", {"n": 2})
+        events = reader.wait_for(6)[3:]
+        assert sorted((event.data["followed"], event.name) for event in events) == sorted((path, "patch") for path in paths)
+        place = reader.events[-1].id
+    ask("PATCH", "/people/ada", {"n": 0})
+    with following(followed, target, Last_Event_ID=place) as reader:
+        kinds = {event.data["followed"]: event.name for event in reader.wait_for(3)}
+    assert kinds == dict(zip(paths, ["leave", "patch", "leave"], strict=True))
+
+
+REFUSED = ["sort=a", "count", "a:eq=1&limit=5", "search=x&after=a", "a:eq=1&order=desc", "fields=a&keys"]
+REFUSED += ["a:zz=1", "a:eq=1e999"]
+
+
+@on_served
+@pytest.mark.parametrize("query", REFUSED)
+def test_what_makes_no_stream(followed: Followed, query: str) -> None:
+    """A stream has everything that matches, in no order; the same conditions in the path of several are refused alike."""
+    for target in (f"/ns/?{query}", f"/_/follow?path=/x&path={quote(f'/ns/?{query}', safe='')}"):
+        answer = followed.request("GET", target, headers={"Accept": "text/event-stream"})
+        assert (answer.status, answer.json["type"]) == (400, "urn:kvstore:invalid-parameter")
