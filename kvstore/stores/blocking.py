@@ -23,7 +23,7 @@ from kvstore.core.paths import Path, own_key
 from kvstore.core.redis_url import parse_redis_url
 from kvstore.stores import redis_clients
 from kvstore.stores.execution import Execution, Words, eval_words, evalsha_words, timed
-from kvstore.stores.query_queue import MAX_RUNNING, crowded, is_query, waits_s
+from kvstore.stores.query_queue import FREE_PIECES, MAX_RUNNING, crowded, is_query, waits_s
 from kvstore.stores.redis_clients import MAX_BLOCKING_CONNECTIONS, blocking_client, waiting_until
 from kvstore.stores.redis_errors import ERRORS, all_busy, problem_of
 from kvstore.stores.replicated import is_acknowledged, shortage, wait_words
@@ -115,7 +115,10 @@ class BlockingStore:
     def _answer(self, query: Command[Outcome]) -> Outcome:
         """Execute a query piece by piece, in turns with others."""
         wait_s = waits_s(query)
-        outcome = self._read(query, wait_s)
+        outcome: Outcome | Paused[Outcome] = Paused(query)
+        for _ in range(FREE_PIECES):
+            if isinstance(outcome, Paused):
+                outcome = self._read(outcome.command, wait_s)
         if not isinstance(outcome, Paused):
             return outcome
         due = time.monotonic() + wait_s
