@@ -1,7 +1,7 @@
 """Measure the service on a Redis Cluster of three nodes beside the service on one Redis, all on this machine.
 
-Both are reached over TCP, and are asked for the same documents of SPACES namespaces, as many of them on each node. The processor
-time that a request takes of a worker and of Redis says what more machines would give. Writes results/cluster.json.
+Both are reached over TCP, and are asked for the same documents of SPACES namespaces, as many of them on each node. The
+processor time that a request takes of a worker and of Redis says what more machines would give. Writes results/cluster.json.
 `python -m bench.cluster --help` names the options.
 """
 

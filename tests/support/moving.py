@@ -5,8 +5,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-import redis
-
 from tests.support.stores import Cluster, connect
 
 KEYS_AT_ONCE = 2  # so that a namespace is in two places for a while
@@ -81,5 +79,3 @@ def slot_of(cluster: Cluster, namespace: str) -> int:
     """The slot of a namespace, as redis-py reckons it."""
     slot: int = cluster.redis.keyslot("kv:{" + namespace + "}!log")
     return slot
-
-

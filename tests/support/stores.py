@@ -211,7 +211,7 @@ def start_cluster(directory: Path, *options: str, replicas: int = 0) -> Cluster:
             wait_until(functools.partial(sees_the_cluster, node, count), START_S)
         for primary, replica in zip(ports, ports[CLUSTER_NODES:], strict=False):
             nodes[replica].execute_command("CLUSTER REPLICATE", nodes[primary].execute_command("CLUSTER MYID"))
-            wait_until(lambda replica=replica: nodes[replica].info()["master_link_status"] == "up", START_S)  # type: ignore[misc]
+            wait_until(lambda replica=replica: nodes[replica].info()["master_link_status"] == "up", START_S)
         for node in nodes.values():
             node.close()
         return Cluster({port: process.pid for port, process in processes.items()}, stop)
