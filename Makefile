@@ -82,6 +82,7 @@ bench: $(VENV)/ready-dev ## measure beside webdis, nchan and a plain Flask app, 
 	@$(BIN)/python -m bench.peers
 	@$(BIN)/python -m bench.inside
 	@$(BIN)/python -m bench.access
+	@$(BIN)/python -m bench.durability
 	@$(BIN)/python -m bench.cluster
 	@$(BIN)/python -m bench.containers
 	@$(BIN)/python -m bench.live

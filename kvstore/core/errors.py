@@ -261,6 +261,12 @@ class StoreUnavailable(Problem):
     status = 503
 
 
+class TooFewReplicas(Problem):
+    """Too few replicas have confirmed the write in time."""
+
+    status = 503
+
+
 class StoreFull(Problem):
     """Redis is out of memory."""
 

@@ -18,7 +18,15 @@ from kvstore.core.errors import Problem, unavailable
 from kvstore.core.redis_url import Address
 from kvstore.stores import redis_clients
 from kvstore.stores.execution import evalsha_words
-from kvstore.stores.redis_connection import Context, Done, PendingCommand, RedisConnection, open_connection, plain_command
+from kvstore.stores.redis_connection import (
+    Context,
+    Done,
+    MakeConnection,
+    PendingCommand,
+    RedisConnection,
+    open_connection,
+    plain_command,
+)
 from kvstore.stores.redis_errors import UNCHANGED, problem_of, too_many_waiting
 
 log = logging.getLogger("kvstore")
@@ -50,7 +58,7 @@ class PipelinedStore:
     It connects for the first command, and again after the connection is lost. With `on_invalidate`, Redis tracks the keys that
     are read here (CLIENT TRACKING), and `on_invalidate(key)` is called when one has changed, once until it is read again; with
     None when the connection is lost, since any key may have changed. `find` returns the current address of the Redis; it
-    raises OSError.
+    raises OSError. `connect` makes its connections.
     """
 
     words = staticmethod(evalsha_words)
@@ -61,11 +69,13 @@ class PipelinedStore:
         *,
         on_invalidate: Callable[[bytes | None], None] | None = None,
         find: Callable[[Address], Awaitable[Address]] | None = None,
+        connect: MakeConnection = RedisConnection,
     ) -> None:
         self._address = address
         self.on_invalidate = on_invalidate
         self.is_tracking = on_invalidate is not None  # False where Redis refuses to
         self._find = find
+        self._make = connect
         self.max_waiting = redis_clients.MAX_WAITING
         self.max_waiting_bytes = redis_clients.MAX_WAITING_BYTES
         self._loop: asyncio.AbstractEventLoop = None  # type: ignore[assignment]  # known from the first submit on
@@ -140,7 +150,7 @@ class PipelinedStore:
                 try:
                     async with asyncio.timeout(redis_clients.PIPELINED.connect_s):
                         address = await self._find(self._address) if self._find else self._address
-                        connection = await open_connection(address, self)
+                        connection = await open_connection(address, self, self._make)
                 except (OSError, TimeoutError, hiredis.HiredisError, hiredis.ReplyError, ssl.SSLError) as error:
                     if attempt == 0:
                         log.warning("cannot connect to Redis: %s", str(error) or type(error).__name__)

@@ -237,25 +237,28 @@ class RedisConnection(asyncio.Protocol):
                     pending.timer.cancel()
                     if pending.done is None:
                         continue  # it was overdue, and has failed
-                if isinstance(reply, hiredis.ReplyError):
-                    self._refused(pending, reply)
-                    continue
-                try:
-                    outcome = pending.command.outcome(reply)
-                except Exception as error:  # a Problem, or a bug of ours
-                    outcome = pending.failed(error) if isinstance(error, Problem) else error
-                if type(outcome) is Again:
-                    pending.follow(outcome, self._loop.time())
-                    self._send_next(pending.pack(self._words(pending.command)))
-                    continue
-                if type(outcome) is Later:
-                    pending.answered(self._loop.time())
-                    self._resume_later(pending, outcome)
-                    continue
-                pending.tell(outcome)
+                self._take(pending, reply)
         except hiredis.ProtocolError:
             log.warning("what Redis sent is not its protocol; closing the connection")
             self.abort()
+
+    def _take(self, pending: PendingCommand, reply: Any) -> None:
+        """Take in the reply to a command."""
+        if isinstance(reply, hiredis.ReplyError):
+            self._refused(pending, reply)
+            return
+        try:
+            outcome = pending.command.outcome(reply)
+        except Exception as error:  # a Problem, or a bug of ours
+            outcome = pending.failed(error) if isinstance(error, Problem) else error
+        if type(outcome) is Again:
+            pending.follow(outcome, self._loop.time())
+            self._send_next(pending.pack(self._words(pending.command)))
+        elif type(outcome) is Later:
+            pending.answered(self._loop.time())
+            self._resume_later(pending, outcome)
+        else:
+            pending.tell(outcome)
 
     def _time_next(self) -> None:
         self._timed = None
@@ -345,12 +348,18 @@ class RedisConnection(asyncio.Protocol):
         self.abort()
 
 
-async def open_connection(address: Address, owner: Owner) -> RedisConnection:
+class MakeConnection(Protocol):
+    """What makes a connection that is not open yet: a class of connections, or its like."""
+
+    def __call__(self, owner: Owner, loop: asyncio.AbstractEventLoop) -> RedisConnection: ...
+
+
+async def open_connection(address: Address, owner: Owner, connect: MakeConnection = RedisConnection) -> RedisConnection:
     """Open a connection that is ready for commands; raises OSError or hiredis.ReplyError."""
     loop = asyncio.get_running_loop()
 
     def make() -> RedisConnection:
-        return RedisConnection(owner, loop)
+        return connect(owner, loop)
 
     if address.path:
         _, connection = await loop.create_unix_connection(make, address.path)

@@ -58,9 +58,9 @@ def connect(url: str) -> redis.Redis:
     return redis.Redis.from_url(url, protocol=2, retry=Retry(NoBackoff(), 0), socket_timeout=10, **NO_SETINFO)
 
 
-def redis_server(directory: Path, *arguments: str) -> "subprocess.Popen[bytes]":
-    """A process of this machine's redis-server, which says into redis.log in `directory` what it does."""
-    executable = shutil.which("redis-server")
+def redis_server(directory: Path, *arguments: str, executable: str | None = None) -> "subprocess.Popen[bytes]":
+    """A process of this machine's redis-server, or of its like, which says into redis.log in `directory` what it does."""
+    executable = executable or shutil.which("redis-server")
     if not executable:
         pytest.skip("no redis-server on the PATH")
     with (directory / "redis.log").open("ab") as log:
