@@ -7,7 +7,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 from kvstore.commands.base import RedisReply
 from kvstore.commands.guarded import Guarded
@@ -23,7 +23,8 @@ MAX_WAITING_BYTES = 4 * 1024 * 1024  # of changes that wait for the end of a sna
 
 log = logging.getLogger("kvstore")
 
-Changed = tuple[tuple[int, int], bytes]  # the position of a change, and its event
+Order: TypeAlias = tuple[int, int]  # a position in the change log, as numbers
+Changed: TypeAlias = tuple[Order, bytes]  # the position of a change, and its event
 
 
 async def _at_once() -> None:
@@ -35,7 +36,7 @@ class Subscriber:
 
     __slots__ = (
         *("after", "beat", "end", "expiry", "has_left", "holds", "is_ready", "is_part", "path", "permit", "room", "send"),
-        *("audience", "seen", "selection", "waiting", "waiting_bytes"),
+        *("audience", "awaits_page", "seen", "selection", "waiting", "waiting_bytes"),
     )
 
     def __init__(  # noqa: PLR0913  # what sends, and what is sent
@@ -54,6 +55,7 @@ class Subscriber:
         self.end = end
         self.room = room
         self.is_ready = False
+        self.awaits_page = False  # of a snapshot that has begun, and its reader has read the pages before
         self.has_left = False
         self.is_part = is_part  # a further path of a stream that is counted already
         self.holds: list[Hold] = []
@@ -66,7 +68,7 @@ class Subscriber:
         self.waiting_bytes = 0
         self.beat: set[Subscriber] = set()  # the subscribers that get their heartbeats together
 
-    def deliver(self, order: tuple[int, int], changed: bytes) -> None:
+    def deliver(self, order: Order, changed: bytes) -> None:
         """Send a change, now or after the snapshot."""
         if self.is_ready:
             if order > self.after:
@@ -184,18 +186,26 @@ def _joined(changes: list[Changed]) -> Iterator[bytes]:
 class SelectiveAudience(Audience):
     """The subscribers of one container with the same conditions."""
 
-    __slots__ = ("selection",)
+    __slots__ = ("begun", "selection")
 
     def __init__(self, selection: Selection) -> None:
         super().__init__()
         self.selection = selection
+        self.begun: Order | None = None  # when the last of them had its snapshot; None where that is not known
+
+    def has_begun_before(self, order: Order) -> bool:
+        """Return whether all of them have been sent the change at a position by `deliver`, if it was worth an event."""
+        if self.begun is None and all(subscriber.is_ready for subscriber in self.subscribers):
+            self.begun = max((subscriber.after for subscriber in self.subscribers), default=None)
+        return self.begun is not None and self.begun < order
 
 
 class Namespace:
     """A namespace with subscribers."""
 
     __slots__ = (
-        *("containers", "documents", "evaluation", "reading", "released", "selective", "takers", "unseen", "unseen_weight"),
+        *("containers", "documents", "evaluation", "known", "reading", "released", "selective", "takers"),
+        *("unseen", "unseen_weight"),
     )
 
     def __init__(self, reading: Reading) -> None:
@@ -206,6 +216,8 @@ class Namespace:
         self.unseen: deque[RedisReply] = deque()  # entries of the log that `evaluator.py` has yet to look at for these
         self.unseen_weight = 0
         self.evaluation: Iterator[Any] | None = None  # what looks at them; None where nothing is left to look at
+        # Documents by name: the last change that was looked at, and the audiences that it matched for; the oldest first.
+        self.known: dict[str, tuple[Order, tuple[SelectiveAudience, ...]]] = {}
         self.takers: set[Subscriber] = set()  # those that wait for jobs
         self.released = b""  # the position in the stream of released jobs
 
@@ -216,7 +228,9 @@ class Namespace:
     def add(self, subscriber: Subscriber) -> None:
         if selection := subscriber.selection:
             alike = self.selective.setdefault(selection.prefix, {})
-            alike.setdefault(selection.key, SelectiveAudience(selection)).add(subscriber)
+            audience = alike.setdefault(selection.key, SelectiveAudience(selection))
+            audience.add(subscriber)
+            audience.begun = None
             return
         table, name = self._table(subscriber.path)
         table.setdefault(name, Audience()).add(subscriber)
@@ -242,6 +256,7 @@ class Namespace:
             self.unseen.clear()
             self.unseen_weight = 0
             self.evaluation = None
+            self.known.clear()
 
     def _table(self, path: Path) -> tuple[dict[str, Audience], str]:
         return (self.containers, prefix(path)) if path.is_container else (self.documents, path.name)
@@ -285,7 +300,7 @@ class Namespace:
         return found
 
 
-def order_of(position: str) -> tuple[int, int]:
+def order_of(position: str) -> Order:
     """Return a position in a change log as numbers that can be compared."""
     ms, _, count = position.partition("-")
     return int(ms), int(count)

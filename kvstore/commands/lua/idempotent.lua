@@ -99,7 +99,7 @@ local function idempotent(act, key)
   if first[1] and first[1] ~= request then
     return {'reused'}
   elseif first[2] then
-    redis.call('PEXPIRE', kept, redis.call('PTTL', kept)) -- a write: WAIT after it waits for all before it too
+    redis.call('PEXPIREAT', kept, redis.call('PEXPIRETIME', kept)) -- a write: WAIT after it waits for all before it too
     return {'replayed', restore(cjson.decode(first[2]))} -- strings, and times in ms, which have fewer digits than cjson keeps
   end
   local ok, reply = pcall(act, key, 1, #ARGV)

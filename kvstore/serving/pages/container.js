@@ -10,6 +10,7 @@ import {exportTo, importButton} from "./transfer.js"
 const ROW = 36 // px
 const MAX_COLUMNS = 6
 const TYPING_MS = 400 // after which the filter is asked for
+const KEPT = [0, 400, 503] // a question that is wrong, and a service that has no time for it now
 const OPERATORS = ["eq", "ne", "lt", "lte", "gt", "gte", "in", "contains", "startsWith", "endsWith", "exists"]
 const CONDITION = /^[^:&=]+:[a-zA-Z]+(:string)?=/
 const NEXT_CONDITION = /&(?=[^:&=]+:[a-zA-Z]+(?::string)?=)/
@@ -86,11 +87,11 @@ export class ContainerView {
       clearTimeout(this.typing)
       this.typing = setTimeout(ask, TYPING_MS)
     }
-    const filter = h("input", {type: "search", size: 40, placeholder: "Search, or born:lt=1850&name:startsWith=A", "aria-label": "Filter the documents", list: "conditions",
+    const filter = h("input", {type: "search", size: 40, placeholder: "Search, or born:lt=1850", "aria-label": "Filter the documents", list: "conditions",
       autocomplete: "off", value: this.filter, oninput: later, onchange: ask})
     this.conditions = h("datalist", {id: "conditions"})
     this.count = h("span", {class: "muted", role: "status"})
-    this.refused = h("p", {class: "error", role: "alert"})
+    this.refused = h("p", {class: "error", role: "alert", hidden: true})
     this.head = h("div", {class: "head", role: "row"})
     this.table = new VirtualList({class: "grid", role: "rowgroup"}, ROW, index => this.row(index), () => this.listing.more())
     const table = h("div", {class: "table card", role: "table", "aria-label": this.path}, h("div", {role: "rowgroup"}, this.head), this.table.box)
@@ -116,8 +117,14 @@ export class ContainerView {
   showTable() {
     const {items, next, problem, pending, isOld} = this.listing
     const isQuestion = this.listing instanceof Matches
-    this.refused.textContent = isQuestion && problem?.status === 400 ? problem.detail : ""
-    if (problem && !this.refused.textContent) return this.body.replaceChildren(this.page.refusal(problem))
+    const isKept = isQuestion && problem && KEPT.includes(problem.status) // what was typed stays, and the rows go
+    this.refused.textContent = isKept ? problem.detail : ""
+    this.refused.hidden = !isKept
+    if (isKept && problem.status !== 400) {
+      clearTimeout(this.typing)
+      this.typing = setTimeout(() => this.list(), POLL_MS)
+    }
+    if (problem && !isKept) return this.body.replaceChildren(this.page.refusal(problem))
     if (!isQuestion && !items.length && next === null) return this.body.replaceChildren(this.empty())
     if (!this.table.box.isConnected) return this.documents()
     if (items.length && !this.isSettled) {
@@ -127,7 +134,7 @@ export class ContainerView {
     }
     this.showHead()
     const state = isQuestion ? (next === null ? " found" : " found so far") : next === null ? "" : " loaded"
-    this.count.replaceChildren(`${number(items.length)}${state}${isQuestion && pending ? "…" : ""}`)
+    this.count.replaceChildren(isKept ? "" : `${number(items.length)}${state}${isQuestion && pending ? "…" : ""}`)
     if (isOld) this.count.append(" ", button("Something has changed: ask again", () => this.listing.again(), {class: "link"}))
     this.rows = items.slice() // what is drawn between a change and the next picture
     this.table.update(items.length)
