@@ -7,8 +7,8 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -22,6 +22,9 @@ CONNECTIONS = (32, 128)
 DOCUMENTS = 10_000
 ROWS = 20
 SECRET = {"KVSTORE_SECRET": "a secret of the benchmark, 32 bytes and more".replace(" ", "-")}
+
+
+Serving = AbstractContextManager[int]  # of the port
 
 
 class Variant(NamedTuple):
@@ -61,15 +64,17 @@ def load(port: int, variant: Variant, method: str, connections: int, seconds: in
     return measure.wrk(port, f"{method.lower()}.lua", connections, seconds, arguments, *variant.fields)
 
 
-def run(rounds: int, seconds: int) -> dict[str, Any]:
-    """Measure all variants in turns, and return what is saved as access.json."""
+def run(
+    variants: Callable[[Path], list[Variant]], serve: Callable[[Path, Variant], Serving], rounds: int, seconds: int
+) -> dict[str, Any]:
+    """Measure all variants in turns, and return what is saved as JSON."""
     seen: dict[tuple[str, int, str], list[measure.Load]] = {}
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kvstore-bench-")))
         with measure.redis_server(directory) as (client, _):
             facts = measure.machine(client)
         asked = variants(directory)
-        ports = [stack.enter_context(service(directory / str(number), each)) for number, each in enumerate(asked)]
+        ports = [stack.enter_context(serve(directory / str(number), each)) for number, each in enumerate(asked)]
         for number in range(rounds):
             print(f"\r  round {number + 1} of {rounds} ", end="", file=sys.stderr)
             for method in METHODS:
@@ -102,10 +107,10 @@ def run(rounds: int, seconds: int) -> dict[str, Any]:
     }
 
 
-def print_results(results: dict[str, Any]) -> None:
+def print_results(what: str, results: dict[str, Any]) -> None:
     """Print the table and the machine."""
-    print(f"\nWhat access costs, medians of {results['rounds']} rounds of {results['seconds']} s")
-    print("ratio: to the requests/s of the open service in the same round")
+    print(f"\nWhat {what} costs, medians of {results['rounds']} rounds of {results['seconds']} s")
+    print("ratio: to the requests/s of the first in the same round")
     lines = [
         [
             row["with"],
@@ -128,8 +133,8 @@ def main() -> None:
         rounds=measure.Option(7, 1, "turns of every variant"),
         seconds=measure.Option(2, 1, "of every load"),
     )
-    results = run(options.rounds, options.seconds)
-    print_results(results)
+    results = run(variants, service, options.rounds, options.seconds)
+    print_results("access", results)
     if not options.quick:
         measure.save("access.json", results)
 

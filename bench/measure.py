@@ -100,11 +100,23 @@ def running(command: Sequence[str | Path], log: Path, **environment: str) -> Ite
 
 
 @contextmanager
-def redis_server(directory: Path) -> Iterator[tuple[Any, Path]]:
-    """A client of a Redis that keeps nothing on disk, and the unix socket it listens on."""
+def redis_server(directory: Path, *more: str | Path) -> Iterator[tuple[Any, Path]]:
+    """A client of a Redis that keeps nothing on disk, and the unix socket it listens on; with more options."""
     at = directory / "redis.sock"
     executable = shutil.which("redis-server") or _embedded_binary()
-    options: list[str | Path] = ["--port", "0", "--unixsocket", at, "--save", "", "--appendonly", "no", "--dir", directory]
+    options: list[str | Path] = [
+        "--port",
+        "0",
+        "--unixsocket",
+        at,
+        "--save",
+        "",
+        "--appendonly",
+        "no",
+        "--dir",
+        directory,
+        *more,
+    ]
     with running([executable, *options], directory / "redis.log") as process:
         client = redis.Redis(unix_socket_path=str(at), socket_timeout=60)
         wait_for(lambda: at.exists() and client.ping(), process, directory / "redis.log")

@@ -66,7 +66,7 @@ class Client:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._store = open_blocking_store(settings.redis_url, verify_tls=settings.verify_tls)
+        self._store = open_blocking_store(settings.redis_url, verify_tls=settings.verify_tls, replicas=settings.replicas)
         self._background = Background(lambda: open_runtime(settings))
         self._is_closed = False
 

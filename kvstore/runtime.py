@@ -46,7 +46,7 @@ def locate(settings: Settings) -> Settings:
     if settings.redis_url:
         return settings
     try:
-        server = embedded.start_or_join(Path(settings.data), settings.max_memory_bytes)
+        server = embedded.start_or_join(Path(settings.data), embedded.Options(settings.max_memory_bytes, settings.fsync))
     except embedded.NoBinary as reason:
         log.warning(NOTHING_IS_KEPT.format(why=reason))
         return replace(settings, redis_url="fake://")
@@ -58,7 +58,7 @@ def locate(settings: Settings) -> Settings:
 def connect(settings: Settings) -> tuple[BlockingStore, Settings]:
     """Return a blocking store on the Redis of the settings, and the settings as locate() completes them."""
     settings = locate(settings)
-    return open_blocking_store(settings.redis_url, verify_tls=settings.verify_tls), settings
+    return open_blocking_store(settings.redis_url, verify_tls=settings.verify_tls, replicas=settings.replicas), settings
 
 
 _OWN = frozenset({LongPoll, CheckReadiness, ReadMetrics})  # what this process is asked, and not the store
@@ -133,7 +133,8 @@ def open_runtime(settings: Settings, rules: Rules | None = None) -> Runtime:
     """
     rules = rules or rules_of(settings)
     address = parse_redis_url(settings.redis_url, verify_tls=settings.verify_tls)
-    store = QueryQueue(EditQueue(open_async_store(settings.redis_url, verify_tls=settings.verify_tls)))
+    redis = open_async_store(settings.redis_url, verify_tls=settings.verify_tls, replicas=settings.replicas)
+    store = QueryQueue(EditQueue(redis))
     hub = Hub(store, address, settings.max_streams)
     polls = LongPolls(store, hub)
     metrics = Metrics(store, hub, polls)

@@ -155,6 +155,13 @@ SETTINGS = (
     Setting("KVSTORE_DATA", "data", str, "directory in which the embedded server keeps its data"),
     Setting("KVSTORE_MAXMEMORY", "", _memory, "memory of the embedded server, such as `512mb`; empty: half of the machine's"),
     Setting(
+        "KVSTORE_FSYNC",
+        "everysec",
+        _one_of("everysec", "always"),
+        "when the embedded server flushes its file to disk: `everysec`, or `always` before it answers",
+    ),
+    Setting("KVSTORE_REPLICAS", "0", _number(0, 100), "replicas of Redis that must have a write before it is acknowledged"),
+    Setting(
         "KVSTORE_ORIGINS", LOCAL, _origins, "origins whose web pages may use it, separated by spaces; `*` for all, or `none`"
     ),
     Setting("KVSTORE_HOSTS", "", _hosts, "names besides `localhost` for which it answers on loopback, separated by spaces"),
@@ -194,6 +201,8 @@ class Settings:
     redis_url: str = ""
     data: str = "data"
     max_memory_bytes: int = 0  # of the embedded server; 0: half of what this process may use
+    fsync: str = "everysec"  # of the embedded server
+    replicas: int = 0  # that must have a write before it is acknowledged
     origins: Origins = LOCAL_ORIGINS
     hosts: frozenset[str] = LOCAL_HOSTS  # in lower case and without a port
     rules: str = ""  # a file; "" for none
@@ -216,6 +225,11 @@ class Settings:
     verify_tls: bool = True  # Heroku's Redis has a self-signed certificate
 
 
+def is_replicated(redis_url: str) -> bool:
+    """Return whether writes can wait for replicas there: WAIT belongs to one connection, and a cluster has several."""
+    return bool(redis_url) and parse_redis_url(redis_url).kind in ("single", "sentinel")
+
+
 def read_settings(environ: Mapping[str, str]) -> Settings:
     """Read the settings from `environ`; raises InvalidSetting."""
     values: dict[str, Any] = {}
@@ -228,6 +242,8 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
             raise InvalidSetting(f"{setting.name} must be {rule}, not {shown}") from None
     if values["KVSTORE_VISITORS"] and not values["KVSTORE_SECRET"]:
         raise InvalidSetting("KVSTORE_VISITORS needs KVSTORE_SECRET, which signs the tokens")
+    if values["KVSTORE_REPLICAS"] and not is_replicated(values["REDIS_URL"]):
+        raise InvalidSetting("KVSTORE_REPLICAS needs a REDIS_URL of one Redis, or of Sentinels, that has replicas")
     heroku = bool(environ.get("DYNO"))
     return Settings(
         host=values["HOST"],
@@ -236,6 +252,8 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         redis_url=values["REDIS_URL"],
         data=values["KVSTORE_DATA"],
         max_memory_bytes=values["KVSTORE_MAXMEMORY"] or 0,
+        fsync=values["KVSTORE_FSYNC"],
+        replicas=values["KVSTORE_REPLICAS"],
         origins=values["KVSTORE_ORIGINS"],
         hosts=values["KVSTORE_HOSTS"] or LOCAL_HOSTS,
         rules=values["KVSTORE_RULES"],

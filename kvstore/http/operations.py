@@ -35,6 +35,7 @@ from kvstore.core.errors import (
     RequestTimeout,
     StoreFull,
     StoreUnavailable,
+    TooFewReplicas,
     TooManyRequests,
     Unauthorized,
     UnsupportedMediaType,
@@ -82,7 +83,7 @@ ANY = (
 )
 HOLD = AlreadyStored, OriginNotAllowed, InvalidDocument, StoreFull  # of the document that a stream holds
 READ = (*ANY, *HOLD, InvalidPrecondition, NotFound, WrongType, PreconditionFailed)
-WRITE = (*READ, InvalidTTL, Leased, UnsupportedMediaType, KeyReused, NotAnInteger)
+WRITE = (*READ, InvalidTTL, Leased, UnsupportedMediaType, KeyReused, NotAnInteger, TooFewReplicas)
 PATCH = (*WRITE, InvalidPatch, PatchFailed, PathNotThere)
 BATCH = (*PATCH, BatchRefused, NotInBatch)
 

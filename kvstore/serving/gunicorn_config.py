@@ -34,6 +34,7 @@ def _settings() -> Settings:
 
 _read = _settings()
 _CLOSE = "Unset KVSTORE_OPEN." if _read.secrets or _read.jwks else "Set KVSTORE_SECRET, or listen on 127.0.0.1."
+_EVERY_SECOND = "a stopped or killed process loses nothing older than 1 s"
 _server: embedded.EmbeddedRedis | None = None
 
 wsgi_app = "kvstore.serving.gunicorn_worker:open_in_environment"
@@ -59,7 +60,7 @@ def on_starting(server: Any) -> None:
             _keep_nothing(server, "REDIS_URL is fake://")
         return
     try:
-        _server = embedded.start(Path(_read.data), _read.max_memory_bytes)
+        _server = embedded.start(Path(_read.data), embedded.Options(_read.max_memory_bytes, _read.fsync))
     except embedded.NoBinary as reason:
         _keep_nothing(server, str(reason))
     except embedded.StartFailed as error:
@@ -138,10 +139,9 @@ def on_exit(server: Any) -> None:
 
 def _store(settings: Settings) -> str:
     if _server:
-        return (
-            f"embedded Valkey, data in {Path(settings.data).resolve()}; a stopped or killed process loses nothing"
-            " older than 1 s"
-        )
+        kept = "nothing that was answered is lost" if settings.fsync == "always" else _EVERY_SECOND
+        return f"embedded Valkey, data in {Path(settings.data).resolve()}; {kept}"
     if settings.redis_url == "fake://":
         return "the memory of this process; nothing is kept"
-    return f"{parse_redis_url(settings.redis_url)}; as durable as that is set up to be"
+    kept = f"; a write is answered when {settings.replicas} replicas have it" if settings.replicas else ""
+    return f"{parse_redis_url(settings.redis_url)}; as durable as that is set up to be{kept}"

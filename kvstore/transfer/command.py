@@ -147,7 +147,7 @@ def _open(url: str | None, open_until_done: ExitStack) -> tuple[Exchange, Regist
         check_health(exchange)
         return exchange, lambda entries: entries
     settings = settings_of(url)
-    store = open_blocking_store(settings.redis_url, verify_tls=settings.verify_tls)
+    store = open_blocking_store(settings.redis_url, verify_tls=settings.verify_tls, replicas=settings.replicas)
     open_until_done.callback(store.close)
     return straight_to(store, settings), lambda entries: registering(entries, store, settings)
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -364,6 +365,40 @@ def test_the_memory_of_the_embedded_server(directory: Path) -> None:
         assert int(client.config_get("maxmemory")["maxmemory"]) == embedded.machine_memory_bytes() // 2
         assert client.config_get("maxmemory-policy")["maxmemory-policy"] == "noeviction"
     half.stop()
+
+
+@pytest.mark.slow
+def test_the_embedded_server_flushes_each_write(directory: Path) -> None:
+    """With KVSTORE_FSYNC=always, also after a kill -9 of it, which loses nothing that was answered; and the start says so."""
+    served = start_kvstore(directory, KVSTORE_FSYNC="always")
+    acknowledged: list[int] = []
+
+    def asked() -> tuple[str, int]:
+        """What the embedded server says: when it flushes, and its process id."""
+        with redis.Redis(unix_socket_path=str(directory / "data" / "valkey.sock"), protocol=2) as client:
+            return client.config_get("appendfsync")["appendfsync"], client.info("server")["process_id"]
+
+    def write(writer: int) -> None:
+        for number in range(writer, 400, 4):
+            if served.request("PUT", f"/ns/{number}", body=b"%d" % number).status == 201:
+                acknowledged.append(number)
+
+    try:
+        assert "nothing that was answered is lost" in served.said
+        fsync, pid = asked()
+        assert fsync == "always"
+        with ThreadPoolExecutor(4) as pool:
+            for writer in range(4):
+                pool.submit(write, writer)
+            wait_until(lambda: len(acknowledged) > 200, END_S)
+            os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: served.request("GET", "/ns/0").status == 200, END_S)
+        assert asked()[0] == "always"
+        assert {served.request("GET", f"/ns/{number}").content for number in acknowledged} == {
+            b"%d\n" % n for n in acknowledged
+        }
+    finally:
+        served.kill()
 
 
 @pytest.mark.parametrize(
