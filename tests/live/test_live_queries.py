@@ -8,6 +8,7 @@ from urllib.parse import quote
 import pytest
 
 from kvstore.live import evaluator, hub, stream_session
+from kvstore.live.evaluator import Evaluator
 from kvstore.stores.query_queue import QueryQueue, is_continued
 from tests.support.asking import expire
 from tests.support.stores import Running, wait_until
@@ -175,3 +176,22 @@ def test_a_snapshot_that_waits(
         wait_until(lambda: sum("items" in (event.data["value"] or {}) for event in reader.events) == 2, LIMIT_S)
         first, last = (at for at, block in enumerate(reader.blocks) if b"items" in block)
         assert {b":"} == set(reader.blocks[first + 1 : last])
+
+
+@on_served
+def test_heartbeats_of_who_is_behind(followed: Followed, ask: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """They have no id while changes wait to be looked at: a reader that resumed from there would miss these."""
+    monkeypatch.setattr(hub, "HEARTBEAT_S", 0.05)
+    take_turn = Evaluator._take_turn
+    with following(followed, "/ns/?a:lt=5") as reader, following(followed, "/ns/") as other:
+        reader.wait_for(1)
+        other.wait_for(1)
+        monkeypatch.setattr(Evaluator, "_take_turn", lambda *_: None)
+        ask("PUT", "/ns/x", {"a": 1})
+        other.wait_for(2)
+        begun = len(reader.blocks) + 1  # one may be on its way
+        wait_until(lambda: len(reader.blocks) >= begun + 3, LIMIT_S)
+        assert set(reader.blocks[begun:]) == {b":"}
+        monkeypatch.setattr(Evaluator, "_take_turn", take_turn)
+        assert reader.wait_for(2)[1] == other.events[1]
+        wait_until(lambda: reader.blocks[-1] == f"id: {reader.events[1].id}".encode(), LIMIT_S)
