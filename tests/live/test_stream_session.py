@@ -160,7 +160,7 @@ WRITES = st.tuples(
 
 
 @pytest.mark.parametrize("store", ["redis"], indirect=True)
-@settings(max_examples=20)
+@settings(max_examples=12)
 @given(
     asked=st.lists(questions(), min_size=5, max_size=5),
     recursive=st.booleans(),
