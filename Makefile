@@ -88,6 +88,7 @@ bench: $(VENV)/ready-dev ## measure beside webdis, nchan and a plain Flask app, 
 	@$(BIN)/python -m bench.durability
 	@$(BIN)/python -m bench.cluster
 	@$(BIN)/python -m bench.containers
+	@$(BIN)/python -m bench.queries
 	@$(BIN)/python -m bench.live
 	@$(BIN)/python -m bench.jobs
 	@$(BIN)/python -m bench.attacks

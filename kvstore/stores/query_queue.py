@@ -18,7 +18,7 @@ from kvstore.stores.redis_connection import Context, Done, tell
 
 FREE_PIECES = 2  # of any query: one that looks for documents, one that reads them
 MAX_RUNNING = 8  # of one process: they keep some 32 MiB
-MAX_QUEUED = 100  # queries of one process: some ms each
+MAX_QUEUED = 50  # queries of one process: each of their pieces takes some 10 ms
 QUEUED_S = 1.5  # that a query waits for its next piece: with BLOCKING.answer_s it is under 6 s
 CONTINUED_S = 30.0  # the same of one whose response has begun: it would be cut off
 
