@@ -157,8 +157,8 @@ class Silent:
 
 
 @pytest.mark.slow
-def test_the_clients_of_clusters_do_not_queue_without_limit() -> None:
-    """As many commands as the pipeline holds wait for a cluster; the next is refused at once, and says so."""
+def test_the_clients_of_sentinels_do_not_queue_without_limit() -> None:
+    """As many commands as the pipeline holds wait for a primary behind Sentinels; the next is refused at once, and says so."""
     command, outcomes = Get(parse_path(b"/ns/a")), []
 
     async def submit() -> None:

@@ -165,12 +165,15 @@ class Client:
         await asyncio.gather(*writers, *readers, *(self.append(f"/{name}/{at}all/", end) for name in names))
 
 
-async def opened(cluster: Cluster, use: Callable[[AsyncStore], Awaitable[Any]]) -> Any:
-    """What `use` returns of a store on the cluster, which is closed afterwards."""
+async def opened(cluster: Cluster, use: Callable[..., Awaitable[Any]], *, follows: bool = False) -> Any:
+    """What `use` returns of a store on the cluster, and of what follows its logs; both are closed afterwards."""
     store = open_async_store(cluster.url)
+    followed = [Followed(cluster, store)] if follows else []
     try:
-        return await use(store)
+        return await use(store, *followed)
     finally:
+        for each in followed:
+            await each.logs.close()
         await store.close()
 
 
@@ -205,12 +208,10 @@ def test_slots_that_move_under_load(cluster: Cluster, run: Callable[..., Any]) -
 class Followed:
     """A log reader, and the names of what has changed in each namespace, as it was told."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: Cluster, store: AsyncStore) -> None:
         self.names: dict[str, list[str]] = {}
         self.lost: list[str] = []
-        self.logs = LogReader(
-            open_async_store(cluster.url), parse_redis_url(cluster.url), on_changes=self._changed, on_lost=self._lose
-        )
+        self.logs = LogReader(store, parse_redis_url(cluster.url), on_changes=self._changed, on_lost=self._lose)
 
     def _changed(self, reading: Reading, entries: list[Any], _: bytes) -> None:
         self.names.setdefault(reading.path.namespace, []).extend(changed_name(entry) for entry in entries)
@@ -236,8 +237,8 @@ def test_logs_are_followed_on_all_nodes(cluster: Cluster, run: Callable[..., Any
     empty = spaces(cluster, 0, 1, "empty")[0]  # of which the old node has nothing to say when it moves
     mover = Mover(cluster)
 
-    async def use(store: AsyncStore) -> tuple[Followed, list[float]]:
-        followed, client, times_s = Followed(cluster), Client(store), []
+    async def use(store: AsyncStore, followed: Followed) -> tuple[Followed, list[float]]:
+        client, times_s = Client(store), []
         for name in (*names, empty):
             await followed.follow(store, name)
         await asyncio.sleep(0.2)
@@ -254,10 +255,9 @@ def test_logs_are_followed_on_all_nodes(cluster: Cluster, run: Callable[..., Any
                     times_s.append(time.monotonic() - begun)
         assert (await client.ask("PUT", f"/{empty}/a", 1))[0] == 201
         await followed.hears(empty, "a", 4 * REFRESH_S)
-        await followed.logs.close()
         return followed, times_s
 
-    followed, times_s = run(opened(cluster, use))
+    followed, times_s = run(opened(cluster, use, follows=True))
     mover.close()
     assert followed.names.pop(empty) == ["a"]
     assert followed.names == {name: [f"{moves}{number}" for moves in (False, True) for number in range(5)] for name in names}
@@ -307,8 +307,8 @@ def test_a_primary_that_dies(cluster: Cluster, run: Callable[..., Any]) -> None:
     first, *_, replica = cluster.pids
     promoted = connect(f"redis://127.0.0.1:{replica}")
 
-    async def use(store: AsyncStore) -> tuple[float, Client, Client]:
-        client, beside, followed = Client(store), Client(store), Followed(cluster)
+    async def use(store: AsyncStore, followed: Followed) -> tuple[float, Client, Client]:
+        client, beside = Client(store), Client(store)
         assert (await client.ask("PUT", f"/{dies}/a", 1))[0] == 201
         await followed.follow(store, dies)
         await asyncio.sleep(0.2)  # until the replica has it
@@ -327,10 +327,9 @@ def test_a_primary_that_dies(cluster: Cluster, run: Callable[..., Any]) -> None:
         assert (await client.ask("GET", f"/{dies}/a"))[0] == 200
         await followed.hears(dies, "b", 5)
         await loading
-        await followed.logs.close()
         return took_s, client, beside
 
-    took_s, client, beside = run(opened(cluster, use))
+    took_s, client, beside = run(opened(cluster, use, follows=True))
     assert took_s < 2
     assert client.longest_s < 6
     assert beside.wrong == []
