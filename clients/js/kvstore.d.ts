@@ -48,7 +48,8 @@ export interface Job<Value = any> {
 /** One thing that happened to what is followed. */
 export interface Event<Value = any> {
   /**
-   * `snapshot`: this is the state now. `put`, `patch`: a document was written. `delete`, `expire`: it is gone.
+   * `snapshot`: this is the state now. `put`, `patch`: a document was written. `delete`, `expire`: it is gone. `leave`: it
+   * does not match the query any more.
    * `reset`: changes were lost, and a snapshot follows. `refused`: for `onEvent` only, the path may not be followed.
    */
   type: "snapshot" | "put" | "patch" | "delete" | "expire" | "leave" | "reset" | "refused"
@@ -119,8 +120,10 @@ export interface Question extends Options {
 }
 
 export interface FollowOptions {
-  /** The snapshot of a container has all documents below it. Changes come from any depth in any case. */
+  /** The snapshot of a container has all documents below it. Without `query`, changes come from any depth in any case. */
   recursive?: boolean
+  /** Conditions, `search` and `fields`, as in the URL of a query: only what matches is followed. */
+  query?: string | URLSearchParams
   /** Called with each event. Without it, iterate. */
   onEvent?: (event: Event) => void
 }
@@ -173,10 +176,10 @@ export interface Store {
   follow<Value = any>(path: string, options?: FollowOptions): Following<Value>
   /** Keep a document there for as long as this page, or program, is. */
   hold(path: string, value?: Jsonable, options?: {onEvent?: (event: Event) => void}): Following
-  /** A live map of the documents in a container. */
+  /** A live map of the documents in a container, with `query` of those that match. */
   map<Value = any>(
     container: string,
-    options?: {recursive?: boolean; onChange?: (event: Event<Value>) => void},
+    options?: Omit<FollowOptions, "onEvent"> & {onChange?: (event: Event<Value>) => void},
   ): LiveMap<Value>
 }
 

@@ -230,7 +230,8 @@ class Idempotent(NamedTuple, Generic[Outcome]):
 
     @property
     def keys(self) -> tuple[str, ...]:
-        return (*self.command.keys, self.key)
+        log, *others = self.command.keys
+        return (log, self.key, *others)
 
     @property
     def arguments(self) -> Arguments:

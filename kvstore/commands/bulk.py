@@ -113,6 +113,11 @@ class CoalescedGets(NamedTuple):
         prefix, _ = below(self.commands[0].path)
         return (prefix, MAX_COALESCED_READ_BYTES, *[command.path.name for command in self.commands])
 
+    @property
+    def unread(self) -> list[Found | Missing | None]:
+        """The outcome if none of them was read."""
+        return [None] * len(self.commands)
+
     def outcome(self, reply: RedisReply) -> list[Found | Missing | None]:
         time_ms, documents, expires_at_ms = reply
         outcomes: list[Found | Missing | None] = []
@@ -165,6 +170,11 @@ class PlainGets(NamedTuple):
     @property
     def arguments(self) -> Arguments:
         return (below(self.path)[0], MAX_COALESCED_READ_BYTES, *self.names)
+
+    @property
+    def unread(self) -> RedisReply:
+        """The outcome if none of them was read."""
+        return [0, [1] * len(self.names), [-1] * len(self.names)]
 
     def outcome(self, reply: RedisReply) -> RedisReply:
         return reply

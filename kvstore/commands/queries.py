@@ -1,26 +1,39 @@
-"""The command that asks a question of the documents below a container.
+"""The commands that ask a question of the documents below a container.
 
-It reads the container as a listing does, a piece in each script, and other requests are served in between. Of what it has read
-it keeps the documents of one page, the best ones if they are sorted, or only their number.
+`Find` looks at the container's documents, a piece in each script, and other requests are served in between. It keeps the names
+of one page, the best ones if they are sorted, or only a number. `ReadFound` then reads these documents.
 """
 
-import re
 from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
-from kvstore.commands.base import Again, Arguments, Command, Later, RedisReply, Turns, in_turns, weigh
+from kvstore.commands.base import (
+    MAX_PAGE_BYTES,
+    Again,
+    Arguments,
+    Command,
+    Later,
+    RedisReply,
+    Turns,
+    below,
+    in_turns,
+)
+from kvstore.commands.conditions import judged_by_redis, members_of, ranked_by_redis, read_member
 from kvstore.commands.containers import Item, List, Listing, Unchanged
 from kvstore.commands.rights import Touches
-from kvstore.commands.scripts import LIST, Script
+from kvstore.commands.scripts import FIND, READ_FOUND, Script
 from kvstore.core import patch
+from kvstore.core.codec import decode
 from kvstore.core.paths import Path
-from kvstore.core.query import MISSING, Condition, Order, Question, SortKey, find, select, sort_key
+from kvstore.core.query import MISSING, Order, Question, SortKey, find, select, sort_key
 
-PIECE = 500  # documents that one script reads
-PIECE_BYTES = 256 * 1024  # of their values: at most some 10 ms in Redis
-TURN_WEIGHT = 64 * 1024  # of what is looked at in one turn of the event loop: at most some 15 ms
+PIECE = 2000  # documents that one script looks at, fewer if it reads many members of each: some 6 ms in Redis
+PIECE_BYTES = 256 * 1024  # of what it returns
+MAX_READ = 500  # documents that one script reads
+TURN_WEIGHT = 64 * 1024  # of what is looked at in one turn of the event loop: some ms
 LARGE = 32 * 1024  # the weight of a document that is worth turns of its own
-PAGE_WEIGHT = 8 * 1024 * 1024  # of what is looked at for a page that is not sorted: some 10,000 documents, in half a second
-MAX_SORTED_BYTES = 4 * 1024 * 1024  # of the documents that a sort keeps
+LOOKED_AT_WEIGHT = 40  # of a document that Redis has looked at
+PAGE_WEIGHT = 8 * 1024 * 1024  # of what is looked at for a page that is not sorted: some 200,000 documents, in half a second
+MAX_SORTED_BYTES = MAX_PAGE_BYTES  # of the values that a sort keeps, and of the documents in its page
 
 
 class Counted(NamedTuple):
@@ -37,23 +50,21 @@ class Position(NamedTuple):
     name: str
 
 
-class Kept(NamedTuple):
-    """A document that a sort keeps. `size` is about the bytes that it takes."""
+class Match(NamedTuple):
+    """A document that is wanted. Where documents are sorted, `key` and `position` say where it comes."""
 
-    key: SortKey
-    position: Position
-    item: Item
-    size: int
+    name: str
+    key: SortKey = ()
+    position: Position | None = None
 
 
 class Progress(NamedTuple):
-    """What a query has found so far: a page of items, or `kept`, the best ones, or a number.
+    """What a query has found so far: the documents of a page, the best ones if they are sorted, or a number.
 
-    `bound` is the key of the best one that was not kept, None if all were. `weight` is that of what was looked at.
+    `bound` is the key of the best one that was left out, None if none was. `weight` is that of what was looked at.
     """
 
-    items: tuple[Item, ...] = ()
-    kept: tuple[Kept, ...] = ()
+    matches: tuple[Match, ...] = ()
     bound: SortKey | None = None
     counted: int = 0
     weight: int = 0
@@ -78,7 +89,7 @@ class Find(NamedTuple):
     tag: str | None = None
     so_far: Progress = NOTHING
     has_begun: bool = False
-    script: Script[Outcome] = LIST
+    script: Script[Outcome] = FIND
 
     @property
     def container(self) -> Path:
@@ -95,18 +106,38 @@ class Find(NamedTuple):
 
     @property
     def arguments(self) -> Arguments:
-        return (*self._piece.arguments, *_for_redis(self.question))
-
-    @property
-    def _piece(self) -> List:
-        """What the next script reads. The first one reads a page, which may be enough."""
-        listing, question = self.listing, self.question
-        is_all = question.counts or bool(question.sort)
-        return listing._replace(
-            limit=PIECE if is_all or self.so_far.weight else min(PIECE, listing.limit),
-            with_values=question.needs_values or (listing.with_values and not question.counts),
-            most_bytes=PIECE_BYTES,
+        listing, question, members = self.listing, self.question, members_of(self.question) or ()
+        judged, is_all = judged_by_redis(question.where, members)
+        is_page = not (question.counts or question.sort)
+        mode = "whole" if members_of(question) is None else "count" if question.counts and is_all else "members"
+        return (
+            *below(listing.container),
+            listing.after,
+            "desc" if listing.descending else "asc",
+            "recursive" if listing.recursive else "direct",
+            listing.none_match,
+            max(1, PIECE // (1 + len(members) // 4)),
+            listing.limit - len(self.so_far.matches) if is_page else PIECE,
+            PIECE_BYTES,
+            mode,
+            len(members),
+            *members,
+            *(word for words in judged + self._ranked(members) for word in words),
         )
+
+    def _ranked(self, members: tuple[str, ...]) -> list[Arguments]:
+        """Return what Redis leaves out since it comes before the page of a sort, or after the best ones that are kept."""
+        if not self.question.sort or len(self.question.sort[0].member) > 1:
+            return []
+        order, matches = self.question.sort[0], self.so_far.matches
+        ranked: list[Arguments] = []
+        if self.so_far.bound is not None and matches and matches[-1].position:
+            worst, op = matches[-1].position.values[0], "gte" if order.descending else "lte"
+            ranked += ranked_by_redis(order.member[0], members, worst, op=op)
+        if self.position:
+            op = "lte" if order.descending else "gte"
+            ranked += ranked_by_redis(order.member[0], members, self.position.values[0], op=op)
+        return ranked
 
     def outcome(self, reply: RedisReply) -> Outcome | Again[Outcome] | Later[Outcome]:
         if reply[0] == b"again":
@@ -114,105 +145,202 @@ class Find(NamedTuple):
         tag = reply[1].decode()
         if reply[0] == b"same":
             return Unchanged(tag)
-        return in_turns(self._read(tag, reply))
+        return in_turns(self._look(tag, reply))
 
-    def _read(self, tag: str, reply: RedisReply) -> Turns[Outcome | Again[Outcome]]:
-        """Look at the documents of a piece, until a page is full."""
-        _, _, has_more, raw_items, ms, left_out, last = reply
-        now_ms, piece, turn = ms and int(ms), self._piece, 0
-        found = self.so_far._replace(weight=self.so_far.weight + 1 + left_out * LEFT_OUT_WEIGHT)
-        matching: list[tuple[Item, patch.Tree]] = []
-        for at, raw in enumerate(raw_items):
-            if self._is_full(len(matching)):
-                has_more, last = True, raw_items[at - 1][0]
-                break
-            weight = weigh(raw)
-            found, turn = found._replace(weight=found.weight + weight), turn + weight
-            if turn > TURN_WEIGHT:
-                turn = weight
-                yield
-            item = piece.read_item(*raw, now_ms=now_ms)
-            if item.document is None:  # a container
-                continue
-            tree = (yield from self._matching(item, is_large=weight > LARGE)) if self.question.needs_values else None
-            if tree is not MISSING:
-                matching.append((item if self.question.sort else self._shown(item, tree), tree))
-        now = self._replace(tag=tag if self.tag in (None, tag) else "", so_far=self._with(found, matching))
-        return now._next(last.decode() if has_more else None)
-
-    def _matching(self, item: Item, *, is_large: bool) -> Turns[patch.Tree]:
-        """Return the tree of a document that matches; MISSING for another one."""
-        assert item.document is not None
-        if is_large:
-            yield
-        tree = patch.load(item.document.text)
-        matching = self.question.matches(tree)
-        while True:
-            if is_large:
-                yield
-            try:
-                next(matching)
-            except StopIteration as stop:
-                return tree if stop.value else MISSING
-
-    def _is_full(self, matching: int) -> bool:
-        question = self.question
-        return not (question.counts or question.sort) and len(self.so_far.items) + matching >= self.listing.limit
-
-    def _with(self, found: Progress, matching: list[tuple[Item, patch.Tree]]) -> Progress:
-        """Return what was found, with more documents."""
-        if self.question.counts:
-            return found._replace(counted=found.counted + len(matching))
-        if not self.question.sort:
-            return found._replace(items=found.items + tuple(item for item, _ in matching))
+    def _look(self, tag: str, reply: RedisReply) -> Turns[Outcome | Again[Outcome]]:
+        """Look at the documents of a piece."""
+        _, _, last, looked_at, counted, rows = reply
+        members, turn, weight = members_of(self.question), 0, self.so_far.weight + LOOKED_AT_WEIGHT * looked_at
+        matching: list[Match] = []
         after = self.position and self._key(self.position)
-        kept, bound = list(found.kept), found.bound
-        for item, tree in matching:
-            position = Position(tuple(_sorted_by(tree, order) for order in self.question.sort), item.name)
+        for row in rows:
+            size = _weigh(row)
+            turn, weight = turn + size, weight + size
+            if turn > TURN_WEIGHT:
+                turn = size
+                yield
+            if size > LARGE:
+                document = yield from self._matching_large(row, members)
+            else:
+                document = _document(row, members, self.question)
+                if not self.question.is_met(document):
+                    continue
+            if document is MISSING:
+                continue
+            if not self.question.sort:
+                matching.append(Match(row[0].decode()))
+                continue
+            position = Position(tuple([_sorted_by(document, order) for order in self.question.sort]), row[0].decode())
             key = self._key(position)
-            if (after is None or after < key) and (bound is None or key < bound):
-                shown = self._shown(item, tree)
-                size = len(shown.document.text if shown.document else b"") + sum(map(_size, position.values))
-                kept.append(Kept(key, position, shown, size))
-        kept.sort(key=lambda each: each.key)
+            if (after is None or after < key) and (self.so_far.bound is None or key < self.so_far.bound):
+                matching.append(Match(position.name, key, position))
+        found = self._with(matching)._replace(counted=self.so_far.counted + counted + len(matching), weight=weight)
+        now = self._replace(tag=tag if self.tag in (None, tag) else "", so_far=found)
+        return now._next(last and last.decode())
+
+    def _matching_large(self, row: RedisReply, members: tuple[str, ...] | None) -> Turns[patch.Tree]:
+        """Return the tree of a large document that matches, MISSING for another one; in turns of its own."""
+        yield
+        document = _document(row, members, self.question)
+        yield
+        is_met = yield from self.question.matches(document)
+        yield
+        return document if is_met else MISSING
+
+    def _with(self, matching: list[Match]) -> Progress:
+        """Return what was found, with more documents."""
+        found = self.so_far
+        if self.question.counts:
+            return found
+        if not self.question.sort:
+            return found._replace(matches=found.matches + tuple(matching))
+        matches = sorted([*found.matches, *matching], key=_key_of)
         left = MAX_SORTED_BYTES
-        for at, each in enumerate(kept):
-            left -= each.size
+        for at, each in enumerate(matches):
+            left -= sum(map(_size, each.position.values if each.position else ()))
             if at == self.listing.limit or (left < 0 and at > 0):
-                return found._replace(kept=tuple(kept[:at]), bound=each.key)
-        return found._replace(kept=tuple(kept), bound=bound)
+                return found._replace(matches=tuple(matches[:at]), bound=each.key)
+        return found._replace(matches=tuple(matches))
 
     def _key(self, position: Position) -> SortKey:
         return sort_key(self.question.sort, position.values, position.name, descending=self.listing.descending)
 
-    def _shown(self, item: Item, tree: patch.Tree) -> Item:
-        """Return a document as it is shown."""
-        assert item.document is not None
-        if not self.listing.with_values:
-            return item._replace(document=item.document._replace(text=b""))
-        if not self.question.fields:
-            return item
-        return item._replace(document=item.document._replace(text=patch.dump(select(tree, self.question.fields))))
-
     def _next(self, last: str | None) -> Outcome | Again[Outcome]:
-        """Return the outcome, or what is read next: behind `last`, None where nothing is left."""
+        """Return the outcome, or what is asked next. More documents come behind `last`; none if that is None."""
         question, found = self.question, self.so_far
-        tag = (self.tag or None) if self.container.text != "/" else None
-        following = self._replace(tag=None, so_far=NOTHING, has_begun=True)
-        if last is not None:
-            going_on = self.listing._replace(after=last, none_match="")
-            if question.counts or question.sort or not (self._is_full(0) or found.weight > PAGE_WEIGHT):
-                return Again(self._replace(listing=going_on), has_written=False)
-            return Listing(list(found.items), tag, following._replace(listing=going_on))
+        going_on = self._replace(listing=self.listing._replace(after=last or "", none_match=""))
+        is_full = len(found.matches) >= self.listing.limit or found.weight > PAGE_WEIGHT
+        if last is not None and (question.counts or question.sort or not is_full):
+            return Again(going_on, has_written=False)
         if question.counts:
-            return Counted(found.counted, tag)
-        if not question.sort:
-            return Listing(list(found.items), tag, None)
-        items = [each.item for each in found.kept]
-        if found.bound is None:
-            return Listing(items, tag, None)
-        from_the_start = self.listing._replace(after="", none_match="")
-        return Listing(items, tag, following._replace(listing=from_the_start, position=found.kept[-1].position))
+            return Counted(found.counted, self.shown_tag)
+        more = None if last is None and found.bound is None else going_on.behind(found.matches[-1] if found.bound else None)
+        if not found.matches:
+            return Listing([], self.shown_tag, more)
+        return Again(ReadFound(going_on, found.matches, more), has_written=False)
+
+    @property
+    def shown_tag(self) -> str | None:
+        """The entity-tag of the response: none if the container has changed, and of the root container."""
+        return (self.tag or None) if self.container.text != "/" else None
+
+    def behind(self, match: Match | None) -> "Find":
+        """Return the question for the next page: what comes behind a document, or where this piece starts."""
+        after = self.listing.after if match is None else "" if match.position else match.name
+        position = match.position if match else None
+        listing = self.listing._replace(after=after)
+        return self._replace(listing=listing, position=position, tag=None, so_far=NOTHING, has_begun=True)
+
+
+class ReadFound(NamedTuple):
+    """Read documents that a query has found: Listing. A document that has changed since is shown only if it still matches.
+
+    `left` are those that are still to be read, `more` asks for the next page.
+    """
+
+    find: Find
+    left: tuple[Match, ...]
+    more: Find | None
+    items: tuple[Item, ...] = ()
+    bytes: int = 0
+    script: Script[Listing] = READ_FOUND
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return self.find.keys
+
+    @property
+    def arguments(self) -> Arguments:
+        members = self._members
+        return (
+            *below(self.find.container),
+            "values" if self.find.listing.with_values else "keys",
+            PIECE_BYTES,
+            len(members),
+            *members,
+            *(match.name for match in self.left[:MAX_READ]),
+        )
+
+    @property
+    def _members(self) -> tuple[str, ...]:
+        """The members that are read of each document, all of them if there is none."""
+        question = self.find.question
+        if not question.fields or not self.find.listing.with_values:
+            return ()
+        return members_of(question, fields=True) or ()
+
+    def outcome(self, reply: RedisReply) -> Listing | Again[Listing] | Later[Listing]:
+        return in_turns(self._read(reply))
+
+    def _read(self, reply: RedisReply) -> Turns[Listing | Again[Listing]]:
+        tag, now_ms, raws = reply[0].decode(), reply[1] and int(reply[1]), reply[2]
+        now = self if tag == self.find.tag else self._replace(find=self.find._replace(tag=""))
+        items, turn = list(self.items), 0
+        for raw in raws:
+            size = 0 if raw == 1 else _weigh(raw[1])
+            turn += size
+            if turn > TURN_WEIGHT:
+                turn = size
+                yield
+            item = None if raw == 1 else (yield from now._item(raw, now_ms, is_large=size > LARGE))
+            if item is not None:
+                items.append(item)
+        size = self.bytes + sum(len(item.document.text) for item in items[len(self.items) :] if item.document)
+        left = self.left[len(raws) :]
+        if left and size <= MAX_PAGE_BYTES:
+            return Again(now._replace(left=left, items=tuple(items), bytes=size), has_written=False)
+        return Listing(items, now.find.shown_tag, self.find.behind(self.left[len(raws) - 1]) if left else self.more)
+
+    def _item(self, raw: RedisReply, now_ms: int | None, *, is_large: bool) -> Turns[Item | None]:
+        """Return an item as it is shown, None for a document that does not match any more."""
+        question, item = self.find.question, self.find.listing.read_item(*raw, now_ms=now_ms)
+        assert item.document is not None
+        must_match = question.is_selective and not self.find.tag
+        if not self.find.listing.with_values or not (must_match or question.fields):
+            return item
+        if is_large:
+            yield
+        document = patch.load(item.document.text)
+        if must_match and not (yield from question.matches(document)):
+            return None
+        if not question.fields:
+            return item
+        if is_large:
+            yield
+        return item._replace(document=item.document._replace(text=patch.dump(select(document, question.fields))))
+
+
+def _document(row: RedisReply, members: tuple[str, ...] | None, question: Question) -> patch.Tree:
+    """Return the tree of the document in a row of find.lua, or what a question looks at of it; MISSING if it cannot match."""
+    if len(row) > 1 and type(row[1]) is list:
+        flat = row[1]
+        if question.search is not None and _lacks(flat, question.search):
+            return MISSING
+        return patch.load(decode(flat).text)
+    assert members is not None
+    return {name: read_member(text) for name, text in zip(members, row[1:], strict=True) if text is not None}
+
+
+def _lacks(flat: list[bytes], search: str) -> bool:
+    """Return whether it is plain to see that no string in a hash contains a text: without escapes it is its own JSON text."""
+    raw = b"\n".join(flat)
+    if b"\\" in raw:
+        return False
+    try:
+        return search.casefold() not in raw.decode().casefold()
+    except UnicodeDecodeError:
+        return False
+
+
+def _weigh(row: list[RedisReply]) -> int:
+    """Return about how much work it is to read a row of find.lua, or the fields of a hash; as base.weigh()."""
+    if len(row) > 1 and type(row[1]) is list:
+        row = row[1]
+    return 32 * len(row) + sum([len(part) for part in row if part])
+
+
+def _key_of(match: Match) -> SortKey:
+    return match.key
 
 
 class Paused(NamedTuple, Generic[Answer]):
@@ -247,54 +375,6 @@ def _paused(outcome: Answer | Again[Answer] | Later[Answer]) -> Answer | Paused[
         resume = outcome.resume
         return Later(lambda: _paused(resume()))
     return Paused(outcome.command) if isinstance(outcome, Again) else outcome
-
-
-def _for_redis(question: Question) -> Arguments:
-    """Return the conditions that Redis can tell most documents by, as list.lua takes them.
-
-    Those are conditions on members of the outermost object that no other client's hash shows in another way, with values that
-    few texts mean. What Redis does not leave out is judged here all the same.
-    """
-    arguments: list[str | int] = []
-    judged = 0
-    for condition in question.where:
-        if len(condition.member) > 1 or not _is_plain(condition.member[0]) or condition.member[0] == "ttl":
-            continue
-        if told := _told_by(condition):
-            arguments += [condition.member[0], *told]
-            judged += 1
-            if judged == MAX_JUDGED:
-                break
-    return tuple(arguments)
-
-
-def _told_by(condition: Condition) -> list[str | int]:
-    """Return what Redis tells by whether a document may meet a condition; nothing if it cannot."""
-    op, wanted = condition.op, condition.value
-    if patch.is_number(wanted) and op in RANGES:
-        number = float(wanted) if abs(wanted if isinstance(wanted, int) else float(wanted)) < MAX_BOUND else None
-        if number is None:
-            return []
-        lowest, highest = RANGES[op]
-        return ["range", lowest or repr(number), highest or repr(number)]
-    texts: list[str] = []
-    for value in wanted if op == "in" else [wanted] if op == "eq" else []:
-        if value is None or isinstance(value, bool):
-            texts.append(patch.dump(value).decode())
-        elif type(value) is str and not _ESCAPED.search(value):
-            texts += [f'"{value}"', value]  # another client may have written it without quotes
-        else:
-            return []
-    return ["texts", len(texts), *texts] if texts else []
-
-
-MAX_JUDGED = 4  # conditions: each takes Redis a microsecond for each document
-LEFT_OUT_WEIGHT = 40  # of a document that Redis has left out
-MAX_BOUND = 1e300
-_LEAST, _MOST = "-1e999", "1e999"
-RANGES = {"eq": ("", ""), "lt": (_LEAST, ""), "lte": (_LEAST, ""), "gt": ("", _MOST), "gte": ("", _MOST)}
-_is_plain = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*").fullmatch
-_ESCAPED = re.compile(r'["\\\x00-\x1f]')
 
 
 def _sorted_by(document: patch.Tree, order: Order) -> patch.Tree:

@@ -19,11 +19,14 @@ class Script(NamedTuple, Generic[Outcome_co]):
 
     The type parameter is the outcome of the command that names the script: a type checker reads the outcome there, since it
     would join the parts of a union that it finds in the command's `outcome()`.
+
+    `names_all_keys`: the script reads and writes the keys that it is given, and no others of the namespace.
     """
 
     name: str
     text: str
     sha: str
+    names_all_keys: bool = False
 
 
 _WORD = re.compile(r"\w+")
@@ -52,8 +55,8 @@ def _assembled(main: str, parts: tuple[str, ...]) -> str:
     return text
 
 
-def _named(name: str, text: str) -> Script[Any]:
-    return Script(name, text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
+def _named(name: str, text: str, *, names_all_keys: bool = False) -> Script[Any]:
+    return Script(name, text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest(), names_all_keys)
 
 
 class _Local(NamedTuple):
@@ -89,6 +92,11 @@ def number_in(part: str, name: str) -> int:
     return int(found[1])
 
 
+def _small(name: str) -> Script[Any]:
+    """Return a script that uses none of the shared files, and so none of the namespace's own keys."""
+    return _named(name, _text(name), names_all_keys=True)
+
+
 def _act(name: str, *called: str) -> Script[Any]:
     """Return a script that calls one function, `name`."""
     return _script(name, *_SHARED, *called, name, call=f"{name}(KEYS[2], 1, #ARGV)")
@@ -96,13 +104,13 @@ def _act(name: str, *called: str) -> Script[Any]:
 
 def _idempotent(name: str, *called: str) -> Script[Any]:
     """Return a script that calls one function, once for an Idempotency-Key."""
-    return _script(f"{name} idempotent", *_SHARED, *called, name, "idempotent", call=f"idempotent({name}, KEYS[2])")
+    return _script(f"{name} idempotent", *_SHARED, *called, name, "idempotent", call=f"idempotent({name}, KEYS[3])")
 
 
 _SHARED = ("_log", "_jobs", "_index", "_gone", "_documents", "_order", "_server_values")  # each uses only those before it
 
-READ = _named("read", _text("read"))
-EXISTS = _named("exists", _text("exists"))
+READ = _small("read")
+EXISTS = _small("exists")
 GET = _act("get")
 PUT = _act("put")
 PATCH = _act("patch")
@@ -121,11 +129,13 @@ IN_A_BATCH = ("get", "put", "patch", "set_ttl", "delete", "post", "read_for_upda
 BATCH = _act("batch", *IN_A_BATCH, "_undo")
 PUT_MANY = _act("put_many")
 GET_MANY = _act("get_many")
-LIST = _act("list", "_conditions")
+LIST = _act("list", "_names")
+FIND = _act("find", "_names", "_conditions")
+READ_FOUND = _act("read_found", "_names")
 COUNT_JOBS = _act("count_jobs")
-CHARGE = _named("charge", _text("charge"))
-CLAIM_STREAMS = _named("claim_streams", _text("claim_streams"))
-RELEASE_STREAM = _named("release_stream", _text("release_stream"))
+CHARGE = _small("charge")
+CLAIM_STREAMS = _small("claim_streams")
+RELEASE_STREAM = _small("release_stream")
 REGISTER_NAMESPACE = _act("register_namespace")
 INSPECT_NAMESPACES = _act("inspect_namespaces")
 LOG_POSITION = _act("log_position")

@@ -118,6 +118,11 @@ MAX_CHECKED = 16_384  # digests, some 1.5 MB
 MIN_CHECKED_BYTES = 4096  # of a document; to check a smaller one costs at most 0.2 ms
 
 
+def value_text(value: bytes) -> bytes:
+    """Return the JSON text that decode() shows of a field's value."""
+    return value if _is_plain(value) else _checked_text(None, [value])
+
+
 def _fingerprint(text: bytes, values: Sequence[bytes]) -> bytes:
     digest = hashlib.sha256(array("Q", map(len, (text, *values))), usedforsecurity=False)
     digest.update(text)

@@ -291,7 +291,10 @@ _REPLIES: dict[str, tuple[type[Problem], str]] = {
     "MISCONF": (StoreUnavailable, "Redis cannot write its data to disk, so it refuses writes; see its log"),
     "CLUSTERDOWN": (StoreUnavailable, "the Redis cluster is down; send the request again. Nothing was changed"),
     "MASTERDOWN": (StoreUnavailable, "the Redis primary is down; send the request again. Nothing was changed"),
-    "TRYAGAIN": (StoreUnavailable, "the Redis cluster is moving this namespace; send the request again"),
+    "TRYAGAIN": (
+        StoreUnavailable,
+        "the Redis cluster is moving this namespace to another node; send the request again. Nothing was changed",
+    ),
     "NOREPLICAS": (StoreUnavailable, "Redis has too few replicas to accept writes; send the request again"),
     "NOAUTH": (StoreUnavailable, "Redis requires a password; add it to REDIS_URL"),
     "WRONGPASS": (StoreUnavailable, "Redis rejected the user name or password; correct REDIS_URL"),

@@ -208,6 +208,12 @@ def own_key(path: Path, name: str) -> str:
     return path.keys.log.removesuffix("log") + name
 
 
+@lru_cache(maxsize=1024)
+def absent_key(key: str) -> str:
+    """Return a key in the slot of another one, which never exists (stores/slots.py)."""
+    return key[: key.index("}") + 1] + "!absent"
+
+
 def client_key(purpose: str, client: str) -> str:
     """Return the key of what is counted for a client. No namespace is named like this: the segment `_` is ours."""
     return "kv:{_/" + hashlib.sha256(client.encode("utf-8", "surrogatepass")).hexdigest()[:32] + "}!" + purpose

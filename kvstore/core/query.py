@@ -67,6 +67,13 @@ class Question(NamedTuple):
         """Whether the answer depends on what is in the documents."""
         return self.is_selective or bool(self.sort) or bool(self.fields)
 
+    def is_met(self, document: Tree) -> bool:
+        """Return whether a small document matches."""
+        for condition in self.where:
+            if not condition.is_met(document):
+                return False
+        return self.search is None or _is_in_strings(self.search.casefold(), document)
+
     def matches(self, document: Tree) -> Generator[None, None, bool]:
         """Return whether a document matches. It yields after each condition, which takes up to 30 ms in a large document."""
         for condition in self.where:

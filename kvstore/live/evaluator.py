@@ -1,7 +1,8 @@
 """The evaluator: looks at changes for the streams with conditions of one event loop, in turns of a few ms.
 
 A change is parsed once, and looked at once for all streams of a container with the same conditions. The hub has delivered it
-to all other streams before.
+to all other streams before. For some documents of each namespace it is remembered for whom they matched after their last
+change: a stream that has begun before it, and for which the document did not match then, does not have that document.
 """
 
 import asyncio
@@ -20,6 +21,8 @@ log = logging.getLogger("kvstore")
 
 TURN_S = 0.005  # of looking at changes, in one turn of the event loop, about: one condition may take 30 ms in a large document
 MAX_UNSEEN_WEIGHT = 4 * 1024 * 1024  # of the changes of a namespace that wait to be looked at, as weigh() has it
+MAX_KNOWN = 10_000  # documents of a namespace of which it is remembered for whom they match: 300 bytes each, and the name
+MAX_MATCHING = 16  # audiences for which one matches; it is not remembered of one that matches for more
 
 Step = tuple[SelectiveAudience, Changed] | None
 
@@ -86,7 +89,17 @@ class Evaluator:
             space.unseen_weight -= weigh(entry)
             audiences = space.selective_audiences_of(changed_name(entry)) if is_change(entry) else []
             if audiences and (change := parse_entry(entry)):
-                occurrence = Occurrence(path_of(space.reading.path, change), change)
+                occurrence, order = Occurrence(path_of(space.reading.path, change), change), order_of(change.id)
+                last, matched = space.known.pop(change.name, (None, ()))
+                matching = []
                 for audience in audiences:
-                    block = yield from audience.selection.told(occurrence)
-                    yield (audience, (order_of(change.id), block)) if block else None
+                    block = yield from audience.selection.shown(occurrence)
+                    if block:
+                        matching.append(audience)
+                    elif last is None or audience in matched or not audience.has_begun_before(last):
+                        block = occurrence.absence
+                    yield (audience, (order, block)) if block else None
+                if len(matching) <= MAX_MATCHING:
+                    space.known[change.name] = order, tuple(matching)
+                if len(space.known) > MAX_KNOWN:
+                    del space.known[next(iter(space.known))]

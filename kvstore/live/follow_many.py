@@ -181,7 +181,7 @@ class ManyPaths:
             if block.startswith(b"event: reset"):
                 part.entry = b""  # until the snapshot
             return b"".join(_labelled(part, block))
-        return block + b"\n\n" if part.is_first else b""
+        return block + b"\n\n" if part.is_first or part.subscriber.awaits_page else b""
 
     def _id(self) -> bytes:
         return b"id: " + render_id(part.entry for part in self._parts if part.entry)

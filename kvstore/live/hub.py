@@ -188,13 +188,14 @@ class Hub:
 
         Returns "" if the reader has left meanwhile.
         """
-        steps, answer, turn_ends = begin(follow), None, 0.0
+        steps, answer, has_begun, turn_ends = begin(follow), None, False, 0.0
         try:
             while True:
                 step = steps.send(answer)
                 answer = None
                 if isinstance(step, bytes):
                     subscriber.send(step)
+                    has_begun = True
                     await subscriber.room()
                     if subscriber.has_left:
                         return ""
@@ -203,7 +204,9 @@ class Hub:
                         await asyncio.sleep(0)
                         turn_ends = perf_counter() + TURN_S
                 else:
+                    subscriber.awaits_page = has_begun
                     answer = await self._store.execute(step)
+                    subscriber.awaits_page = False
         except StopIteration as done:
             position: str = done.value
             return position
@@ -231,6 +234,8 @@ class Hub:
                 position = space.reading.position
                 is_ahead = subscriber.after > order_of(position) or space.has_unseen(subscriber)
                 subscriber.send(b":\n\n" if is_ahead else b"id: %b\n\n" % position.encode())
+            elif subscriber.awaits_page:  # it may be one of a query, which waits for others
+                subscriber.send(b":\n\n")
         self._beating = (self._beating + 1) % BEATS
 
     def _judged(self, subscriber: Subscriber, outcome: object) -> None:

@@ -13,14 +13,15 @@ from kvstore.commands.changelog import ChangesRead, ReadChanges
 from kvstore.core.errors import Problem
 from kvstore.core.paths import Path
 from kvstore.core.redis_url import Address
+from kvstore.stores.cluster import ClusterStore
 from kvstore.stores.pipelined import AsyncStore, PipelinedStore
 from kvstore.stores.redis_clients import primary_address
+from kvstore.stores.slots import slot_of
 
 log = logging.getLogger("kvstore")
 
 IDLE_S = 60.0  # between reads of a log that does not grow, where Redis reports when one does
-POLL_S = 0.2  # between reads where it does not: a cluster, fakeredis, a Redis that refuses to track
-CHECK_S = 2.0  # between reads of some log: nothing else would show that a connection on which we only listen is dead
+POLL_S = 0.2  # between reads where it does not: fakeredis, a Redis that refuses to track
 PAUSE_S = 0.001  # between reads of a log that grows all the time, so that one read finds several changes
 RETRY_S = 0.3  # after an error of Redis
 SPREAD_S = 1.0  # over which the reads of all logs are spread after a lost connection
@@ -43,17 +44,16 @@ class LogReader:
     ) -> None:
         self.on_changes = on_changes
         self.on_lost = on_lost
-        self._pipeline = (
-            PipelinedStore(address, on_invalidate=self._invalidated, find=primary_address)
-            if address.kind in ("single", "sentinel")
-            else None
-        )
+        self._pipeline: PipelinedStore | ClusterStore | None = None
+        if address.kind == "cluster":
+            self._pipeline = ClusterStore(address, on_invalidate=self._invalidated, on_moved=self._moved)
+        elif address.kind != "fake":
+            self._pipeline = PipelinedStore(address, on_invalidate=self._invalidated, find=primary_address)
         self.source = self._pipeline or store
         self._readings: dict[str, Reading] = {}  # by namespace
         self._by_key: dict[bytes, Reading] = {}  # by each key that Redis tracks for it
         self._changed: dict[Reading, None] = {}  # with a key that changed in this turn of the event loop
         self._warned = 0.0  # when the log was last written to
-        self._check: asyncio.TimerHandle | None = None
 
     @property
     def idle_s(self) -> float:
@@ -66,8 +66,6 @@ class LogReader:
         for key in ReadChanges(path, "").keys:
             self._by_key[key.encode()] = reading
         reading.read()
-        if self._pipeline and self._check is None:
-            self._check_later()
         return reading
 
     def drop(self, reading: "Reading") -> None:
@@ -100,14 +98,11 @@ class LogReader:
         for number, reading in enumerate(self._readings.values()):
             reading.read_in(RETRY_S + SPREAD_S * number / len(self._readings))
 
-    def _check_later(self) -> None:
-        self._check = asyncio.get_running_loop().call_later(CHECK_S, self._read_one)
-
-    def _read_one(self) -> None:
-        self._check = None
-        if reading := next(iter(self._readings.values()), None):
-            reading.read()
-            self._check_later()
+    def _moved(self, slots: set[int]) -> None:
+        """Other nodes of a cluster have these slots now, and do not know yet what is read here."""
+        for key in self._by_key:
+            if slot_of(key.decode()) in slots:
+                self._invalidated(key)
 
     def _read_changed(self) -> None:
         changed, self._changed = self._changed, {}

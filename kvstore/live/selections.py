@@ -1,8 +1,8 @@
 """Selections: what a stream with conditions is told of the changes below its container. No I/O.
 
-Nothing is kept of what matched before. So each change after which a document does not match is a `leave`, also where it did not
-match before: a reader that does not have the document has nothing to remove. The event `patch` has the whole document, so it
-also tells of one that matches from now on.
+A change after which a document does not match is a `leave`, unless it is known that no reader has the document (evaluator.py).
+Who does not have it has nothing to remove. The event `patch` has the whole document, so it also tells of one that matches from
+now on.
 """
 
 from functools import cached_property
@@ -36,9 +36,11 @@ class Occurrence:
         return event(self.path, self.change)
 
     @cached_property
-    def leave(self) -> bytes:
-        """What is told where the document does not match."""
-        return leave(self.path, self.change)
+    def absence(self) -> bytes:
+        """What is told where the document does not match or is gone; b"" where POST has made it, since nobody has had it."""
+        if self.change.text is None:
+            return self.event
+        return b"" if self.change.op == "post" else leave(self.path, self.change)
 
 
 class Selection(NamedTuple):
@@ -60,17 +62,17 @@ class Selection(NamedTuple):
         """Return whether a document of the namespace is where the selection looks."""
         return name.startswith(self.prefix) and (self.recursive or "/" not in name[len(self.prefix) :])
 
-    def told(self, occurrence: Occurrence) -> Turns[bytes]:
-        """Return the event of a change to a document that is covered, b"" for none. It yields before what may take long.
+    def shown(self, occurrence: Occurrence) -> Turns[bytes]:
+        """Return the event of a change after which a document that is covered matches, b"" where it does not, or is gone.
 
-        It is not known whether a document that is gone has matched. One that POST has made has never been there before.
+        It yields before what may take long.
         """
         change, fields = occurrence.change, self.question.fields
         if change.text is None:
-            return occurrence.event
+            return b""
         yield
         if not (yield from self.question.matches(occurrence.document)):
-            return b"" if change.op == "post" else occurrence.leave
+            return b""
         if not fields:
             return occurrence.event
         yield

@@ -79,7 +79,9 @@ def catch_up(path: Path, position: str, selection: Selection | None) -> Steps:
             if change := parse_entry(entry):
                 if not selection:
                     yield event(path_of(path, change), change)
-                elif told := (yield from selection.told(Occurrence(path_of(path, change), change))):
+                    continue
+                occurrence = Occurrence(path_of(path, change), change)
+                if told := (yield from selection.shown(occurrence)) or occurrence.absence:
                     yield told
         if not logged.has_more:
             return logged.position or position

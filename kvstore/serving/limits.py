@@ -25,6 +25,7 @@ from kvstore.http.operations import JSON
 from kvstore.http.protocol import MAX_KEY_CHARACTERS
 from kvstore.http.static import Static, make_static
 from kvstore.http.streams import MAX_HOLDS, MAX_ID_BYTES, MAX_PATHS
+from kvstore.live.evaluator import MAX_UNSEEN_WEIGHT
 from kvstore.live.hub import MAX_BUFFERED_BYTES, MAX_PARTS
 from kvstore.live.metrics import MAX_NAMESPACES
 from kvstore.live.readiness import READY_S
@@ -98,7 +99,7 @@ def limits(settings: Settings) -> tuple[Limit, ...]:
         Limit("query_sort", queries.MAX_SORT, "members", "`?sort=`"),
         Limit("query_fields", queries.MAX_FIELDS, "members", "`?fields=`"),
         Limit("query_sorted_bytes", MAX_SORTED_BYTES, "bytes", "the documents in a sorted page, about"),
-        Limit("queries", MAX_RUNNING, "queries", "those of a process that read more than one piece, at a time"),
+        Limit("queries", MAX_RUNNING, "queries", "those of a process that read more than two pieces, at a time"),
         Limit("waiting_queries", MAX_QUEUED_QUERIES, "queries", "what waits in a process for its turn"),
         Limit("batch_requests", MAX_REQUESTS, "requests", "a batch"),
         Limit("batch_target", MAX_TARGET_BYTES, "bytes", "a path with its query in a batch"),
@@ -115,6 +116,12 @@ def limits(settings: Settings) -> tuple[Limit, ...]:
         Limit("stream_id", MAX_ID_BYTES, "bytes", "the id of an event of such a stream"),
         Limit("further_paths", MAX_PARTS, "paths", "each process: what its streams follow besides the first path of each"),
         Limit("stream_unread", MAX_BUFFERED_BYTES, "bytes", "what the reader of a stream may leave unread"),
+        Limit(
+            "stream_unseen",
+            MAX_UNSEEN_WEIGHT,
+            "bytes",
+            "changes of a namespace that wait to be compared with the conditions of streams, about",
+        ),
         Limit("stream_silence", int(HEARTBEAT_S), "s", "time without a word on a stream"),
         Limit("snapshot_items", PAGE, "items", "one event of a snapshot"),
         Limit("snapshot_time", int(PIECE_S), "s", "time to read a part of a snapshot"),

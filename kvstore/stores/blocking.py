@@ -22,11 +22,12 @@ from kvstore.core.errors import Problem
 from kvstore.core.paths import Path, own_key
 from kvstore.core.redis_url import parse_redis_url
 from kvstore.stores import redis_clients
-from kvstore.stores.execution import Execution, eval_words, evalsha_words, timed
-from kvstore.stores.query_queue import MAX_RUNNING, crowded, is_query, waits_s
+from kvstore.stores.execution import Execution, Words, eval_words, evalsha_words, timed
+from kvstore.stores.query_queue import FREE_PIECES, MAX_RUNNING, crowded, is_query, waits_s
 from kvstore.stores.redis_clients import MAX_BLOCKING_CONNECTIONS, blocking_client, waiting_until
 from kvstore.stores.redis_errors import ERRORS, all_busy, problem_of
 from kvstore.stores.replicated import is_acknowledged, shortage, wait_words
+from kvstore.stores.slots import guarded_words
 
 BLOCK_S = 2.0  # of one XREAD that waits: shorter than an answer may take
 
@@ -83,11 +84,15 @@ def _held(turns: _Turns, wait_s: float) -> Iterator[None]:
 class BlockingStore:
     """Executes commands through a client of redis-py. Safe to share between threads, and to use in a forked process.
 
-    `connect` makes the client, when the first command comes. A write is done when `replicas` replicas have it.
+    `connect` makes the client, when the first command comes. `words` returns what is sent for a command. A write is done when
+    `replicas` replicas have it.
     """
 
-    def __init__(self, connect: Callable[[], Any], replicas: int = 0) -> None:
+    def __init__(
+        self, connect: Callable[[], Any], words: Callable[[Command[object]], Words] = evalsha_words, *, replicas: int = 0
+    ) -> None:
         self._connect = connect
+        self._words = words
         self._replicas = replicas
         self._client: Any = None
         self.forget()
@@ -110,7 +115,10 @@ class BlockingStore:
     def _answer(self, query: Command[Outcome]) -> Outcome:
         """Execute a query piece by piece, in turns with others."""
         wait_s = waits_s(query)
-        outcome = self._read(query, wait_s)
+        outcome: Outcome | Paused[Outcome] = Paused(query)
+        for _ in range(FREE_PIECES):
+            if isinstance(outcome, Paused):
+                outcome = self._read(outcome.command, wait_s)
         if not isinstance(outcome, Paused):
             return outcome
         due = time.monotonic() + wait_s
@@ -139,7 +147,7 @@ class BlockingStore:
 
     def _reply(self, execution: Execution[Any]) -> RedisReply | Problem:
         """The reply to a command, or the Problem that came in its place."""
-        words = evalsha_words(execution.command)
+        words = self._words(execution.command)
         try:
             with self._turn(execution.due) as client, timed():
                 send = client.execute_command
@@ -229,4 +237,5 @@ def open_blocking_store(redis_url: str, *, verify_tls: bool = True, replicas: in
     A write is done when `replicas` replicas have it.
     """
     address = parse_redis_url(redis_url, verify_tls=verify_tls)
-    return BlockingStore(lambda: blocking_client(address), replicas)
+    words = guarded_words if address.kind == "cluster" else evalsha_words
+    return BlockingStore(lambda: blocking_client(address), words, replicas=replicas)

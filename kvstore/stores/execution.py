@@ -6,7 +6,7 @@ A store adds the waiting. Nothing here does I/O. Source: EVALSHA, EVAL.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import perf_counter
-from typing import Any, Generic
+from typing import Any, Generic, NamedTuple
 
 from kvstore.commands.base import Again, Command, Later, Outcome, RedisReply, RegisterNamespace
 from kvstore.core.errors import Problem
@@ -26,6 +26,15 @@ def evalsha_words(command: Command[object]) -> Words:
 def eval_words(command: Command[object], words: Words) -> Words:
     """Return the `words` of a command with the script's text, for a Redis that has answered NOSCRIPT: it has run nothing."""
     return ("EVAL", command.script.text, *words[2:])
+
+
+class Plain(NamedTuple):
+    """A command of Redis's own, sent by a store for itself: the outcome is the reply."""
+
+    words: Words
+
+    def outcome(self, reply: RedisReply) -> RedisReply:
+        return reply
 
 
 @contextmanager

@@ -18,13 +18,22 @@ from kvstore.core.errors import Problem, unavailable
 from kvstore.core.redis_url import Address
 from kvstore.stores import redis_clients
 from kvstore.stores.execution import evalsha_words
-from kvstore.stores.redis_connection import Context, Done, MakeConnection, PendingCommand, RedisConnection, open_connection
+from kvstore.stores.redis_connection import (
+    Context,
+    Done,
+    MakeConnection,
+    PendingCommand,
+    RedisConnection,
+    open_connection,
+    plain_command,
+)
 from kvstore.stores.redis_errors import UNCHANGED, problem_of, too_many_waiting
 
 log = logging.getLogger("kvstore")
 
 BACKOFF_S = (0.02, 0.05, 0.1, 0.2, 0.4)  # between attempts to connect; the last one repeats. Redis's return is seen within 2 s
 CHECK_S = 0.25  # between checks for what is overdue: so much later than its time-out a client may hear of it
+PING_S = 2.0  # between commands where keys are tracked: nothing else would show that a connection on which we listen is dead
 
 
 class AsyncStore(Protocol):
@@ -76,6 +85,7 @@ class PipelinedStore:
         self._unsent_bytes = 0
         self._trouble: Problem | None = None  # what Redis answered to the last attempt to connect
         self._check: asyncio.TimerHandle | None = None
+        self._ping_at = 0.0
         self._closed = False
 
     def submit(self, command: Command[Outcome], done: Done[Context, Outcome], context: Context) -> None:
@@ -153,7 +163,8 @@ class PipelinedStore:
                         pending = self._unsent.popleft()
                         self._unsent_bytes -= pending.size
                         pending.due = pending.began + redis_clients.PIPELINED.answer_s
-                        connection.send(pending)
+                        if pending.done:  # it may have been overdue by a timer of its own
+                            connection.send(pending)
         finally:
             self._connecting = None
 
@@ -176,6 +187,9 @@ class PipelinedStore:
         now = self._loop.time()
         if self._connection and self._connection.is_overdue(now):
             self._connection.abort()
+        if self._connection and self.on_invalidate and now >= self._ping_at:
+            self._ping_at = now + PING_S
+            self._connection.send(plain_command(("PING",), _ignore, None, now))
         self._fail_unsent(now)
         self._check = self._loop.call_later(CHECK_S, self._check_overdue)
 
@@ -184,7 +198,11 @@ class PipelinedStore:
         while self._unsent and self._unsent[0].due <= until:
             pending = self._unsent.popleft()
             self._unsent_bytes -= pending.size
-            pending.tell(why)
+            pending.tell(pending.ended(why))
+
+
+def _ignore(_: None, outcome: object) -> None:
+    """What a PING is answered says nothing; that it is answered does."""
 
 
 def settle(answer: "asyncio.Future[Outcome]", outcome: Outcome | Exception) -> None:

@@ -1,6 +1,6 @@
-"""The pooled store: for an event loop, a cluster, a primary behind Sentinels, or fakeredis, through redis-py.
+"""The pooled store: for an event loop, a primary behind Sentinels, or fakeredis, through redis-py.
 
-Each command takes a connection for as long as it runs; `pipelined.py`, for a single Redis, shares one. The rules are the same:
+Each command takes a connection for as long as it runs; `pipelined.py` and `cluster.py` share one. The rules are the same:
 nothing is sent twice, and a request ends within 6 s. Source: EVALSHA, EVAL.
 """
 
@@ -15,6 +15,7 @@ from kvstore.commands.base import Again, Command, Later, Outcome, RedisReply
 from kvstore.core.errors import Problem
 from kvstore.core.redis_url import parse_redis_url
 from kvstore.stores import redis_clients
+from kvstore.stores.cluster import ClusterStore
 from kvstore.stores.execution import Execution, Words, eval_words, evalsha_words, timed
 from kvstore.stores.pipelined import AsyncStore, PipelinedStore
 from kvstore.stores.redis_clients import MAX_POOLED_CONNECTIONS, close_pooled_client, pooled_client
@@ -150,6 +151,8 @@ def open_async_store(redis_url: str, *, verify_tls: bool = True, replicas: int =
     A write is done when `replicas` replicas have it. Nothing is connected yet.
     """
     address = parse_redis_url(redis_url, verify_tls=verify_tls)
+    if address.kind == "cluster":
+        return ClusterStore(address)
     if address.kind != "single":
         return PooledStore(lambda: pooled_client(address), replicas)
     return ReplicatedStore(address, replicas) if replicas else PipelinedStore(address)

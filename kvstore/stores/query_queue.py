@@ -1,7 +1,7 @@
 """The queue of queries: a process reads one piece of one query at a time, and the others take turns.
 
 A query may read a million documents, and keeps up to 4 MiB of them (commands/queries.py). So each comes back to the end of the
-line after a piece. Only MAX_RUNNING go on beyond their first piece, which is enough for most. One that is cancelled ends
+line after a piece. Only MAX_RUNNING go on beyond their first pieces, which are enough for most. One that is cancelled ends
 before its next piece.
 """
 
@@ -16,6 +16,7 @@ from kvstore.core.errors import Problem, unavailable
 from kvstore.stores.pipelined import AsyncStore, settle
 from kvstore.stores.redis_connection import Context, Done, tell
 
+FREE_PIECES = 2  # of any query: one that looks for documents, one that reads them
 MAX_RUNNING = 8  # of one process: they keep some 32 MiB
 MAX_QUEUED = 100  # queries of one process: some ms each
 QUEUED_S = 1.5  # that a query waits for its next piece: with BLOCKING.answer_s it is under 6 s
@@ -47,13 +48,13 @@ def crowded() -> Problem:
 class Query:
     """A query under way. `command` is its next piece; if it `runs`, it is one of the MAX_RUNNING."""
 
-    __slots__ = ("_cancel", "command", "context", "done", "is_new", "runs", "timer")
+    __slots__ = ("_cancel", "command", "context", "done", "pieces", "runs", "timer")
 
     def __init__(self, command: Command[Any], done: Done[Any, Any], context: Any, cancel: Callable[["Query"], None]) -> None:
         self.command = command
         self.done: Done[Any, Any] | None = done  # None when it is over
         self.context = context
-        self.is_new = True  # no piece was read
+        self.pieces = 0  # that were read
         self.runs = False
         self.timer: asyncio.TimerHandle | None = None  # while it stands in line
         self._cancel = cancel
@@ -126,12 +127,13 @@ class QueryQueue:
         if self._reading is not None:
             return
         for query in self._line:
-            if query.is_new or query.runs or self._running < MAX_RUNNING:
+            is_free = query.runs or query.pieces < FREE_PIECES
+            if is_free or self._running < MAX_RUNNING:
                 self._leave(query)
-                if not (query.is_new or query.runs):
+                if not is_free:
                     query.runs = True
                     self._running += 1
-                query.is_new = False
+                query.pieces += 1
                 self._reading = query
                 self._store.submit(Piece(query.command), self._read, query)
                 return

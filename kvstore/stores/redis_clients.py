@@ -2,7 +2,7 @@
 
 redis-py's defaults are never used. It sends a write again after a time-out, up to 10 times, and `Redis()` and `from_url()`
 differ in this. So retries are off and time-outs are explicit, in every topology. Source: redis.Redis, redis.RedisCluster,
-redis.Sentinel, and the same in redis.asyncio.
+redis.Sentinel, redis.asyncio.
 """
 
 import ssl
@@ -147,25 +147,19 @@ def blocking_client(address: Address) -> Any:
 
 
 def pooled_client(address: Address) -> Any:
-    """Return a client for an event loop, of a cluster, a primary behind Sentinels, or fakeredis; nothing is connected yet."""
+    """Return a client for an event loop, of a primary behind Sentinels, or fakeredis; nothing is connected yet."""
     if address.kind == "fake":
         import fakeredis
 
         return fakeredis.FakeAsyncRedis(server=_fake_server())
     # Twice as many as we use: those that are being closed count too.
     options = _options(address, POOLED) | {"retry": AsyncRetry(NoBackoff(), 0), "max_connections": 2 * MAX_POOLED_CONNECTIONS}
-    if address.kind == "cluster":
-        nodes = [redis.asyncio.cluster.ClusterNode(*node) for node in address.nodes]
-        return redis.asyncio.RedisCluster(startup_nodes=nodes, ssl=address.tls, reinitialize_steps=0, **options)
     return _async_sentinels(address).master_for(address.primary, ssl=address.tls, **options)
 
 
 async def close_pooled_client(client: Any) -> None:
-    """Close a client, and what redis-py leaves open: connections to Sentinels, and to a cluster after an error."""
+    """Close a client, and what redis-py leaves open: connections to Sentinels."""
     await client.aclose()
-    if isinstance(client, redis.asyncio.RedisCluster):
-        await client.nodes_manager.aclose()
-        await client.nodes_manager.aclose("startup_nodes")
     pool = getattr(client, "connection_pool", None)
     if isinstance(pool, AsyncSentinelConnectionPool):
         await _close_sentinels(pool.sentinel_manager)

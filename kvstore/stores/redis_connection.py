@@ -19,7 +19,7 @@ from kvstore.core.errors import UNKNOWN, Problem, unavailable
 from kvstore.core.metrics import COUNTERS, REST_S, RESTING, add_time
 from kvstore.core.redis_url import Address
 from kvstore.stores import redis_clients
-from kvstore.stores.execution import Execution, Words, eval_words
+from kvstore.stores.execution import Execution, Plain, Words, eval_words
 from kvstore.stores.redis_errors import no_answer, problem_of
 
 log = logging.getLogger("kvstore")
@@ -43,7 +43,7 @@ def tell(done: Done[Context, Outcome], context: Context, outcome: Outcome | Exce
 class PendingCommand(Execution[Any]):
     """A request without an outcome: `done(context, outcome)` is called with it, once."""
 
-    __slots__ = ("context", "count", "done", "packed", "size", "timer")
+    __slots__ = ("context", "count", "done", "packed", "size", "timer", "tries")
 
     def __init__(self, command: Command[Any], done: Done[Any, Any], context: Any, began: float, due: float) -> None:
         self.command = command
@@ -54,6 +54,7 @@ class PendingCommand(Execution[Any]):
         self.context = context
         self.count = 1  # of the commands that it stands for
         self.timer: asyncio.TimerHandle | None = None
+        self.tries = 0  # that nodes of a cluster have refused
 
     def tell(self, outcome: Any) -> None:
         """Hand the outcome over, unless that was done."""
@@ -73,6 +74,12 @@ class PendingCommand(Execution[Any]):
 
     def _overdue(self) -> None:
         self.tell(self.ended(no_answer()))
+
+
+def plain_command(words: Words, done: Done[Context, Any], context: Context, now: float) -> PendingCommand:
+    """Return a packed command of Redis's own, which names no key."""
+    command: Any = Plain(words)
+    return PendingCommand(command, done, context, now, now + redis_clients.PIPELINED.answer_s).pack(words)
 
 
 class Owner(Protocol):
@@ -313,6 +320,11 @@ class RedisConnection(asyncio.Protocol):
     def is_overdue(self, now: float) -> bool:
         """Whether the oldest command is."""
         return bool(self._sent) and self._sent[0].due <= now
+
+    @property
+    def oldest(self) -> PendingCommand | None:
+        """The command that has waited longest for its reply."""
+        return self._sent[0] if self._sent else None
 
     def abort(self) -> None:
         """Give the connection up: everything that was sent and not answered fails as unknown, now."""

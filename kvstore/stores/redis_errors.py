@@ -47,6 +47,8 @@ def problem_of(error: BaseException) -> Problem:
     for kind, word in _WORDS.items():
         if isinstance(error, kind):
             return problem_of_reply(word)
+    if isinstance(error, redis.exceptions.ClusterError) and text.startswith("TTL exhausted"):  # redis-py's tries, all refused
+        return problem_of_reply("TRYAGAIN")
     if isinstance(error, redis.exceptions.MaxConnectionsError):
         return all_busy()
     if isinstance(error, redis.TimeoutError | TimeoutError):

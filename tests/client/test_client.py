@@ -521,6 +521,24 @@ def test_following_a_document(db: Any, http: Checked) -> None:
     assert [later.next().type] == ["delete"], "what the deleted document was is gone"
 
 
+def test_following_what_matches(db: Any) -> None:
+    """Conditions as query() takes them, in the snapshot and after it; a document that does not match any more leaves."""
+    db.put("/n/a", {"x": 1.50, "y": "42"})
+    db.put("/n/deep/b", {"x": 1.50, "y": "42"})
+    where = {"x": {"gte": 1, "lt": 2}, "y": {"eq": "42"}}
+    follower, other = Follower(db, "/n/", where=where, fields="x"), Follower(db, "/n/", search="HERE", recursive=True)
+    [item] = follower.next().value["items"]
+    assert (item["path"], item["value"]) == ("/n/a", {"x": 1.5})
+    assert other.next().value == {"items": []}
+    db.patch("/n/a", {"y": 42})
+    db.put("/n/deep/b", ["is here"])
+    left, told = follower.next(), other.next()
+    assert (left.type, left.path, left.value) == ("leave", "/n/a", None)
+    assert told.path == "/n/a"
+    told = other.next()
+    assert (told.type, told.path, told.value) == ("put", "/n/deep/b", ["is here"])
+
+
 def test_following_a_container(db: Any) -> None:
     """Its snapshot is one event, also where it is long."""
     db.batch([{"method": "PUT", "path": f"/n/{number:04}", "value": number} for number in range(600)])
@@ -544,7 +562,9 @@ def test_a_reader_that_falls_behind_misses_nothing(db: Any) -> None:
 
 def test_what_cannot_be_followed(db: Any) -> None:
     """The caller is told at the first event."""
-    for path, options in [("/_/follow", {}), ("n", {}), ("/n/", {"last_event_id": "x"})]:
+    refused: list[tuple[str, dict[str, Any]]] = [("/_/follow", {}), ("n", {}), ("/n/", {"last_event_id": "x"})]
+    refused += [("/n/a", {"where": {}}), ("/n/", {"where": {"a": {"zz": 1}}}), ("/n/", {"search": 1})]
+    for path, options in refused:
         with pytest.raises(Problem):
             next(iter(db.follow(path, **options)))
 

@@ -78,6 +78,7 @@ REFUSED = [
     (ADA, "/own/eve/a", 403),
     (ADA, "/own/", 403),
     (ADA, "/rooms/1/a", 403),
+    (ADA, "/half/?a:eq=1", 403),
     (ADA, "/rooms/1/", 403),
     (ADA, "/half/", 403),  # a part of it is not enough
     (ADA, "/own/ada/a?hold=/own/eve/b", 403),

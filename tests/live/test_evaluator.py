@@ -19,20 +19,22 @@ from kvstore.live.subscribers import Namespace, Subscriber
 CONDITIONS = ["a:lt=5&b:exists=true", "b:exists=true&a:lt=5", "a:lt=6"]
 
 
-def entry(number: int, name: str, value: int) -> Any:
-    """An entry of a change log: a PUT of {"a": value, "b": 1}."""
+def entry(number: int, name: str, value: int | None) -> Any:
+    """An entry of a change log: a PUT of {"a": value, "b": 1}, or a DELETE for None."""
+    if value is None:
+        return [b"%d-0" % number, [b"delete", name.encode()]]
     fields = [b"put", name.encode(), b"ttl", b"9000", b"$kv", b" object", b"a", b"%d" % value, b"b", b"1"]
     return [b"%d-0" % number, fields]
 
 
-def heard_by(space: Namespace, question: str, *, recursive: bool = False) -> list[bytes]:
-    """What a new subscriber of the container /ns/ is sent."""
+def heard_by(space: Namespace, question: str, *, recursive: bool = False, after: int = 0) -> list[bytes]:
+    """What a new subscriber of the container /ns/ is sent that has begun after a change."""
     asked = parse_question(parse_query(question.encode()))
     assert asked
     heard: list[bytes] = []
     selection = Selection("", asked, recursive)
     subscriber = Subscriber(parse_path(b"/ns/"), heard.append, lambda: None, selection=selection)
-    subscriber.is_ready = True
+    subscriber.is_ready, subscriber.after = True, (after, 0)
     space.add(subscriber)
     return heard
 
@@ -80,6 +82,7 @@ def test_one_evaluation_for_all_with_the_same_conditions(monkeypatch: pytest.Mon
         others = [heard_by(space, CONDITIONS[2]), heard_by(space, CONDITIONS[0], recursive=True)]
         evaluating.add(space, [entry(2, "x", 4), entry(3, "x", 5), entry(4, "sub/x", 4)])
         await until_seen(space)
+        await asyncio.sleep(0.1)  # they are told in several turns
         assert [kinds(each) for each in heard] == [["put", "leave"]] * 100
         assert [kinds(each) for each in others] == [["put", "put"], ["put", "leave", "put"]]
         assert len({id(each[0]) for each in heard}) == 1
@@ -103,9 +106,39 @@ def test_it_takes_turns(monkeypatch: pytest.MonkeyPatch) -> None:
         evaluating.add(space, [entry(52, "x", 0)])
         assert await until_seen(space) > 50
         await until_seen(other)
-        expected = ["put" if number % 10 < 5 else "leave" for number in range(2, 53)]
+        expected = ["put" if number % 10 < 5 else "leave" for number in range(2, 53) if number % 10 < 6]
         assert [kinds(each) for each in heard] == [expected, expected[:-1]]
         assert not space.unseen_weight
+
+    run(play)
+
+
+def test_nothing_is_said_of_what_nobody_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once a document has left, until it matches again, or somebody comes who may have had it when it matched."""
+    monkeypatch.setattr(evaluator, "MAX_KNOWN", 2)
+    monkeypatch.setattr(evaluator, "MAX_MATCHING", 2)
+
+    async def play(evaluating: Evaluator, space: Namespace) -> None:
+        async def said(*entries: Any) -> list[str]:
+            evaluating.add(space, list(entries))
+            await until_seen(space)
+            found = kinds(heard)
+            heard.clear()
+            return found
+
+        heard = heard_by(space, "a:lt=5")
+        assert await said(entry(2, "x", 7), entry(3, "x", 8), entry(4, "x", None), entry(5, "x", 9)) == ["leave"]
+        assert await said(entry(6, "x", 1), entry(7, "x", None), entry(8, "x", None)) == ["put", "delete"]
+        assert await said(entry(9, "y", None), entry(10, "z", None), entry(11, "x", 7)) == ["delete", "delete", "leave"]
+        assert list(space.known) == ["z", "x"]
+
+        late = heard_by(space, "a:lt=5", after=11)
+        assert await said(entry(12, "x", 7), entry(13, "x", 7)) == ["leave"]
+        assert kinds(late) == ["leave"]
+        for limit in (6, 7):
+            heard_by(space, f"a:lt={limit}")
+        assert await said(entry(14, "x", 1)) == ["put"]
+        assert list(space.known) == ["z"]
 
     run(play)
 

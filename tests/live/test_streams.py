@@ -572,7 +572,7 @@ def test_heartbeats(followed: Followed, ask: Callable[..., Any], monkeypatch: py
 def test_a_reader_where_nothing_is(followed: Followed, ask: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Its place is of the clock, and moves on with it: one that is a day old would be taken for lost."""
     monkeypatch.setattr(live, "HEARTBEAT_S", 0.1)
-    monkeypatch.setattr(log_reader, "CHECK_S", 0.1)
+    monkeypatch.setattr(log_reader, "IDLE_S", 0.1)
     with following(followed, "/room/") as reader:
         wait_until(lambda: len({block for block in reader.blocks if block.startswith(b"id: ")}) > 2, LIMIT_S)
         place = [block for block in reader.blocks if block.startswith(b"id: ")][-1].partition(b" ")[2].decode()

@@ -8,12 +8,13 @@ import struct
 import subprocess
 import tarfile
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
 
 from kvstore.core.paths import parse_path
-from kvstore.serving.pages import PAGES
+from kvstore.serving.pages import PAGES, read_page
 from tests.pages.picture import PICTURE, SIZE, draw
 from tests.support.browser import CTRL, DOWN, ENTER, LEFT, RIGHT, Browser
 from tests.support.serving import Served, start_kvstore
@@ -64,13 +65,21 @@ def test_the_first_sight(browser: Browser, served: Served) -> None:
              .filter(each => each.name.includes('/_/')).map(each => [new URL(each.name).pathname, each.encodedBodySize])"""
     )
     assert {path for path, _ in loaded} == set(PAGES) - {"/_/kvstore.js", "/_/reference.js", "/_/tabs.js"}
-    assert sum(size for _, size in loaded) < 60_000
-    browser.ask("POST", "/refresh", {})
-    painted = browser.wait("performance.getEntriesByName('first-contentful-paint')[0]?.startTime")
-    assert painted < 900  # 60 to 90 ms on an idle machine; the promise is 300
+    assert sum(size for _, size in loaded) <= sum(len(read_page(name).packed) for name in PAGES.values()) < 60_000
     origins = browser.run("return performance.getEntriesByType('resource').map(each => new URL(each.name).origin)")
     assert set(origins) == {"http://{}:{}".format(*served.at)}
     check_quiet(browser)
+
+
+@pytest.mark.alone
+def test_the_first_paint(browser: Browser, served: Served) -> None:
+    """It takes less than 300 ms, in the middle of seven loads with nothing in the browser's cache."""
+    painted = []
+    for _ in range(7):
+        browser.developer("Network.clearBrowserCache")
+        open_at(browser, served, "/", "Import")
+        painted.append(browser.wait("performance.getEntriesByName('first-contentful-paint')[0]?.startTime"))
+    assert median(painted) < 300, painted
 
 
 def test_the_picture(other: Browser, place: Path) -> None:
@@ -192,30 +201,54 @@ def test_the_tree(browser: Browser, served: Served) -> None:
     check_quiet(browser)
 
 
+ROWS = """[...document.querySelectorAll('.grid .row')]
+    .sort((a, b) => a.getBoundingClientRect().y - b.getBoundingClientRect().y)
+    .map(each => each.querySelector('a').innerText).join(' ')"""
+
+
 def test_the_table(browser: Browser, served: Served) -> None:
-    """A column for each frequent member; rows are sorted by the kind and the value of a member, and filtered by a text."""
+    """A column for each frequent member. The service sorts and filters, and the curl line asks it the same."""
     values = {"a": {"n": 10}, "b": {"n": 9, "x": "Ada"}, "c": {"n": "9"}, "d": {"x": None}, "e/f": 1}
     for name, value in values.items():
         write(served, f"/table/{name}", value)
     open_at(browser, served, "/table/", "Ada")
-    rows = (
-        "[...document.querySelectorAll('.grid .row')].sort((a, b) => a.getBoundingClientRect().y - b.getBoundingClientRect().y)"
-    )
-    names = rows + ".map(each => each.querySelector('a').innerText).join(' ')"
-    heads = browser.run("return [...document.querySelectorAll('.head button')].map(each => each.innerText)")
+    heads = browser.run("return [...document.querySelectorAll('.head > span')].map(each => each.innerText)")
     assert heads == ["Name", "n", "x", "Expires in"]
-    for order in ("d e/ b a c", "c a b d e/", "a b c d e/"):
+    # By a member upwards, downwards and not at all; containers have no members.
+    for order in ("d b a c", "c a b d", "a b c d e/"):
         browser.click(".head button", "n")
-        browser.wait(f"{names} === arguments[0]", order)
-    browser.type("[type=search]", "ada")
-    browser.wait(f"{names} === 'b'")
-    assert browser.text(".toolbar [role=status]") == "1 of 5"
-    write(served, "/table/g", {"x": "Adam"})
-    browser.wait(f"{names} === 'b g'")
-    browser.run(
-        "document.querySelector('select').value = 'desc'; document.querySelector('select').dispatchEvent(new Event('change'))"
-    )
-    browser.wait(f"{names} === 'g b'")
+        browser.wait(f"{ROWS} === arguments[0]", order)
+    browser.click(".head button", "Name")
+    browser.wait(f"{ROWS} === 'e/ d c b a'")
+    for words, expected, asked in [
+        ("ada", "b", "search=ada"),
+        ("n:gte=9", "b a", "order=desc&n:gte=9"),
+        ('n:eq="9"', "c", "n:eq=%229%22"),
+        ("da&n:lt=10&x:contains=A", "b", "search=da&n:lt=10&x:contains=A"),
+        ("x:eq=A&B", "", "x:eq=A%26B"),
+    ]:
+        browser.type("[type=search]", words)
+        browser.wait_for(asked, "#line")
+        browser.wait(f"{ROWS} === arguments[0]", expected)
+        browser.wait_for(f"{len(expected.split())} found", ".toolbar [role=status]")
+    browser.type("[type=search]", "n:is=1")
+    browser.wait_for("no operator 'is'", "[role=alert]")
+    browser.type("[type=search]", "x:exists=true")
+    browser.wait(f"{ROWS} === 'd b'")
+
+    # What others change: a row is marked, comes, moves and goes.
+    browser.click(".head button", "n")
+    browser.wait(f"{ROWS} === 'd b'")
+    write(served, "/table/g", {"n": 0, "x": "Adam"})
+    browser.wait(f"{ROWS} === 'd g b'")
+    browser.wait("document.querySelector('.grid .changed')?.innerText.includes('Adam')")
+    write(served, "/table/g", {"n": 70, "x": "Adam"})
+    browser.wait(f"{ROWS} === 'd b g'")
+    browser.wait("document.querySelector('.grid .changed')?.innerText.includes('70')")
+    write(served, "/table/b", {"n": 9})
+    browser.wait(f"{ROWS} === 'd g'")
+    served.request("DELETE", "/table/d")
+    browser.wait(f"{ROWS} === 'g'")
     check_quiet(browser)
 
 
@@ -255,17 +288,31 @@ return (async () => {
 
 
 def test_a_hundred_thousand_documents(browser: Browser, served: Served) -> None:
-    """They are scrolled through with few elements in the page, in the table and in the tree."""
+    """They are scrolled through with few elements in the page, in table and tree, and sorted and filtered as one."""
     for start in range(0, 100_000, 1000):
-        requests = [{"method": "PUT", "path": f"/many/{i:06}", "body": {"n": i}} for i in range(start, start + 1000)]
+        requests = [{"method": "PUT", "path": f"/many/{i:06}", "body": {"n": 100_000 - i}} for i in range(start, start + 1000)]
         write(served, "/_/batch", {"requests": requests}, "POST")
     open_at(browser, served, "/many/", "000000")
     for css, height, last in ((".grid", 100_000 * 36, "099999"), ("#tree .virtual", 3000 * 28, "002999")):
         browser.run(SCROLL, css, height)
         browser.wait_for(last, css)
         assert browser.run("return document.querySelectorAll('*').length") < 1500
-    browser.type("[type=search]", "04242")
-    browser.wait_for("042420", ".grid")
+    browser.type("[type=search]", "n:in=30000,99995,2&n:gt=100")
+    browser.wait(f"{ROWS} === '000005 070000'")
+    write(served, "/many/new", {"n": 30_000})
+    browser.wait(f"{ROWS} === '000005 070000 new'")
+    browser.type("[type=search]", "n:lte=3000")
+    browser.wait_for("found so far", ".toolbar")
+    browser.run(SCROLL, ".grid", 1200 * 36)
+    write(served, "/many/0", {"n": 1})  # what would be asked for again is much
+    browser.click(".toolbar button", "ask again")
+    browser.run("document.querySelector('.grid').scrollTop = 0")
+    browser.wait(f"{ROWS}.startsWith('0 097000')")
+    browser.type("[type=search]", "")
+    browser.click(".head button", "n")
+    browser.wait(f"{ROWS}.startsWith('0 099999 099998')")
+    browser.run(SCROLL, ".grid", 1200 * 36)
+    browser.wait_for("098800", ".grid")
     check_quiet(browser)
 
 
@@ -653,14 +700,18 @@ def test_export_and_import(browser: Browser, served: Served, place: Path) -> Non
 
 @pytest.fixture(scope="module")
 def axe(place: Path) -> str:
-    """axe-core, from npm; skips the test where that cannot be had."""
+    """axe-core, from npm; skips the test where there is no npm, or its registry cannot be reached."""
     if not shutil.which("npm"):
         pytest.skip("no npm on the PATH")
-    packed = subprocess.run(
-        ["npm", "pack", "--silent", AXE], capture_output=True, text=True, cwd=place, timeout=60, check=False
-    )
+
+    def npm(*words: str) -> subprocess.CompletedProcess[str]:
+        command = ["npm", *words, "--silent", "--fetch-retries=0", "--fetch-timeout=20000"]
+        return subprocess.run(command, capture_output=True, text=True, cwd=place, timeout=60, check=False)
+
+    packed = npm("pack", AXE)
     if packed.returncode:
-        pytest.skip("npm has no axe-core")
+        assert npm("view", "axe-core", "version").returncode, f"the registry has axe-core, but not {AXE}: {packed.stderr}"
+        pytest.skip("npm cannot reach its registry")
     with tarfile.open(place / packed.stdout.strip()) as package:
         script = package.extractfile("package/axe.min.js")
         assert script
@@ -720,6 +771,10 @@ def test_accessibility(browser: Browser, served: Served, axe: str, theme: str) -
     browser.click("#access")
     check()
     browser.click("dialog button", "Close")
+    browser.run("location.hash = '/axe/'")
+    browser.type("[type=search]", "born:is=1815")
+    browser.wait_for("no operator", "[role=alert]")
+    check()
     browser.resize(390, 844)
     check()
     browser.click("#menu")

@@ -261,6 +261,12 @@ READS: list[Row] = [
     ("GET", "MESSAGE?at=ID", None, {}),
     *[("GET", at, None, LINES) for at in (f"{ROOM}log/", f"{ROOM}?recursive", "/chat/?recursive")],
     *[("GET", at, None, EVENTS) for at in ("MESSAGE", f"{ROOM}log/", ROOM, "/chat/private/?recursive", "/chat/inbox/mary/")],
+    *[
+        ("GET", f"{at}{words}", None, EVENTS)
+        for at in (f"{ROOM}log/", "/chat/")
+        for words in ("?author:eq=joe", "?search=rose")
+    ],
+    ("GET", f"/_/follow?path={quote(f'{ROOM}log/?author:eq=joe')}", None, EVENTS),
     *[("GET", at, None, EVENTS | {"last-event-id": "0-1"}) for at in ("MESSAGE", ROOM, "/chat/", "/chat/inbox/joe/")],
     ("GET", f"{ROOM}log/", None, EVENTS | {"last-event-id": "ID"}),
     *[("GET", f"/_/follow?path={quote(at)}", None, EVENTS) for at in ("MESSAGE", f"{ROOM}?recursive", "/chat/")],
@@ -275,7 +281,7 @@ READS: list[Row] = [
     ("PUT", "MESSAGE", signed("alex", "Alex", "mine"), {"if-none-match": "*"}),
     ("DELETE", "MESSAGE", None, {}),
     ("DELETE", f"{ROOM}?recursive", None, {}),
-    *[("GET", at, None, {}) for at in ("/accounts/", "/accounts/=mary", "/secret")],
+    *[("GET", at, None, {}) for at in ("/accounts/", "/accounts/=mary", "/secret", "/sessions/", "/wrong/")],
 ]
 
 

@@ -103,6 +103,7 @@ PURE = {
         "argparse",
         "array",
         "base64",
+        "binascii",
         "enum",
         "collections",
         "concurrent",

@@ -522,6 +522,32 @@ def test_a_live_map(run: Callable[..., list[Any]]) -> None:
     ]
 
 
+def test_a_live_map_of_a_query(run: Callable[..., list[Any]]) -> None:
+    """The documents that match, as they come and leave; all conditions of a page go over its one stream."""
+    assert run(
+        """
+        await store.put("/people/ada", {born: 1815})
+        await store.put("/people/deep/x", {born: 1})
+        const events = []
+        const old = store.map("/people/", {query: "born:lt=1850&name:ne=a%26b", onChange: ({type}) => events.push(type)})
+        const query = new URLSearchParams({"born:gte": 1850, fields: "name"})
+        const young = store.map("/people/", {recursive: true, query})
+        await Promise.all([old.ready, young.ready])
+        say([[...old], [...young]])
+        await store.put("/people/grace", {name: "Grace", born: 1906})
+        await store.patch("/people/ada", {name: "a&b"})
+        await store.patch("/people/deep/x", {born: 1900})
+        await until(() => young.size === 2 && !old.size)
+        say([[...young], events])
+        old.close()
+        young.close()
+        """
+    ) == [
+        [[["ada", {"born": 1815}]], []],
+        [[["deep/x", {}], ["grace", {"name": "Grace"}]], ["snapshot", "leave", "leave"]],
+    ]
+
+
 def test_a_long_snapshot(run: Callable[..., list[Any]]) -> None:
     """It is one event, also if what is followed changes while it comes."""
     assert run(

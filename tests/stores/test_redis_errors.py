@@ -31,6 +31,7 @@ MOVED = "0 127.0.0.1:7001"  # what a MovedError or an AskError is made of
 # What says that Redis has run nothing: the command was not sent, or Redis has refused it.
 UNSENT = {
     "MaxConnectionsError", "OutOfMemoryError", "BusyLoadingError", "MasterDownError", "ClusterDownError",
+    "TryAgainError",
 }  # fmt: skip
 
 

@@ -102,7 +102,7 @@ class FaultyProxy:
             threading.Thread(target=self._carry, args=connection, daemon=True).start()
 
     def _carry(self, client: socket.socket, carrying: threading.Lock) -> None:
-        reader = hiredis.Reader()
+        reader, fault = hiredis.Reader(), ""
         try:
             with suppress(OSError), self._to_redis() as redis:
                 while True:
@@ -112,14 +112,17 @@ class FaultyProxy:
                             return
                         reader.feed(received)
                         while (words := reader.gets()) is not False:
-                            if not self._pass(client, redis, words):
+                            if fault in MUTE:
+                                continue
+                            fault = self._pass(client, redis, words)
+                            if fault in CUT:
                                 return
         finally:
             with carrying:  # nobody looks at it now
                 client.close()
 
-    def _pass(self, client: socket.socket, redis: socket.socket, words: list[bytes]) -> bool:
-        """Pass a command on, or make the fault; returns False where the connection ends."""
+    def _pass(self, client: socket.socket, redis: socket.socket, words: list[bytes]) -> str:
+        """Pass a command on, or make the fault, which is returned."""
         packed = hiredis.pack_command(tuple(words))  # type: ignore[arg-type]  # its hint knows tuples of one word
         is_script = words[0].upper() in SCRIPTS
         fault = self._next_fault() if is_script else ""
@@ -127,12 +130,12 @@ class FaultyProxy:
             self._late.append(packed)
         if fault in ERRORS:
             client.sendall(b"-%b\r\n" % ERRORS[fault])
-            return True
+            return fault
         reply = b"" if fault in ("lost", "cut", "late") else _exchange(redis, packed)
         if not fault:
             time.sleep(self.reply_after_s * is_script)
             client.sendall(reply)
-        return fault not in ("cut", "cut after")
+        return fault
 
     def _next_fault(self) -> str:
         with self._lock:
@@ -154,6 +157,10 @@ FAULTS = (
     "late",  # the script reaches Redis when the client has given up
     *ERRORS,
 )
+
+
+CUT = ("cut", "cut after")  # after which the connection ends
+MUTE = ("lost", "silent", "late")  # after which nothing comes back any more
 
 
 def _has_more(client: socket.socket, carrying: threading.Lock) -> bool:
@@ -251,7 +258,7 @@ class Backing:
 STORES: dict[str, tuple[str, Callable[[str, Request], Response]]] = {
     "pipelined": ("single", looped),
     "blocking": ("single", blocking),
-    "pooled": ("cluster", looped),
+    "cluster": ("cluster", looped),
     "blocking, cluster": ("cluster", blocking),
 }
 

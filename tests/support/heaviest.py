@@ -277,6 +277,15 @@ CASES: dict[str, Case] = {
         200,
         lambda bench, size: bench.fill("/ns/", size, {"text": "x" * 100_000}),
     ),
+    "question about many members": Case(
+        lambda bench, _: bench.ask("GET", f"/ns/?count&{'&'.join(f'm{n}:ne=x' for n in range(50))}"),
+        700,
+        3000,
+        lambda bench, size: bench.fill("/ns/", size, members(50)),
+    ),
+    "question that large documents fit": Case(
+        lambda bench, _: bench.ask("GET", "/ns/?m1:lt=2&limit=1000"), 20, 100, put_several
+    ),
     "sort": Case(
         lambda bench, _: bench.ask("GET", "/ns/?sort=-m1,m2&limit=1000"),
         1500,

@@ -142,10 +142,11 @@ class AllNodes(redis.RedisCluster):
 
 
 class Cluster(Running):
-    """A Redis Cluster; `redis` sees all of its nodes."""
+    """A Redis Cluster; `redis` sees all of its nodes. `pids` are those of the nodes, by port, replicas last."""
 
-    def __init__(self, ports: list[int], stop: Callable[[], None]) -> None:
-        self.url, self.pid = "redis+cluster://" + ",".join(f"127.0.0.1:{port}" for port in ports), None
+    def __init__(self, pids: dict[int, int], stop: Callable[[], None]) -> None:
+        ports = list(pids)
+        self.url, self.pid, self.pids = "redis+cluster://" + ",".join(f"127.0.0.1:{port}" for port in ports), None, pids
         nodes = [redis.cluster.ClusterNode("127.0.0.1", port) for port in ports]
         self.redis = AllNodes(startup_nodes=nodes, protocol=2, retry=Retry(NoBackoff(), 0), socket_timeout=10, **NO_SETINFO)
         self._stop = stop
@@ -181,9 +182,10 @@ def start_redis(directory: Path) -> Running:
     return running
 
 
-def start_cluster(directory: Path) -> Running:
-    """A Redis Cluster of three nodes without replicas, keeping nothing, on ports of 127.0.0.1."""
-    ports, bus_ports = free_ports(CLUSTER_NODES), free_ports(CLUSTER_NODES)
+def start_cluster(directory: Path, *options: str, replicas: int = 0) -> Cluster:
+    """A Redis Cluster of three nodes with slots, keeping nothing, on ports of 127.0.0.1. The first ones have a replica each."""
+    count = CLUSTER_NODES + replicas
+    ports, bus_ports = free_ports(count), free_ports(count)
     processes: dict[int, subprocess.Popen[bytes]] = {}
 
     def stop() -> None:
@@ -197,16 +199,22 @@ def start_cluster(directory: Path) -> Running:
             home = directory / str(port)
             home.mkdir()
             clustered = ["--cluster-enabled", "yes", "--cluster-port", str(bus_port)]
-            processes[port] = redis_server(home, "--port", str(port), "--bind", "127.0.0.1", *clustered, *KEEPS_NOTHING)
+            own = ("--port", str(port), "--bind", "127.0.0.1", *clustered, *KEEPS_NOTHING, *options)
+            processes[port] = redis_server(home, *own)
         for number, (port, node) in enumerate(nodes.items()):
             wait_for_redis(processes[port], directory / str(port), functools.partial(answers, node))
-            first, last = SLOTS * number // CLUSTER_NODES, SLOTS * (number + 1) // CLUSTER_NODES - 1
-            node.execute_command("CLUSTER ADDSLOTSRANGE", first, last)
+            if number < CLUSTER_NODES:
+                first, last = SLOTS * number // CLUSTER_NODES, SLOTS * (number + 1) // CLUSTER_NODES - 1
+                node.execute_command("CLUSTER ADDSLOTSRANGE", first, last)
             node.execute_command("CLUSTER MEET", "127.0.0.1", ports[0], bus_ports[0])
         for node in nodes.values():
-            wait_until(functools.partial(sees_the_cluster, node), START_S)
+            wait_until(functools.partial(sees_the_cluster, node, count), START_S)
+        for primary, replica in zip(ports, ports[CLUSTER_NODES:], strict=False):
+            nodes[replica].execute_command("CLUSTER REPLICATE", nodes[primary].execute_command("CLUSTER MYID"))
+            wait_until(lambda replica=replica: nodes[replica].info()["master_link_status"] == "up", START_S)
+        for node in nodes.values():
             node.close()
-        return Cluster(ports, stop)
+        return Cluster({port: process.pid for port, process in processes.items()}, stop)
     except BaseException:
         stop()
         raise
@@ -242,10 +250,10 @@ def answers(client: redis.Redis) -> bool:
         return False
 
 
-def sees_the_cluster(client: redis.Redis) -> bool:
+def sees_the_cluster(client: redis.Redis, nodes: int) -> bool:
     """Whether a node knows all of its cluster, and that is well."""
     seen = client.cluster("info")
-    return seen["cluster_state"] == "ok" and int(seen["cluster_known_nodes"]) == CLUSTER_NODES
+    return seen["cluster_state"] == "ok" and int(seen["cluster_known_nodes"]) == nodes
 
 
 def _own_ports() -> Iterator[int]:

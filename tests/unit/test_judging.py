@@ -444,6 +444,7 @@ INTERNAL = {
         "ReleaseStream",
         "CheckReadiness",
         "CountJobs",
+        "ReadFound",
     ),
 }
 # Commands that are made of others, which are judged.

@@ -1,42 +1,60 @@
--- Conditions on a member of a document, as far as Redis can judge them: it says of most documents that they cannot meet one.
--- What a document must have, so that it is not left out: functions of a field's text that say whether it may meet a condition.
--- They may say so of any text, but must not say no of one that does: the caller looks at the others. Only texts whose meaning is
--- plain are refused: no string with escapes, nothing with whitespace around it, which another client may have written.
+-- Conditions on members of a document, judged by the texts of their fields: each says true where it is met, false where it is not,
+-- and nil where that is not plain to see: of a string with escapes, of a number with an exponent or with many digits, and of
+-- what another client may have written, with whitespace around it or without quotes. Then Python judges.
+-- The arguments of a condition begin with the place of the member among those that are read. There follow
+--   'text', a count, and so many texts, each preceded by 'is' if it means what is asked for, by 'may' if it may mean that; or
+--   'number', whether a number meets it that is less, equal and greater ('1' or '0' each), the number to compare with, and 'short'
+--   if that has at most 15 digits: doubles tell it from any other of so many; or
+--   'rank', and the same: only numbers fail it.
 local function conditions_at(at)
   local conditions = {}
-  local function is_odd(text)
-    return string.find(text, '^%s') or string.find(string.sub(text, -1), '%s') or string.find(text, '\\', 1, true)
-  end
-  local function texts_at(first, last)
-    local meant = {}
-    for i = first, last do
-      meant[ARGV[i]] = true
+
+  local function one_of(first, last)
+    local is_sure = {}
+    for i = first, last, 2 do
+      is_sure[ARGV[i + 1]] = ARGV[i] == 'is'
     end
     return function(text)
-      return meant[text] or is_odd(text)
-    end
-  end
-  -- A number of 64 bits is nearly that of the text, so what lies near a bound may be on either side.
-  local function range(low, high)
-    return function(text)
-      if #text <= 20 and string.find(text, '^-?%d+%.?%d*$') then
-        local number = tonumber(text)
-        local margin = 1e-9 * math.abs(number)
-        return number >= low - margin - 1e-9 * math.abs(low) and number <= high + margin + 1e-9 * math.abs(high)
+      local sure = is_sure[text]
+      if sure == nil and (string.byte(text) or 0) > 32 and string.byte(text, -1) > 32 and not string.find(text, '\\', 1, true) then
+        return false
       end
-      return string.find(text, '^[-%d]') or is_odd(text)
+      return sure or nil
     end
   end
-  while ARGV[at] do
-    local may_meet, size
-    if ARGV[at + 1] == 'texts' then
-      size = 3 + tonumber(ARGV[at + 2])
-      may_meet = texts_at(at + 3, at + size - 1)
-    else
-      size, may_meet = 4, range(tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3]))
+
+  -- Of two different doubles it is known which of the texts is less.
+  local function compared(less, equal, greater, bound, is_short, other)
+    return function(text)
+      local first = string.byte(text) or 0
+      if first > 57 or (first > 32 and first < 45) then -- it begins like no number
+        return other
+      elseif (string.find(text, '^%-?[1-9]%d*%.?%d*$') and string.byte(text, -1) ~= 46) or string.find(text, '^%-?0%.%d+$')
+        or text == '0' then
+        local number = tonumber(text)
+        if number < bound then
+          return less
+        elseif number > bound then
+          return greater
+        elseif is_short and #text <= 15 then
+          return equal
+        end
+      end
     end
-    conditions[#conditions + 1] = {ARGV[at], may_meet}
-    at = at + size
+  end
+
+  while ARGV[at] do
+    local condition, kind = {place = tonumber(ARGV[at]) + 1}, ARGV[at + 1]
+    if kind == 'text' then
+      local last = at + 2 + 2 * tonumber(ARGV[at + 2])
+      condition.judge, condition.missing, at = one_of(at + 3, last), false, last + 1
+    else
+      condition.missing = kind == 'number' and false or nil
+      condition.judge = compared(ARGV[at + 2] == '1', ARGV[at + 3] == '1', ARGV[at + 4] == '1', tonumber(ARGV[at + 5]),
+        ARGV[at + 6] == 'short', condition.missing)
+      at = at + 7
+    end
+    conditions[#conditions + 1] = condition
   end
   return conditions
 end

@@ -1,5 +1,5 @@
 -- Carry out a request with an Idempotency-Key once, and answer every later one as the first (DESIGN 46).
--- KEYS   the last one: where the answer is kept
+-- KEYS   1 log  2 where the answer is kept  3 document, where the request has one
 -- ARGV   the last but one: ms for which it is kept; the last one: what tells this request from another with the same key
 -- reply  what the request answers, {'error', what Redis said} where a key has another type; {'replayed', what the first
 --        answered}, with {entity-tag}, or {''}, for the fields of a document that is not shown again; {'reused'} where the
@@ -94,7 +94,7 @@ local function restore(reply)
 end
 
 local function idempotent(act, key)
-  local kept, request, keep_ms = KEYS[#KEYS], table.remove(ARGV), table.remove(ARGV)
+  local kept, request, keep_ms = KEYS[2], table.remove(ARGV), table.remove(ARGV)
   local first = redis.call('HMGET', kept, 'request', 'reply')
   if first[1] and first[1] ~= request then
     return {'reused'}

@@ -4,12 +4,17 @@ import {answer, canonical, curl, encodeSegment, follow, send, shown} from "./api
 import {VirtualList, button, clock, countdown, h, icon, mark, number, openDialog, redraw, soon, toast} from "./dom.js"
 import {editorView} from "./editor.js"
 import {member, preview, write} from "./json.js"
-import {Listing, POLL_MS, isWatched, onEvent, watch} from "./live.js"
+import {Listing, Matches, POLL_MS, isWatched, onEvent, watch} from "./live.js"
 import {exportTo, importButton} from "./transfer.js"
 
 const ROW = 36 // px
 const MAX_COLUMNS = 6
-const SEARCHED = 5000 // rows that are loaded by themselves while a filter hides most of them
+const TYPING_MS = 400 // after which the filter is asked for
+const KEPT = [0, 400, 503] // a question that is wrong, and a service that has no time for it now
+const OPERATORS = ["eq", "ne", "lt", "lte", "gt", "gte", "in", "contains", "startsWith", "endsWith", "exists"]
+const CONDITION = /^[^:&=]+:[a-zA-Z]+(:string)?=/
+const NEXT_CONDITION = /&(?=[^:&=]+:[a-zA-Z]+(?::string)?=)/
+const ASKABLE = /^[^-.:,][^.:,]*$/ // members whose names a question can hold
 const QUEUE_MS = 2000 // between two looks at a queue: a lease sends no event
 const HELD_S = 60 // what a stream holds expires sooner, or is held again
 const LOGGED = 500 // changes that are kept for the screen
@@ -25,7 +30,7 @@ const TABS = {documents: "Documents", queue: "Queue", presence: "Presence", chan
 
 export class ContainerView {
   constructor(path, tab, page) {
-    Object.assign(this, {path, page, tab: tab in TABS ? tab : "documents", filter: "", sort: null, ending: new AbortController()})
+    Object.assign(this, {path, page, tab: tab in TABS ? tab : "documents", filter: "", sort: {member: null, isDown: false}, columns: [], ending: new AbortController()})
     this.element = h("article", {class: "container"})
     this.draw = soon(() => this.show?.())
   }
@@ -59,7 +64,9 @@ export class ContainerView {
   close() {
     this.ending.abort()
     this.show = null
+    this.listing?.close?.()
     clearInterval(this.timer)
+    clearTimeout(this.typing)
   }
 
   isChanged() {
@@ -69,68 +76,92 @@ export class ContainerView {
   // --- Documents ---
 
   documents() {
-    const filter = h("input", {type: "search", placeholder: "Filter", "aria-label": "Filter the rows", oninput: () => {
-      this.filter = filter.value.toLowerCase()
-      this.draw()
-    }})
-    const order = h("select", {"aria-label": "Order", onchange: () => this.list(order.value === "desc")},
-      h("option", {value: "asc"}, "A to Z"), h("option", {value: "desc"}, "Z to A"))
+    const ask = () => {
+      clearTimeout(this.typing)
+      if (filter.value.trim() === this.filter) return
+      this.filter = filter.value.trim()
+      this.isSettled = false
+      this.list()
+    }
+    const later = () => {
+      clearTimeout(this.typing)
+      this.typing = setTimeout(ask, TYPING_MS)
+    }
+    const filter = h("input", {type: "search", size: 40, placeholder: "Search, or born:lt=1850", "aria-label": "Filter the documents", list: "conditions",
+      autocomplete: "off", value: this.filter, oninput: later, onchange: ask})
+    this.conditions = h("datalist", {id: "conditions"})
     this.count = h("span", {class: "muted", role: "status"})
+    this.refused = h("p", {class: "error", role: "alert", hidden: true})
     this.head = h("div", {class: "head", role: "row"})
-    this.table = new VirtualList({class: "grid", role: "rowgroup"}, ROW, index => this.row(index), () => this.nearEnd())
+    this.table = new VirtualList({class: "grid", role: "rowgroup"}, ROW, index => this.row(index), () => this.listing.more())
     const table = h("div", {class: "table card", role: "table", "aria-label": this.path}, h("div", {role: "rowgroup"}, this.head), this.table.box)
-    this.body.replaceChildren(h("div", {class: "toolbar"}, filter, order, this.count), table)
+    // The root has namespaces, which no question finds.
+    this.body.replaceChildren(h("div", {class: "toolbar"}, this.path === "/" ? [] : [filter, this.conditions], this.count), this.refused, table)
     this.show = () => this.showTable()
-    this.list(false)
+    this.list()
   }
 
-  list(descending) {
-    this.page.setCurl(curl("GET", this.path, {query: [this.path === "/" && "list", descending && "order=desc"].filter(Boolean).join("&")}))
-    this.columns = null
-    this.listing = new Listing(this.path, {descending, changed: this.draw})
+  /** Ask the service for what filter and sort say. */
+  list() {
+    const {member, isDown} = this.sort
+    const questions = [...questionOf(this.filter), member && `sort=${isDown ? "-" : ""}${encodeURIComponent(member)}`].filter(Boolean)
+    const words = [this.path === "/" && "list", !member && isDown && "order=desc", ...questions].filter(Boolean).join("&")
+    this.page.setCurl(curl("GET", this.path, {query: words}))
+    this.listing?.close?.()
+    this.listing = questions.length ? new Matches(this.path, words, this.draw) : new Listing(this.path, {descending: isDown, changed: this.draw})
     this.table.box.scrollTop = 0
+    this.count.textContent = "Asking…"
     this.listing.more()
   }
 
-  nearEnd() {
-    if (!this.filter || this.listing.items.length < SEARCHED) this.listing.more()
-  }
-
   showTable() {
-    const {items, next, problem, pending} = this.listing
-    if (problem) return this.body.replaceChildren(this.page.refusal(problem))
-    if (!items.length && next === null) return this.body.replaceChildren(this.empty())
+    const {items, next, problem, pending, isOld} = this.listing
+    const isQuestion = this.listing instanceof Matches
+    const isKept = isQuestion && problem && KEPT.includes(problem.status) // what was typed stays, and the rows go
+    this.refused.textContent = isKept ? problem.detail : ""
+    this.refused.hidden = !isKept
+    if (isKept && problem.status !== 400) {
+      clearTimeout(this.typing)
+      this.typing = setTimeout(() => this.list(), POLL_MS)
+    }
+    if (problem && !isKept) return this.body.replaceChildren(this.page.refusal(problem))
+    if (!isQuestion && !items.length && next === null) return this.body.replaceChildren(this.empty())
     if (!this.table.box.isConnected) return this.documents()
-    this.columns ??= columnsOf(items)
-    const words = this.filter
-    this.rows = words ? items.filter(item => textOf(item).toLowerCase().includes(words)) : items
-    if (this.sort) this.rows = sorted(this.rows, this.sort)
+    if (items.length && !this.isSettled) {
+      this.columns = columnsOf(items, this.sort.member)
+      this.conditions.replaceChildren(...this.columns.filter(each => ASKABLE.test(each)).flatMap(each => OPERATORS.map(op => h("option", {value: `${each}:${op}=`}))))
+      this.isSettled = true
+    }
     this.showHead()
-    const loaded = `${number(items.length)}${next === null ? "" : " loaded"}`
-    this.count.replaceChildren(words ? `${number(this.rows.length)} of ${loaded}` : loaded)
-    if (words && next !== null && !pending) this.count.append(" ", button("Search further", () => this.listing.more(), {class: "link"}))
-    this.table.update(this.rows.length)
+    const state = isQuestion ? (next === null ? " found" : " found so far") : next === null ? "" : " loaded"
+    this.count.replaceChildren(isKept ? "" : `${number(items.length)}${state}${isQuestion && pending ? "…" : ""}`)
+    if (isOld) this.count.append(" ", button("Something has changed: ask again", () => this.listing.again(), {class: "link"}))
+    this.rows = items.slice() // what is drawn between a change and the next picture
+    this.table.update(items.length)
     return undefined
   }
 
   showHead() {
-    const names = ["Name", ...this.columns, "Expires in"]
     const style = `minmax(9rem, 1.4fr) ${"minmax(6rem, 1fr) ".repeat(this.columns.length)}8.5rem`
     this.head.style.gridTemplateColumns = style
     this.table.inner.style.setProperty("--columns", style)
-    const key = JSON.stringify([names, this.sort])
+    const key = JSON.stringify([this.columns, this.sort])
     if (this.head.dataset.key === key) return
     this.head.dataset.key = key
-    this.head.replaceChildren(...names.map((name, i) => {
-      const isSorted = this.sort?.index === i
-      const order = isSorted ? (this.sort.isDown ? "descending" : "ascending") : "none"
+    const column = (label, member) => {
+      const isSorted = this.sort.member === member, {isDown} = this.sort
       const choose = () => {
-        if (isSorted && this.sort.isDown) this.sort = null
-        else this.sort = {index: i, name, isDown: isSorted, isLast: i === names.length - 1}
-        this.draw()
+        // A member is sorted upwards, then downwards, then not at all; names upwards or downwards.
+        this.sort = !isSorted ? {member, isDown: false} : isDown ? {member: null, isDown: false} : {member, isDown: true}
+        this.list()
+        this.showHead()
       }
-      return h("span", {role: "columnheader", "aria-sort": order}, button(name, choose, {class: "sort", title: "Sort the rows that are loaded"}))
-    }))
+      const order = isSorted ? (isDown ? "descending" : "ascending") : "none"
+      return h("span", {role: "columnheader", "aria-sort": order}, button(label, choose, {class: "sort"}))
+    }
+    const plain = label => h("span", {role: "columnheader"}, h("span", {class: "sort"}, label))
+    const members = this.columns.map(each => (this.path !== "/" && ASKABLE.test(each) && each !== VALUE ? column(each, each) : plain(each)))
+    redraw(this.head, column("Name", null), ...members, plain("Expires in"))
   }
 
   row(index) {
@@ -305,8 +336,10 @@ export class ContainerView {
 
 // --- Columns ---
 
+const VALUE = "Value" // of documents that are no objects
+
 /** The members that most documents have, in order of their first appearance; "Value" where there are other documents. */
-function columnsOf(items) {
+function columnsOf(items, sorted) {
   const counts = new Map()
   let others = 0
   for (const {node} of items) {
@@ -314,31 +347,22 @@ function columnsOf(items) {
     for (const name of node?.names ?? []) counts.set(name, (counts.get(name) ?? 0) + 1)
   }
   const most = [...counts.entries()].sort((a, b) => b[1] - a[1]).slice(0, MAX_COLUMNS).map(([name]) => name)
-  const named = [...counts.keys()].filter(name => most.includes(name))
-  return others || !named.length ? ["Value", ...named.slice(0, MAX_COLUMNS - 1)] : named
+  const named = [...counts.keys()].filter(name => most.includes(name) || name === sorted)
+  return others || !named.length ? [VALUE, ...named.slice(0, MAX_COLUMNS - 1)] : named
 }
 
-const nodeAt = (node, column) => (column === "Value" && !node?.names ? node : member(node, column))
+const nodeAt = (node, column) => (column === VALUE && !node?.names ? node : member(node, column))
 
 function cell(node, column) {
   const found = node && nodeAt(node, column)
   return found ? h("span", {class: found.kind}, found.kind === "string" ? found.value.slice(0, 100) : preview(found, 80)) : ""
 }
 
-const textOf = item => `${shown(item.name)} ${item.node ? preview(item.node, 500) : ""}`
-
-const KINDS = ["null", "boolean", "number", "string", "array", "object"] // as section 11 of the contract orders them
-
-function sorted(items, {index, name, isDown, isLast}) {
-  const key = item => {
-    if (index === 0) return [0, item.name]
-    if (isLast) return [0, item.expires ?? Infinity]
-    const node = item.node && nodeAt(item.node, name)
-    if (!node) return [-1, ""]
-    return [KINDS.indexOf(node.kind), node.kind === "number" ? Number(node.text) : (node.value ?? node.text ?? "")]
-  }
-  const keyed = items.map(item => [key(item), item])
-  const compare = ([[kind, a]], [[otherKind, b]]) => kind - otherKind || (a < b ? -1 : a > b ? 1 : 0)
-  keyed.sort(isDown ? (a, b) => compare(b, a) : compare)
-  return keyed.map(([, item]) => item)
+/** The parameters of a filter: its conditions, and a text to search for where there is one before them. */
+function questionOf(filter) {
+  const encoded = text => encodeURIComponent(text).replaceAll("%3A", ":")
+  return filter.split(NEXT_CONDITION).filter(Boolean).map(part => {
+    const [condition] = CONDITION.exec(part) ?? []
+    return condition ? `${encoded(condition.slice(0, -1))}=${encoded(part.slice(condition.length))}` : `search=${encoded(part)}`
+  })
 }

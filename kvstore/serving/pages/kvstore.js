@@ -108,7 +108,7 @@ export function connect(url = new URL("..", import.meta.url), {token, onBehind =
 	return store
 }
 
-function liveMap(store, path, {recursive, onChange} = {}) {
+function liveMap(store, path, {onChange, ...asked} = {}) {
 	const map = new Map()
 	map[Symbol.iterator] = () => [...map.entries()].sort(([a], [b]) => (a < b ? -1 : 1)).values()
 	map.ready = new Promise((resolve, reject) => {
@@ -122,11 +122,11 @@ function liveMap(store, path, {recursive, onChange} = {}) {
 				map.clear()
 				for (const item of value.items) if ("value" in item) map.set(item.name, item.value)
 				resolve(map)
-			} else if (!recursive && name.includes("/")) return
+			} else if (!asked.recursive && name.includes("/")) return
 			else /put|patch/.test(type) ? map.set(name, value) : map.delete(name)
 			onChange?.(event)
 		}
-		map.close = store.follow(path, {recursive, onEvent}).close
+		map.close = store.follow(path, {...asked, onEvent}).close
 	})
 	map.ready.catch(() => {}) // reported to who waits for it
 	return map
@@ -153,8 +153,8 @@ function goLive(send, group, onBehind) {
 		mine.get(followed)?.feed(event)
 	}
 
-	return function follow(path, {recursive, as, onEvent} = {}) {
-		const target = targetOf(path, {recursive, _: randomName()}) // like no other, so that each gets a snapshot
+	return function follow(path, {recursive, query = "", as, onEvent} = {}) {
+		const target = targetOf(path, {recursive, _: randomName()}) + `&${query}` // like no other, so that each gets a snapshot
 		const asked = new URLSearchParams(as ? {path: target, hold: path, as} : {path: target})
 		let queue
 		const reader = new ReadableStream({start: controller => (queue = controller)}).getReader()

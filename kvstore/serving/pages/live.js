@@ -10,6 +10,8 @@ export const POLL_MS = 3000 // between two looks at what has no stream
 const FIRST_PAGE = 200 // documents that are asked for at first
 const PAGE = 1000 // documents or names after that: the most there may be
 const MAX_REFRESHED = 2000 // items that are listed again after a loss; those after them are listed when they are scrolled to
+const MAX_ASKED = 1000 // matches that are asked for again after a change: each page of a sort reads the whole container
+const REST_MS = 300 // between a change and the question, and longer where an answer takes long
 
 const events = new EventTarget()
 const streams = new Map() // by path: {controller, state, begun}
@@ -196,7 +198,7 @@ export class Listing {
   }
 
   async page(query) {
-    const tree = await answer(await send("GET", this.path, {query}))
+    const tree = await answer(await send("GET", this.path, {query, signal: this.signal}))
     const next = member(tree, "next")?.value
     return {items: member(tree, "items").nodes.map(node => read(node)), next: next ? next.slice(next.indexOf("?") + 1).replace(/\blimit=\d+/, `limit=${PAGE}`) : null}
   }
@@ -298,6 +300,76 @@ export class Listing {
     }
     this.changed()
     return item
+  }
+}
+
+/**
+ * The documents below a container that a question finds, in the order of its sort, page by page. What is shown is changed in
+ * place; which documents match, and where they stand, only the service can say, so it is asked again after a change.
+ */
+export class Matches extends Listing {
+  constructor(path, question, changed) {
+    super(path, {changed})
+    this.first = this.next = `${question}&limit=${FIRST_PAGE}`
+    Object.assign(this, {byName: new Map(), ending: new AbortController(), timer: null, tookMs: 0, isOld: false})
+    this.signal = this.ending.signal // a large container takes as long as it takes
+  }
+
+  close() {
+    this.ending.abort()
+    clearTimeout(this.timer)
+  }
+
+  async page(query) {
+    const began = performance.now()
+    const page = await super.page(query)
+    this.tookMs = performance.now() - began
+    return page
+  }
+
+  find(name) {
+    return this.byName.get(name) ?? null
+  }
+
+  put(item) {
+    const known = this.find(item.name)
+    if (known) return Object.assign(known, item)
+    this.byName.set(item.name, item)
+    this.items.push(item)
+    return item
+  }
+
+  remove(item) {
+    this.byName.delete(item.name)
+    super.remove(item)
+  }
+
+  async listAgain() {
+    await super.listAgain()
+    this.byName = new Map(this.items.map(item => [item.name, item]))
+  }
+
+  /** Ask again soon; where much is shown, only when somebody wants that. */
+  refresh() {
+    if (this.items.length > MAX_ASKED) {
+      this.isOld = true
+      return this.changed()
+    }
+    this.timer ??= setTimeout(() => this.again(), Math.max(REST_MS, 2 * this.tookMs))
+    return undefined
+  }
+
+  again() {
+    this.timer = null
+    this.isOld = false
+    return super.refresh()
+  }
+
+  apply(event, isAgain = false) {
+    const name = event.path.slice(this.path.length)
+    if (!event.path.startsWith(this.path) || !name || name.includes("/")) return
+    if (this.find(name)) super.apply(event, isAgain)
+    if (!isAgain && !isGone(event)) this.refresh()
   }
 }
 

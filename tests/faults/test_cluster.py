@@ -1,0 +1,337 @@
+"""A Redis Cluster whose slots move, whose primaries die and whose nodes hang, under load.
+
+Each document has one writer, which knows what must be there: the last write that was acknowledged, or one after it of which it
+was told that nobody knows.
+"""
+
+import asyncio
+import json
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+from statistics import quantiles
+from typing import Any
+
+import pytest
+
+from kvstore.commands.changelog import GetLogPosition, changed_name
+from kvstore.core.errors import UNKNOWN, Problem
+from kvstore.core.paths import parse_path
+from kvstore.core.redis_url import parse_redis_url
+from kvstore.http import protocol
+from kvstore.http.messages import Request, Response, refuse
+from kvstore.live.log_reader import LogReader, Reading
+from kvstore.stores.cluster import REFRESH_S
+from kvstore.stores.pipelined import AsyncStore
+from kvstore.stores.pooled import open_async_store
+from kvstore.stores.redis_errors import UNCHANGED
+from tests.support.faulty import SETTINGS, as_request
+from tests.support.loops import PRODUCTION, Loop
+from tests.support.moving import Mover, slot_of
+from tests.support.stores import Cluster, connect, make_directory, start_cluster, wait_until
+
+pytestmark = pytest.mark.slow
+
+NODE_TIMEOUT_MS = 1000
+LOAD_S = 2.5
+INCREMENT = {"n": {".sv": {"increment": 1}}}
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """Three nodes with slots, the first with a replica. A node that fails takes its own slots down, and no others."""
+    options = (
+        "--cluster-node-timeout",
+        str(NODE_TIMEOUT_MS),
+        "--cluster-require-full-coverage",
+        "no",
+        "--repl-diskless-sync-delay",
+        "0",
+    )
+    running = start_cluster(make_directory(), *options, replicas=1)
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def run() -> Iterator[Callable[..., Any]]:
+    """Runs a coroutine on the event loop that production has."""
+    loop = Loop(PRODUCTION)
+    yield loop.run
+    loop.close()
+
+
+def spaces(cluster: Cluster, node: int, count: int, prefix: str) -> list[str]:
+    """The names of namespaces that the node with this index has at the start."""
+    names = (f"{prefix}{number}" for number in range(10_000))
+    return [name for name in names if slot_of(cluster, name) * 3 // 16_384 == node][:count]
+
+
+@dataclass
+class Client:
+    """What asks a store, and notes what comes back."""
+
+    store: AsyncStore
+    statuses: Counter[tuple[str, int]] = field(default_factory=Counter)
+    wrong: list[Any] = field(default_factory=list)
+    times_s: list[float] = field(default_factory=list)
+    longest_s: float = 0.0
+
+    async def ask(self, method: str, target: str, body: Any = "") -> tuple[int, Any]:
+        """The status and the body of an answer; 0 for one that says that nobody knows whether it was applied."""
+        begun = time.monotonic()
+        response = await self._response(as_request(method, target, body))
+        took_s = time.monotonic() - begun
+        self.times_s.append(took_s)
+        self.longest_s = max(self.longest_s, took_s)
+        self.statuses[method, response.status] += 1
+        said = json.loads(response.body)
+        if response.status == 503:
+            assert (UNCHANGED in said["detail"]) != (UNKNOWN in said["detail"]) or method == "GET", said
+            return (503 if UNCHANGED in said["detail"] else 0), said
+        return response.status, said
+
+    async def _response(self, request: Request) -> Response:
+        try:
+            command: Any = protocol.parse(request, SETTINGS)
+            return protocol.render(request, await self.store.execute(command))
+        except Problem as problem:
+            return refuse(problem)
+
+    def expect(self, holds: bool, *what: Any) -> None:
+        if not holds:
+            self.wrong.append(what)
+
+    async def write(self, path: str, end: float) -> None:
+        """PUT, increment and GET one document; `maybe` are the values that it may have, None for no document."""
+        maybe: set[int | None] = {None}
+        last = 0
+        while time.monotonic() < end:
+            last += 1000
+            status, body = await self.ask("PUT", path, {"n": last})
+            if status in (200, 201):
+                self.expect((status == 201) == (maybe == {None}) or len(maybe) > 1, "PUT", path, status, maybe)
+                maybe = {last}
+            else:
+                self.expect(status in (0, 503), "PUT", path, body)
+                maybe |= {last} if status == 0 else set()
+            if None in maybe:
+                continue
+            status, body = await self.ask("PATCH", path, INCREMENT)
+            after = {n + 1 for n in maybe if n is not None}
+            if status == 200:
+                self.expect(body["n"] in after, "PATCH", path, body, maybe)
+                maybe = {body["n"]}
+            else:
+                self.expect(status in (0, 503), "PATCH", path, body)
+                maybe |= after if status == 0 else set()
+            status, body = await self.ask("GET", path)
+            if status == 200:
+                self.expect(body["n"] in maybe, "GET", path, body, maybe)
+                maybe = {body["n"]}
+            else:
+                self.expect(status in (0, 503), "GET", path, body)
+
+    async def append(self, container: str, end: float) -> None:
+        """POST, and count in the end."""
+        least = most = 0
+        while time.monotonic() < end:
+            status, _ = await self.ask("POST", container, 1)
+            self.expect(status in (0, 201, 503), "POST", container, status)
+            least += status == 201
+            most += status in (0, 201)
+            await asyncio.sleep(0.01)
+        count = (await self.ask("GET", f"{container}?count"))[1]["count"]
+        self.expect(least <= count <= most, "count", container, least, count, most)
+
+    async def read(self, path: str, end: float) -> None:
+        """GET a document that is written again and again: what it shows never goes back."""
+        last = 0
+        while time.monotonic() < end:
+            status, body = await self.ask("GET", path)
+            is_later = status == 200 and body["n"] >= last
+            self.expect(is_later or (status == 404 and not last), "read", path, status, body, last)
+            last = body["n"] if status == 200 else last
+            await asyncio.sleep(0.001)
+
+    async def load(self, names: list[str], seconds: float, at: str = "") -> None:
+        """Four writers, a reader and one that appends, for each namespace, of documents that are not there."""
+        end = time.monotonic() + seconds
+        writers = [self.write(f"/{name}/{at}{number}", end) for name in names for number in range(4)]
+        readers = [self.read(f"/{name}/{at}0", end) for name in names]
+        await asyncio.gather(*writers, *readers, *(self.append(f"/{name}/{at}all/", end) for name in names))
+
+
+async def opened(cluster: Cluster, use: Callable[[AsyncStore], Awaitable[Any]]) -> Any:
+    """What `use` returns of a store on the cluster, which is closed afterwards."""
+    store = open_async_store(cluster.url)
+    try:
+        return await use(store)
+    finally:
+        await store.close()
+
+
+def asked(cluster: Cluster) -> int:
+    """How many commands were sent with ASKING."""
+    total = 0
+    for port in cluster.pids:
+        total += connect(f"redis://127.0.0.1:{port}").info("commandstats").get("cmdstat_asking", {"calls": 0})["calls"]
+    return total
+
+
+def test_slots_that_move_under_load(cluster: Cluster, run: Callable[..., Any]) -> None:
+    """Key by key: no acknowledged write is lost, none is done twice, and every answer is right."""
+    names = [name for node in range(3) for name in spaces(cluster, node, 1, "moving")]
+    mover = Mover(cluster)
+
+    async def use(store: AsyncStore) -> Client:
+        client = Client(store)
+        await client.load(names, LOAD_S)
+        return client
+
+    before = asked(cluster)
+    with mover.moving([slot_of(cluster, name) for name in names]):
+        client = run(opened(cluster, use))
+    mover.close()
+    assert client.wrong == []
+    assert mover.moves > 5
+    assert asked(cluster) > before  # documents were read in the middle of a move
+    assert {status for _, status in client.statuses} <= {200, 201, 404}
+
+
+class Followed:
+    """A log reader, and the names of what has changed in each namespace, as it was told."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.names: dict[str, list[str]] = {}
+        self.lost: list[str] = []
+        self.logs = LogReader(
+            open_async_store(cluster.url), parse_redis_url(cluster.url), on_changes=self._changed, on_lost=self._lose
+        )
+
+    def _changed(self, reading: Reading, entries: list[Any], _: bytes) -> None:
+        self.names.setdefault(reading.path.namespace, []).extend(changed_name(entry) for entry in entries)
+
+    def _lose(self, reading: Reading) -> None:
+        self.lost.append(reading.path.namespace)
+
+    async def follow(self, store: AsyncStore, name: str) -> None:
+        """Read the log of a namespace from now on."""
+        path = parse_path(f"/{name}/".encode())
+        self.logs.read(path, (await store.execute(GetLogPosition(path))).position)
+
+    async def hears(self, name: str, last: str, limit_s: float) -> None:
+        """Wait until a change was told."""
+        async with asyncio.timeout(limit_s):
+            while last not in self.names.get(name, ()):
+                await asyncio.sleep(0.005)
+
+
+def test_logs_are_followed_on_all_nodes(cluster: Cluster, run: Callable[..., Any]) -> None:
+    """Each node says which of its logs have grown, also of a namespace whose slot has moved since."""
+    names = [name for node in range(3) for name in spaces(cluster, node, 1, "followed")]
+    empty = spaces(cluster, 0, 1, "empty")[0]  # of which the old node has nothing to say when it moves
+    mover = Mover(cluster)
+
+    async def use(store: AsyncStore) -> tuple[Followed, list[float]]:
+        followed, client, times_s = Followed(cluster), Client(store), []
+        for name in (*names, empty):
+            await followed.follow(store, name)
+        await asyncio.sleep(0.2)
+        assert followed.logs.idle_s > 1  # they are not polled
+        for moves in (False, True):
+            if moves:
+                for name in (names[0], empty):
+                    await asyncio.to_thread(mover.move, slot_of(cluster, name), mover.owner(slot_of(cluster, names[1])))
+            for name in names:
+                for number in range(5):
+                    last, begun = f"{moves}{number}", time.monotonic()
+                    assert (await client.ask("PUT", f"/{name}/{last}", number))[0] == 201
+                    await followed.hears(name, last, 5)
+                    times_s.append(time.monotonic() - begun)
+        assert (await client.ask("PUT", f"/{empty}/a", 1))[0] == 201
+        await followed.hears(empty, "a", 4 * REFRESH_S)
+        await followed.logs.close()
+        return followed, times_s
+
+    followed, times_s = run(opened(cluster, use))
+    mover.close()
+    assert followed.names.pop(empty) == ["a"]
+    assert followed.names == {name: [f"{moves}{number}" for moves in (False, True) for number in range(5)] for name in names}
+    assert followed.lost == []
+    assert sorted(times_s)[len(times_s) // 2] < 0.1  # polled, they would be told after 0.1 s, in the middle
+
+
+def test_a_node_that_hangs(cluster: Cluster, run: Callable[..., Any]) -> None:
+    """It costs its own namespaces, and no others, while forty clients wait for it."""
+    hung, others = spaces(cluster, 1, 4, "hung"), [name for node in (0, 2) for name in spaces(cluster, node, 2, "others")]
+    pid = list(cluster.pids.values())[1]
+
+    async def wait_in_vain(client: Client, path: str, end: float) -> None:
+        while time.monotonic() < end:
+            await client.ask("PUT", path, 1)
+
+    async def use(store: AsyncStore) -> tuple[Client, Client, Client]:
+        before, waiting, beside = Client(store), Client(store), Client(store)
+        await before.load([*hung, *others], 0.5, "first")
+        before.times_s.clear()
+        await before.load(others, 1, "before")
+        try:
+            os.kill(pid, signal.SIGSTOP)
+            end = time.monotonic() + 2
+            vain = [wait_in_vain(waiting, f"/{hung[number % 4]}/{number}", end) for number in range(40)]
+            await asyncio.gather(beside.load(others, 2), *vain)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        begun = time.monotonic()
+        while (await waiting.ask("GET", f"/{hung[0]}/0"))[0] != 200:
+            assert time.monotonic() - begun < 2, "not served within 2 s"
+            await asyncio.sleep(0.01)
+        return before, waiting, beside
+
+    before, waiting, beside = run(opened(cluster, use))
+    assert before.wrong == beside.wrong == []
+    assert {status for _, status in beside.statuses} <= {200, 201, 404}
+    assert waiting.longest_s < 6
+    assert {status for _, status in waiting.statuses} <= {200, 201, 503}
+    assert len(beside.times_s) / 2 > len(before.times_s) / 3
+    assert quantiles(beside.times_s, n=100)[-1] < max(0.03, 3 * quantiles(before.times_s, n=100)[-1])
+
+
+def test_a_primary_that_dies(cluster: Cluster, run: Callable[..., Any]) -> None:
+    """Its replica is found as soon as it is promoted: by requests, and by those who follow. Other namespaces notice nothing."""
+    dies, others = spaces(cluster, 0, 1, "dies")[0], spaces(cluster, 2, 2, "stay")
+    first, *_, replica = cluster.pids
+    promoted = connect(f"redis://127.0.0.1:{replica}")
+
+    async def use(store: AsyncStore) -> tuple[float, Client, Client]:
+        client, beside, followed = Client(store), Client(store), Followed(cluster)
+        assert (await client.ask("PUT", f"/{dies}/a", 1))[0] == 201
+        await followed.follow(store, dies)
+        await asyncio.sleep(0.2)  # until the replica has it
+        loading = asyncio.ensure_future(beside.load(others, 4 * NODE_TIMEOUT_MS / 1000))
+        os.kill(cluster.pids[first], signal.SIGKILL)
+
+        def is_promoted() -> bool:
+            return bool(promoted.info("replication")["role"] == "master")
+
+        await asyncio.to_thread(wait_until, is_promoted, 15)
+        begun = time.monotonic()
+        while (await client.ask("PUT", f"/{dies}/b", 1))[0] not in (200, 201):
+            assert time.monotonic() - begun < 2, "not served within 2 s"
+            await asyncio.sleep(0.01)
+        took_s = time.monotonic() - begun
+        assert (await client.ask("GET", f"/{dies}/a"))[0] == 200
+        await followed.hears(dies, "b", 5)
+        await loading
+        await followed.logs.close()
+        return took_s, client, beside
+
+    took_s, client, beside = run(opened(cluster, use))
+    assert took_s < 2
+    assert client.longest_s < 6
+    assert beside.wrong == []
+    assert {status for _, status in beside.statuses} <= {200, 201, 404}
