@@ -10,7 +10,7 @@ LOCK = UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet --uni
 	pyproject.toml --extra server --extra embedded --extra jwks $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run chat game adder test test-all draws test-lowest check fmt docs lock bench load clean
+.PHONY: help setup run chat game adder test test-all draws test-lowest check fmt docs lock bench faults load clean
 
 help: ## list what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -92,6 +92,9 @@ bench: $(VENV)/ready-dev ## measure beside webdis, nchan and a plain Flask app, 
 	@$(BIN)/python -m bench.live
 	@$(BIN)/python -m bench.jobs
 	@$(BIN)/python -m bench.attacks
+
+faults: $(VENV)/ready-dev ## run every fault for some rounds and write docs/faults.md; ARGS="--rounds 30 --seed 1"
+	@$(BIN)/python -m tests.faults.report $(ARGS)
 
 load: ## PUT and GET 2,000 things at a server that runs; URL=http://127.0.0.1:8000
 	@bench/load.sh $(URL)

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from kvstore.stores import edit_queue, query_queue, redis_clients
 from tests.support import wires
 from tests.support.clients import ADAPTERS, Checked
 from tests.support.lanes import LANES, Lane, selected
+from tests.support.rounds import SEED
 from tests.support.stores import STORES, Running, die_with_parent, make_directory
 
 # What waits most begins first, so that no process is left with it in the end.
@@ -67,13 +69,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 settings.register_profile(
     "kvstore",
     max_examples=40,
-    derandomize=True,  # a run that failed fails again
+    derandomize=not SEED,  # a run that failed fails again
     deadline=None,
     database=None,
     print_blob=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 settings.load_profile("kvstore")
+
+
+@pytest.fixture(autouse=True)
+def _draw(request: pytest.FixtureRequest) -> None:
+    """In a round of `make faults` a test draws what its seed says."""
+    if SEED:
+        random.seed(f"{SEED} {request.node.nodeid}")
 
 
 @pytest.hookimpl(tryfirst=True)  # before the servers of fixtures are stopped

@@ -32,10 +32,9 @@ from kvstore.commands.scripts import (
 )
 from kvstore.core.errors import UNKNOWN, Problem, unavailable
 from kvstore.core.redis_url import Address
-from kvstore.stores import redis_clients
 from kvstore.stores.execution import Words
 from kvstore.stores.pipelined import PipelinedStore, executed
-from kvstore.stores.redis_connection import Context, Done, Owner, PendingCommand, RedisConnection
+from kvstore.stores.redis_connection import Context, Done, Owner, PendingCommand, RedisConnection, plain_command
 from kvstore.stores.redis_errors import problem_of, too_few_replicas
 
 WAIT_MS = 1000  # for the replicas. A write that is sent while another waits may wait for both: 2 s of PIPELINED.answer_s
@@ -83,9 +82,8 @@ class ReplicatedConnection(RedisConnection):
         for alike in gathered.values():
             self._send_coalesced(alike)
         if self._wait is None and (self._sent or self._held):
-            now = self._loop.time()
-            self._wait = PendingCommand(_Wait(), _nobody, None, now, now + redis_clients.PIPELINED.answer_s)
-            self.send(self._wait.pack(wait_words(self._replicas)))
+            self._wait = plain_command(wait_words(self._replicas), _nobody, None, self._loop.time())
+            self.send(self._wait)
         super().flush()
 
     def _take(self, pending: PendingCommand, reply: Any) -> None:
@@ -108,17 +106,6 @@ class ReplicatedConnection(RedisConnection):
         held, self._held = self._held, []
         for pending, _ in held:
             pending.tell(pending.ended(unavailable(f"Redis did not answer; {UNKNOWN}")))
-
-
-class _Wait:
-    """What stands for WAIT among the commands that were sent."""
-
-    script: Any = None
-    keys = ()
-    arguments = ()
-
-    def outcome(self, _: Any) -> None:
-        """Its reply is no outcome of a request."""
 
 
 def _nobody(_context: object, _outcome: object) -> None:

@@ -7,7 +7,6 @@ or never; one that says "Nothing was changed" never was.
 """
 
 import itertools
-import random
 import signal
 import time
 from collections.abc import Callable
@@ -20,6 +19,7 @@ import redis
 from tests.support.asking import MERGE, as_body
 from tests.support.clients import Answer, Checked
 from tests.support.lanes import on_served
+from tests.support.rounds import drawn
 from tests.support.stores import Running, wait_until
 
 FOREVER = float("inf")
@@ -253,7 +253,7 @@ class Recorder:
         """Ask from so many threads for as long as it goes on."""
 
         def work(number: int) -> None:
-            chance = random.Random(seed * 100 + number)
+            chance = drawn(seed * 100 + number)
             while goes_on():
                 self.ask(chance.choice(KINDS))
 
@@ -282,18 +282,19 @@ SERVED = pytest.mark.parametrize("lane", [("served", "valkey"), ("served", "redi
 
 
 @SERVED
-def test_some_order_explains(client: Checked, raw: redis.Redis) -> None:
+def test_some_order_explains(client: Checked, raw: redis.Redis, record_property: Callable[..., None]) -> None:
     """Eight threads, all kinds of operations, several histories."""
     for seed in range(4):
         recorder = Recorder(client, f"/ns/{seed}")
         recorder.run(8, recorder.wants(200), seed)
         assert all(op.status < 500 for op in recorder.history)
         recorder.check()
+        record_property("operations", len(recorder.history))
 
 
 @pytest.mark.slow
 @on_served
-def test_while_redis_hesitates(client: Checked, store: Running) -> None:
+def test_while_redis_hesitates(client: Checked, store: Running, record_property: Callable[..., None]) -> None:
     """Redis stands still for moments: everything waits, nothing is lost, nothing is done twice."""
     recorder = Recorder(client, "/ns/a")
     goes_on = lasting(2.0)
@@ -313,11 +314,12 @@ def test_while_redis_hesitates(client: Checked, store: Running) -> None:
             hesitating.result()
     assert len(recorder.history) > 10
     recorder.check()
+    record_property("operations", len(recorder.history))
 
 
 @pytest.mark.slow
 @on_served
-def test_while_redis_is_away(client: Checked, store: Running) -> None:
+def test_while_redis_is_away(client: Checked, store: Running, record_property: Callable[..., None]) -> None:
     """Redis stands still for so long that requests are answered 503: each was applied once, later, or never."""
     recorder = Recorder(client, "/ns/a")
     recorder.run(4, recorder.wants(40), 2)
@@ -332,3 +334,4 @@ def test_while_redis_is_away(client: Checked, store: Running) -> None:
     wait_until(lambda: client.get("/ns/a").status != 503, 15)
     recorder.run(4, recorder.wants(60), 4)
     recorder.check()
+    record_property("operations", len(recorder.history))

@@ -190,7 +190,7 @@ def test_two_instances_are_one_service(site: Site, follow: Callable[[str], Follo
     assert site.ask("GET", "/room/said/0", source="127.0.0.10").status == 200
 
 
-def test_an_instance_is_killed(site: Site, follow: Callable[[str], Follower]) -> None:
+def test_an_instance_is_killed(site: Site, follow: Callable[[str], Follower], record_property: Callable[..., None]) -> None:
     """kill -9: the other one takes its clients over, nothing is lost or doubled, and it is used again when it is back."""
     people = [follow(f"/room/?hold=/room/people/{name}") for name in ("ada", "bob", "eve", "dan")]
     assert site.metric("kvstore_streams") == [2, 2]
@@ -227,6 +227,8 @@ def test_an_instance_is_killed(site: Site, follow: Callable[[str], Follower]) ->
     listed = site.ask("GET", "/room/said/?limit=1000").json["items"]
     assert [item["value"] for item in listed] == acknowledged
     said = [("put", item["path"]) for item in listed]
+    record_property("acknowledged writes", len(said))
+    record_property("events of streams", len(said) * len(people))
     for each in people:
         wait_until(lambda each=each: each.changed("/room/end") != [], LIMIT_S)
         assert each.changed("/room/said/") == said

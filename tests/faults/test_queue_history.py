@@ -10,6 +10,7 @@ import random
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ import redis
 from tests.support.asking import keys_of, listed
 from tests.support.clients import Checked
 from tests.support.lanes import on_served
+from tests.support.rounds import drawn
 
 SECONDS = float(os.environ.get("KVSTORE_MODEL_SECONDS", "0")) or 1.5
 LEASE_S = 1
@@ -100,7 +102,7 @@ class History:
 
     def enqueue(self, number: int) -> None:
         """Append jobs until the time is over, some to be taken later."""
-        chance = random.Random(number)
+        chance = drawn(number)
         until = time.monotonic() + SECONDS
         count = 0
         while time.monotonic() < until:
@@ -114,7 +116,7 @@ class History:
 
     def take(self, number: int) -> None:
         """Take jobs until all have ended, and do with each what chance says."""
-        chance = random.Random(-number)
+        chance = drawn(-number)
         while not self.is_over.is_set():
             limit = chance.choice([1, 1, 2, 5])
             start = time.monotonic()
@@ -157,7 +159,7 @@ class History:
 
 @pytest.mark.slow
 @on_served
-def test_every_job_ends_once(client: Checked, raw: redis.Redis) -> None:
+def test_every_job_ends_once(client: Checked, raw: redis.Redis, record_property: Callable[..., None]) -> None:
     """Done or dead, whatever takers do."""
     history = History(client)
     with ThreadPoolExecutor(ENQUEUERS + TAKERS) as pool:
@@ -184,4 +186,5 @@ def test_every_job_ends_once(client: Checked, raw: redis.Redis) -> None:
     assert {path: (says, history.told[path]) for path, says in found.items() if says} == {}
     assert len(dead) > 0
     assert len(history.values) > 50
+    record_property("jobs", len(history.values))
     assert not raw.exists(keys_of("ns").blocked)

@@ -306,7 +306,9 @@ def replayed(state: dict[str, Any], events: list[Event]) -> dict[str, Any]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", TROUBLE)
-def test_no_gap_and_no_repeat(kind: str, directory: Path, started: Callable[[str], Running]) -> None:
+def test_no_gap_and_no_repeat(
+    kind: str, directory: Path, started: Callable[[str], Running], record_property: Callable[..., None]
+) -> None:
     """Every change once and in order, whatever breaks."""
     store = started("redis")
     store.redis.flushall()
@@ -331,5 +333,6 @@ def test_no_gap_and_no_repeat(kind: str, directory: Path, started: Callable[[str
     connections = sum(subscriber.connections for subscriber in came + stayed)
     refused = sum((subscriber.refused for subscriber in came + stayed), Counter())
     assert all(subscriber.events for subscriber in came)
+    record_property("events of streams", events)
     print(f"{kind}: {len(came)} streams on {connections} connections, {dict(refused)} refused,", end=" ")
     print(f"{events} events held against {len(log)} changes; writes by status: {dict(counts)}")

@@ -207,3 +207,33 @@ def test_an_instance_as_systemd_starts_it(directory: Path) -> None:
         served.stop()
     finally:
         served.kill()
+
+
+# --- The pages -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_files_that_the_page_installs_are_there() -> None:
+    """docs/operations.md names no file of deploy/ that has another name, and all of them."""
+    named = set(re.findall(r"deploy/[\w@.]+\w", (ROOT / "docs" / "operations.md").read_text("utf-8")))
+    assert named == {path.relative_to(ROOT).as_posix() for path in (ROOT / "deploy").iterdir()}
+
+
+@pytest.mark.slow
+@needs_nginx
+@pytest.mark.skipif(not shutil.which("openssl"), reason="no openssl on the PATH")
+def test_tls_as_the_page_has_it(directory: Path) -> None:
+    """The lines of docs/operations.md in place of `listen 8080;`: nginx speaks TLS and HTTP/2."""
+    text = (ROOT / "docs" / "operations.md").read_text("utf-8")
+    [lines] = re.findall(r"^(listen 443 ssl.*?)```", text, re.DOTALL | re.MULTILINE)
+    run(
+        f"openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=localhost -keyout {directory}/key -out {directory}/cert",
+        directory,
+    )
+    lines = re.sub(r"/etc/letsencrypt/\S+/fullchain.pem", f"{directory}/cert", lines)
+    lines = re.sub(r"/etc/letsencrypt/\S+/privkey.pem", f"{directory}/key", lines)
+    nobody = [("127.0.0.1", port) for port in free_ports(2)]
+    with nginx(directory, nobody, lines.replace("listen 443", "listen {}")) as (host, port):
+        run(
+            f"test \"$(curl -sk -o /dev/null -w '%{{http_code}} %{{http_version}}' https://{host}:{port}/)\" = '502 2'",
+            directory,
+        )

@@ -214,7 +214,7 @@ def test_a_replay_waits_too(pair: Pair) -> None:
 
 
 @pytest.mark.slow
-def test_a_primary_dies_under_load(pair: Pair, directory: Path) -> None:
+def test_a_primary_dies_under_load(pair: Pair, directory: Path, record_property: Callable[..., None]) -> None:
     """Writers over two workers; kill -9 of the primary, whose replica is 50 ms behind: it has all that was acknowledged."""
     loop, proxy = Loop(), Proxy(pair.ports[0])
     loop.run(proxy.__aenter__())
@@ -244,6 +244,7 @@ def test_a_primary_dies_under_load(pair: Pair, directory: Path) -> None:
         serving.kill()
         loop.run(proxy.__aexit__())
         loop.close()
+    record_property("acknowledged writes", len(acknowledged))
     assert not [path for path in acknowledged if not pair.copy.exists("kv:{{{}}}/{}".format(*path.split("/")))]
 
 

@@ -21,10 +21,10 @@ Address = tuple[str, int]
 
 
 @contextlib.contextmanager
-def nginx(directory: Path, instances: Sequence[Address]) -> Iterator[Address]:
-    """The address of an nginx in front of these instances."""
+def nginx(directory: Path, instances: Sequence[Address], listen: str = "listen {};") -> Iterator[Address]:
+    """The address of an nginx in front of these instances, with these lines for where it listens."""
     [port] = free_ports(1)
-    server = CONFIGURATION.read_text("utf-8").replace("listen 8080", f"listen 127.0.0.1:{port}")
+    server = CONFIGURATION.read_text("utf-8").replace("listen 8080;", listen.format(f"127.0.0.1:{port}"))
     lines = re.findall(r" server 127\.0\.0\.1:800\d", server)
     for line, (host, at) in zip(lines, instances, strict=True):
         server = server.replace(line, f" server {host}:{at}")

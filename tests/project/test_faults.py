@@ -1,0 +1,35 @@
+"""The report of faults names tests that there are, and counts what they did."""
+
+import ast
+from collections import Counter
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from tests.faults.report import FAULTS, Seen, page, read
+
+TESTS = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("test", sorted({test for fault in FAULTS for test in fault.tests}))
+def test_a_test_of_the_report_is_there(test: str) -> None:
+    """By file and name."""
+    file, _, name = test.partition("::")
+    tree = ast.parse((TESTS / file).read_text("utf-8"))
+    assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+def test_what_the_report_says() -> None:
+    """Runs, what was checked, and what was broken, with the seed that does it again; a fault that did not run is broken."""
+    first, second = FAULTS[0], FAULTS[1]
+    file, _, name = first.tests[0].partition(".py::")
+    at = "tests." + file.replace("/", ".")
+    case = f'testcase classname="{at}" name="{name}'
+    counted = '<properties><property name="jobs" value="7"/></properties>'
+    text = f'<testsuite><{case}[a]">{counted}</testcase><{case}[b]"><failure/></testcase></testsuite>'
+    report = ElementTree.fromstring(text)
+    seen = [read(report, fault, 5) for fault in (first, second)]
+    assert seen[0] == Seen(Counter(passed=1, failed=1), Counter(jobs=7), [f"{at[6:]}.{name}[b] with seed 5"])
+    assert len(seen[1].broken) == 1
+    assert f"| {first.promised} | 2 runs, 7 jobs | broken 1 times |" in page([5], (first, second), seen, 60)
