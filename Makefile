@@ -10,7 +10,7 @@ LOCK = UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet --uni
 	pyproject.toml --extra server --extra embedded --extra jwks $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run chat game adder test test-all test-lowest check fmt docs lock bench load clean
+.PHONY: help setup run chat game adder test test-all draws test-lowest check fmt docs lock bench load clean
 
 help: ## list what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -52,6 +52,9 @@ test: $(VENV)/ready-dev ## run the tests, in about a minute; ARGS="-k name" for 
 test-all: $(VENV)/ready-dev ## run all tests, the slow ones included
 	@$(BIN)/$(PYTEST) -m "not alone" $(ARGS)
 	@$(BIN)/pytest -m alone $(ARGS) || test $$? = 5 # no test of ARGS is
+
+draws: $(VENV)/ready-dev ## hold 100,000 random queries against a second reading of them, in about ten minutes
+	@KVSTORE_DRAWS=100000 $(BIN)/$(PYTEST) tests/http/test_query_draws.py $(ARGS)
 
 test-lowest: $(VENV)/ready-dev ## run the tests with the lowest versions that pyproject.toml allows
 	@$(PIP) '$(UV)'

@@ -143,7 +143,7 @@ def login() -> ResponseReturnValue:
 
 @app.post("/logout")
 def logout() -> ResponseReturnValue:
-    """End the session, for whoever has its cookie."""
+    """End the session, for whoever has its cookie. A stream that is open goes on until its connection ends."""
     if "at" in session:
         store.delete(session["at"])
     session.clear()

@@ -30,7 +30,7 @@ log = logging.getLogger("kvstore")
 
 AT_ONCE = 2  # redirections that a command follows at once: more mean that the nodes do not agree yet
 RETRY_S = (0.01, 0.02, 0.05, 0.1, 0.2)  # before a command is sent again that a node has refused; the last one repeats
-REFRESH_S = 10.0  # between readings of the map: a replica that was promoted, or a slot that moved, while nobody asked for it
+REFRESH_S = 2.0  # between readings of the map: a slot may have moved of which nobody has asked, and changes there are followed
 PAUSE_S = 0.1  # between readings at least, however many commands are told that a slot has moved
 ASK_S = 0.5  # for a node to answer with the map, before the next one is asked
 STALE = ("CLUSTERDOWN", "READONLY", "MASTERDOWN", "LOADING")  # what a node says that is no longer, or not yet, the right one

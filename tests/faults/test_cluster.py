@@ -24,6 +24,7 @@ from kvstore.core.redis_url import parse_redis_url
 from kvstore.http import protocol
 from kvstore.http.messages import Request, Response, refuse
 from kvstore.live.log_reader import LogReader, Reading
+from kvstore.stores.cluster import REFRESH_S
 from kvstore.stores.pipelined import AsyncStore
 from kvstore.stores.pooled import open_async_store
 from kvstore.stores.redis_errors import UNCHANGED
@@ -230,32 +231,35 @@ class Followed:
 
 
 def test_logs_are_followed_on_all_nodes(cluster: Cluster, run: Callable[..., Any]) -> None:
-    """Each node says which of its logs have grown, also of a namespace whose slot has moved since, when nothing was there."""
+    """Each node says which of its logs have grown, also of a namespace whose slot has moved since."""
     names = [name for node in range(3) for name in spaces(cluster, node, 1, "followed")]
+    empty = spaces(cluster, 0, 1, "empty")[0]  # of which the old node has nothing to say when it moves
     mover = Mover(cluster)
 
     async def use(store: AsyncStore) -> tuple[Followed, list[float]]:
         followed, client, times_s = Followed(cluster), Client(store), []
-        for name in names:
+        for name in (*names, empty):
             await followed.follow(store, name)
         await asyncio.sleep(0.2)
         assert followed.logs.idle_s > 1  # they are not polled
         for moves in (False, True):
             if moves:
-                slot = slot_of(cluster, names[0])
-                await asyncio.to_thread(mover.move, slot, mover.owner(slot_of(cluster, names[1])))
+                for name in (names[0], empty):
+                    await asyncio.to_thread(mover.move, slot_of(cluster, name), mover.owner(slot_of(cluster, names[1])))
             for name in names:
                 for number in range(5):
                     last, begun = f"{moves}{number}", time.monotonic()
                     assert (await client.ask("PUT", f"/{name}/{last}", number))[0] == 201
                     await followed.hears(name, last, 5)
                     times_s.append(time.monotonic() - begun)
+        assert (await client.ask("PUT", f"/{empty}/a", 1))[0] == 201
+        await followed.hears(empty, "a", 4 * REFRESH_S)
         await followed.logs.close()
         return followed, times_s
 
     followed, times_s = run(opened(cluster, use))
-    mover.move(slot_of(cluster, names[0]), mover.owner(slot_of(cluster, spaces(cluster, 0, 1, "moving")[0])))
     mover.close()
+    assert followed.names.pop(empty) == ["a"]
     assert followed.names == {name: [f"{moves}{number}" for moves in (False, True) for number in range(5)] for name in names}
     assert followed.lost == []
     assert sorted(times_s)[len(times_s) // 2] < 0.1  # polled, they would be told after 0.1 s, in the middle

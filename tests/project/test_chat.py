@@ -281,7 +281,7 @@ READS: list[Row] = [
     ("PUT", "MESSAGE", signed("alex", "Alex", "mine"), {"if-none-match": "*"}),
     ("DELETE", "MESSAGE", None, {}),
     ("DELETE", f"{ROOM}?recursive", None, {}),
-    *[("GET", at, None, {}) for at in ("/accounts/", "/accounts/=mary", "/secret")],
+    *[("GET", at, None, {}) for at in ("/accounts/", "/accounts/=mary", "/secret", "/sessions/", "/wrong/")],
 ]
 
 
