@@ -226,8 +226,8 @@ class Settings:
 
 
 def is_replicated(redis_url: str) -> bool:
-    """Return whether writes can wait for replicas there: WAIT belongs to one connection, and a cluster has several."""
-    return bool(redis_url) and parse_redis_url(redis_url).kind in ("single", "sentinel")
+    """Return whether writes can wait for replicas there."""
+    return bool(redis_url) and parse_redis_url(redis_url).kind != "fake"
 
 
 def read_settings(environ: Mapping[str, str]) -> Settings:
@@ -243,7 +243,7 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
     if values["KVSTORE_VISITORS"] and not values["KVSTORE_SECRET"]:
         raise InvalidSetting("KVSTORE_VISITORS needs KVSTORE_SECRET, which signs the tokens")
     if values["KVSTORE_REPLICAS"] and not is_replicated(values["REDIS_URL"]):
-        raise InvalidSetting("KVSTORE_REPLICAS needs a REDIS_URL of one Redis, or of Sentinels, that has replicas")
+        raise InvalidSetting("KVSTORE_REPLICAS needs a REDIS_URL of a Redis that has replicas")
     heroku = bool(environ.get("DYNO"))
     return Settings(
         host=values["HOST"],

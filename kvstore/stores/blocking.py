@@ -9,7 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 from weakref import WeakSet
@@ -18,7 +18,7 @@ import redis
 
 from kvstore.commands.base import Again, Command, Later, Outcome, RedisReply
 from kvstore.commands.queries import Paused, Piece
-from kvstore.core.errors import Problem
+from kvstore.core.errors import Problem, problem_of_reply
 from kvstore.core.paths import Path, own_key
 from kvstore.core.redis_url import parse_redis_url
 from kvstore.stores import redis_clients
@@ -29,6 +29,7 @@ from kvstore.stores.redis_errors import ERRORS, all_busy, problem_of
 from kvstore.stores.replicated import is_acknowledged, shortage, wait_words
 from kvstore.stores.slots import guarded_words
 
+MAX_MOVES = 3  # of a slot, while one command looks for its node
 BLOCK_S = 2.0  # of one XREAD that waits: shorter than an answer may take
 
 
@@ -153,6 +154,8 @@ class BlockingStore:
                 send = client.execute_command
                 if self._replicas and is_acknowledged(execution.command):
                     send = partial(_send_and_wait, client, self._replicas)
+                    if isinstance(client, redis.RedisCluster):
+                        send = partial(_send_to_node, client, self._replicas, execution.command.keys[0])
                 try:
                     return send(*words)
                 except redis.exceptions.NoScriptError:
@@ -229,6 +232,22 @@ def _send_and_wait(client: Any, replicas: int, *words: Any) -> RedisReply | Prob
     if isinstance(reply, Exception):
         raise reply
     return shortage(count, replicas) or reply
+
+
+def _send_to_node(client: redis.RedisCluster, replicas: int, key: str, *words: Any) -> RedisReply | Problem:
+    """Do the same with the node of a cluster that has a key: redis-py sends no WAIT to the node of a script."""
+    for _ in range(MAX_MOVES):
+        try:
+            return _send_and_wait(client.get_redis_connection(client.get_node_from_key(key)), replicas, *words)
+        except redis.exceptions.MovedError:  # the node has run nothing
+            client.nodes_manager.initialize()
+        except redis.exceptions.AskError:  # as TRYAGAIN, which is what it is where some keys are still there
+            break
+        except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError):
+            with suppress(*ERRORS):  # perhaps a replica has been promoted: the next command goes there
+                client.nodes_manager.initialize()
+            raise
+    return problem_of_reply("TRYAGAIN")
 
 
 def open_blocking_store(redis_url: str, *, verify_tls: bool = True, replicas: int = 0) -> BlockingStore:

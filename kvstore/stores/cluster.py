@@ -23,7 +23,7 @@ from kvstore.stores import redis_clients
 from kvstore.stores.cluster_node import ClusterNode
 from kvstore.stores.execution import eval_words
 from kvstore.stores.pipelined import CHECK_S, executed
-from kvstore.stores.redis_connection import Context, Done, PendingCommand
+from kvstore.stores.redis_connection import Context, Done, MakeConnection, PendingCommand, RedisConnection
 from kvstore.stores.slots import SLOTS, Place, SlotRange, guarded_words, parse_redirection, slot_of
 
 log = logging.getLogger("kvstore")
@@ -48,8 +48,10 @@ class ClusterStore:
         *,
         on_invalidate: Callable[[bytes | None], None] | None = None,
         on_moved: Callable[[set[int]], None] | None = None,
+        connect: MakeConnection = RedisConnection,
     ) -> None:
         self._address = address
+        self._connect = connect
         self._on_invalidate = on_invalidate
         self._on_moved = on_moved
         self._loop: asyncio.AbstractEventLoop = None  # type: ignore[assignment]  # known from the first submit on
@@ -112,7 +114,7 @@ class ClusterStore:
         """Return the node at a place; it is connected to when the first command comes."""
         node = self._nodes.get(place)
         if node is None:
-            node = self._nodes[place] = ClusterNode(self, self._address, place, self._on_invalidate)
+            node = self._nodes[place] = ClusterNode(self, self._address, place, self._on_invalidate, self._connect)
         return node
 
     # Called by the nodes

@@ -12,7 +12,7 @@ from kvstore.core.redis_url import Address
 from kvstore.stores import redis_clients
 from kvstore.stores.execution import Plain, Words
 from kvstore.stores.pipelined import PipelinedStore, settle
-from kvstore.stores.redis_connection import Context, Done, PendingCommand, RedisConnection, plain_command
+from kvstore.stores.redis_connection import Context, Done, MakeConnection, PendingCommand, RedisConnection, plain_command
 from kvstore.stores.redis_errors import too_many_waiting
 from kvstore.stores.slots import Place, SlotRange, guarded_words, parse_slots
 
@@ -39,9 +39,14 @@ class ClusterNode(PipelinedStore):
     words = staticmethod(guarded_words)
 
     def __init__(
-        self, cluster: Router, address: Address, place: Place, on_invalidate: Callable[[bytes | None], None] | None
+        self,
+        cluster: Router,
+        address: Address,
+        place: Place,
+        on_invalidate: Callable[[bytes | None], None] | None,
+        connect: MakeConnection,
     ) -> None:
-        super().__init__(address._replace(kind="single", nodes=(place,)), on_invalidate=on_invalidate)
+        super().__init__(address._replace(kind="single", nodes=(place,)), on_invalidate=on_invalidate, connect=connect)
         self.place = place
         self.asked_at = float("-inf")  # when it was last asked for the map
         self._cluster = cluster

@@ -19,7 +19,7 @@ from kvstore.stores.cluster import ClusterStore
 from kvstore.stores.execution import Execution, Words, eval_words, evalsha_words, timed
 from kvstore.stores.pipelined import AsyncStore, PipelinedStore
 from kvstore.stores.redis_clients import MAX_POOLED_CONNECTIONS, close_pooled_client, pooled_client
-from kvstore.stores.redis_connection import Context, Done
+from kvstore.stores.redis_connection import Context, Done, MakeConnection, RedisConnection
 from kvstore.stores.redis_errors import LOOP_ERRORS, all_busy, problem_of, too_many_waiting
 from kvstore.stores.replicated import ReplicatedStore, is_acknowledged, shortage, wait_words
 
@@ -151,8 +151,11 @@ def open_async_store(redis_url: str, *, verify_tls: bool = True, replicas: int =
     A write is done when `replicas` replicas have it. Nothing is connected yet.
     """
     address = parse_redis_url(redis_url, verify_tls=verify_tls)
-    if address.kind == "cluster":
-        return ClusterStore(address)
-    if address.kind != "single":
+    if address.kind not in ("single", "cluster"):
         return PooledStore(lambda: pooled_client(address), replicas)
-    return ReplicatedStore(address, replicas) if replicas else PipelinedStore(address)
+
+    def open_store(connect: MakeConnection = RedisConnection) -> AsyncStore:
+        kind = ClusterStore if address.kind == "cluster" else PipelinedStore
+        return kind(address, connect=connect)
+
+    return ReplicatedStore(open_store, replicas) if replicas else open_store()

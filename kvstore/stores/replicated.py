@@ -5,6 +5,7 @@ time: what is sent meanwhile shares the next. Source: WAIT.
 """
 
 import asyncio
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -31,10 +32,9 @@ from kvstore.commands.scripts import (
     RELEASE_STREAM,
 )
 from kvstore.core.errors import UNKNOWN, Problem, unavailable
-from kvstore.core.redis_url import Address
-from kvstore.stores.execution import Words
-from kvstore.stores.pipelined import PipelinedStore, executed
-from kvstore.stores.redis_connection import Context, Done, Owner, PendingCommand, RedisConnection, plain_command
+from kvstore.stores.execution import Plain, Words
+from kvstore.stores.pipelined import AsyncStore, executed
+from kvstore.stores.redis_connection import Context, Done, MakeConnection, Owner, PendingCommand, RedisConnection, plain_command
 from kvstore.stores.redis_errors import problem_of, too_few_replicas
 
 WAIT_MS = 1000  # for the replicas. A write that is sent while another waits may wait for both: 2 s of PIPELINED.answer_s
@@ -81,14 +81,17 @@ class ReplicatedConnection(RedisConnection):
         gathered, self._gathered = self._gathered, {}
         for alike in gathered.values():
             self._send_coalesced(alike)
-        if self._wait is None and (self._sent or self._held):
+        if self._wait is None and (self._held or not all(isinstance(each.command, Plain) for each in self._sent)):
             self._wait = plain_command(wait_words(self._replicas), _nobody, None, self._loop.time())
             self.send(self._wait)
         super().flush()
 
     def _take(self, pending: PendingCommand, reply: Any) -> None:
         if pending is not self._wait:
-            self._held.append((pending, reply))
+            if isinstance(pending.command, Plain):  # no request of a client
+                super()._take(pending, reply)
+            else:
+                self._held.append((pending, reply))
             return
         self._wait = None
         held, self._held = self._held, []
@@ -113,11 +116,11 @@ def _nobody(_context: object, _outcome: object) -> None:
 
 
 class ReplicatedStore:
-    """A store for one event loop on two connections: one for what only reads, one on which writes wait for replicas."""
+    """A store for one event loop on two: one for what only reads, one whose writes wait for replicas."""
 
-    def __init__(self, address: Address, replicas: int) -> None:
-        self._reads = PipelinedStore(address)
-        self._writes = PipelinedStore(address, connect=partial(ReplicatedConnection, replicas=replicas))
+    def __init__(self, open_store: Callable[[MakeConnection], AsyncStore], replicas: int) -> None:
+        self._reads = open_store(RedisConnection)
+        self._writes = open_store(partial(ReplicatedConnection, replicas=replicas))
 
     def submit(self, command: Command[Outcome], done: Done[Context, Outcome], context: Context) -> None:
         """As PipelinedStore.submit."""

@@ -11,19 +11,25 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from statistics import quantiles
 from typing import Any
 
 import pytest
 
+from kvstore.commands.base import Stored
 from kvstore.commands.changelog import GetLogPosition, changed_name
-from kvstore.core.errors import UNKNOWN, Problem
+from kvstore.commands.documents import Put
+from kvstore.core.codec import encode
+from kvstore.core.errors import UNKNOWN, Problem, TooFewReplicas
 from kvstore.core.paths import parse_path
+from kvstore.core.preconditions import NONE
 from kvstore.core.redis_url import parse_redis_url
 from kvstore.http import protocol
 from kvstore.http.messages import Request, Response, refuse
 from kvstore.live.log_reader import LogReader, Reading
+from kvstore.stores.blocking import BlockingStore, open_blocking_store
 from kvstore.stores.cluster import REFRESH_S
 from kvstore.stores.pipelined import AsyncStore
 from kvstore.stores.pooled import open_async_store
@@ -165,9 +171,9 @@ class Client:
         await asyncio.gather(*writers, *readers, *(self.append(f"/{name}/{at}all/", end) for name in names))
 
 
-async def opened(cluster: Cluster, use: Callable[..., Awaitable[Any]], *, follows: bool = False) -> Any:
+async def opened(cluster: Cluster, use: Callable[..., Awaitable[Any]], *, follows: bool = False, replicas: int = 0) -> Any:
     """What `use` returns of a store on the cluster, and of what follows its logs; both are closed afterwards."""
-    store = open_async_store(cluster.url)
+    store = open_async_store(cluster.url, replicas=replicas)
     followed = [Followed(cluster, store)] if follows else []
     try:
         return await use(store, *followed)
@@ -334,3 +340,64 @@ def test_a_primary_that_dies(cluster: Cluster, run: Callable[..., Any]) -> None:
     assert client.longest_s < 6
     assert beside.wrong == []
     assert {status for _, status in beside.statuses} <= {200, 201, 404}
+
+
+@pytest.fixture
+def replicated() -> Iterator[Cluster]:
+    """Three nodes with slots, each with a replica."""
+    options = ("--cluster-node-timeout", str(NODE_TIMEOUT_MS), "--repl-diskless-sync-delay", "0")
+    running = start_cluster(make_directory(), *options, replicas=3)
+    yield running
+    running.stop()
+
+
+def test_a_primary_that_dies_under_writers_that_wait_for_replicas(replicated: Cluster, run: Callable[..., Any]) -> None:
+    """Nothing that was acknowledged is lost, however many writes are under way; the other namespaces notice nothing."""
+    dies = spaces(replicated, 0, 2, "dies")
+    stay = [spaces(replicated, node, 1, "stay")[0] for node in (1, 2)]
+    promoted = connect(f"redis://127.0.0.1:{list(replicated.pids)[3]}")
+
+    def is_promoted() -> bool:
+        return bool(promoted.info("replication")["role"] == "master")
+
+    async def use(store: AsyncStore) -> tuple[Client, Client]:
+        client, beside = Client(store), Client(store)
+        end = time.monotonic() + 4
+        loads = [asyncio.ensure_future(client.write(f"/{name}/{number}", end)) for name in dies for number in range(4)]
+        loads.append(asyncio.ensure_future(beside.load(stay, 4)))
+        await asyncio.sleep(1)
+        os.kill(next(iter(replicated.pids.values())), signal.SIGKILL)
+        await asyncio.to_thread(wait_until, is_promoted, 15)
+        await asyncio.gather(*loads)
+        # The promoted node has no replica, so nothing more is acknowledged; what was is there to read.
+        found = [await client.ask("GET", f"/{name}/{number}") for name in dies for number in range(4)]
+        assert {status for status, _ in found} == {200}
+        return client, beside
+
+    client, beside = run(opened(replicated, use, replicas=1))
+    promoted.close()
+    assert client.wrong == []
+    assert beside.wrong == []
+    assert client.statuses["PUT", 200] > 20
+    assert client.statuses["PUT", 503] > 0
+    assert client.longest_s < 6
+    assert {status for _, status in beside.statuses} <= {200, 201, 404}
+
+
+def test_writes_of_threads_wait_for_replicas(cluster: Cluster) -> None:
+    """With the node that has the slot, also after it has moved; only the first one has a replica."""
+    with_replica, without = (spaces(cluster, node, 1, "threads")[0] for node in (0, 1))
+    mover = Mover(cluster)
+
+    def put(store: BlockingStore, name: str) -> Any:
+        return store.execute(Put(parse_path(f"/{name}/a".encode()), encode(b"1"), 100_000, NONE, 100))
+
+    with closing(open_blocking_store(cluster.url, replicas=1)) as store:
+        assert isinstance(put(store, with_replica), Stored)
+        with pytest.raises(TooFewReplicas, match="0 of 1"):
+            put(store, without)
+        home, target = (mover.owner(slot_of(cluster, name)) for name in (without, with_replica))
+        mover.move(slot_of(cluster, without), target)
+        assert isinstance(put(store, without), Stored)
+        mover.move(slot_of(cluster, without), home)
+    mover.close()

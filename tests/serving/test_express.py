@@ -160,7 +160,10 @@ class Both:
             time.sleep(0.003)  # so most pieces arrive by themselves
         for client in clients:
             client.half_close()
-        return [_CHANGING.sub(b"*", client.rest()) for client in clients]
+        answers = [_CHANGING.sub(b"*", client.rest()) for client in clients]
+        for client in clients:
+            client.close()
+        return answers
 
     def stop(self) -> None:
         """Stop both."""
