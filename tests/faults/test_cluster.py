@@ -42,22 +42,19 @@ from tests.support.stores import Cluster, connect, make_directory, start_cluster
 pytestmark = pytest.mark.slow
 
 NODE_TIMEOUT_MS = 1000
+OPTIONS = (  # a node that fails takes its own slots down, and no others
+    *("--cluster-node-timeout", str(NODE_TIMEOUT_MS)),
+    *("--cluster-require-full-coverage", "no"),
+    *("--repl-diskless-sync-delay", "0"),
+)
 LOAD_S = 2.5
 INCREMENT = {"n": {".sv": {"increment": 1}}}
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """Three nodes with slots, the first with a replica. A node that fails takes its own slots down, and no others."""
-    options = (
-        "--cluster-node-timeout",
-        str(NODE_TIMEOUT_MS),
-        "--cluster-require-full-coverage",
-        "no",
-        "--repl-diskless-sync-delay",
-        "0",
-    )
-    running = start_cluster(make_directory(), *options, replicas=1)
+    """Three nodes with slots, the first with a replica."""
+    running = start_cluster(make_directory(), *OPTIONS, replicas=1)
     yield running
     running.stop()
 
@@ -342,13 +339,36 @@ def test_a_primary_that_dies(cluster: Cluster, run: Callable[..., Any]) -> None:
     assert {status for _, status in beside.statuses} <= {200, 201, 404}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def replicated() -> Iterator[Cluster]:
     """Three nodes with slots, each with a replica."""
-    options = ("--cluster-node-timeout", str(NODE_TIMEOUT_MS), "--repl-diskless-sync-delay", "0")
-    running = start_cluster(make_directory(), *options, replicas=3)
+    running = start_cluster(make_directory(), *OPTIONS, replicas=3)
     yield running
     running.stop()
+
+
+def test_writes_of_threads_wait_for_replicas(replicated: Cluster) -> None:
+    """With the node that has the slot, also after it has moved; the replica of the second one hangs."""
+    healthy, other = (spaces(replicated, node, 1, "threads")[0] for node in (0, 1))
+    mover, hangs = Mover(replicated), list(replicated.pids.values())[4]
+
+    def put(store: BlockingStore, name: str) -> Any:
+        return store.execute(Put(parse_path(f"/{name}/a".encode()), encode(b"1"), 100_000, NONE, 100))
+
+    with closing(open_blocking_store(replicated.url, replicas=1)) as store:
+        assert isinstance(put(store, healthy), Stored)
+        assert isinstance(put(store, other), Stored)
+        os.kill(hangs, signal.SIGSTOP)
+        try:
+            with pytest.raises(TooFewReplicas, match="0 of 1"):
+                put(store, other)
+            home, target = (mover.owner(slot_of(replicated, name)) for name in (other, healthy))
+            mover.move(slot_of(replicated, other), target)
+            assert isinstance(put(store, other), Stored)
+            mover.move(slot_of(replicated, other), home)
+        finally:
+            os.kill(hangs, signal.SIGCONT)
+    mover.close()
 
 
 def test_a_primary_that_dies_under_writers_that_wait_for_replicas(replicated: Cluster, run: Callable[..., Any]) -> None:
@@ -382,22 +402,3 @@ def test_a_primary_that_dies_under_writers_that_wait_for_replicas(replicated: Cl
     assert client.statuses["PUT", 503] > 0
     assert client.longest_s < 6
     assert {status for _, status in beside.statuses} <= {200, 201, 404}
-
-
-def test_writes_of_threads_wait_for_replicas(cluster: Cluster) -> None:
-    """With the node that has the slot, also after it has moved; only the first one has a replica."""
-    with_replica, without = (spaces(cluster, node, 1, "threads")[0] for node in (0, 1))
-    mover = Mover(cluster)
-
-    def put(store: BlockingStore, name: str) -> Any:
-        return store.execute(Put(parse_path(f"/{name}/a".encode()), encode(b"1"), 100_000, NONE, 100))
-
-    with closing(open_blocking_store(cluster.url, replicas=1)) as store:
-        assert isinstance(put(store, with_replica), Stored)
-        with pytest.raises(TooFewReplicas, match="0 of 1"):
-            put(store, without)
-        home, target = (mover.owner(slot_of(cluster, name)) for name in (without, with_replica))
-        mover.move(slot_of(cluster, without), target)
-        assert isinstance(put(store, without), Stored)
-        mover.move(slot_of(cluster, without), home)
-    mover.close()
