@@ -83,13 +83,14 @@ FAULTS = (
         ("stores/test_sentinel.py::test_a_failover", "stores/test_sentinel.py::test_a_primary_that_hangs"),
     ),
     Fault(
-        "A primary dies with `KVSTORE_REPLICAS=1`, its replica is 50 ms behind, or stands still",
+        "A primary dies with `KVSTORE_REPLICAS=1`, also in a cluster; its replica is 50 ms behind, or stands still",
         "No acknowledged write is lost; without the replica a write is 503 after 1 s, and reads go on",
         (
             "stores/test_replicated.py::test_a_primary_dies_under_load",
             "stores/test_replicated.py::test_what_is_acknowledged_survives_the_primary",
             "stores/test_replicated.py::test_a_replica_that_hangs",
             "stores/test_replicated.py::test_a_replay_waits_too",
+            "faults/test_cluster.py::test_a_primary_that_dies_under_writers_that_wait_for_replicas",
         ),
     ),
     Fault(
