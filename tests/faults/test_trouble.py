@@ -377,6 +377,7 @@ def test_a_cut_connection(connected: Callable[[str], Checked], started: Callable
     between.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("says", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x15\x03\x01\x00\x02", b"-ERR 'secret'\r\n"])
 def test_no_redis_at_all(connected: Callable[[str], Checked], started: Callable[[str], Running], says: bytes) -> None:
     """What answers there is no Redis, or none that knows scripts: 503, within the limit, and no word of it gets out."""

@@ -152,6 +152,7 @@ def expect(swept: Swept, row: Row, request: Request) -> Expected:
     return Expected(response.status, backing.proxy.scripts, documents(backing.raw))
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(("store_name", "faults"), SWEEPS)
 @pytest.mark.parametrize("name", ROWS)
 def test_an_answer_is_true(swept: Swept, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
@@ -185,6 +186,7 @@ def test_an_answer_is_true(swept: Swept, monkeypatch: pytest.MonkeyPatch, name: 
     assert any(made)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(("store_name", "faults"), SWEEPS)
 @pytest.mark.parametrize("name", [name for name, row in ROWS.items() if row.may_have_key])
 def test_a_key_makes_it_safe_to_send_again(swept: Swept, monkeypatch: pytest.MonkeyPatch, name: str) -> None:

@@ -181,6 +181,7 @@ def end_snapshot(subscriber: Subscriber, number: int) -> None:
     subscriber.is_ready = True
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("seed", range(20))
 def test_each_change_comes_once_and_in_order(seed: int) -> None:
     """To whoever comes, goes, and begins with a snapshot, whatever happens in which turn."""

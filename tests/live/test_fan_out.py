@@ -150,6 +150,7 @@ def test_many_namespaces(followed: OwnServer, readers: list[Reader]) -> None:
         assert values(reader) == [0, 1, 2]
 
 
+@pytest.mark.slow
 @on_both
 def test_what_changes_while_the_connection_is_lost(followed: OwnServer, readers: list[Reader], store: Running) -> None:
     """All logs are looked at again, also where nothing happens afterwards; and Redis goes on saying which grow."""

@@ -302,6 +302,7 @@ def test_the_page_works_in_a_browser(directory: Path, browse: Callable[[str], No
         kvstore.kill()
 
 
+@pytest.mark.slow
 def test_the_page_with_a_token_works_in_a_browser(directory: Path, browse: Callable[[str], None]) -> None:
     """The script of docs/access.md under the rules of that page: it writes, and hears of what it has written."""
     page = DOCS / "access.md"
