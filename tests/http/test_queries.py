@@ -332,10 +332,13 @@ def test_redis_leaves_documents_out(client: Checked, raw: redis.Redis, monkeypat
     for first in range(0, count, 500):
         fill(client, {f"{number:05}": f'{{"n":{number},"s":"s{number}"}}' for number in range(first, first + 500)})
     for question in (f"n:eq={count - 1}", f"s:eq=s{count - 1}", f"n:gt={count - 2}", f"s:in=x,s{count - 1}"):
-        before = scripts_run(raw)
-        assert names(client, question) == [f"{count - 1:05}"]
-        assert client.get(f"/ns/?count&{question}").json == {"count": 1}
-        assert scripts_run(raw) - before == 5, "two for each piece, and one for the document"
+        ran = []
+        for _ in range(3):
+            before = scripts_run(raw)
+            assert names(client, question) == [f"{count - 1:05}"]
+            assert client.get(f"/ns/?count&{question}").json == {"count": 1}
+            ran.append(scripts_run(raw) - before)
+        assert min(ran) == 5, "two for each piece, and one for the document; a stream of another test may run some too"
     assert len(client.get("/ns/?n:lt=3&order=desc&limit=2").json["items"]) == 2
     monkeypatch.setattr("kvstore.commands.queries.PAGE_WEIGHT", 1000)
     assert client.get("/ns/?n:eq=-1").json["items"] == []
