@@ -79,9 +79,7 @@ class Runtime(NamedTuple):
     rules: Rules | None = None  # None: everything is permitted
     gate: Gate | None = None
 
-    def submit(
-        self, asked: Asked[Outcome], done: Done[Context, Outcome], context: Context
-    ) -> "asyncio.Task[None] | Query | None":
+    def submit(self, asked: Asked[Outcome], done: Done[Context, Outcome], context: Context) -> Cancellable | None:
         """Execute what is asked for; `done(context, outcome)` is called once, with the outcome or the exception.
 
         Returns the task of a long poll, a query, or None for anything else. If you cancel it, `done` is not called, and a job

@@ -100,6 +100,7 @@ class ClientConnection(asyncio.Protocol):
         self._over = True
         if self._parts:
             self._parts.leave()
+            self._parts = None  # it refers to this connection
         if self._stream:
             self._stream.leave()
             if self._followed and self._server.log:
@@ -252,9 +253,8 @@ class ClientConnection(asyncio.Protocol):
         elif isinstance(decision, Follow | FollowMany):
             self._follow(request, decision)
         elif isinstance(decision, FetchKeys):
-            self._busy = True
-            self.due = _NEVER
-            self._wait = self._server.loop.create_task(self._fetch_keys(request, decision))
+            self._busy, self.due = True, _NEVER
+            self._wait = server.loop.create_task(self._fetch_keys(request, decision))
 
     async def _fetch_keys(self, request: Request, wanted: FetchKeys) -> None:
         await asyncio.to_thread(wanted.keys.fetch)
@@ -314,7 +314,8 @@ class ClientConnection(asyncio.Protocol):
 
     def _sent_parts(self) -> None:
         self._parts = None
-        self.due = self.due if self._choked else self._server.loop.time() + IDLE_S
+        if not self._choked:
+            self.due = self._server.loop.time() + IDLE_S
         self._finish()
 
     # What the express lane calls
@@ -373,8 +374,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _follow(self, request: Request, follow: Follow | FollowMany) -> None:
         server = self._server
-        self._busy = True
-        self.due = _NEVER
+        self._busy, self.due = True, _NEVER
         is_1_1 = self._reader.is_1_1
         framing = b"\r\nTransfer-Encoding: chunked\r\n\r\n" if is_1_1 else b"\r\nConnection: close\r\n\r\n"
 

@@ -46,7 +46,7 @@ class PartedBody:
         elif self.is_choked:
             self._next = more
         else:
-            self._asked = self._store.submit(more, self._go_on, self._request)
+            self._ask(more)
 
     def leave(self) -> None:
         """Ask for nothing else: the client has gone."""
@@ -58,16 +58,19 @@ class PartedBody:
         self.is_choked = False
         if self._next is not None:
             more, self._next = self._next, None
-            self._asked = self._store.submit(more, self._go_on, self._request)
+            self._ask(more)
 
-    def _go_on(self, request: Request, outcome: Outcome | Exception) -> None:
+    def _ask(self, more: List | Find) -> None:
+        self._asked = self._store.submit(more, self._go_on, None)
+
+    def _go_on(self, _: None, outcome: Outcome | Exception) -> None:
         self._asked = None
         if self._transport.is_closing():
             return
         try:
             if isinstance(outcome, Exception):
                 raise outcome
-            response = render(request, outcome)
+            response = render(self._request, outcome)
         except Exception as error:
             log.error("a response was cut off: %s", type(error).__name__)
             self._transport.abort()  # so that the client does not take a part for the whole
