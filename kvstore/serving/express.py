@@ -10,7 +10,7 @@ connections that end. A test holds both ways to the same responses; KVSTORE_EXPR
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from time import time
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
@@ -186,7 +186,7 @@ class ExpressLane:
 
     def _answer_gets(self, batch: _Batch[PlainGets], reply: RedisReply) -> None:
         if isinstance(reply, Exception):
-            _answer_all(batch.requests, reply)
+            _each(batch.requests, lambda client, data: client.answer(data, reply))
             return
         time_ms, documents, times_ms = reply
         head, numbers = self._head(200), _numbers("GET", 200)
@@ -208,11 +208,10 @@ class ExpressLane:
 
     def _answer_puts(self, batch: _Batch[PlainPuts], reply: RedisReply) -> None:
         if isinstance(reply, Exception):
-            _answer_all(batch.requests, reply)
+            _each(batch.requests, lambda client, data: client.answer(data, reply))
             return
         if reply is None:  # one of them would be refused: nothing was changed
-            for client, data in batch.requests:
-                client.start_over(data)
+            _each(batch.requests, lambda client, data: client.start_over(data))
             return
         path, documents, ttl_ms, *_ = batch.command
         behind_ms = lag_ms(reply)
@@ -245,9 +244,12 @@ def open_lane(runtime: Runtime, loop: asyncio.AbstractEventLoop) -> ExpressLane 
     return ExpressLane(runtime, loop) if is_usable else None
 
 
-def _answer_all(requests: list[tuple[Client, bytes]], problem: Exception) -> None:
+def _each(requests: list[tuple[Client, bytes]], act: Callable[[Client, bytes], None]) -> None:
     for client, data in requests:
-        client.answer(data, problem)
+        try:
+            act(client, data)
+        except Exception:
+            _drop(client)
 
 
 def _drop(client: Client) -> None:

@@ -307,6 +307,16 @@ class Client:
         self.done.append("cut")
 
 
+class Broken(Client):
+    """One whose connection has a bug."""
+
+    def answer(self, data: bytes, outcome: Any) -> None:
+        raise RuntimeError("a bug")
+
+    def start_over(self, data: bytes) -> None:
+        raise RuntimeError("a bug")
+
+
 class Alone:
     """A lane that knows two blocks of header fields, on a store that waits."""
 
@@ -410,3 +420,15 @@ def test_a_bug_in_one_answer_is_no_concern_of_the_others(monkeypatch: pytest.Mon
     done(batch, [1, [fields, [b"odd"], fields], [-1, -1, -1]])
     assert clients[1].done == ["cut"]
     assert all(client.done[0].endswith(b'{"a":1}\n') for client in (clients[0], clients[2]))
+
+
+@pytest.mark.parametrize("reply", [unavailable("x"), None], ids=["a problem", "refused"])
+def test_nor_is_one_where_all_fare_alike(reply: Any) -> None:
+    alone, clients = Alone(), [Client(), Broken(), Client()]
+    for number, client in enumerate(clients):
+        alone.put(str(number), client)
+    alone.end_turn()
+    ((_, done, batch),) = alone.store.submitted
+    done(batch, reply)
+    assert clients[1].done == ["cut"]
+    assert [len(client.done) for client in clients] == [1, 1, 1]
