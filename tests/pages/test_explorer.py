@@ -769,7 +769,10 @@ def test_accessibility(browser: Browser, served: Served, axe: str, theme: str) -
     check()
     browser.click("button", "Discard")
     browser.wait_for("Redis key", "main")
+    taker = Thread(target=write, args=(served, f"/axe/{theme}/?lease=1&wait=25", "", "POST"))
+    taker.start()
     for path, text in (
+        (f"/axe/{theme}/?queue", "Who waits: 1"),
         ("/axe/", "ada"),
         ("/axe/jobs/?queue", "leased"),
         ("/axe/?presence", "Be here"),
@@ -781,6 +784,8 @@ def test_accessibility(browser: Browser, served: Served, axe: str, theme: str) -
         browser.run("location.hash = arguments[0]", path)
         browser.wait_for(text, "main")
         check()
+    write(served, f"/axe/{theme}/", 1, "POST")
+    taker.join()
     browser.click("#access")
     check()
     browser.click("dialog button", "Close")
