@@ -159,7 +159,7 @@ class Audience:
         try:
             if subscriber.is_ready and changes[0][0] > subscriber.after:
                 if self._joined[:2] != (start, end):
-                    self._joined = start, end, list(_joined(changes))
+                    self._joined = start, end, list(_blocks(changes))
                 for joined in self._joined[2]:
                     subscriber.send(joined)
             else:
@@ -170,7 +170,7 @@ class Audience:
             subscriber.end()
 
 
-def _joined(changes: list[Changed]) -> Iterator[bytes]:
+def _blocks(changes: list[Changed]) -> Iterator[bytes]:
     """Yield changes as blocks of about MAX_JOINED_BYTES at most, each for one write, which costs as much as one change."""
     block: list[bytes] = []
     size = 0
