@@ -3,9 +3,12 @@
 A fault is one or more tests. Each test checks what was promised: a history against a model, streams against the change log,
 what is stored against what was acknowledged. What a test draws at random depends on the seed of the round
 (tests/support/rounds.py).
+
+What was seen is kept in seen.json, each fault for itself, so that a new fault can have its rounds alone (`--only`).
 """
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -18,6 +21,7 @@ from xml.etree import ElementTree
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "faults.md"
+RECORD = Path(__file__).with_name("seen.json")  # what the page is made of
 ROUND_S = 1800.0
 
 
@@ -143,11 +147,16 @@ FAULTS = (
 
 
 class Seen(NamedTuple):
-    """What the rounds of one fault came to: runs of tests, what they counted, and those that failed, with their seeds."""
+    """What the rounds of one fault came to: their seeds, the day, runs of tests, what these counted, and those that failed."""
 
+    seeds: list[int]
+    date: str
     runs: Counter[str]
     counts: Counter[str]
     broken: list[str]
+
+
+NOTHING = Seen([], "", Counter(), Counter(), [])
 
 
 def run_round(seed: int, faults: tuple[Fault, ...], processes: int) -> list[Seen]:
@@ -180,7 +189,7 @@ def run_round(seed: int, faults: tuple[Fault, ...], processes: int) -> list[Seen
 
 def read(report: ElementTree.Element, fault: Fault, seed: int) -> Seen:
     """What a report of pytest says of a fault."""
-    seen = Seen(Counter(), Counter(), [])
+    seen = Seen([seed], time.strftime("%Y-%m-%d"), Counter(), Counter(), [])
     ours = {test.removesuffix(".py").replace("/", ".").replace(".py::", ".") for test in fault.tests}
     for case in report.iter("testcase"):
         name = f"{case.get('classname', '')}.{case.get('name', '')}".removeprefix("tests.")
@@ -202,40 +211,49 @@ def read(report: ElementTree.Element, fault: Fault, seed: int) -> Seen:
 
 def added(first: Seen, second: Seen) -> Seen:
     """What two came to together."""
-    return Seen(first.runs + second.runs, first.counts + second.counts, first.broken + second.broken)
+    runs, counts = first.runs + second.runs, first.counts + second.counts
+    return Seen(first.seeds + second.seeds, second.date, runs, counts, first.broken + second.broken)
+
+
+def recorded() -> dict[str, Seen]:
+    """What was seen so far of each fault, by what is done."""
+    record = json.loads(RECORD.read_text("utf-8")) if RECORD.exists() else {}
+    return {
+        done: Seen(**{**seen, "runs": Counter(seen["runs"]), "counts": Counter(seen["counts"])})
+        for done, seen in record.items()
+    }
 
 
 HEAD = """# Faults
 
 What happens when things break. `make faults` runs every fault of this page for some rounds, each with a seed of its own, checks
 what was promised, and writes this page. `make faults ARGS="--rounds 30 --seed 1"` says how many rounds, and where the seeds
-begin.
+begin; `--only "clock"` gives one fault new rounds and leaves the others' rows as they are.
 
 """
 
 TABLE = """
-| what was done | what is promised | how often, and what was checked | the promise |
-|---|---|---|---|
+| what was done | what is promised | rounds | how often, and what was checked | the promise |
+|---|---|---|---|---|
 """
 
 
-def page(seeds: list[int], faults: tuple[Fault, ...], all_seen: list[Seen], took_s: float) -> str:
+def page(all_seen: dict[str, Seen]) -> str:
     """The report."""
-    broken = [f"- `{each}`\n" for seen in all_seen for each in seen.broken]
-    when = f"{len(seeds)} rounds with the seeds {seeds[0]} to {seeds[-1]}, {time.strftime('%Y-%m-%d')}"
-    where = f"{took_s / 60:.0f} minutes on {os.cpu_count()} cores"
+    broken = [f"- `{each}`\n" for seen in all_seen.values() for each in seen.broken]
     result = "Broken were:\n\n" + "".join(broken) if broken else "No promise was broken.\n"
-    rows = "".join(row(fault, seen) for fault, seen in zip(faults, all_seen, strict=True))
-    return f"{HEAD}{when}, {where}. A run is a test, or a row of one, on one adapter and store.\n{result}{TABLE}{rows}"
+    where = f"Last run on {max(seen.date for seen in all_seen.values())}, on {os.cpu_count()} cores"
+    rows = "".join(row(fault, all_seen[fault.done]) for fault in FAULTS if fault.done in all_seen)
+    return f"{HEAD}{where}. A run is a test, or a row of one, on one adapter and store.\n{result}{TABLE}{rows}"
 
 
 def row(fault: Fault, seen: Seen) -> str:
     """The row of a fault."""
-    runs = [f"{seen.runs['passed'] + seen.runs['failed']} runs"]
+    runs = [f"{seen.runs['passed'] + seen.runs['failed']:,} runs"]
     runs += [f"{number:,} {name}" for name, number in sorted(seen.counts.items())]
     runs += [f"{seen.runs['skipped']} skipped"] if seen.runs["skipped"] else []
     held = f"broken {len(seen.broken)} times" if seen.broken else "held"
-    return f"| {fault.done} | {fault.promised} | {', '.join(runs)} | {held} |\n"
+    return f"| {fault.done} | {fault.promised} | {len(seen.seeds)} | {', '.join(runs)} | {held} |\n"
 
 
 def main() -> None:
@@ -243,22 +261,20 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="rounds, each with a seed of its own (default: 3)")
     parser.add_argument("--seed", type=int, default=1, help="the seed of the first round, at least 1 (default: 1)")
     parser.add_argument("--processes", type=int, default=2, help="test processes (default: 2)")
-    parser.add_argument("--only", default="", help="only faults whose text contains this; writes no page")
+    parser.add_argument("--only", default="", help="only faults whose text contains this; the rows of the others stay")
     options = parser.parse_args()
     faults = tuple(fault for fault in FAULTS if options.only.lower() in f"{fault.done} {fault.promised}".lower())
-    seeds = list(range(options.seed, options.seed + options.rounds))
-    all_seen, begun = [Seen(Counter(), Counter(), []) for _ in faults], time.monotonic()
-    for number, seed in enumerate(seeds, 1):
+    others = {fault.done for fault in FAULTS} - {fault.done for fault in faults}
+    all_seen = {done: seen for done, seen in recorded().items() if done in others}
+    for seed in range(options.seed, options.seed + options.rounds):
         of_round = run_round(seed, faults, options.processes)
-        all_seen = [added(first, second) for first, second in zip(all_seen, of_round, strict=True)]
+        for fault, seen in zip(faults, of_round, strict=True):
+            all_seen[fault.done] = added(all_seen.get(fault.done, NOTHING), seen)
         broken = [each for seen in of_round for each in seen.broken]
-        print(f"round {number} of {len(seeds)}, seed {seed}: {', '.join(broken) or 'no promise broken'}", flush=True)
-    text = page(seeds, faults, all_seen, time.monotonic() - begun)
-    if options.only:
-        print(text)
-    else:
-        PAGE.write_text(text, "utf-8")
-    sys.exit(any(seen.broken for seen in all_seen))
+        print(f"seed {seed}: {', '.join(broken) or 'no promise broken'}", flush=True)
+        RECORD.write_text(json.dumps({done: seen._asdict() for done, seen in all_seen.items()}, indent=1) + "\n", "utf-8")
+        PAGE.write_text(page(all_seen), "utf-8")
+    sys.exit(any(all_seen[fault.done].broken for fault in faults))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tests.faults.report import FAULTS, Seen, page, read
+from tests.faults.report import FAULTS, PAGE, Seen, added, page, read, recorded
 
 TESTS = Path(__file__).parents[1]
 
@@ -30,6 +30,14 @@ def test_what_the_report_says() -> None:
     text = f'<testsuite><{case}[a]">{counted}</testcase><{case}[b]"><failure/></testcase></testsuite>'
     report = ElementTree.fromstring(text)
     seen = [read(report, fault, 5) for fault in (first, second)]
-    assert seen[0] == Seen(Counter(passed=1, failed=1), Counter(jobs=7), [f"{at[6:]}.{name}[b] with seed 5"])
+    assert seen[0] == Seen([5], seen[0].date, Counter(passed=1, failed=1), Counter(jobs=7), [f"{at[6:]}.{name}[b] with seed 5"])
     assert len(seen[1].broken) == 1
-    assert f"| {first.promised} | 2 runs, 7 jobs | broken 1 times |" in page([5], (first, second), seen, 60)
+    twice = added(seen[0], seen[0]._replace(seeds=[6]))
+    text = page({first.done: twice, second.done: seen[1]})
+    assert f"| {first.promised} | 2 | 4 runs, 14 jobs | broken 2 times |" in text
+    assert f"| {second.promised} | 1 | 0 runs | broken 1 times |" in text
+
+
+def test_the_page_says_what_was_seen() -> None:
+    """docs/faults.md is made of what the last rounds recorded."""
+    assert PAGE.read_text("utf-8").partition("cores. ")[2] == page(recorded()).partition("cores. ")[2]
