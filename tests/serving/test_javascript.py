@@ -548,6 +548,23 @@ def test_a_live_map_of_a_query(run: Callable[..., list[Any]]) -> None:
     ]
 
 
+def test_lines_of_unicode(run: Callable[..., list[Any]]) -> None:
+    """U+2028 and U+2029 end a line of JavaScript, and none of a stream."""
+    found = run(
+        """
+        const text = "one\\u2028two\\u2029three"
+        await store.put("/ns/a", text)
+        const events = store.follow("/ns/a")[Symbol.asyncIterator]()
+        const {value: snapshot} = await events.next()
+        await store.put("/ns/a", text + text)
+        const {value: put} = await events.next()
+        say([snapshot.value === text, put.value === text + text])
+        process.exit()
+        """
+    )
+    assert found == [[True, True]]
+
+
 def test_a_long_snapshot(run: Callable[..., list[Any]]) -> None:
     """It is one event, also if what is followed changes while it comes."""
     assert run(

@@ -242,7 +242,7 @@ async function* blocksOf(body) {
 		if (done) return
 		const blocks = (text + value).split("\n\n")
 		text = blocks.pop()
-		for (const block of blocks) yield Object.fromEntries(block.split("\n").map(line => line.split(/: (.*)/, 2)))
+		for (const block of blocks) yield Object.fromEntries(block.split("\n").map(line => line.split(/: (.*)/s, 2)))
 	}
 }
 
