@@ -197,9 +197,10 @@ def read(report: ElementTree.Element, fault: Fault, seed: int) -> Seen:
             continue
         if case.find("skipped") is not None:
             seen.runs["skipped"] += 1
-        elif case.find("failure") is not None or case.find("error") is not None:
+        elif (failure := next((each for each in case if each.tag in ("failure", "error")), None)) is not None:
             seen.runs["failed"] += 1
-            seen.broken.append(f"{name} with seed {seed}")
+            why = failure.get("message", "").partition("\n")[0][:200]
+            seen.broken.append(f"{name} with seed {seed}: {why}")
         else:
             seen.runs["passed"] += 1
         for each in case.iter("property"):
