@@ -175,7 +175,7 @@ def run_round(seed: int, faults: tuple[Fault, ...], processes: int) -> list[Seen
             "no:cacheprovider",
             f"--junit-xml={report}",
         ]
-        environ = os.environ | {"KVSTORE_FAULTS_SEED": str(seed)}
+        environ = os.environ | {"KVSTORE_FAULTS_SEED": str(seed), "KVSTORE_LANES": "all"}
         subprocess.run(
             [*command, f"--hypothesis-seed={seed}", *tests],
             cwd=ROOT,

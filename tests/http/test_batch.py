@@ -749,6 +749,7 @@ def test_large_answers_of_many_documents(client: Checked) -> None:
 
 
 @pytest.mark.few
+@pytest.mark.turns
 @pytest.mark.parametrize("method", ["PATCH", "PUT", "GET", "DELETE"])
 def test_an_atomic_batch_that_is_too_much_work(client: Checked, raw: redis.Redis, method: str) -> None:
     """Redis would be held up by it: 413, and nothing is changed."""
