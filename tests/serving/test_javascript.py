@@ -188,6 +188,11 @@ await job.renew("60s")
 await job.release()
 const [again] = await store.take("/jobs/", {lease: 5})
 say([again.attempts, await name(job.done()), await store.done(again), await again.done()])
+const waiting = store.take("/jobs/", {wait: 20, as: {name: "ada"}})
+let takers
+while (!takers) ({takers} = await (await network(url + "/jobs/")).json())
+await store.post("/jobs/", 2)
+say([takers.map(each => each.as), (await waiting).map(each => each.value)])
 """
 
 
@@ -211,6 +216,7 @@ def test_the_verbs(run: Callable[..., list[Any]]) -> None:
         [1, 2],
         [True, {"task": 1}, 1, [], []],
         [2, "PreconditionFailed", True, False],
+        [[{"name": "ada"}], [2]],
     ]
 
 

@@ -270,10 +270,11 @@ def test_many_writes_share_a_wait(pair: Pair) -> None:
     assert (writing, reading) == (1, 0)
 
 
-# What no failover can break, although its outcome does not wait: reads, counts, and what a stream renews.
+# What no failover can break, although its outcome does not wait: reads, counts, and what a stream or a wait renews or ends.
 UNACKNOWLEDGED = (
     "read exists get get_many list count_jobs inspect_namespaces log_position read_changes read_history"
     " read_container_changes charge claim_streams release_stream hold release_hold"
+    " register_taker remove_taker"
 )
 
 
