@@ -197,9 +197,10 @@ def read(report: ElementTree.Element, fault: Fault, seed: int) -> Seen:
             continue
         if case.find("skipped") is not None:
             seen.runs["skipped"] += 1
-        elif case.find("failure") is not None or case.find("error") is not None:
+        elif (failure := next((each for each in case if each.tag in ("failure", "error")), None)) is not None:
             seen.runs["failed"] += 1
-            seen.broken.append(f"{name} with seed {seed}")
+            why = failure.get("message", "").partition("\n")[0][:200]
+            seen.broken.append(f"{name} with seed {seed}: {why}")
         else:
             seen.runs["passed"] += 1
         for each in case.iter("property"):
@@ -228,7 +229,7 @@ HEAD = """# Faults
 
 What happens when things break. `make faults` runs every fault of this page for some rounds, each with a seed of its own, checks
 what was promised, and writes this page. `make faults ARGS="--rounds 30 --seed 1"` says how many rounds, and where the seeds
-begin; `--only "clock"` gives one fault new rounds and leaves the others' rows as they are.
+begin; `--only "clock"` gives one fault new rounds and leaves the others as they are; `--more` adds rounds to those of the page.
 
 """
 
@@ -262,10 +263,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1, help="the seed of the first round, at least 1 (default: 1)")
     parser.add_argument("--processes", type=int, default=2, help="test processes (default: 2)")
     parser.add_argument("--only", default="", help="only faults whose text contains this; the rows of the others stay")
+    parser.add_argument("--more", action="store_true", help="add to the rounds that are recorded, in place of beginning anew")
     options = parser.parse_args()
     faults = tuple(fault for fault in FAULTS if options.only.lower() in f"{fault.done} {fault.promised}".lower())
     others = {fault.done for fault in FAULTS} - {fault.done for fault in faults}
-    all_seen = {done: seen for done, seen in recorded().items() if done in others}
+    all_seen = {done: seen for done, seen in recorded().items() if done in others or options.more}
     for seed in range(options.seed, options.seed + options.rounds):
         of_round = run_round(seed, faults, options.processes)
         for fault, seen in zip(faults, of_round, strict=True):

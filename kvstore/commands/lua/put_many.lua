@@ -46,7 +46,7 @@ local function write_all(prefix, length, runs, last, sizes, before, due)
 end
 
 local function put_many(_, at, last)
-  local prefix, length, runs = ARGV[at], ARGV[at + 1], at + 2
+  local prefix, length, runs = ARGV[at], tonumber(ARGV[at + 1]), at + 2
   local names, run = {}, runs
   while run <= last do
     local count, width = tonumber(ARGV[run]), tonumber(ARGV[run + 1])
