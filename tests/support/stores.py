@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,12 @@ CLUSTER_NODES = 3
 SLOTS = 16_384
 PR_SET_PDEATHSIG = 1
 KEEPS_NOTHING = ("--save", "", "--appendonly", "no")
+NODE_TIMEOUT_MS = 1000
+FAILS_OVER = (  # for a cluster: soon, and a node that fails takes its own slots down, and no others
+    *("--cluster-node-timeout", str(NODE_TIMEOUT_MS)),
+    *("--cluster-require-full-coverage", "no"),
+    *("--repl-diskless-sync-delay", "0"),
+)
 PORTS = range(10_000, 32_768)  # below those that Linux gives to clients, whose connections would take a port away (ip(7))
 PROCESSES = 64  # of a test run, at most
 
@@ -182,9 +188,9 @@ def start_redis(directory: Path) -> Running:
     return running
 
 
-def start_cluster(directory: Path, *options: str, replicas: int = 0) -> Cluster:
-    """A Redis Cluster of three nodes with slots, keeping nothing, on ports of 127.0.0.1. The first ones have a replica each."""
-    count = CLUSTER_NODES + replicas
+def start_cluster(directory: Path, *options: str, replicas_of: Sequence[int] = ()) -> Cluster:
+    """A Redis Cluster of three nodes with slots, keeping nothing, on ports of 127.0.0.1, and replicas of the nodes named."""
+    count = CLUSTER_NODES + len(replicas_of)
     ports, bus_ports = free_ports(count), free_ports(count)
     processes: dict[int, subprocess.Popen[bytes]] = {}
 
@@ -209,8 +215,8 @@ def start_cluster(directory: Path, *options: str, replicas: int = 0) -> Cluster:
             node.execute_command("CLUSTER MEET", "127.0.0.1", ports[0], bus_ports[0])
         for node in nodes.values():
             wait_until(functools.partial(sees_the_cluster, node, count), START_S)
-        for primary, replica in zip(ports, ports[CLUSTER_NODES:], strict=False):
-            nodes[replica].execute_command("CLUSTER REPLICATE", nodes[primary].execute_command("CLUSTER MYID"))
+        for primary, replica in zip(replicas_of, ports[CLUSTER_NODES:], strict=True):
+            nodes[replica].execute_command("CLUSTER REPLICATE", nodes[ports[primary]].execute_command("CLUSTER MYID"))
             wait_until(lambda replica=replica: nodes[replica].info()["master_link_status"] == "up", START_S)
         for node in nodes.values():
             node.close()
