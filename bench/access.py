@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -127,16 +128,15 @@ def print_results(what: str, results: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    options = measure.read_options(
+    measure.main(
         "Measure what access control costs.",
+        partial(run, variants, service),
+        partial(print_results, "access"),
+        "access.json",
         needs=["wrk"],
         rounds=measure.Option(7, 1, "turns of every variant"),
         seconds=measure.Option(2, 1, "of every load"),
     )
-    results = run(variants, service, options.rounds, options.seconds)
-    print_results("access", results)
-    if not options.quick:
-        measure.save("access.json", results)
 
 
 if __name__ == "__main__":

@@ -94,8 +94,8 @@ def row(name: str, attack_s: list[float], gets_s: list[float]) -> dict[str, Any]
     }
 
 
-def run(rounds: int, named: str) -> dict[str, Any]:
-    """Measure each case whose name has `named` in it, and return what is saved as attacks.json."""
+def run(rounds: int) -> dict[str, Any]:
+    """Measure each case, and return what is saved as attacks.json."""
     with tempfile.TemporaryDirectory(prefix="kvstore-bench-") as name, ExitStack() as stack:
         directory = Path(name)
         client, redis_at = stack.enter_context(measure.redis_server(directory))
@@ -105,9 +105,8 @@ def run(rounds: int, named: str) -> dict[str, Any]:
         bench = Bench(serving, client, url)
         rows = [row(ALONE, *run_beside(bench, None, 1))]
         for case_name, case in CASES.items():
-            if named in case_name:
-                rows.append(row(case_name, *run_beside(bench, case, rounds)))
-                print(".", end="", flush=True)
+            rows.append(row(case_name, *run_beside(bench, case, rounds)))
+            print(".", end="", flush=True)
         return {"when": time.strftime("%Y-%m-%d"), "machine": measure.machine(client), "rounds": rounds, "rows": rows}
 
 
@@ -121,13 +120,13 @@ def print_results(results: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    options = measure.read_options(
-        "Measure what others notice of the heaviest requests.", rounds=measure.Option(5, 1, "of each request")
+    measure.main(
+        "Measure what others notice of the heaviest requests.",
+        run,
+        print_results,
+        "attacks.json",
+        rounds=measure.Option(5, 1, "of each request"),
     )
-    results = run(options.rounds, "")
-    print_results(results)
-    if not options.quick:
-        measure.save("attacks.json", results)
 
 
 if __name__ == "__main__":

@@ -195,16 +195,15 @@ def print_results(results: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    options = measure.read_options(
+    measure.main(
         "Measure a cluster beside one Redis.",
+        run,
+        print_results,
+        "cluster.json",
         needs=["wrk", "redis-server"],
         rounds=measure.Option(5, 1, "turns of both"),
         seconds=measure.Option(3, 1, "of every load"),
     )
-    results = run(options.rounds, options.seconds)
-    print_results(results)
-    if not options.quick:
-        measure.save("cluster.json", results)
 
 
 if __name__ == "__main__":

@@ -113,17 +113,16 @@ def print_results(results: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    options = measure.read_options(
+    measure.main(
         "Measure containers and batches.",
+        run,
+        print_results,
+        "containers.json",
         needs=["wrk"],
         documents=measure.Option(1_000_000, 5_000, "to store in one namespace"),
         rounds=measure.Option(3, 1, "of batches"),
         seconds=measure.Option(3, 1, "of every load"),
     )
-    results = run(options.documents, options.rounds, options.seconds)
-    print_results(results)
-    if not options.quick:
-        measure.save("containers.json", results)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ Writes results/durability.json. `python -m bench.durability --help` names the op
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from bench import measure
@@ -59,16 +60,15 @@ def started(directory: Path, variant: Variant, **environment: str) -> Iterator[i
 
 
 def main() -> None:
-    options = measure.read_options(
+    measure.main(
         "Measure what durability costs.",
+        partial(run, variants, service),
+        partial(print_results, "durability"),
+        "durability.json",
         needs=["wrk", "redis-server"],
         rounds=measure.Option(7, 1, "turns of every variant"),
         seconds=measure.Option(2, 1, "of every load"),
     )
-    results = run(variants, service, options.rounds, options.seconds)
-    print_results("durability", results)
-    if not options.quick:
-        measure.save("durability.json", results)
 
 
 if __name__ == "__main__":

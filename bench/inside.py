@@ -229,7 +229,7 @@ def slow_clients(directory: Path, rounds: int, seconds: int) -> list[dict[str, A
     ]
 
 
-def run(most: int, rounds: int, seconds: int) -> dict[str, Any]:
+def run(documents: int, rounds: int, seconds: int) -> dict[str, Any]:
     """Measure all of it, and return what is saved as inside.json."""
     with tempfile.TemporaryDirectory(prefix="kvstore-bench-") as name:
         directory = Path(name)
@@ -237,7 +237,7 @@ def run(most: int, rounds: int, seconds: int) -> dict[str, Any]:
             facts = measure.machine(client)
         started, shapes = starts(directory), by_shape(directory, rounds, seconds)
         slow = slow_clients(directory, rounds, seconds)
-        grown, held = by_number(directory, most, rounds, seconds)
+        grown, held = by_number(directory, documents, rounds, seconds)
     return {
         "when": time.strftime("%Y-%m-%d"),
         "machine": facts,
@@ -288,17 +288,16 @@ def print_results(results: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    options = measure.read_options(
+    measure.main(
         "Measure kvstore alone.",
+        run,
+        print_results,
+        "inside.json",
         needs=["wrk"],
         documents=measure.Option(1_000_000, 10_000, "the most to store in one namespace"),
         rounds=measure.Option(3, 1, "turns of every case"),
         seconds=measure.Option(2, 1, "of every load"),
     )
-    results = run(options.documents, options.rounds, options.seconds)
-    print_results(results)
-    if not options.quick:
-        measure.save("inside.json", results)
 
 
 if __name__ == "__main__":

@@ -148,15 +148,14 @@ def print_results(results: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    options = measure.read_options(
+    measure.main(
         "Compare the queue with RQ.",
+        run,
+        print_results,
+        "jobs.json",
         rounds=measure.Option(3, 1, "turns of every queue"),
         jobs=measure.Option(4000, 400, "of every turn; RQ is given fewer"),
     )
-    results = run(options.rounds, options.jobs)
-    print_results(results)
-    if not options.quick:
-        measure.save("jobs.json", results)
 
 
 if __name__ == "__main__":

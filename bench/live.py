@@ -344,16 +344,15 @@ def print_results(results: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    options = measure.read_options(
+    measure.main(
         "Measure following, beside nchan.",
+        run,
+        print_results,
+        "live.json",
         needs=["wrk", "cc"],
         rounds=measure.Option(3, 1, "turns of every server"),
         seconds=measure.Option(5, 1, "of every load"),
     )
-    results = run(options.rounds, options.seconds)
-    print_results(results)
-    if not options.quick:
-        measure.save("live.json", results)
 
 
 if __name__ == "__main__":

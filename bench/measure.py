@@ -75,6 +75,22 @@ def read_options(description: str, needs: Sequence[str] = (), **options: Option)
     return found
 
 
+def main(
+    description: str,
+    run: Callable[..., dict[str, Any]],
+    show: Callable[[dict[str, Any]], None],
+    name: str,
+    needs: Sequence[str] = (),
+    **options: Option,
+) -> None:
+    """Run a benchmark with the numbers of the command line, show what it found, and save that as bench/results/`name`."""
+    found = read_options(description, needs, **options)
+    results = run(**{option: getattr(found, option) for option in options})
+    show(results)
+    if not found.quick:
+        save(name, results)
+
+
 @contextmanager
 def running(command: Sequence[str | Path], log: Path, **environment: str) -> Iterator["subprocess.Popen[bytes]"]:
     """A process, its output in `log`; ended with its group when the block is left."""

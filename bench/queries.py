@@ -306,16 +306,15 @@ def print_results(results: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    options = measure.read_options(
+    measure.main(
         "Measure queries, beside json-server and PostgreSQL where these are installed.",
+        run,
+        print_results,
+        "queries.json",
         documents=measure.Option(200_000, 5_000, "to ask about"),
         peers=measure.Option(20_000, 1_000, "in json-server, 0 to leave it out"),
         rounds=measure.Option(3, 1, "of each query"),
     )
-    results = run(options.documents, options.peers, options.rounds)
-    print_results(results)
-    if not options.quick:
-        measure.save("queries.json", results)
 
 
 if __name__ == "__main__":

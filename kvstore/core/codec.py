@@ -259,6 +259,7 @@ _PLAIN_MEMBER = (
 _MORE_MEMBERS = b""
 for _ in range(MAX_PLAIN_MEMBERS - 1):
     _MORE_MEMBERS = rb"(?:,[ \t\n\r]*+%b%b)?+" % (_PLAIN_MEMBER, _MORE_MEMBERS)
+_GROUPS = [tuple(range(1, last + 1)) for last in range(2 * MAX_PLAIN_MEMBERS + 1)]  # up to the last one that took part
 _plain_object = re.compile(rb"[ \t\n\r]*+\{[ \t\n\r]*+%b%b\}[ \t\n\r]*+" % (_PLAIN_MEMBER, _MORE_MEMBERS)).fullmatch
 
 
@@ -266,7 +267,7 @@ def encode_plain(body: bytes) -> Encoded | None:
     """Do what encode() does, for plain objects only; return None for all others, and for bodies that must be refused."""
     if len(body) > MAX_PLAIN_BYTES or not (found := _plain_object(body)):
         return None
-    fields = list(found.groups()[: found.lastindex])
+    fields = list(found.group(*_GROUPS[found.lastindex or 0]))
     names = tuple(fields[::2])
     if len(b"".join(names)) > MAX_CACHED_BYTES or not (plan := _plain_plan(names)):
         return None

@@ -25,6 +25,8 @@ log = logging.getLogger("kvstore")
 
 Order: TypeAlias = tuple[int, int]  # a position in the change log, as numbers
 Changed: TypeAlias = tuple[Order, bytes]  # the position of a change, and its event
+Joined: TypeAlias = tuple[int, int, list[bytes]]  # from which change to which, in blocks
+NOTHING: Joined = (0, 0, [])
 
 
 async def _at_once() -> None:
@@ -104,7 +106,7 @@ class Audience:
         self._first = 0  # the number of the first of them
         self._round: Iterator[Subscriber] | None = None  # those who are still to come in this round; None between two rounds
         self._round_end = 0  # the number of the first change that came after this round began
-        self._joined: tuple[int, int, list[bytes]] = (0, 0, [])  # what was sent last: from which change to which, in blocks
+        self._joined: Joined = NOTHING  # what was sent last in this round
 
     @property
     def end(self) -> int:
@@ -148,6 +150,7 @@ class Audience:
             del self._changes[:of_all]
             self._first, self._round = self._round_end, None
             if not self._changes:
+                self._joined = NOTHING
                 return
             self._begin_round()
         asyncio.get_running_loop().call_soon(self._go_on)
@@ -159,7 +162,7 @@ class Audience:
         try:
             if subscriber.is_ready and changes[0][0] > subscriber.after:
                 if self._joined[:2] != (start, end):
-                    self._joined = start, end, list(_joined(changes))
+                    self._joined = start, end, list(_blocks(changes))
                 for joined in self._joined[2]:
                     subscriber.send(joined)
             else:
@@ -170,7 +173,7 @@ class Audience:
             subscriber.end()
 
 
-def _joined(changes: list[Changed]) -> Iterator[bytes]:
+def _blocks(changes: list[Changed]) -> Iterator[bytes]:
     """Yield changes as blocks of about MAX_JOINED_BYTES at most, each for one write, which costs as much as one change."""
     block: list[bytes] = []
     size = 0

@@ -198,11 +198,13 @@ class ExpressLane:
                     client.start_over(data)
                 else:
                     expires_at_ms = at_ms if at_ms >= 0 else None
-                    found = Found(*decode(fields), expires_at_ms, None if expires_at_ms is None else at_ms - time_ms)
-                    if client.stays:
-                        client.write(_response(head, found), numbers)
-                    else:
-                        client.answer(data, found)
+                    ttl_ms = None if expires_at_ms is None else at_ms - time_ms
+                    document = text, is_object, tag = decode(fields)
+                    if not client.stays:
+                        client.answer(data, Found(*document, expires_at_ms, ttl_ms))
+                        continue
+                    dates = _dates(None if tag is None else tag_time_ms(tag), expires_at_ms)
+                    client.write(_response(head, tag, dates, with_ttl(text, ttl_ms if is_object else None)), numbers)
             except Exception:
                 _drop(client)
 
@@ -216,20 +218,25 @@ class ExpressLane:
         path, documents, ttl_ms, *_ = batch.command
         behind_ms = lag_ms(reply)
         replaced, created = (self._head(200), _numbers("PUT", 200)), (self._head(201), _numbers("PUT", 201))
+        known_ms = -1
         answers = zip(batch.requests, documents.items(), reply[1], reply[2], strict=True)
         for (client, data), (name, encoded), raw_tag, word in answers:
             try:
                 tag = raw_tag.decode()
-                found = Found(encoded.text, True, tag, tag_time_ms(tag) - behind_ms + ttl_ms, ttl_ms)
+                time_ms = tag_time_ms(tag)
+                if time_ms != known_ms:  # most of a batch are written in the same ms
+                    known_ms, expires_at_ms = time_ms, time_ms - behind_ms + ttl_ms
+                    dates = _dates(time_ms, expires_at_ms)
                 if not client.stays:
-                    client.answer(data, Stored(found, word == CREATED))
-                elif word == CREATED:
+                    client.answer(data, Stored(Found(encoded.text, True, tag, expires_at_ms, ttl_ms), word == CREATED))
+                    continue
+                body = with_ttl(encoded.text, ttl_ms)
+                if word == CREATED:
                     head, numbers = created
-                    location = f"\r\nLocation: /{path.namespace}/{name}"
-                    client.write(_response(head, found, location), numbers)
+                    client.write(_response(head, tag, f"{dates}\r\nLocation: /{path.namespace}/{name}", body), numbers)
                 else:
                     head, numbers = replaced
-                    client.write(_response(head, found), numbers)
+                    client.write(_response(head, tag, dates, body), numbers)
             except Exception:
                 _drop(client)
 
@@ -262,17 +269,20 @@ def _numbers(method: str, status: int) -> Numbers:
     return COUNTERS.requests.get((method, status)) or COUNTERS.first(method, status)
 
 
-def _response(head: bytes, found: Found, location: str = "") -> bytes:
-    """Return the response that shows a document, as http/documents.py makes it; `head` ends before ETag."""
-    text, is_object, tag, expires_at_ms, ttl_ms = found
-    body = with_ttl(text, ttl_ms if is_object else None)
-    written_at_s = None if tag is None else tag_time_ms(tag) // 1000
-    dates = _dates(written_at_s, None if expires_at_ms is None else expires_at_ms // 1000)
+def _response(head: bytes, tag: str | None, more: str, body: bytes) -> bytes:
+    """Return the response that shows a document, as http/documents.py makes it; `head` is before ETag, `more` after it."""
     tag_field = "" if tag is None else f'\r\nETag: "{tag}"'
-    fields = f"{tag_field}{dates}{location}\r\nContent-Length: {len(body) + 1}\r\n\r\n"
+    fields = f"{tag_field}{more}\r\nContent-Length: {len(body) + 1}\r\n\r\n"
     return b"%b%b%b\n" % (head, fields.encode(), body)
 
 
+def _dates(written_at_ms: int | None, expires_at_ms: int | None) -> str:
+    """Return the header fields with the dates of a document, as lines."""
+    return _date_lines(
+        None if written_at_ms is None else written_at_ms // 1000, None if expires_at_ms is None else expires_at_ms // 1000
+    )
+
+
 @lru_cache(maxsize=1024)
-def _dates(written_at_s: int | None, expires_at_s: int | None) -> str:
+def _date_lines(written_at_s: int | None, expires_at_s: int | None) -> str:
     return field_lines(document_dates(written_at_s, expires_at_s)).decode()

@@ -31,7 +31,7 @@ from kvstore.commands.jobs import (
 )
 from kvstore.commands.takers import REGISTER_AFTER_S, RegisterTaker, RemoveTaker
 from kvstore.core.codec import Encoded
-from kvstore.core.errors import Problem, StoreFull, StoreUnavailable
+from kvstore.core.errors import Problem, StoreFull, StoreUnavailable, TooFewReplicas
 from kvstore.core.paths import Path
 from kvstore.core.settings import Settings
 from kvstore.stores.blocking import BlockingStore, open_blocking_store
@@ -265,7 +265,7 @@ class JobWorker:
             try:
                 outcome = self._store.execute(command)
             except Problem as problem:
-                if self._job and not isinstance(problem, StoreUnavailable | StoreFull):
+                if self._job and not isinstance(problem, StoreUnavailable | TooFewReplicas | StoreFull):
                     raise
                 if not self._is_away:
                     log.error("%s; trying again", problem)

@@ -453,8 +453,9 @@ def test_jobs(db: Any, http: Checked) -> None:
     with pytest.raises(NotFound):
         jobs[0].renew(30)
     jobs[1].release(None, "not now")
-    with pytest.raises(PreconditionFailed):
-        jobs[1].done()
+    for late in (jobs[1].done, lambda: jobs[1].renew(30)):
+        with pytest.raises(PreconditionFailed, match="the lease has ended"):
+            late()
     [again] = db.take("/jobs/", 30, max_attempts=3, limit=1)
     assert (again.path, again.attempts, again.ttl) == (put[1].path, 2, YEAR_S)
     assert http.delete(jobs[2].path, [("If-Match", f'"{jobs[2].lease}"')]).status == 204

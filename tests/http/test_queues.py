@@ -679,6 +679,28 @@ WRITES = {
 FENCED = {**WRITES, "extend": _status("PATCH", query="?lease=60s"), "give back": _status("PATCH", query="?lease=0")}
 
 
+@on_one
+@pytest.mark.parametrize(
+    ("method", "query", "match", "said"),
+    [
+        ("PUT", "", "TAG", "send only its lease"),
+        ("DELETE", "", "TAG", "send only its lease"),
+        ("DELETE", "", '"1-1.1"', "the lease has ended"),
+        ("PATCH", "?lease=60s", "TAG", "the lease has ended"),
+        ("PATCH", "?lease=0", '"1-1.1"', "the lease has ended"),
+        ("PUT", "", '"1-1"', "its entity-tag"),
+    ],
+)
+def test_a_refusal_says_what_to_do(client: Checked, method: str, query: str, match: str, said: str) -> None:
+    """The entity-tag of a leased job, and another lease, are refused again and again."""
+    tag = client.put("/ns/q/a", "1").tag
+    taken(client)
+    body = b"2" if method == "PUT" else b""
+    answer = client.request(method, "/ns/q/a" + query, [("If-Match", match.replace("TAG", str(tag)))], body)
+    assert answer.status == 412
+    assert said in answer.json["detail"]
+
+
 @on_few
 @pytest.mark.parametrize("kind", WRITES)
 def test_a_write_to_a_leased_job(client: Checked, raw: redis.Redis, kind: str) -> None:

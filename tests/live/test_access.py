@@ -12,7 +12,7 @@ from kvstore.live import hub
 from kvstore.live.stream_session import HEARTBEAT_S
 from tests.support.access import ADMIN, as_token, as_toml, by
 from tests.support.stores import Running, wait_until
-from tests.support.streams import FOLLOWED, LIMIT_S, STREAM_LANES, Followed, Reader
+from tests.support.streams import FOLLOWED, LIMIT_S, Followed, Reader
 from tests.support.tokens import SECRET
 
 ROWS: list[list[Any]] = [
@@ -25,13 +25,6 @@ ADA: dict[str, Any] = {"sub": "ada"}
 BEAT_S = HEARTBEAT_S / 20
 
 Open = Callable[..., Reader]
-
-
-@pytest.fixture(params=STREAM_LANES, ids="-".join)
-def lane(request: pytest.FixtureRequest) -> tuple[str, str]:
-    """What serves streams, and a store."""
-    kind: tuple[str, str] = request.param
-    return kind
 
 
 @pytest.fixture

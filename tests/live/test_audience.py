@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import tracemalloc
 from collections.abc import Coroutine
 from typing import Any
 
@@ -170,6 +171,22 @@ def test_a_write_is_bounded() -> None:
     play(scene())
     assert readers[0].numbers == list(range(1, 302))
     assert [len(block) > MAX_JOINED_BYTES for block in readers[0].blocks].count(True) == 1
+
+
+def test_nothing_is_kept_of_what_was_sent() -> None:
+    """Each container and each set of conditions has an audience: what one keeps would be kept by thousands."""
+
+    async def scene() -> None:
+        space = space_of()
+        reader = Reader(space)
+        tracemalloc.start()
+        deliver(space, *[change(number, 1000) for number in range(1, 200)])
+        reader.blocks.clear()
+        kept = tracemalloc.get_traced_memory()[0]
+        tracemalloc.stop()
+        assert kept < 10_000
+
+    play(scene())
 
 
 def end_snapshot(subscriber: Subscriber, number: int) -> None:

@@ -5,7 +5,7 @@ import json
 import random
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 from urllib.parse import quote
@@ -26,32 +26,9 @@ from kvstore.runtime import open_runtime
 from kvstore.serving import buffered_stream
 from kvstore.serving.buffered_stream import BufferedStream
 from tests.support.asking import entries
+from tests.support.lanes import on_served
 from tests.support.stores import Running, wait_until
-from tests.support.streams import FOLLOWED, LIMIT_S, STREAM_LANES, Event, Followed, OwnServer, Reader, following
-from tests.support.streams import ask as ask_of
-
-on_served = pytest.mark.parametrize("lane", [("served", "redis")], ids="-".join, indirect=True)
-
-
-@pytest.fixture(params=STREAM_LANES, ids="-".join)
-def lane(request: pytest.FixtureRequest) -> tuple[str, str]:
-    """What serves streams, and a store."""
-    kind: tuple[str, str] = request.param
-    return kind
-
-
-@pytest.fixture
-def followed(lane: tuple[str, str], store: Running) -> Iterator[Followed]:
-    """What serves streams, on an empty store."""
-    running = FOLLOWED[lane[0]](store)
-    yield running
-    running.stop()
-
-
-@pytest.fixture
-def ask(followed: Followed) -> Callable[..., Any]:
-    """One request: its JSON, None for none."""
-    return lambda *request: ask_of(followed, *request)
+from tests.support.streams import LIMIT_S, Event, Followed, OwnServer, Reader, following
 
 
 def target_of(*paths: str, **parameters: str) -> str:
@@ -216,6 +193,8 @@ REFUSED = [
     (target_of("a"), 400, "a"),
     (target_of("/a", "/b//c"), 400, "/b//c"),
     (target_of("/a", "/b%"), 400, "/b%"),
+    ("/_/follow?path=/%FF", 400, "/\ufffd"),  # no JSON has half a character
+    (target_of("/a") + "&hold=/%FF", 400, "/\ufffd"),
     (target_of("/a", "/" + "x" * 1100), 414, "/" + "x" * 1100),
     (target_of("/?list"), 400, "/"),
     (target_of("/_/health"), 400, "/_/health"),

@@ -1,7 +1,7 @@
 """Following with conditions: a snapshot of what matches, then what becomes of it, whatever serves the stream."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
 
@@ -11,32 +11,9 @@ from kvstore.live import evaluator, hub, stream_session
 from kvstore.live.evaluator import Evaluator
 from kvstore.stores.query_queue import QueryQueue, is_continued
 from tests.support.asking import expire
+from tests.support.lanes import on_served
 from tests.support.stores import Running, wait_until
-from tests.support.streams import FOLLOWED, LIMIT_S, STREAM_LANES, Event, Followed, following
-from tests.support.streams import ask as ask_of
-
-on_served = pytest.mark.parametrize("lane", [("served", "redis")], ids="-".join, indirect=True)
-
-
-@pytest.fixture(params=STREAM_LANES, ids="-".join)
-def lane(request: pytest.FixtureRequest) -> tuple[str, str]:
-    """What serves streams, and a store."""
-    kind: tuple[str, str] = request.param
-    return kind
-
-
-@pytest.fixture
-def followed(lane: tuple[str, str], store: Running) -> Iterator[Followed]:
-    """What serves streams, on an empty store."""
-    running = FOLLOWED[lane[0]](store)
-    yield running
-    running.stop()
-
-
-@pytest.fixture
-def ask(followed: Followed) -> Callable[..., Any]:
-    """One request: its JSON, None for none."""
-    return lambda *request: ask_of(followed, *request)
+from tests.support.streams import LIMIT_S, Event, Followed, following
 
 
 def told(events: list[Event]) -> list[tuple[str, str, Any]]:

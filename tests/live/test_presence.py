@@ -19,13 +19,12 @@ from kvstore.core.paths import parse_path
 from kvstore.live import presence as holding
 from tests.support.asking import entries
 from tests.support.clients import Checked
-from tests.support.lanes import on_few
+from tests.support.lanes import on_few, on_served
 from tests.support.serving import Served, start_kvstore
 from tests.support.stores import Running, start_valkey, wait_until
 from tests.support.streams import (
     FOLLOWED,
     LIMIT_S,
-    STREAM_LANES,
     FlaskServer,
     Followed,
     OwnServer,
@@ -48,17 +47,9 @@ def named(name: str) -> str:
     return HOLD + "&as=" + quote(json.dumps({"name": name}))
 
 
-@pytest.fixture(params=STREAM_LANES, ids="-".join)
-def lane(request: pytest.FixtureRequest) -> tuple[str, str]:
-    """What serves streams, and a store."""
-    kind: tuple[str, str] = request.param
-    return kind
-
-
 on_each = pytest.mark.parametrize(
     "lane", [("served", "valkey"), ("flask", "redis"), ("asgi", "redis")], ids="-".join, indirect=True
 )
-on_own = pytest.mark.parametrize("lane", [("served", "redis")], ids="-".join, indirect=True)
 
 
 @pytest.fixture
@@ -252,7 +243,7 @@ def test_redis_is_full(followed: Followed, store: Running, monkeypatch: pytest.M
             store.redis.config_set("maxmemory", 0)
 
 
-@on_own
+@on_served
 def test_a_holder_that_is_heard_of_no_more(followed: Followed, store: Running) -> None:
     """Does not count, and is not kept."""
     store.redis.zadd(HOLDS, {"dead": time.time() * 1000 - 1})
@@ -265,7 +256,7 @@ def test_a_holder_that_is_heard_of_no_more(followed: Followed, store: Running) -
     assert goes(store)
 
 
-@on_own
+@on_served
 def test_a_document_that_is_leased_as_a_job(followed: Followed, store: Running) -> None:
     """Nobody but who has the lease writes it while it is held; it goes all the same, with what is known of the job."""
     with following(followed, named("Alice")) as reader:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -28,33 +28,10 @@ from kvstore.serving import connection as server_module
 from kvstore.serving.sse import Stream, Streams
 from tests.support.asking import entries
 from tests.support.clients import make_scope
+from tests.support.lanes import on_served
 from tests.support.stores import Running, wait_until
-from tests.support.streams import FOLLOWED, LIMIT_S, STREAM_LANES, AsgiApplication, Followed, OwnServer, following
-from tests.support.streams import ask as ask_of
+from tests.support.streams import FOLLOWED, LIMIT_S, AsgiApplication, Followed, OwnServer, following
 from tests.support.wires import Wire
-
-on_served = pytest.mark.parametrize("lane", [("served", "redis")], ids="-".join, indirect=True)
-
-
-@pytest.fixture(params=STREAM_LANES, ids="-".join)
-def lane(request: pytest.FixtureRequest) -> tuple[str, str]:
-    """What serves streams, and a store."""
-    kind: tuple[str, str] = request.param
-    return kind
-
-
-@pytest.fixture
-def followed(lane: tuple[str, str], store: Running) -> Iterator[Followed]:
-    """What serves streams, on an empty store."""
-    running = FOLLOWED[lane[0]](store)
-    yield running
-    running.stop()
-
-
-@pytest.fixture
-def ask(followed: Followed) -> Callable[..., Any]:
-    """One request: its JSON, None for none."""
-    return lambda *request: ask_of(followed, *request)
 
 
 def test_a_document(followed: Followed, ask: Callable[..., Any], store: Running) -> None:

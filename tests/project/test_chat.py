@@ -109,6 +109,15 @@ def join(browser: Browser, served: Served, name: str) -> None:
     browser.find("#scroll li p")
 
 
+def mary_and_joe(driver: Driver, one: Served, two: Served) -> tuple[Browser, Browser]:
+    """Two people in General, each on an instance of their own, who see each other."""
+    mary, joe = driver.open(), driver.open()
+    join(mary, one, "Mary")
+    join(joe, two, "Joe")
+    mary.wait_for("Joe connected", "#scroll")
+    return mary, joe
+
+
 def say(browser: Browser, text: str) -> None:
     """Write a message as somebody does."""
     browser.type("#write input", text)
@@ -388,10 +397,7 @@ def test_nobody_speaks_in_the_name_of_another(chat: Chat, both: tuple[Served, Se
 def test_two_browsers_and_two_instances(chat: Chat, both: tuple[Served, Served], driver: Driver) -> None:
     """Rooms, private messages, unread ones, typing, presence, a reload, and two tabs."""
     one, two = both
-    mary, joe = driver.open(), driver.open()
-    join(mary, one, "Mary")
-    join(joe, two, "Joe")
-    mary.wait_for("Joe connected", "#scroll")
+    mary, joe = mary_and_joe(driver, one, two)
 
     # What is said in General is seen by everybody, as text; a blank is not said.
     mary.type("#write input", "<script>alert(1)</script><b>&amp;")
@@ -449,10 +455,7 @@ def check_two_tabs(mary: Browser, joe: Browser, one: Served) -> None:
 def test_an_instance_is_killed(chat: Chat, both: tuple[Served, Served], driver: Driver) -> None:
     """Who was there is gone, and the other instance goes on. When it is back, nothing was missed."""
     one, two = chat.start("third"), both[1]
-    mary, joe = driver.open(), driver.open()
-    join(mary, one, "Mary")
-    join(joe, two, "Joe")
-    mary.wait_for("Joe connected", "#scroll")
+    mary, joe = mary_and_joe(driver, one, two)
     mary.click(".name", "Joe")
     mary.wait_for("Joe", "#title")
     say(mary, "before")

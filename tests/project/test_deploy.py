@@ -16,7 +16,7 @@ import pytest
 
 from kvstore.core.settings import read_settings
 from tests.support.nginx import needs_nginx, nginx
-from tests.support.serving import Served
+from tests.support.serving import Served, ended, run_kvstore
 from tests.support.stores import answers, connect, free_ports, make_directory, redis_server, wait_for_redis
 from tests.support.tokens import SECRET
 
@@ -27,17 +27,9 @@ LIMIT_S = 60
 
 def run(command: str, directory: Path, **environ: str) -> None:
     """A command of a shell, which succeeds."""
-    ended = subprocess.run(
-        ["bash", "-c", command],
-        env={"PATH": os.environ["PATH"], "HOME": str(directory)} | environ,
-        cwd=directory,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=LIMIT_S,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stdout + ended.stderr
+    bare = {"PATH": os.environ["PATH"], "HOME": str(directory)}
+    ran = ended(["bash", "-c", command], directory, bare | environ, LIMIT_S)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
 # --- Dockerfile ---------------------------------------------------------------------------------------------------------
@@ -160,15 +152,7 @@ def test_the_services_of_compose(directory: Path) -> None:
 
 def printed_token(directory: Path) -> str:
     """A token of the role admin, as docs/operations.md makes one."""
-    ended = subprocess.run(
-        [str(Path(sys.executable).with_name("kvstore")), "token", "--role", "admin"],
-        env={"PATH": os.environ["PATH"], "KVSTORE_SECRET": SECRET},
-        cwd=directory,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return ended.stdout.strip()
+    return run_kvstore(directory, "token", "--role", "admin", KVSTORE_SECRET=SECRET).stdout.strip()
 
 
 # --- systemd ------------------------------------------------------------------------------------------------------------
@@ -181,11 +165,11 @@ def test_systemd_reads_the_unit(tmp_path: Path) -> None:
     command = Path(sys.executable).with_name("kvstore")
     unit = tmp_path / "kvstore@8001.service"
     unit.write_text(re.sub(r"(?m)^ExecStart=.*$", f"ExecStart={command}", UNIT.read_text("utf-8")))
-    ended = subprocess.run(
+    verified = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", str(unit)], capture_output=True, text=True, timeout=LIMIT_S, check=False
     )
-    said = [line for line in ended.stderr.splitlines() if "kvstore" in line]
-    assert (ended.returncode, said) == (0, []), ended.stderr
+    said = [line for line in verified.stderr.splitlines() if "kvstore" in line]
+    assert (verified.returncode, said) == (0, []), verified.stderr
 
 
 @pytest.mark.slow

@@ -485,6 +485,17 @@ def test_a_link_leads_somewhere(page: Path, target: str) -> None:
     assert not anchor or anchor in anchors(linked)
 
 
+def test_the_contents_of_the_decisions() -> None:
+    """They have each decision once; within a theme the decisions are in the order of their numbers."""
+    text = (ROOT / "DESIGN.md").read_text("utf-8")
+    contents, _, entries = text.partition("\n## Contents\n")[2].partition("\n## ")
+    themes = [re.findall(r"^### ((\d+)\. .+)$", theme, re.MULTILINE) for theme in entries.split("\n## ")]
+    assert re.findall(r"^- \[(\d+\. .+)\]\(", contents, re.MULTILINE) == [heading for theme in themes for heading, _ in theme]
+    assert all(theme == sorted(theme, key=lambda entry: int(entry[1])) for theme in themes)
+    numbers = [number for theme in themes for _, number in theme]
+    assert len(set(numbers)) == len(numbers)
+
+
 def test_the_readme_is_short() -> None:
     """Somebody who is new finishes it."""
     assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 200

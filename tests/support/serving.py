@@ -109,14 +109,19 @@ def bare_environ(home: Path) -> dict[str, str]:
 
 def run_kvstore(home: Path, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
     """The command `kvstore` where it is expected to end by itself."""
+    return ended([str(COMMAND), *arguments], home, bare_environ(home) | environ, START_S)
+
+
+def ended(command: list[str], directory: Path, environ: dict[str, str], limit_s: float) -> subprocess.CompletedProcess[str]:
+    """A command that ends by itself, within this time: its exit status, and all that it has printed."""
     return subprocess.run(
-        [str(COMMAND), *arguments],
-        env=bare_environ(home) | environ,
-        cwd=home,
+        command,
+        env=environ,
+        cwd=directory,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=START_S,
+        timeout=limit_s,
         check=False,
     )
 

@@ -3,6 +3,7 @@
 -- LATEST knows it. They are collected, and erased when the script is done (scripts.py).
 
 local SOON_MS = 30 * DAY_MS -- LATEST knows the documents that expire sooner; what has expired and is not known wrote nothing since
+local MOST_EXPIRED = 1000 -- documents that one script records
 local MOST_ERASED = 1000 -- changes in one script, about: some 7 ms
 local MOST_OF_ONE, MOST_IN_ALL = 2000, 3000 -- changes of one document, which is erased as a whole; and of all in a batch
 local MEMBERS_PER_CHANGE = 20 -- that take as long to read as what else is done for a change
@@ -140,7 +141,6 @@ local function sweep(prefix, now, most)
 end
 
 local has_swept = false -- a script that writes often does it once
-
 -- After a write: often enough that the indexes hold little that has expired, seldom enough to cost nothing.
 local function sweep_sometimes(prefix, now)
   if now % 16 == 0 and not has_swept then

@@ -9,7 +9,7 @@ local LOG = KEYS[1]
 
 local MOST_ARGUMENTS = 7000 -- of one call: unpack of 8,000 overflows Lua's stack. Even, so that pairs stay together
 local MOST_ENTRIES = 1000000000 -- of a log that is not trimmed
-local MOST_TRIMMED = 1000 -- by one change, where more came untrimmed: who reads it has time. A node of a stream has fewer
+local MOST_TRIMMED = '1000' -- by one change, where more came untrimmed: who reads it has time. A node of a stream has fewer
 local LOG_BYTES = 4194304 -- of a change log, about: the larger a change, the fewer stay
 local DAY_MS = 86400000
 local deferred_trim -- nil, but where a script of many changes trims the log in the end: how many entries stay then, at most
@@ -43,6 +43,7 @@ local function write_nothing()
 end
 
 local clock_ms = 0 -- what a script knows of the time: it is at least that
+local last_ms, last_time -- the first part of the last id, as it is spelled, and the time of that change
 local has_jumped = false
 
 -- Append an entry to the log, and return its id, and its time in ms. The time is that of the id, unless the clock is behind the last
@@ -54,20 +55,23 @@ local function add(keep, ...)
   end
   local id = deferred_trim and redis.call('XADD', LOG, '*', ...)
     or redis.call('XADD', LOG, 'MAXLEN', '~', keep, 'LIMIT', MOST_TRIMMED, '*', ...)
-  local ms = tonumber(string.match(id, '^%d+'))
-  if ms > clock_ms then -- it goes on while a script runs
-    clock_ms = string.sub(id, -2) == '-0' and ms or clock()
+  local ms = string.match(id, '^%d+')
+  if ms ~= last_ms then
+    last_ms, last_time = ms, tonumber(ms)
+    if last_time > clock_ms then -- it goes on while a script runs
+      clock_ms = string.sub(id, -2) == '-0' and last_time or clock()
+    end
+    if last_time > clock_ms then
+      last_time = clock_ms
+      if not has_jumped then
+        has_jumped = true
+        redis.call('XDEL', LOG, id)
+        id = string.format('%s-%.0f', ms, string.match(id, '%d+$') + 1 + redis.call('TIME')[2] % 50000)
+        redis.call('XADD', LOG, 'MAXLEN', '~', keep, 'LIMIT', MOST_TRIMMED, id, ...)
+      end
+    end
   end
-  if ms <= clock_ms then
-    return id, ms
-  end
-  if not has_jumped then
-    has_jumped = true
-    redis.call('XDEL', LOG, id)
-    id = string.format('%.0f-%.0f', ms, string.match(id, '%d+$') + 1 + redis.call('TIME')[2] % 50000)
-    redis.call('XADD', LOG, 'MAXLEN', '~', keep, 'LIMIT', MOST_TRIMMED, id, ...)
-  end
-  return id, clock_ms
+  return id, last_time
 end
 
 -- Append a document's change to the log and return its id, which is the document's entity-tag, and its time in ms. An entry

@@ -1,5 +1,26 @@
 -- Going through the names below a container, and what a listing has of each.
 
+-- What a page says of its namespace: {'again'} or {'same', tag} in its place, as list.lua has them, or nil; and the tag.
+local function begin_page(prefix, now, none_match)
+  if sweep(prefix, now, MOST_EXPIRED) == MOST_EXPIRED then -- all of it, or the tag would not say what has expired
+    return {'again'}
+  end
+  local tag = last_change() or '0-0'
+  if none_match == '*' or string.find(none_match, ' ' .. tag .. ' ', 1, true) then
+    return {'same', tag}
+  end
+  return nil, tag
+end
+
+local expired = 0 -- documents that a page has found to be gone
+
+-- Record a document that a page has found to be gone. Returns whether one script may record no more.
+local function record_gone(name)
+  erasing().record(name)
+  expired = expired + 1
+  return expired == MOST_EXPIRED or (collected or 0) >= MOST_ERASED
+end
+
 -- Two functions: the first returns one name after the other, relative to the container, and nil where there are no more; the
 -- second leaves out all that lies below a container. At first so many names are read at once, then twice as many and so on, up to
 -- `most`; after such a container it begins with one, since below the next one others may lie that say nothing.

@@ -9,7 +9,6 @@
 --        how many were looked at, how many were counted, rows}; a row is {name, its members}, each false if it is not there, or
 --        {name, {all fields}} of a document that is not an object, or of any that is wanted whole
 
-local MOST_EXPIRED = 1000 -- documents, in one call
 local MOST_READ = 4194304 -- bytes of members, about
 
 local function find(_, at)
@@ -17,12 +16,9 @@ local function find(_, at)
   local descending, direct, none_match = ARGV[at + 3] == 'desc', ARGV[at + 4] == 'direct', ARGV[at + 5]
   local most, most_rows, most_bytes = tonumber(ARGV[at + 6]), tonumber(ARGV[at + 7]), tonumber(ARGV[at + 8])
   local counts, is_whole, size = ARGV[at + 9] == 'count', ARGV[at + 9] == 'whole', tonumber(ARGV[at + 10])
-  if sweep(prefix, clock(), MOST_EXPIRED) == MOST_EXPIRED then -- all of it, or the tag would not say what has expired
-    return {'again'}
-  end
-  local tag = last_change() or '0-0'
-  if none_match == '*' or string.find(none_match, ' ' .. tag .. ' ', 1, true) then
-    return {'same', tag}
+  local instead, tag = begin_page(prefix, clock(), none_match)
+  if instead then
+    return instead
   end
 
   local read, conditions = {'HMGET', '', '$kv', unpack(ARGV, at + 11, at + 10 + size)}, conditions_at(at + 11 + size)
@@ -43,7 +39,7 @@ local function find(_, at)
   end
 
   local next_name, skip = names_below(container, after, descending, direct, math.min(most, most_rows) + 1, most + 1)
-  local rows, last, looked, counted, expired, bytes, read_bytes, members = {}, false, 0, 0, 0, 0, 0, 0
+  local rows, last, looked, counted, bytes, read_bytes, members = {}, false, 0, 0, 0, 0, 0
   for name in next_name do
     if looked >= most or #rows >= most_rows or bytes > most_bytes or read_bytes > MOST_READ or members > MOST_MEMBERS then
       return {'found', tag, last, looked, counted, rows}
@@ -77,9 +73,7 @@ local function find(_, at)
         bytes = bytes + row_bytes
       end
     elseif row and not row.err then
-      erasing().record(container .. name)
-      expired = expired + 1
-      if expired == MOST_EXPIRED or (collected or 0) >= MOST_ERASED then
+      if record_gone(container .. name) then
         return {'again'}
       end
     end

@@ -5,8 +5,6 @@
 --        has it: it is to be asked for as the first. That is settled, unless so many documents have expired that Redis does
 --        something else in between.
 
-local MOST_EXPIRED = 1000 -- documents, in one call
-
 -- What the indexes say. The expiry index may be early, never late: more documents than are due are there.
 local function look(log, now)
   local space = string.sub(log, 1, -4)

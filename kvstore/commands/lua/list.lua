@@ -9,24 +9,19 @@
 --        ttl_ms} for a document (with 'keys' the fields are {'$kv', its value}, or none), {name} for a container; its name
 --        ends in a slash. The tag is the id of the namespace's last change.
 
-local MOST_EXPIRED = 1000 -- documents, in one call
-
 local function list(_, at)
   local prefix, container, after = ARGV[at], ARGV[at + 1], ARGV[at + 2]
   local most, most_bytes = tonumber(ARGV[at + 3]), tonumber(ARGV[at + 7])
   local descending, direct = ARGV[at + 4] == 'desc', ARGV[at + 6] == 'direct'
   local read = ARGV[at + 5] == 'keys' and {'HMGET', '', '$kv'} or nil
   local now = clock()
-  if sweep(prefix, now, MOST_EXPIRED) == MOST_EXPIRED then -- all of it, or the tag would not say what has expired
-    return {'again'}
-  end
-  local tag = last_change() or '0-0'
-  if ARGV[at + 8] == '*' or string.find(ARGV[at + 8], ' ' .. tag .. ' ', 1, true) then
-    return {'same', tag}
+  local instead, tag = begin_page(prefix, now, ARGV[at + 8])
+  if instead then
+    return instead
   end
 
   local next_name, skip = names_below(container, after, descending, direct, most + 1, most + 1)
-  local items, bytes, members, expired, has_more = {}, 0, 0, 0, false
+  local items, bytes, members, has_more = {}, 0, 0, false
   for relative in next_name do
     local slash = string.find(relative, '/', 1, true)
     local item
@@ -52,9 +47,7 @@ local function list(_, at)
       end
       items[#items + 1] = item
     elseif relative ~= '' and redis.call('EXISTS', prefix .. container .. relative) == 0 then
-      erasing().record(container .. relative)
-      expired = expired + 1
-      if expired == MOST_EXPIRED or (collected or 0) >= MOST_ERASED then
+      if record_gone(container .. relative) then
         return {'again'}
       end
     end

@@ -7,8 +7,6 @@
 --        all, else nil, where there are none and the place is no entry: the place from now on}, {'lost'} where the log does not
 --        hold all of them, or not the place: it was trimmed, or Redis was emptied, or it has come back with an older state
 
-local MOST_EXPIRED = 1000 -- documents, in one call
-
 -- Whether a position is a change that was erased, and nothing that came after it is missing.
 local function is_erased_position(id)
   for _ = 1, MOST_KNOWN do

@@ -6,7 +6,6 @@
 --        without what it says of a document that is not there, 1 if the log has lost nothing, the change before which to go on where
 --        there may be more}
 
-local MOST_EXPIRED = 1000 -- documents, in one call
 local MOST_LOOKED_AT = 1000 -- changes in one script, those with many members counted as several: some 5 ms
 local AT_ONCE = 10 -- as in read_changes.lua
 

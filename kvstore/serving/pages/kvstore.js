@@ -56,9 +56,9 @@ export function connect(url = new URL("..", import.meta.url), {token, onBehind =
 	function iterate(path, {limit: left = Infinity, count, signal}, first) {
 		if (count) return first().then(found => found.count)
 		return (async function* () {
-			for (let page = await first(Math.min(left, 1000)); left > 0; ) {
+			for (let page = await first(Math.min(left, 1000)); ; ) {
 				for (const item of page.items) if (left-- > 0) yield item
-				if (!page.next) return
+				if (!page.next || left < 1) return
 				page = await ask("GET", path, undefined, {query: page.next.split("?")[1], signal})
 			}
 		})()
@@ -242,7 +242,7 @@ async function* blocksOf(body) {
 		if (done) return
 		const blocks = (text + value).split("\n\n")
 		text = blocks.pop()
-		for (const block of blocks) yield Object.fromEntries(block.split("\n").map(line => line.split(/: (.*)/, 2)))
+		for (const block of blocks) yield Object.fromEntries(block.split("\n").map(line => line.split(/: (.*)/s, 2)))
 	}
 }
 
