@@ -802,9 +802,8 @@ def test_updates_of_one_document_by_a_tab(directory: Path, served: OwnServer) ->
     driver = Driver(directory)
     try:
         tabs = Tabs(driver.open(), "http://{}:{}".format(*served.at))
-        tabs.run(
-            tabs.show(), 'const {connect} = await import("/_/kvstore.js"); const url = location.origin, times = 20\n' + COUNT
-        )
+        here = 'const {connect} = await import("/_/kvstore.js"), url = location.origin, times = 20\n'
+        tabs.run(tabs.show(), here + COUNT)
     finally:
         driver.close()
     assert ask(served, "GET", "/counter") == 200
