@@ -23,7 +23,7 @@ from tests.support.inprocess import InProcess
 from tests.support.stores import answers, connect, free_ports, redis_server, wait_for_redis, wait_until
 
 LIMIT_S = 40  # Sentinel takes its time
-ANSWER_S = 6.0  # the contract's limit for a 503
+ANSWER_S = 6.0  # until a 503 (docs/errors.md)
 READY_S = 1.0  # and for /_/ready
 
 
