@@ -190,7 +190,7 @@ def run_round(seed: int, faults: tuple[Fault, ...], processes: int) -> list[Seen
             "no:cacheprovider",
             f"--junit-xml={report}",
         ]
-        environ = os.environ | {"KVSTORE_FAULTS_SEED": str(seed), "KVSTORE_LANES": "all"}
+        environ = os.environ | {"KVSTORE_FAULTS_SEED": str(seed)}
         subprocess.run(
             [*command, f"--hypothesis-seed={seed}", *tests],
             cwd=ROOT,
