@@ -102,7 +102,7 @@ PLACES = [
 @on_few
 @pytest.mark.parametrize(("target", "path"), PLACES)
 def test_a_job(client: Checked, raw: redis.Redis, target: str, path: str) -> None:
-    """200 with the job, as the contract has it; done by DELETE with its lease; then there is nothing, and nothing was left."""
+    """200 with the job, as in docs/queues.md; done by DELETE with its lease; then there is nothing, and nothing was left."""
     client.put(path + "?ttl=2h", '{"z":1.0,"a":[]}')
     answer = take(client, target)
     assert (answer.status, answer.headers["Content-Type"], answer.headers["Cache-Control"]) == (

@@ -41,7 +41,7 @@ from tests.support.stores import connect, free_ports, redis_server, wait_until
 from tests.support.workers import WORKED, Workers
 
 LIMIT_S = 20
-ANSWER_S = 6.0  # the contract's limit for a 503
+ANSWER_S = 6.0  # until a 503 (docs/errors.md)
 
 
 class Pair:
