@@ -11,12 +11,11 @@ from kvstore.commands.base import RedisReply
 from kvstore.core.redis_url import Address
 from kvstore.stores import redis_clients
 from kvstore.stores.execution import Plain, Words
-from kvstore.stores.pipelined import PipelinedStore, settle
+from kvstore.stores.pipelined import SILENT_S, PipelinedStore, settle
 from kvstore.stores.redis_connection import Context, Done, MakeConnection, PendingCommand, RedisConnection, plain_command
 from kvstore.stores.redis_errors import too_many_waiting
 from kvstore.stores.slots import Place, SlotRange, guarded_words, parse_slots
 
-SILENT_S = 0.5  # without a reply to a command: a node that is well answers within PROMPT_S, so another may have its slots now
 MIN_NODES = 2  # among which what may wait is divided, while the nodes are not known
 
 

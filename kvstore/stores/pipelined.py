@@ -9,6 +9,7 @@ import logging
 import ssl
 from collections import deque
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Protocol
 
 import hiredis
@@ -34,6 +35,7 @@ log = logging.getLogger("kvstore")
 BACKOFF_S = (0.02, 0.05, 0.1, 0.2, 0.4)  # between attempts to connect; the last one repeats. Redis's return is seen within 2 s
 CHECK_S = 0.25  # between checks for what is overdue: so much later than its time-out a client may hear of it
 PING_S = 2.0  # between commands where keys are tracked: nothing else would show that a connection on which we listen is dead
+SILENT_S = 0.5  # without a reply to a command: a Redis that is well answers within PROMPT_S, so another may be in its place now
 
 
 class AsyncStore(Protocol):
@@ -75,6 +77,8 @@ class PipelinedStore:
         self.on_invalidate = on_invalidate
         self.is_tracking = on_invalidate is not None  # False where Redis refuses to
         self._find = find
+        self._found, self._found_at = address, 0.0  # where the connection goes, and when that was looked up
+        self._finding: asyncio.Task[None] | None = None
         self._make = connect
         self.max_waiting = redis_clients.MAX_WAITING
         self.max_waiting_bytes = redis_clients.MAX_WAITING_BYTES
@@ -119,6 +123,9 @@ class PipelinedStore:
             await asyncio.gather(self._connecting, return_exceptions=True)
         if self._check:
             self._check.cancel()
+        if self._finding:
+            self._finding.cancel()
+            await asyncio.gather(self._finding, return_exceptions=True)
         if self._connection:
             self._connection.abort()
         self._fail_unsent(float("inf"))
@@ -158,7 +165,7 @@ class PipelinedStore:
                     await asyncio.sleep(BACKOFF_S[min(attempt, len(BACKOFF_S) - 1)])
                     attempt += 1
                 else:
-                    self._connection, self._trouble = connection, None
+                    self._connection, self._found, self._trouble = connection, address, None
                     while self._unsent:
                         pending = self._unsent.popleft()
                         self._unsent_bytes -= pending.size
@@ -190,8 +197,20 @@ class PipelinedStore:
         if self._connection and self.on_invalidate and now >= self._ping_at:
             self._ping_at = now + PING_S
             self._connection.send(plain_command(("PING",), _ignore, None, now))
+        if self._connection and self._find and (self._finding is None or self._finding.done()):
+            oldest = self._connection.oldest
+            if now >= self._found_at + PING_S or (oldest and now >= oldest.began + SILENT_S):
+                self._found_at = now
+                self._finding = self._loop.create_task(self._find_again(self._find, self._connection))
         self._fail_unsent(now)
         self._check = self._loop.call_later(CHECK_S, self._check_overdue)
+
+    async def _find_again(self, find: Callable[[Address], Awaitable[Address]], connection: RedisConnection) -> None:
+        """Let go of a primary that was replaced: one that hung, and goes on, does not know that."""
+        with suppress(OSError, TimeoutError):
+            async with asyncio.timeout(redis_clients.PIPELINED.connect_s):
+                if await find(self._address) != self._found and self._connection is connection:
+                    connection.abort()
 
     def _fail_unsent(self, until: float) -> None:
         why = self._trouble or unavailable(f"Redis cannot be reached; send it again. {UNCHANGED}")

@@ -18,6 +18,8 @@ import redis
 import redis.asyncio
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.asyncio.sentinel import SentinelConnectionPool as AsyncSentinelConnectionPool
+from redis.asyncio.sentinel import SentinelManagedConnection as AsyncSentinelManagedConnection
+from redis.asyncio.sentinel import SentinelManagedSSLConnection as AsyncSentinelManagedSSLConnection
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 from redis.sentinel import SentinelManagedConnection, SentinelManagedSSLConnection
@@ -53,6 +55,9 @@ PIPELINED = TimeOuts(queue_s=1.5, connect_s=3.0, answer_s=3.5)
 
 # As for a single Redis, and half a second more in the queue: there it is as long as there are busy connections.
 POOLED = TimeOuts(queue_s=2.0, connect_s=1.5, answer_s=3.5)
+
+# A connection to a primary behind Sentinels that was not used for so long is opened anew: they may have replaced it meanwhile.
+TRUSTED_S = 1.0
 
 # What may wait for Redis in one event loop. At 10,000 commands a second, 20,000 are the work of 2 s.
 MAX_WAITING = 20_000
@@ -114,6 +119,42 @@ def _bounded(kind: Any) -> Any:
     return type(kind.__name__, (_Deadline, kind), {})
 
 
+# --- Primaries that were replaced ---------------------------------------------------------------------------------------
+
+
+class _Trusted:
+    """A connection to a primary behind Sentinels, for as long as it is used all the time.
+
+    A primary that hung, was replaced, and goes on, does not know that. Until a Sentinel tells it, it would take writes that are
+    lost. redis-py closes the connections that are idle when it learns of another primary, and no others.
+    """
+
+    _taken_at = float("-inf")  # from the pool, which calls connect() each time
+
+    def _is_trusted(self) -> bool:
+        before, self._taken_at = self._taken_at, time.monotonic()
+        return self._taken_at < before + TRUSTED_S
+
+    def connect(self) -> Any:
+        if not self._is_trusted():
+            self.disconnect()  # type: ignore[attr-defined]  # of redis.Connection
+        return super().connect()  # type: ignore[misc]
+
+
+class _AsyncTrusted(_Trusted):
+    """The same for an event loop."""
+
+    async def connect(self) -> Any:
+        if not self._is_trusted():
+            await self.disconnect(nowait=True)  # type: ignore[attr-defined]  # of redis.asyncio.Connection
+        return await super(_Trusted, self).connect()  # type: ignore[misc]
+
+
+def _trusted(mixin: type[_Trusted], kind: Any) -> Any:
+    """The same class of connections, trusted for a while."""
+    return type(kind.__name__, (mixin, kind), {})
+
+
 # --- Clients ------------------------------------------------------------------------------------------------------------
 
 
@@ -135,7 +176,7 @@ def blocking_client(address: Address) -> Any:
     if address.kind == "sentinel":
         sentinels = redis.Sentinel(address.nodes, sentinel_kwargs=_sentinel_options(address) | {"retry": Retry(NoBackoff(), 0)})
         managed = SentinelManagedSSLConnection if address.tls else SentinelManagedConnection
-        return sentinels.master_for(address.primary, connection_class=_bounded(managed), **options)
+        return sentinels.master_for(address.primary, connection_class=_bounded(_trusted(_Trusted, managed)), **options)
     if address.path:
         kind: Any = redis.UnixDomainSocketConnection
         options["path"] = address.path
@@ -154,7 +195,8 @@ def pooled_client(address: Address) -> Any:
         return fakeredis.FakeAsyncRedis(server=_fake_server())
     # Twice as many as we use: those that are being closed count too.
     options = _options(address, POOLED) | {"retry": AsyncRetry(NoBackoff(), 0), "max_connections": 2 * MAX_POOLED_CONNECTIONS}
-    return _async_sentinels(address).master_for(address.primary, ssl=address.tls, **options)
+    managed = AsyncSentinelManagedSSLConnection if address.tls else AsyncSentinelManagedConnection
+    return _async_sentinels(address).master_for(address.primary, connection_class=_trusted(_AsyncTrusted, managed), **options)
 
 
 async def close_pooled_client(client: Any) -> None:

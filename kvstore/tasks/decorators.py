@@ -26,7 +26,7 @@ from kvstore.commands.base import Appended, Idempotent, Replayed
 from kvstore.commands.documents import ID_BYTES, Post
 from kvstore.core import codec
 from kvstore.core.codec import Encoded
-from kvstore.core.errors import StoreUnavailable, unavailable
+from kvstore.core.errors import StoreUnavailable, TooFewReplicas, unavailable
 from kvstore.core.paths import Path, own_key, parse_path
 from kvstore.stores.blocking import BlockingStore
 from kvstore.tasks.connection import open_task_store
@@ -58,7 +58,7 @@ class Task(Generic[P, R]):
     def delay(self, *args: P.args, **kwargs: P.kwargs) -> "DelayedResult":
         """Queue a job that calls the function; raises TypeError if the arguments are not JSON.
 
-        Raises StoreUnavailable if Redis does not answer for RETRY_FOR_S, and any other Problem at once.
+        Raises StoreUnavailable if Redis, or its replicas, do not answer for RETRY_FOR_S, and any other Problem at once.
         """
         job = _encode_job(self.name, args, kwargs)
         store, settings = open_task_store()
@@ -161,17 +161,20 @@ def run_job(app: flask.Flask, text: bytes) -> Encoded:
 
 
 def _append(store: BlockingStore, post: Idempotent[Appended]) -> Appended:
-    """Append a job, with retries while Redis does not answer; the key keeps it from being appended twice. Raises Problem."""
+    """Append a job, with retries while Redis or its replicas do not answer; the key keeps it from being appended twice.
+
+    Raises Problem.
+    """
     deadline = time.monotonic() + RETRY_FOR_S
     pause_s = 0.05
     while True:
         try:
             outcome = store.execute(post)
-        except StoreUnavailable as problem:
+        except (StoreUnavailable, TooFewReplicas) as problem:
             if time.monotonic() + pause_s > deadline:
                 raise unavailable(
-                    f"for {RETRY_FOR_S:.0f} s Redis did not do it, so it is unknown whether the job is queued: queue it again"
-                    f" where it may run twice, or look at the queue first. The last answer: {problem.detail}"
+                    f"for {RETRY_FOR_S:.0f} s Redis did not confirm it, so it is unknown whether the job is queued: queue it"
+                    f" again where it may run twice, or look at the queue first. The last answer: {problem.detail}"
                 ) from problem
             time.sleep(pause_s)
             pause_s = min(1.0, 2 * pause_s)

@@ -474,12 +474,17 @@ def test_done_is_a_verb(store: Running) -> None:
         assert not db.get(job.path)
 
 
-def test_a_take_waits(db: Any) -> None:
-    """Until there is a job, which comes from elsewhere."""
-    timer = threading.Timer(0.1, lambda: db.post("/jobs/", 1))
-    timer.start()
-    [job] = db.take("/jobs/", 30, wait=25)
-    timer.join()
+def test_a_take_waits(db: Any, http: Checked) -> None:
+    """Until there is a job, which comes from elsewhere; who lists the queue sees who waits."""
+
+    def post() -> None:
+        wait_until(lambda: [taker["as"] for taker in http.get("/jobs/").json.get("takers", ())] == [{"name": "ada"}], LIMIT_S)
+        db.post("/jobs/", 1)
+
+    poster = threading.Thread(target=post)
+    poster.start()
+    [job] = db.take("/jobs/", 30, wait=25, as_={"name": "ada"})
+    poster.join()
     assert job.value == 1
 
 

@@ -37,16 +37,10 @@ from kvstore.stores.redis_errors import UNCHANGED
 from tests.support.faulty import SETTINGS, as_request
 from tests.support.loops import PRODUCTION, Loop
 from tests.support.moving import Mover, slot_of
-from tests.support.stores import Cluster, connect, make_directory, start_cluster, wait_until
+from tests.support.stores import FAILS_OVER, NODE_TIMEOUT_MS, Cluster, connect, make_directory, start_cluster, wait_until
 
 pytestmark = pytest.mark.slow
 
-NODE_TIMEOUT_MS = 1000
-OPTIONS = (  # a node that fails takes its own slots down, and no others
-    *("--cluster-node-timeout", str(NODE_TIMEOUT_MS)),
-    *("--cluster-require-full-coverage", "no"),
-    *("--repl-diskless-sync-delay", "0"),
-)
 LOAD_S = 2.5
 INCREMENT = {"n": {".sv": {"increment": 1}}}
 
@@ -54,7 +48,7 @@ INCREMENT = {"n": {".sv": {"increment": 1}}}
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """Three nodes with slots, the first with a replica."""
-    running = start_cluster(make_directory(), *OPTIONS, replicas=1)
+    running = start_cluster(make_directory(), *FAILS_OVER, replicas_of=[0])
     yield running
     running.stop()
 
@@ -342,7 +336,7 @@ def test_a_primary_that_dies(cluster: Cluster, run: Callable[..., Any]) -> None:
 @pytest.fixture(scope="module")
 def replicated() -> Iterator[Cluster]:
     """Three nodes with slots, each with a replica."""
-    running = start_cluster(make_directory(), *OPTIONS, replicas=3)
+    running = start_cluster(make_directory(), *FAILS_OVER, replicas_of=range(3))
     yield running
     running.stop()
 

@@ -26,18 +26,23 @@ def test_what_the_report_says() -> None:
     file, _, name = first.tests[0].partition(".py::")
     at = "tests." + file.replace("/", ".")
     case = f'testcase classname="{at}" name="{name}'
-    counted = '<properties><property name="jobs" value="7"/></properties>'
+    most = '<property name="ms at most for one" value="9"/><property name="lost jobs" value="0"/>'
+    counted = f'<properties><property name="jobs" value="7"/>{most}</properties>'
     failed = '<failure message="it took 7 s&#10;and more"/>'
     text = f'<testsuite><{case}[a]">{counted}</testcase><{case}[b]">{failed}</testcase></testsuite>'
     report = ElementTree.fromstring(text)
     seen = [read(report, fault, 5) for fault in (first, second)]
     assert seen[0] == Seen(
-        [5], seen[0].date, Counter(passed=1, failed=1), Counter(jobs=7), [f"{at[6:]}.{name}[b] with seed 5: it took 7 s"]
+        [5],
+        seen[0].date,
+        Counter(passed=1, failed=1),
+        Counter({"jobs": 7, "ms at most for one": 9, "lost jobs": 0}),
+        [f"{at[6:]}.{name}[b] with seed 5: it took 7 s"],
     )
     assert len(seen[1].broken) == 1
     twice = added(seen[0], seen[0]._replace(seeds=[6]))
     text = page({first.done: twice, second.done: seen[1]})
-    assert f"| {first.promised} | 2 | 4 runs, 14 jobs | broken 2 times |" in text
+    assert f"| {first.promised} | 2 | 4 runs, 14 jobs, 0 lost jobs, 9 ms at most for one | broken 2 times |" in text
     assert f"| {second.promised} | 1 | 0 runs | broken 1 times |" in text
 
 

@@ -24,7 +24,7 @@ from redis.retry import Retry
 from kvstore.commands.base import Turns, in_turns
 from kvstore.commands.scripts import Script
 from kvstore.core.errors import Problem
-from kvstore.core.redis_url import parse_redis_url
+from kvstore.core.redis_url import Address, parse_redis_url
 from kvstore.stores import edit_queue, pipelined, redis_clients
 from kvstore.stores.pipelined import PipelinedStore
 from kvstore.stores.pooled import open_async_store
@@ -424,6 +424,40 @@ def test_replies_that_never_come(run: Run, port: int, raw: redis.Redis) -> None:
         assert answer.after_s < TOLD_S
         assert proxy.count(b"lost %d." % number) == 1
     assert raw.get(COUNTER) == b"12"
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("is_silent", [True, False])
+def test_a_primary_that_is_replaced(run: Run, port: int, monkeypatch: pytest.MonkeyPatch, is_silent: bool) -> None:
+    """The next one is found: at once where the first is silent, and soon where it goes on as if nothing had happened."""
+    monkeypatch.setattr(pipelined, "SILENT_S" if is_silent else "PING_S", 0.05)
+
+    async def scenario() -> tuple[Refused | str, Proxy]:
+        async with Proxy(port) as first, Proxy(port) as second:
+            primary = first
+
+            async def find(_: Address) -> Address:
+                return parse_redis_url(address(primary.port))
+
+            store = PipelinedStore(parse_redis_url("redis://nobody"), find=find)
+            try:
+                await store.execute(Echo("first"))
+                primary = second
+                first.swallows_replies = is_silent
+                waiting = await refusal(store, Echo("lost")) if is_silent else ""
+                async with asyncio.timeout(TOLD_S):
+                    while not second.count(b"again"):
+                        await asyncio.sleep(0.05)
+                        await store.execute(Echo("again"))
+            finally:
+                await store.close()
+            return waiting, second
+
+    waiting, second = run(scenario())
+    assert second.connections == 1
+    if isinstance(waiting, Refused):
+        assert "unknown" in waiting.detail
+        assert waiting.after_s < redis_clients.PIPELINED.answer_s
 
 
 @pytest.mark.usefixtures("hasty")

@@ -18,6 +18,7 @@ import pytest
 import redis
 import redis.asyncio
 
+from kvstore import DelayedResult
 from kvstore.commands import scripts
 from kvstore.commands.base import Stored
 from kvstore.commands.documents import Get, Put
@@ -33,11 +34,13 @@ from kvstore.stores import embedded, replicated
 from kvstore.stores.blocking import open_blocking_store
 from kvstore.stores.pooled import PooledStore, open_async_store
 from kvstore.stores.replicated import WAIT_MS, is_acknowledged
+from tests.support import worked
 from tests.support.inprocess import InProcess
 from tests.support.loops import Loop
 from tests.support.proxies import Proxy
 from tests.support.serving import start_kvstore
 from tests.support.stores import connect, free_ports, redis_server, wait_until
+from tests.support.workers import WORKED, Workers
 
 LIMIT_S = 20
 ANSWER_S = 6.0  # until a 503 (docs/errors.md)
@@ -253,6 +256,36 @@ def test_a_primary_dies_under_load(pair: Pair, directory: Path, record_property:
 
 
 @pytest.mark.slow
+def test_tasks_wait_for_replicas(pair: Pair, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task that is queued, or ends, while the replica hangs is so again, until the replica has it. It does not fail."""
+    monkeypatch.setenv("KVSTORE_REPLICAS", "1")
+    monkeypatch.setitem(worked.app.config, "REDIS_URL", pair.url)
+    # A job that was taken without an answer is taken again when its lease has ended.
+    workers = Workers(directory, WORKED, "--lease", "1", REDIS_URL=pair.url, KVSTORE_REPLICAS="1")
+
+    def queue(name: str) -> DelayedResult:
+        with worked.app.app_context():
+            return worked.note.delay(name, 0.5)
+
+    try:
+        with ThreadPoolExecutor() as pool:
+            running = queue("running")
+            wait_until(lambda: pair.redis.exists("ran:running"), LIMIT_S)
+            pair.halt()
+            queued = pool.submit(queue, "queued")
+            wait_until(lambda: "0 of 1 replicas" in workers.said, LIMIT_S)
+            assert not queued.done()
+            pair.go_on()
+            with worked.app.app_context():
+                assert [each.wait(LIMIT_S) for each in (running, queued.result())] == ["running", "queued"]
+        assert [pair.redis.llen(f"ran:{name}") for name in ("running", "queued")] == [1, 1]
+        assert "failed" not in workers.said
+    finally:
+        pair.go_on()
+        workers.stop()
+
+
+@pytest.mark.slow
 def test_many_writes_share_a_wait(pair: Pair) -> None:
     """Those of one turn of the loop do, and those that come while it waits share the next."""
 
@@ -274,10 +307,11 @@ def test_many_writes_share_a_wait(pair: Pair) -> None:
     assert (writing, reading) == (1, 0)
 
 
-# What no failover can break, although its outcome does not wait: reads, counts, and what a stream renews.
+# What no failover can break, although its outcome does not wait: reads, counts, and what a stream or a wait renews or ends.
 UNACKNOWLEDGED = (
     "read exists get get_many list find read_found count_jobs inspect_namespaces log_position read_changes read_history"
     " read_container_changes charge claim_streams release_stream hold release_hold"
+    " register_taker remove_taker"
 )
 
 

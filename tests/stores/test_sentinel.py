@@ -4,13 +4,10 @@ import http.client
 import json
 import signal
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
-from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,68 +17,11 @@ from kvstore.core.errors import StoreUnavailable
 from kvstore.stores.blocking import open_blocking_store
 from tests.support.clients import FlaskClient
 from tests.support.inprocess import InProcess
-from tests.support.stores import answers, connect, free_ports, redis_server, wait_for_redis, wait_until
+from tests.support.sentinels import LIMIT_S, Sentinels
+from tests.support.stores import connect, free_ports, wait_until
 
-LIMIT_S = 40  # Sentinel takes its time
 ANSWER_S = 6.0  # until a 503 (docs/errors.md)
 READY_S = 1.0  # and for /_/ready
-
-
-def start(directory: Path, port: int, *options: str) -> "subprocess.Popen[bytes]":
-    """A redis-server, or with the options of one a Sentinel, that listens once this returns."""
-    directory.mkdir()
-    settings = directory / "redis.conf"  # a Sentinel writes into it
-    settings.write_text(f"port {port}\nbind 127.0.0.1\ndir {directory}\n" + "".join(f"{option}\n" for option in options))
-    sentinel = ["--sentinel"] if any("sentinel" in option for option in options) else []
-    process = redis_server(directory, str(settings), *sentinel)
-    client = connect(f"redis://127.0.0.1:{port}")
-    wait_for_redis(process, directory, partial(answers, client))
-    client.close()
-    return process
-
-
-class Sentinels:
-    """A primary, a replica of it, and three Sentinels that watch them; `url` is how kvstore reaches the primary."""
-
-    def __init__(self, directory: Path, stack: ExitStack) -> None:
-        first, second, *watching = free_ports(5)
-        keeps_nothing = ("save ''", "appendonly no")
-        self.processes = {
-            first: start(directory / "first", first, *keeps_nothing),
-            second: start(directory / "second", second, *keeps_nothing, f"replicaof 127.0.0.1 {first}"),
-        }
-        for process in self.processes.values():
-            stack.callback(end, process)
-        self._sentinels = []
-        self._watching: list[subprocess.Popen[bytes]] = []
-        for port in watching:
-            watched = f"sentinel monitor main 127.0.0.1 {first} 2"
-            quick = ("sentinel down-after-milliseconds main 500", "sentinel failover-timeout main 3000")
-            self._watching.append(start(directory / str(port), port, watched, *quick))
-            stack.callback(end, self._watching[-1])
-            self._sentinels.append(connect(f"redis://127.0.0.1:{port}"))
-            stack.callback(self._sentinels[-1].close)
-        wait_until(self._all_know_all, LIMIT_S)
-        self.url = "redis+sentinel://" + ",".join(f"127.0.0.1:{port}" for port in watching) + "/main"
-
-    def primary(self) -> int:
-        """The port of the primary, as the first Sentinel says."""
-        return int(self._sentinels[0].execute_command("SENTINEL GET-MASTER-ADDR-BY-NAME", "main")[1])
-
-    def all_processes(self) -> "list[subprocess.Popen[bytes]]":
-        """Those of the primary, the replica and the Sentinels."""
-        return [*self.processes.values(), *self._watching]
-
-    def _all_know_all(self) -> bool:
-        masters: list[Any] = [sentinel.sentinel_masters() for sentinel in self._sentinels]
-        known = [master["main"] for master in masters]
-        return all(seen["num-other-sentinels"] == 2 and seen["num-slaves"] == 1 for seen in known)
-
-
-def end(process: "subprocess.Popen[bytes]") -> None:
-    """Kill a process that may be dead already."""
-    process.kill()
-    process.wait()
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,12 @@ CLUSTER_NODES = 3
 SLOTS = 16_384
 PR_SET_PDEATHSIG = 1
 KEEPS_NOTHING = ("--save", "", "--appendonly", "no")
+NODE_TIMEOUT_MS = 1000
+FAILS_OVER = (  # for a cluster: soon, and a node that fails takes its own slots down, and no others
+    *("--cluster-node-timeout", str(NODE_TIMEOUT_MS)),
+    *("--cluster-require-full-coverage", "no"),
+    *("--repl-diskless-sync-delay", "0"),
+)
 PORTS = range(10_000, 32_768)  # below those that Linux gives to clients, whose connections would take a port away (ip(7))
 PROCESSES = 64  # of a test run, at most
 
@@ -182,9 +188,9 @@ def start_redis(directory: Path) -> Running:
     return running
 
 
-def start_cluster(directory: Path, *options: str, replicas: int = 0) -> Cluster:
-    """A Redis Cluster of three nodes with slots, keeping nothing, on ports of 127.0.0.1. The first ones have a replica each."""
-    count = CLUSTER_NODES + replicas
+def start_cluster(directory: Path, *options: str, replicas_of: Sequence[int] = ()) -> Cluster:
+    """A Redis Cluster of three nodes with slots, keeping nothing, on ports of 127.0.0.1, and replicas of the nodes named."""
+    count = CLUSTER_NODES + len(replicas_of)
     ports, bus_ports = free_ports(count), free_ports(count)
     processes: dict[int, subprocess.Popen[bytes]] = {}
 
@@ -209,8 +215,8 @@ def start_cluster(directory: Path, *options: str, replicas: int = 0) -> Cluster:
             node.execute_command("CLUSTER MEET", "127.0.0.1", ports[0], bus_ports[0])
         for node in nodes.values():
             wait_until(functools.partial(sees_the_cluster, node, count), START_S)
-        for primary, replica in zip(ports, ports[CLUSTER_NODES:], strict=False):
-            nodes[replica].execute_command("CLUSTER REPLICATE", nodes[primary].execute_command("CLUSTER MYID"))
+        for primary, replica in zip(replicas_of, ports[CLUSTER_NODES:], strict=True):
+            nodes[replica].execute_command("CLUSTER REPLICATE", nodes[ports[primary]].execute_command("CLUSTER MYID"))
             wait_until(lambda replica=replica: nodes[replica].info()["master_link_status"] == "up", START_S)
         for node in nodes.values():
             node.close()
@@ -289,13 +295,25 @@ def wait_until(holds: Callable[..., object], limit_s: float) -> float:
 
 def contents(client: redis.Redis) -> dict[bytes, tuple[Any, int]]:
     """All that a Redis holds, to compare before and after; a TTL as the ms at which it ends."""
-    read: dict[Any, Callable[[Any], Any]] = {
-        b"string": client.get,
-        b"hash": client.hgetall,
-        b"list": lambda key: client.lrange(key, 0, -1),
-        b"set": client.smembers,
-        b"zset": lambda key: client.zrange(key, 0, -1, withscores=True),
-        b"stream": client.xrange,
+    read: dict[bytes, Callable[[Any, bytes], Any]] = {
+        b"string": lambda asked, key: asked.get(key),
+        b"hash": lambda asked, key: asked.hgetall(key),
+        b"list": lambda asked, key: asked.lrange(key, 0, -1),
+        b"set": lambda asked, key: asked.smembers(key),
+        b"zset": lambda asked, key: asked.zrange(key, 0, -1, withscores=True),
+        b"stream": lambda asked, key: asked.xrange(key),
     }
-    typed = ((key, client.type(key)) for key in client.scan_iter(count=1000))  # a key may expire between the two
-    return {key: (read[kind](key), int(client.pexpiretime(key) or 0)) for key, kind in typed if kind in read}
+    keys = list(client.scan_iter(count=1000))
+    types = _ask_of_each(client, keys, lambda asked, key: asked.type(key))
+    typed = {key: kind for key, kind in zip(keys, types, strict=True) if kind in read}  # a key may have expired meanwhile
+    values = _ask_of_each(client, typed, lambda asked, key: read[typed[key]](asked, key))
+    ends = _ask_of_each(client, typed, lambda asked, key: asked.pexpiretime(key))
+    return {key: (value, int(end or 0)) for key, value, end in zip(typed, values, ends, strict=True)}
+
+
+def _ask_of_each(client: redis.Redis, keys: Iterable[bytes], ask: Callable[[Any, bytes], object]) -> list[Any]:
+    """What Redis answers about each of these keys, in one round trip."""
+    pipeline = client.pipeline(transaction=False)
+    for key in keys:
+        ask(pipeline, key)
+    return pipeline.execute()

@@ -6,6 +6,7 @@ import re
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import flask
@@ -67,6 +68,16 @@ def fail(name: str) -> None:
     """Note that it ran, and fail."""
     _note(name)
     raise ValueError(f"never: {name}")
+
+
+@queuefunc
+def mark(file: str, name: str, *, fails: bool = False) -> str:
+    """Append a line to a file, also while Redis is away, and fail if it is to."""
+    with Path(file).open("a") as marks:
+        marks.write(f"{name}\n")
+    if fails:
+        raise ValueError(name)
+    return name
 
 
 @queuefunc
