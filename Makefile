@@ -9,6 +9,8 @@ UV := uv>=0.13,<0.14 # another version may write the lock files in another form
 LOCK = UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	pyproject.toml --extra server --extra embedded --extra jwks $(ARGS)
 
+unexport PYTHONDONTWRITEBYTECODE # each test process and each command that a test starts would compile everything again
+
 .DEFAULT_GOAL := help
 .PHONY: help setup run chat game adder test test-all draws test-lowest check fmt docs lock bench faults load clean
 

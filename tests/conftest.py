@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, settings
 from kvstore.stores import edit_queue, query_queue, redis_clients
 from tests.support import wires
 from tests.support.clients import ADAPTERS, Checked
-from tests.support.lanes import LANES, Lane, selected
+from tests.support.lanes import ALL, LANES, Lane, selected
 from tests.support.rounds import SEED
 from tests.support.stores import STORES, Running, die_with_parent, make_directory
 
@@ -28,7 +28,7 @@ ROOMS = ("pages", "project", "tasks", "faults", "stores", "serving", "live", "cl
 
 
 FEW = 3  # rows of a test that is marked `few`, in `make test`
-AXES = ("lane", "adapter", "followed", "loop", "db")  # the parameters of which `make test` runs a selection
+AXES = ("lane", "adapter", "followed", "loop", "db", "store_name")  # the parameters of which `make test` runs a selection
 
 
 gc.disable()  # what is loaded and collected stays: it is not looked at again with every collection of garbage
@@ -41,8 +41,8 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Order the tests, and mark as slow the lanes of a test that `make test` leaves to `make test-all`."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Order the tests; mark as slow the lanes of a test that `make test` leaves to `make test-all`, or leave them out."""
     items.sort(key=lambda item: ROOMS.index(item.path.parent.name))
     tests: dict[str, list[tuple[pytest.Item, Lane, str]]] = {}
     for item in items:
@@ -51,11 +51,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             lane = (params[axis],) if isinstance(params[axis], str) else params[axis]
             row = item.nodeid.replace("-".join(lane), "", 1)
             tests.setdefault(item.nodeid.partition("[")[0], []).append((item, lane, row))
+    left_out: list[pytest.Item] = []
     for name, cells in tests.items():
-        wanted = selected([(lane, row) for _, lane, row in cells], crc32(name.encode()))
+        wanted = selected([(lane, row) for _, lane, row in cells], crc32(name.encode()) + SEED)
         for (item, _, _), is_wanted in zip(cells, wanted, strict=True):
             if not is_wanted:
                 item.add_marker(pytest.mark.slow)
+                if item.get_closest_marker("turns") and not ALL:
+                    left_out.append(item)
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in set(left_out)]
     few: dict[str, list[pytest.Item]] = {}
     for item in items:
         if item.get_closest_marker("few") and not item.get_closest_marker("slow"):

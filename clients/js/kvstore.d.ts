@@ -165,10 +165,10 @@ export interface Store {
     requests: {method: string; path: string; headers?: {[name: string]: string}; body?: Jsonable}[],
     options?: {atomic?: boolean; idempotencyKey?: string} & Options,
   ): Promise<{status: number; headers: {[name: string]: string}; body: any}[]>
-  /** Take jobs from a container; `[]` if there are none. `wait`: for one to come, up to 25 seconds. */
+  /** Take jobs from a container; `[]` if there are none. `wait`: for one to come, up to 25 seconds; `as`: who waits. */
   take<Value = any>(
     container: string,
-    options?: {lease?: Duration; limit?: number; wait?: Duration; maxAttempts?: number} & Options,
+    options?: {lease?: Duration; limit?: number; wait?: Duration; as?: Jsonable; maxAttempts?: number} & Options,
   ): Promise<Job<Value>[]>
   /** Complete a job. */
   done(job: Job): Promise<boolean>

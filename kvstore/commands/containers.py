@@ -19,6 +19,7 @@ from kvstore.commands.base import (
 from kvstore.commands.jobs import read_mark
 from kvstore.commands.rights import Right, Touches, everything_below
 from kvstore.commands.scripts import DELETE_RECURSIVE, INSPECT_NAMESPACES, LIST, Script
+from kvstore.commands.takers import Taker, read_takers, takers_key
 from kvstore.core.paths import Path, parse_path
 
 MAX_DELETED_AT_ONCE = 1000  # about 10 ms in Redis
@@ -39,12 +40,13 @@ class Item(NamedTuple):
 class Listing(NamedTuple):
     """A page of a listing. `tag` is None for the root container, which has none; `more` is the command for the next page.
 
-    That is a List, or a Query (queries.py) where some documents were asked for.
+    That is a List, or a Query (queries.py) where some documents were asked for. `takers` wait for a job.
     """
 
     items: list[Item]
     tag: str | None
     more: Any
+    takers: tuple[Taker, ...] = ()
 
 
 class Unchanged(NamedTuple):
@@ -74,7 +76,7 @@ class List(NamedTuple):
 
     @property
     def keys(self) -> tuple[str, ...]:
-        return self.container.keys
+        return (*self.container.keys, takers_key(self.container))
 
     @property
     def touches(self) -> Touches:
@@ -106,7 +108,7 @@ class List(NamedTuple):
         items = yield from each_read(reply[3], lambda parts: self.read_item(*parts, now_ms=now_ms))
         more = self._replace(after=items[-1].name, none_match="") if reply[2] else None
         if self.container.text != "/":
-            return Listing(items, tag, more)
+            return Listing(items, tag, more, read_takers(reply[5]))
         listing = Listing(items, None, more)
         return DropEmptyNamespaces(listing, [item.name for item in items if item.document is None]).next()
 

@@ -16,13 +16,15 @@ from kvstore.core.query import Question
 class LongPoll(NamedTuple, Generic[Outcome_co]):
     """Execute a command again after each change to a path, until its outcome is worth a response, for at most `wait_s`.
 
-    The outcome is the command's. `live/long_poll.py` executes it. `charge` counts the request first, once.
+    The outcome is the command's. `live/long_poll.py` executes it. `charge` counts the request first, once. `taker` is who a
+    take says that it is, a JSON text; None for what is no take.
     """
 
     command: Command[Outcome_co]
     path: Path
     wait_s: float
     charge: Charge[None] | None = None
+    taker: bytes | None = None
 
 
 class Follow(NamedTuple):

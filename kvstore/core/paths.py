@@ -203,7 +203,8 @@ def own_key(path: Path, name: str) -> str:
     """Return a key of the path's namespace: with an ending of OWN_KEYS, or for one thing in the namespace.
 
     `idempotency:` and a digest is the hash with the reply that is kept for an Idempotency-Key. `holds:` and a document's name
-    is the sorted set of the holders of that document, by the ms until which they hold it.
+    is the sorted set of the holders of that document, by the ms until which they hold it. `takers:` and a container's name is
+    the sorted set of those who wait for a job there, by the ms until which they wait.
     """
     return path.keys.log.removesuffix("log") + name
 

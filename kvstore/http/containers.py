@@ -9,6 +9,7 @@ from urllib.parse import quote, urlencode
 from kvstore.commands.base import Found
 from kvstore.commands.containers import DeleteRecursive, Item, List, Listing
 from kvstore.commands.queries import Counted, Find
+from kvstore.commands.takers import Taker
 from kvstore.core.errors import InvalidParameter, PreconditionFailed
 from kvstore.core.paths import Path, parse_path, split_target
 from kvstore.core.preconditions import Preconditions, check_unconditional, parse_preconditions, read_status
@@ -97,11 +98,12 @@ def render_listing(request: Request, listing: Listing) -> Response:
     if _is_stream(request):
         headers: Headers = (("Content-Type", NDJSON), ("Cache-Control", "no-cache"), VARY, *SAFE)
         return Response(200, headers, b"".join([item + b"\n" for item in items]), listing.more)
+    takers = b',"takers":[%b]' % b",".join(map(_taker, listing.takers)) if listing.takers else b""
     if listing.more is None:
-        return Response(200, (*DOCUMENT, VARY, *tag), b'{"items":[%b]}\n' % b",".join(items))
+        return Response(200, (*DOCUMENT, VARY, *tag), b'{"items":[%b]%b}\n' % (b",".join(items), takers))
     following = request.base + container + "?" + _query(listing.more)
     link = ("Link", f'<{following}>; rel="next"')
-    body = b'{"items":[%b],"next":%b}\n' % (b",".join(items), json.dumps(following).encode())
+    body = b'{"items":[%b],"next":%b%b}\n' % (b",".join(items), json.dumps(following).encode(), takers)
     return Response(200, (*DOCUMENT, VARY, *tag, link), body)
 
 
@@ -170,6 +172,10 @@ def _item(container: str, item: Item) -> bytes:
         return b'{"name":%b,"path":%b}' % (name, path)
     job = b',"state":"%b","attempts":%d' % (item.state.encode(), item.attempts) if item.state else b""
     return b'{"name":%b,"path":%b%b%b}' % (name, path, job, _members(document))
+
+
+def _taker(taker: Taker) -> bytes:
+    return b'{"since":%d,"until":%d,"as":%b}' % taker
 
 
 def _members(document: Found) -> bytes:

@@ -169,18 +169,25 @@ def render_appended(request: Request, appended: Appended) -> Response:
     return reply._replace(body=json.dumps(receipt, separators=(",", ":")).encode() + b"\n")
 
 
-def _failed(current: Found | None) -> PreconditionFailed:
+def _failed(request: Request, current: Found | None) -> PreconditionFailed:
     if current is None:
         return PreconditionFailed(
             "the precondition requires a document, but nothing is stored at this path", etag=None, current=None
         )
-    failed = PreconditionFailed(
-        "the stored document does not meet the precondition; look at `current`, decide, and retry with its entity-tag",
-        etag=f'"{current.tag}"' if current.tag else None,
-    )
+    failed = PreconditionFailed(_why_failed(request, current), etag=f'"{current.tag}"' if current.tag else None)
     if current.text:
         failed.members["current"] = with_ttl(current.text, current.ttl_ms if current.is_object else None)
     return failed
+
+
+def _why_failed(request: Request, current: Found) -> str:
+    """Return what to do after a precondition that a stored document does not meet. A lease has a dot, and no entity-tag has."""
+    match, none_match, *_ = parse_preconditions(request.headers)
+    if "." in match or b"lease=" in request.target:
+        return "the lease has ended, or another taker has the job; leave the job to them, and take again"
+    if f" {current.tag} " in match and not none_match:
+        return "the document is a job that somebody has taken; send only its lease as If-Match, or wait until it has ended"
+    return "the stored document does not meet the precondition; look at `current`, decide, and retry with its entity-tag"
 
 
 def _document(status: int, found: Found, headers: Headers) -> Response:
@@ -211,6 +218,6 @@ def render_missing(_: Request, __: Missing) -> Response:
     raise NotFound("thing doesn't exist: nothing is stored at this path, or it has expired")
 
 
-def render_failed(_: Request, failed: Failed) -> Response:
+def render_failed(request: Request, failed: Failed) -> Response:
     """Raise PreconditionFailed."""
-    raise _failed(failed.current)
+    raise _failed(request, failed.current)

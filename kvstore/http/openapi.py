@@ -168,7 +168,9 @@ def _schemas(settings: Settings) -> dict[str, Schema]:
         "Appended": _object("path etag ttl", path=path, etag=text, ttl=ttl),
         "Deleted": _object("deleted", deleted=number),
         "Item": _object("name path", {"value": {}}, name=text, path=path, etag=text, ttl=ttl, state=states, attempts=number),
-        "Listing": _object("items", {"next": text}, items=_list_of("Item")),
+        "Listing": _object("items", {"next": text, "takers": _list_of("Taker")}, items=_list_of("Item")),
+        "Taker": _object("since until as", {"as": {}}, since=number, until=number)
+        | {"description": "somebody who waits for a job here; times in ms"},
         "Change": _object(
             "op etag time",
             {"value": {}},

@@ -135,7 +135,7 @@ _POST = Operation(
         204: Answer("there is no job", {}, _REPLAY),
     },
     WRITE,
-    ("ttl", "delay", "lease", "limit", "wait", "max_attempts"),
+    ("ttl", "delay", "lease", "limit", "wait", "as", "max_attempts"),
     _CHANGES,
     _JSON_BODY,
 )

@@ -3,6 +3,7 @@
 from typing import Any
 
 from kvstore.commands.jobs import DEFAULT_ATTEMPTS, MAX_ATTEMPTS, MAX_LEASE_S
+from kvstore.commands.takers import MAX_NAME_BYTES
 from kvstore.core.query import OPERATORS
 from kvstore.core.settings import Settings
 from kvstore.http import containers, queries, queues, streams
@@ -62,7 +63,10 @@ def parameters(settings: Settings) -> dict[str, Parameter]:
             _TEXT,
             f"a document to hold while the stream lives; on a stream of several paths up to {streams.MAX_HOLDS} times",
         ),
-        "as": (_TEXT, "its value, a JSON text"),
+        "as": (
+            _TEXT,
+            f"the value of the document that is held, a JSON text; of a take, who waits, in {MAX_NAME_BYTES:,} bytes",
+        ),
         "access_token": (_TEXT, "the token, of a stream only"),
     }
 

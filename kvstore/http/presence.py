@@ -26,12 +26,13 @@ def parse_holds(request: Request, query: Query, settings: Settings, *, most: int
 
 
 def _hold(path: str, value: str, log_length: int) -> Hold:
+    raw_path = path.encode("utf-8", "surrogateescape")
     try:
-        held = parse_path(path.encode("utf-8", "surrogateescape"))
+        held = parse_path(raw_path)
         encoded = encode(value.encode("utf-8", "surrogateescape"))
     except Problem as problem:
         detail = f"?hold= must be the path of a document and ?as= its JSON: {problem.detail}"
-        raise InvalidParameter(detail, path=path) from None
+        raise InvalidParameter(detail, path=raw_path.decode("utf-8", "replace")) from None
     if held.is_container or held.text == "/_" or held.text.startswith("/_/"):
         raise InvalidParameter("?hold= must be the path of a document, not of a container and not below /_/", path=held.text)
     if encoded.ttl_s is not None or encoded.has_server_values:

@@ -156,7 +156,7 @@ def parse(
     if key is None:
         return command
     if isinstance(command, LongPoll):
-        return LongPoll(_idempotent(request, command.path, key, command.command), command.path, command.wait_s)
+        return command._replace(command=_idempotent(request, command.path, key, command.command))
     return _idempotent(request, path.container if method == "POST" else path, key, command)
 
 

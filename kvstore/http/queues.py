@@ -1,6 +1,6 @@
 """Queues over HTTP: taking jobs from a container, and changing or giving back their leases.
 
-    POST  /jobs/?lease=30s&limit=1&wait=25&max_attempts=5     takes jobs; 204 if there are none
+    POST  /jobs/?lease=30s&limit=1&wait=25&max_attempts=5     takes jobs; 204 if there are none; &as= says who waits
     PATCH /jobs/<id>?lease=60s           If-Match: "<lease>"  extends the lease
     PATCH /jobs/<id>?lease=0&delay=10s   If-Match: "<lease>"  gives the job back; the body {"reason":"…"} says why
 
@@ -21,13 +21,15 @@ from kvstore.commands.jobs import (
     Taken,
 )
 from kvstore.commands.subscriptions import LongPoll
+from kvstore.commands.takers import MAX_NAME_BYTES
 from kvstore.core import json_text
-from kvstore.core.errors import InvalidDocument, InvalidParameter, InvalidPrecondition
+from kvstore.core.codec import encode
+from kvstore.core.errors import InvalidDocument, InvalidParameter, InvalidPrecondition, Problem
 from kvstore.core.numbers import parse_duration_s
 from kvstore.core.paths import Path, parse_path
 from kvstore.core.preconditions import check_unconditional, parse_preconditions
 from kvstore.core.settings import Settings
-from kvstore.http.messages import DOCUMENT, SAFE, Query, Request, Response, number_parameter, parameter, ttl_s
+from kvstore.http.messages import DOCUMENT, SAFE, Query, Request, Response, number_parameter, parameter, raw_parameter, ttl_s
 
 MAX_LIMIT = 100
 MAX_WAIT_S = 25
@@ -51,7 +53,8 @@ def take(request: Request, path: Path, query: Query, settings: Settings) -> Take
     max_attempts = number_parameter(query, "max_attempts", 1, MAX_ATTEMPTS)
     asked = Take(container, lease_s * 1000, limit, max_attempts, settings.log_length)
     wait_s = _duration_s(query, "wait", 0, MAX_WAIT_S)
-    return LongPoll(asked, container, wait_s) if wait_s else asked
+    name = _name(query)
+    return LongPoll(asked, container, wait_s, taker=name) if wait_s else asked
 
 
 def lease(request: Request, path: Path, query: Query, settings: Settings) -> ChangeLease:
@@ -76,6 +79,24 @@ def delayed(post: Post, query: Query) -> Post:
         return post
     _check_queue(post.container)
     return post._replace(delay_ms=delay_s * 1000)
+
+
+def _name(query: Query) -> bytes:
+    """Return who a take says that it is, as JSON text; raises InvalidParameter."""
+    value = raw_parameter(query, "as")
+    if value is None:
+        return b"null"
+    if "wait" not in query:
+        raise InvalidParameter("?as= says who waits, and this take does not; send ?wait= too, or no ?as=")
+    try:
+        encoded = encode(value)
+    except Problem as problem:
+        raise InvalidParameter(f"?as= must be JSON that says who waits: {problem.detail}") from None
+    if encoded.ttl_s is not None or encoded.has_server_values:
+        raise InvalidParameter("?as= takes no server values and no member ttl: it says who waits, for as long as that is")
+    if len(encoded.text) > MAX_NAME_BYTES:
+        raise InvalidParameter(f"?as= must have at most {MAX_NAME_BYTES:,} bytes, to say who waits; shorten it")
+    return encoded.text
 
 
 def _check_queue(container: Path) -> None:

@@ -6,7 +6,9 @@ it takes the jobs that are there, and wakes the next.
 
 import asyncio
 from collections import deque
+from collections.abc import Coroutine
 from contextlib import suppress
+from typing import Any
 
 from kvstore.commands.base import Command, Found, Idempotent, Missing, Outcome
 from kvstore.commands.containers import Unchanged
@@ -19,6 +21,7 @@ from kvstore.core.preconditions import read_status
 from kvstore.live.hub import Hub
 from kvstore.live.log_reader import RETRY_S
 from kvstore.live.subscribers import Subscriber
+from kvstore.live.takers import Registration
 from kvstore.stores.pipelined import AsyncStore
 
 
@@ -65,6 +68,9 @@ class LongPolls:
             return outcome
         queue = self._queue(wait.path, is_for_jobs=isinstance(outcome, Taken))
         queue.length += 1
+        registration = None
+        if isinstance(outcome, Taken) and wait.taker is not None:
+            registration = Registration(self._store, self._track, wait.path, wait.taker, wait.wait_s)
         try:
             while True:
                 await queue.listen(self._hub)
@@ -79,6 +85,8 @@ class LongPolls:
                 if self._is_closed or loop.time() >= deadline:
                     return outcome
         finally:
+            if registration:
+                registration.end()
             queue.length -= 1
             queue.wake()  # the next: there may be more jobs, or this one was cancelled after it was woken
             if not queue.length:
@@ -113,7 +121,11 @@ class LongPolls:
             raise
 
     def _begin(self, command: Command[Outcome]) -> asyncio.Task[Outcome]:
-        task = asyncio.ensure_future(self._store.execute(command))
+        return self._track(self._store.execute(command))
+
+    def _track(self, work: Coroutine[Any, Any, Outcome]) -> asyncio.Task[Outcome]:
+        """Start work that close() waits for."""
+        task = asyncio.ensure_future(work)
         self._taking.add(task)
         task.add_done_callback(self._ended)
         return task

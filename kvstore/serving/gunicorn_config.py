@@ -34,7 +34,7 @@ def _settings() -> Settings:
 
 _read = _settings()
 _CLOSE = "Unset KVSTORE_OPEN." if _read.secrets or _read.jwks else "Set KVSTORE_SECRET, or listen on 127.0.0.1."
-_EVERY_SECOND = "a stopped or killed process loses nothing older than 1 s"
+_EVERY_SECOND = "a killed process loses nothing, a power failure about 1 s"
 _server: embedded.EmbeddedRedis | None = None
 
 wsgi_app = "kvstore.serving.gunicorn_worker:open_in_environment"

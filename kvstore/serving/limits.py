@@ -13,6 +13,7 @@ from kvstore.commands.metrics import MAX_QUEUES
 from kvstore.commands.presence import HOLD_S
 from kvstore.commands.queries import MAX_SORTED_BYTES
 from kvstore.commands.scripts import number_in
+from kvstore.commands.takers import MAX_NAME_BYTES, MAX_TAKERS
 from kvstore.commands.transforms import COPIED_BYTES, COPIED_FACTOR
 from kvstore.core import json_text, paths
 from kvstore.core.patch import MAX_OPERATIONS, MAX_SHIFTED
@@ -108,6 +109,8 @@ def limits(settings: Settings) -> tuple[Limit, ...]:
             "batch_members", MAX_ATOMIC_WORK, "members", "what an atomic batch reads, about; a member that it writes counts 3"
         ),
         Limit("wait", queues.MAX_WAIT_S, "s", "a long poll, and a take that waits"),
+        Limit("takers", MAX_TAKERS, "takers", "those who wait at one container that its listing shows"),
+        Limit("taker", MAX_NAME_BYTES, "bytes", "`?as=` of a take"),
         Limit("streams", settings.max_streams, "streams", "each process: `KVSTORE_MAX_STREAMS`"),
         Limit("client_streams", settings.client_streams or None, "streams", "each client: `KVSTORE_CLIENT_STREAMS`"),
         Limit("flask_streams", MAX_FLASK_STREAMS, "streams", "each process of Flask, long polls included"),

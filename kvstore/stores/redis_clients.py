@@ -32,8 +32,8 @@ class TimeOuts:
     """How long one request may wait for Redis, in seconds.
 
     `answer_s` bounds all of its commands together, waiting in a queue included; only an answer extends it, by the time that
-    the answer took and by PROMPT_S at most. So a client hears within the 6 s of the contract that Redis is away, and a request
-    of many commands goes on for as long as Redis answers each of them promptly.
+    the answer took and by PROMPT_S at most. So a client hears within 6 s (docs/errors.md) that Redis is away, and a request of
+    many commands goes on for as long as Redis answers each of them promptly.
     """
 
     queue_s: float  # until a command is sent: for a free connection, or for any connection at all

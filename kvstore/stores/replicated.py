@@ -28,8 +28,10 @@ from kvstore.commands.scripts import (
     READ_CHANGES,
     READ_CONTAINER_CHANGES,
     READ_HISTORY,
+    REGISTER_TAKER,
     RELEASE_HOLD,
     RELEASE_STREAM,
+    REMOVE_TAKER,
 )
 from kvstore.core.errors import UNKNOWN, Problem, unavailable
 from kvstore.stores.execution import Plain, Words
@@ -39,13 +41,14 @@ from kvstore.stores.redis_errors import problem_of, too_few_replicas
 
 WAIT_MS = 1000  # for the replicas. A write that is sent while another waits may wait for both: 2 s of PIPELINED.answer_s
 
-# Scripts whose outcome promises nothing that a failover could break: they read, they count, or a stream renews what they write.
+# Scripts whose outcome promises nothing that a failover could break: they read, they count, or what they write is
+# renewed, or ends by itself.
 _UNACKNOWLEDGED = frozenset(
     script.name
     for script in (
         *(READ, EXISTS, GET, GET_MANY, LIST, COUNT_JOBS, INSPECT_NAMESPACES),
         *(LOG_POSITION, READ_CHANGES, READ_HISTORY, READ_CONTAINER_CHANGES),
-        *(CHARGE, CLAIM_STREAMS, RELEASE_STREAM, HOLD, RELEASE_HOLD),
+        *(CHARGE, CLAIM_STREAMS, RELEASE_STREAM, HOLD, RELEASE_HOLD, REGISTER_TAKER, REMOVE_TAKER),
     )
 )
 

@@ -5,6 +5,7 @@ function runs, the worker renews the job's lease. Then one script stores the res
 given back. Whatever happens to the worker, a job is in Redis until it is done or dead. Source: DESIGN.md 27; signal(7).
 """
 
+import json
 import logging
 import os
 import signal
@@ -28,6 +29,7 @@ from kvstore.commands.jobs import (
     Taken,
     below_queue,
 )
+from kvstore.commands.takers import REGISTER_AFTER_S, RegisterTaker, RemoveTaker
 from kvstore.core.codec import Encoded
 from kvstore.core.errors import Problem, StoreFull, StoreUnavailable, TooFewReplicas
 from kvstore.core.paths import Path
@@ -40,6 +42,7 @@ RESULTS = "results/"  # the container of results, below the queue
 
 MAX_RETRY_S = 60.0
 _MAX_IDLE_S = 30.0  # of one wait for a job
+_REGISTERED_S = 32.0  # for which a worker that waits is shown, after which it has long registered again
 _MAX_YIELD_S = 0.02  # for which a worker that found no job lets others take first
 _LOOK_S = 0.1  # between attempts to wait for a job where Redis refuses that
 _MAX_PAUSE_S = 2.0  # between attempts while Redis does not answer
@@ -83,6 +86,10 @@ class JobWorker:
         self._idle_wakes = 0  # waits in a row that ended soon, and without a job
         self._has_ended = threading.Event()
         self._process = os.getpid()
+        self._name = json.dumps({"host": os.uname().nodename, "process": self._process}).encode()
+        self._idle_since: float | None = None
+        self._registers_at = 0.0
+        self._entry: bytes | None = None  # among those who wait at the queue
 
     def work(self, parent: int | None = None, on_attempt: Callable[[float], None] | None = None) -> None:
         """Take jobs and run them, one at a time, until stop(), or until the supervising process `parent` has died.
@@ -105,6 +112,7 @@ class JobWorker:
             pass
         finally:
             self._has_ended.set()
+            self._end_wait()
             self._store.close()
 
     @property
@@ -146,6 +154,7 @@ class JobWorker:
         self._idle_wakes = 0
         self._leased_at = time.monotonic()
         self._job = job
+        self._end_wait()
         try:
             with self._time_limit():
                 result = self._run(job.document.text)
@@ -213,6 +222,7 @@ class JobWorker:
         begun = time.monotonic()
         with self._idle():
             try:
+                limit_s = min(limit_s, self._register(begun))
                 self._store.wait(self._terms.queue, taken.positions, limit_s)
             except Problem:
                 time.sleep(_LOOK_S)  # the next take raises it again
@@ -222,6 +232,28 @@ class JobWorker:
                 # Each change wakes every waiting worker. One that has just found no job lets others take first.
                 time.sleep(min(_MAX_YIELD_S, 0.001 * 2 ** min(self._idle_wakes, 10)))
             self._idle_wakes += 1
+
+    def _register(self, now: float) -> float:
+        """Let those who list the queue see that this worker waits; return the seconds after which to call this again."""
+        if self._idle_since is None:
+            self._idle_since = now
+        waited_s = now - self._idle_since
+        if waited_s < REGISTER_AFTER_S:
+            return REGISTER_AFTER_S - waited_s
+        if now < self._registers_at:
+            return self._registers_at - now
+        waited_ms, left_ms = int(1000 * waited_s), int(1000 * _REGISTERED_S)
+        taker = RegisterTaker(self._terms.queue, os.urandom(8).hex(), self._name, waited_ms, left_ms, self._entry)
+        self._registers_at = now + _MAX_IDLE_S
+        with suppress(Problem):  # it is not seen then
+            self._entry = self._store.execute(taker)
+        return _MAX_IDLE_S
+
+    def _end_wait(self) -> None:
+        entry, self._entry, self._idle_since, self._registers_at = self._entry, None, None, 0.0
+        if entry is not None and not self._is_away:
+            with suppress(Problem):  # it ends by itself
+                self._store.execute(RemoveTaker(self._terms.queue, entry))
 
     def _persist(self, command: Command[Outcome]) -> Outcome | None:
         """Execute a command that is safe to repeat until Redis answers; None if the worker is to stop before that.

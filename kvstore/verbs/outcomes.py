@@ -18,7 +18,8 @@ from kvstore.http.messages import Request, ttl_s
 from kvstore.http.protocol import render
 from kvstore.verbs.shapes import Asking, Document, LeasedDocument, Page
 
-_NO_REQUEST = Request("", b"", {})  # the detail of a problem does not depend on it
+_NO_REQUEST = Request("", b"", {})  # the detail of a problem depends only on whether it has a lease
+_WITH_LEASE = Request("", b"", {"if-match": '"0-0.1"'})
 
 
 def _found(path: str, found: Found) -> Document:
@@ -30,14 +31,14 @@ def _quoted(tag: str | None) -> str | None:
     return None if tag is None else f'"{tag}"'
 
 
-def _expect(outcome: object, *kinds: type) -> Any:
+def _expect(outcome: object, *kinds: type, request: Request = _NO_REQUEST) -> Any:
     """Return an outcome of one of these kinds; raises the Problem that another one means."""
     if isinstance(outcome, kinds):
         return outcome
     if isinstance(outcome, Failed):
-        render_failed(_NO_REQUEST, outcome)
+        render_failed(request, outcome)
     if isinstance(outcome, Missing):
-        render_missing(_NO_REQUEST, outcome)
+        render_missing(request, outcome)
     raise InternalError(f"the store answered {type(outcome).__name__}")
 
 
@@ -65,12 +66,12 @@ def read_deleted(outcome: object) -> int:
 
 def read_finished(outcome: object) -> bool:
     """Return whether the job was still there. Raises Problem."""
-    return isinstance(_expect(outcome, Deleted, Missing), Deleted)
+    return isinstance(_expect(outcome, Deleted, Missing, request=_WITH_LEASE), Deleted)
 
 
 def read_changed(outcome: object) -> None:
     """Check that the job was still leased. Raises Problem."""
-    _expect(outcome, LeaseChanged)
+    _expect(outcome, LeaseChanged, request=_WITH_LEASE)
 
 
 def read_taken(outcome: object) -> list[LeasedDocument]:

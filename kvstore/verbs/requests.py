@@ -148,16 +148,18 @@ def _question(  # noqa: PLR0913  # an option each
     return at, request_of("QUERY", at, {"list": True} if at.text == "/" else None, body)
 
 
-def take(
+def take(  # noqa: PLR0913  # an option each
     container: str,
     lease: Duration,
     *,
     limit: int | None = None,
     wait: Duration | None = None,
     max_attempts: int | None = None,
+    as_: Any = None,
 ) -> Asking[list[LeasedDocument]]:
-    """Take jobs from a container."""
+    """Take jobs from a container. `as_` is who waits, for those who list it."""
     query = {"lease": lease, "limit": limit, "wait": wait, "max_attempts": max_attempts}
+    query["as"] = None if as_ is None else values.dump(as_).decode()
     return Asking(request_of("POST", as_path(container), query), read_taken)
 
 

@@ -153,3 +153,4 @@ class TakeOptions(TypedDict, total=False):
     limit: int | None
     wait: Duration | None
     max_attempts: int | None
+    as_: Any

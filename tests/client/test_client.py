@@ -453,8 +453,9 @@ def test_jobs(db: Any, http: Checked) -> None:
     with pytest.raises(NotFound):
         jobs[0].renew(30)
     jobs[1].release(None, "not now")
-    with pytest.raises(PreconditionFailed):
-        jobs[1].done()
+    for late in (jobs[1].done, lambda: jobs[1].renew(30)):
+        with pytest.raises(PreconditionFailed, match="the lease has ended"):
+            late()
     [again] = db.take("/jobs/", 30, max_attempts=3, limit=1)
     assert (again.path, again.attempts, again.ttl) == (put[1].path, 2, YEAR_S)
     assert http.delete(jobs[2].path, [("If-Match", f'"{jobs[2].lease}"')]).status == 204
@@ -473,12 +474,17 @@ def test_done_is_a_verb(store: Running) -> None:
         assert not db.get(job.path)
 
 
-def test_a_take_waits(db: Any) -> None:
-    """Until there is a job, which comes from elsewhere."""
-    timer = threading.Timer(0.1, lambda: db.post("/jobs/", 1))
-    timer.start()
-    [job] = db.take("/jobs/", 30, wait=25)
-    timer.join()
+def test_a_take_waits(db: Any, http: Checked) -> None:
+    """Until there is a job, which comes from elsewhere; who lists the queue sees who waits."""
+
+    def post() -> None:
+        wait_until(lambda: [taker["as"] for taker in http.get("/jobs/").json.get("takers", ())] == [{"name": "ada"}], LIMIT_S)
+        db.post("/jobs/", 1)
+
+    poster = threading.Thread(target=post)
+    poster.start()
+    [job] = db.take("/jobs/", 30, wait=25, as_={"name": "ada"})
+    poster.join()
     assert job.value == 1
 
 

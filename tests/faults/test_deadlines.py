@@ -37,12 +37,17 @@ LONG: dict[str, tuple[list[tuple[Any, ...]], tuple[Any, ...]]] = {
 }
 
 
-@pytest.fixture(
-    params=[pytest.param(name, marks=pytest.mark.slow if kind == "cluster" else ()) for name, (kind, _) in STORES.items()]
-)
-def asked(request: pytest.FixtureRequest, behind_proxy: Callable[[str], Backing]) -> tuple[Backing, Callable[..., Response]]:
+@pytest.fixture(params=STORES)
+def store_name(request: pytest.FixtureRequest) -> str:
+    """A store."""
+    name: str = request.param
+    return name
+
+
+@pytest.fixture
+def asked(store_name: str, behind_proxy: Callable[[str], Backing]) -> tuple[Backing, Callable[..., Response]]:
     """What a store has behind it, and how to ask it."""
-    kind, execute = STORES[request.param]
+    kind, execute = STORES[store_name]
     backing = behind_proxy(kind)
     backing.raw.flushall()
     backing.proxy.begin()
@@ -50,6 +55,7 @@ def asked(request: pytest.FixtureRequest, behind_proxy: Callable[[str], Backing]
 
 
 @pytest.mark.few
+@pytest.mark.turns
 @pytest.mark.parametrize("name", LONG)
 def test_slow_answers_add_up(
     asked: tuple[Backing, Callable[..., Response]], monkeypatch: pytest.MonkeyPatch, name: str
@@ -107,6 +113,7 @@ def late(directory: Path) -> Iterator[tuple[str, Proxy]]:
 
 
 @pytest.mark.slow
+@pytest.mark.turns
 @pytest.mark.parametrize("adapter", ["flask", "asgi", "served"])
 @pytest.mark.parametrize("name", LONG)
 def test_a_request_of_many_commands_has_its_answer_in_time(late: tuple[str, Proxy], adapter: str, name: str) -> None:

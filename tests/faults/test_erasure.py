@@ -88,6 +88,7 @@ DELETED: dict[str, Callable[[Checked], object]] = {
 
 
 @pytest.mark.few
+@pytest.mark.turns
 @on_few
 @pytest.mark.parametrize("go", DELETED.values(), ids=DELETED)
 def test_what_is_deleted_is_erased(client: Checked, raw: redis.Redis, go: Callable[[Checked], object]) -> None:
@@ -117,6 +118,7 @@ NOTICED: dict[str, Callable[[Checked], object]] = {
 
 
 @pytest.mark.few
+@pytest.mark.turns
 @on_few
 @pytest.mark.parametrize("notice", NOTICED.values(), ids=NOTICED)
 def test_what_has_expired_is_erased(client: Checked, raw: redis.Redis, notice: Callable[[Checked], object]) -> None:
@@ -160,6 +162,7 @@ EXPIRING: dict[str, Callable[[Checked], object]] = {
 
 
 @pytest.mark.slow
+@pytest.mark.turns
 @on_few
 @pytest.mark.parametrize("write", EXPIRING.values(), ids=EXPIRING)
 def test_whatever_makes_it_expire(client: Checked, raw: redis.Redis, write: Callable[[Checked], object]) -> None:

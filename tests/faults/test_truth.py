@@ -109,12 +109,8 @@ def prepare(backing: Backing, row: Row) -> None:
         store.execute(command_of(as_request("PATCH", "/ns/q/1?lease=0", "", {"if-match": "*"})))
 
 
-# In seconds: a single Redis, and faults that are seen at once. The rest takes minutes.
-QUICK = ("cut", "cut after", "LOADING", "OOM")
-SWEEPS = [
-    *[pytest.param(name, QUICK, id=name) for name, (kind, _) in STORES.items() if kind == "single"],
-    *[pytest.param(name, FAULTS, id=f"{name}, all", marks=pytest.mark.slow) for name in STORES],
-]
+QUICK = ("cut", "cut after", "LOADING", "OOM")  # that are seen at once
+SWEEPS = [pytest.param(QUICK, id="quick"), pytest.param(FAULTS, id="all", marks=pytest.mark.slow)]
 
 
 class Swept(NamedTuple):
@@ -153,8 +149,10 @@ def expect(swept: Swept, row: Row, request: Request) -> Expected:
 
 
 @pytest.mark.few
-@pytest.mark.parametrize(("store_name", "faults"), SWEEPS)
+@pytest.mark.turns
+@pytest.mark.parametrize("store_name", STORES)
 @pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("faults", SWEEPS)
 def test_an_answer_is_true(swept: Swept, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Whichever script the fault is for: what the answer says is held against what Redis then has."""
     backing, ask, faults = swept
@@ -187,8 +185,10 @@ def test_an_answer_is_true(swept: Swept, monkeypatch: pytest.MonkeyPatch, name: 
 
 
 @pytest.mark.few
-@pytest.mark.parametrize(("store_name", "faults"), SWEEPS)
+@pytest.mark.turns
+@pytest.mark.parametrize("store_name", STORES)
 @pytest.mark.parametrize("name", [name for name, row in ROWS.items() if row.may_have_key])
+@pytest.mark.parametrize("faults", SWEEPS)
 def test_a_key_makes_it_safe_to_send_again(swept: Swept, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """After whatever fault: the same request with the same Idempotency-Key has the answer, and Redis what it should have."""
     backing, ask, faults = swept

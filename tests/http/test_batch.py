@@ -518,6 +518,16 @@ def test_large_documents(client: Checked, raw: redis.Redis) -> None:
     assert batch(client, [("PUT", "/ns/a", "x" * 1024 * 1024)]).status == 413
 
 
+@on_few
+def test_more_members_than_a_call_takes(client: Checked) -> None:
+    """One document is too wide for the script of many; the others of its batch are written with it."""
+    wide = json.dumps({f"m{number}": number for number in range(4000)})
+    answers = batch(client, [("PUT", "/ns/a", 1), ("PUT", "/ns/wide", json.loads(wide)), ("PUT", "/ns/b", 2)]).json["responses"]
+    assert [answer["status"] for answer in answers] == [201, 201, 201]
+    assert {**client.get("/ns/wide").json, "ttl": 0} == {**json.loads(wide), "ttl": 0}
+    assert [client.get(f"/ns/{name}").json for name in "ab"] == [1, 2]
+
+
 def test_nothing(client: Checked, raw: redis.Redis) -> None:
     """A batch of nothing has no responses."""
     for atomic in (None, True, False):
@@ -739,6 +749,7 @@ def test_large_answers_of_many_documents(client: Checked) -> None:
 
 
 @pytest.mark.few
+@pytest.mark.turns
 @pytest.mark.parametrize("method", ["PATCH", "PUT", "GET", "DELETE"])
 def test_an_atomic_batch_that_is_too_much_work(client: Checked, raw: redis.Redis, method: str) -> None:
     """Redis would be held up by it: 413, and nothing is changed."""

@@ -6,6 +6,7 @@ Time is not waited for: `end_hold` writes into Redis what it would be later. How
 import re
 import time
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from kvstore.commands.base import Again, Command, settled
 from kvstore.commands.jobs import Take, Taken
 from kvstore.commands.scripts import TAKE
+from kvstore.commands.takers import MAX_NAME_BYTES, MAX_TAKERS, RegisterTaker, RemoveTaker, takers_key
 from kvstore.core.paths import own_key, parse_path
 from kvstore.http.messages import Request
 from kvstore.http.protocol import render
@@ -100,7 +102,7 @@ PLACES = [
 @on_few
 @pytest.mark.parametrize(("target", "path"), PLACES)
 def test_a_job(client: Checked, raw: redis.Redis, target: str, path: str) -> None:
-    """200 with the job, as the contract has it; done by DELETE with its lease; then there is nothing, and nothing was left."""
+    """200 with the job, as in docs/queues.md; done by DELETE with its lease; then there is nothing, and nothing was left."""
     client.put(path + "?ttl=2h", '{"z":1.0,"a":[]}')
     answer = take(client, target)
     assert (answer.status, answer.headers["Content-Type"], answer.headers["Cache-Control"]) == (
@@ -188,6 +190,14 @@ BAD_TAKES: list[tuple[str, list[tuple[str, str]], bytes]] = [
     ("lease=1&wait=1m", [], b""),
     ("lease=1&wait=-1", [], b""),
     ("lease=1&wait=", [], b""),
+    ("lease=1&as=1", [], b""),
+    ("lease=1&wait=1&as=", [], b""),
+    ("lease=1&wait=1&as=ada", [], b""),
+    ("lease=1&wait=1&as=1&as=1", [], b""),
+    ("lease=1&wait=1&as=%FF", [], b""),
+    ("lease=1&wait=1&as=%7B%22ttl%22:1%7D", [], b""),
+    ("lease=1&wait=1&as=%7B%22a%22:%7B%22.sv%22:%22timestamp%22%7D%7D", [], b""),
+    (f"lease=1&wait=1&as=%22{'x' * (MAX_NAME_BYTES - 1)}%22", [], b""),
     ("lease=1&max_attempts=0", [], b""),
     ("lease=1&max_attempts=1001", [], b""),
     ("lease=1&max_attempts=many", [], b""),
@@ -447,6 +457,59 @@ def test_a_queue_that_is_empty(client: Checked) -> None:
     assert [item["name"] for item in listed(client, "/ns/empty/")] == ["a", "b/"]
 
 
+# Those who wait: who they say that they are, the ms for which they have waited, and for which they wait at most.
+WAITING = [(b'{"host":"b"}', 1000, 9000), (b"null", 5000, 5000), (b"[]", 0, 1)]
+WAITS = [(None, 10_000), ({"host": "b"}, 10_000)]
+
+
+@on_few
+def test_who_waits(client: Checked, store: Running) -> None:
+    """The first page has them, who has waited longest first: where somebody waits, and outside the entity-tag."""
+    queue = parse_path(b"/ns/q/")
+    for name in ("a", "b", "c/d"):
+        client.put(f"/ns/q/{name}", "1")
+    tag = client.get("/ns/q/").tag
+    with closing(store.open()) as opened:
+        entries = [opened.execute(RegisterTaker(queue, f"id{n}", *waiting)) for n, waiting in enumerate(WAITING)]
+        time.sleep(0.01)
+        for target in ("/ns/q/", "/ns/q/?keys", "/ns/q/?order=desc", "/ns/q/?limit=1"):
+            page = client.get(target).json
+            assert [(taker["as"], taker["until"] - taker["since"]) for taker in page["takers"]] == WAITS
+            assert abs(page["takers"][1]["since"] + 1000 - time.time() * 1000) < 60_000
+        for query in ("after=a", "recursive", "x:exists=false", "count"):
+            assert "takers" not in client.get(f"/ns/q/?{query}").json
+        for container in ("/ns/", "/ns/q/c/", "/?list"):
+            assert "takers" not in client.get(container).json
+        assert len(stream(client, "/ns/q/")[1]) == 3
+        assert client.get("/ns/q/", [("If-None-Match", tag)]).status == 304
+        for entry in entries[:2]:
+            opened.execute(RemoveTaker(queue, entry or b""))
+        assert "takers" not in client.get("/ns/q/").json
+
+
+@on_one
+def test_how_many_are_shown(client: Checked, raw: redis.Redis, store: Running) -> None:
+    """So many of a container; who comes later waits as well. They leave nothing behind, also where their processes die."""
+    queue = parse_path(b"/ns/q/")
+
+    def register(number: int, left_ms: int = 9000, entry: bytes | None = None) -> bytes | None:
+        return opened.execute(RegisterTaker(queue, str(number), b"%d" % number, 0, left_ms, entry))
+
+    with closing(store.open()) as opened:
+        entries = [register(number) for number in range(MAX_TAKERS)]
+        assert all(entries)
+        assert register(MAX_TAKERS) is None
+        assert register(0, 20_000, entries[0]) == entries[0]
+        assert 19_000 < raw.pttl(takers_key(queue)) <= 20_000
+        takers = client.get("/ns/q/").json["takers"]
+        assert sorted(taker["as"] for taker in takers) == list(range(MAX_TAKERS))
+        assert [taker["as"] for taker in takers if taker["until"] - taker["since"] > 10_000] == [0]
+        opened.execute(RemoveTaker(queue, entries[1] or b""))
+        assert register(MAX_TAKERS, 1)
+        time.sleep(0.01)
+        assert register(MAX_TAKERS + 1), "the place of one whose time is over"
+
+
 @on_few
 def test_leases_are_no_changes(client: Checked, raw: redis.Redis) -> None:
     """Taking, extending, giving back: the entity-tags of job and container stay, and the log has no entry of it."""
@@ -614,6 +677,28 @@ WRITES = {
 }
 # What a worker whose lease has ended may not do.
 FENCED = {**WRITES, "extend": _status("PATCH", query="?lease=60s"), "give back": _status("PATCH", query="?lease=0")}
+
+
+@on_one
+@pytest.mark.parametrize(
+    ("method", "query", "match", "said"),
+    [
+        ("PUT", "", "TAG", "send only its lease"),
+        ("DELETE", "", "TAG", "send only its lease"),
+        ("DELETE", "", '"1-1.1"', "the lease has ended"),
+        ("PATCH", "?lease=60s", "TAG", "the lease has ended"),
+        ("PATCH", "?lease=0", '"1-1.1"', "the lease has ended"),
+        ("PUT", "", '"1-1"', "its entity-tag"),
+    ],
+)
+def test_a_refusal_says_what_to_do(client: Checked, method: str, query: str, match: str, said: str) -> None:
+    """The entity-tag of a leased job, and another lease, are refused again and again."""
+    tag = client.put("/ns/q/a", "1").tag
+    taken(client)
+    body = b"2" if method == "PUT" else b""
+    answer = client.request(method, "/ns/q/a" + query, [("If-Match", match.replace("TAG", str(tag)))], body)
+    assert answer.status == 412
+    assert said in answer.json["detail"]
 
 
 @on_few

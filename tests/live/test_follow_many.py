@@ -193,6 +193,8 @@ REFUSED = [
     (target_of("a"), 400, "a"),
     (target_of("/a", "/b//c"), 400, "/b//c"),
     (target_of("/a", "/b%"), 400, "/b%"),
+    ("/_/follow?path=/%FF", 400, "/\ufffd"),  # no JSON has half a character
+    (target_of("/a") + "&hold=/%FF", 400, "/\ufffd"),
     (target_of("/a", "/" + "x" * 1100), 414, "/" + "x" * 1100),
     (target_of("/?list"), 400, "/"),
     (target_of("/_/health"), 400, "/_/health"),

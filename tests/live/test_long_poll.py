@@ -183,13 +183,20 @@ ARRIVALS: dict[str, Callable[[Checked], Any]] = {
 }
 
 
+def waits(listing: bytes) -> list[Any]:
+    """Who waits for a job, by a listing of the queue."""
+    return [taker["as"] for taker in json.loads(listing).get("takers", [])]
+
+
 @on_servers
 @pytest.mark.parametrize("arrival", ARRIVALS)
 def test_a_job_that_comes(client: Checked, arrival: str) -> None:
-    """A taker that waits gets it as soon as it can be taken."""
-    waiting = later(lambda: client.request("POST", TAKE))
+    """A taker that waits gets it as soon as it can be taken. While it waits, who lists the container sees it."""
+    waiting = later(lambda: client.request("POST", TAKE + "&as=%5B%22ada%22%5D"))
+    wait_until(lambda: waits(client.get("/ns/q/").body) == [["ada"]], LIMIT_S)
     ARRIVALS[arrival](client)
     answer = waiting.result(LIMIT_S)
+    wait_until(lambda: not waits(client.get("/ns/q/").body), LIMIT_S)
     assert answer.status == 200
     [job] = answer.json["items"]
     assert job["attempts"] == 1
@@ -365,11 +372,13 @@ def test_takers_that_have_gone(serving: Serving) -> None:
     """They are given nothing: a job goes to the one who is left, however many stood before him."""
     gone = [serving.send("POST", TAKE) for _ in range(20)]
     serving.wait_for(20)
+    wait_until(lambda: len(waits(serving.ask("GET", "/ns/q/").body)) == 20, LIMIT_S)
     left = serving.send("POST", TAKE)
     serving.wait_for(21)
     for n, wire in enumerate(gone):
         (wire.close, wire.abort, wire.half_close)[n % 3]()
     serving.wait_for(1)
+    wait_until(lambda: waits(serving.ask("GET", "/ns/q/").body) == [None], LIMIT_S)
     assert serving.ask("PUT", "/ns/q/a", (), b"1").status == 201
     assert [(job["path"], job["attempts"]) for job in jobs_of(left.answer())] == [("/ns/q/a", 1)]
 
@@ -457,6 +466,7 @@ def test_gone_from_flask(server: Running, goes: str) -> None:
             time.sleep(0.1)
         getattr(gone, goes)()
         time.sleep(1.5)  # it is looked for four times a second
+        assert len(waits(served.request("GET", "/ns/q/").body)) == 1
         assert served.request("PUT", "/ns/q/a", b"1").status == 201
         assert [job["attempts"] for job in jobs_of(left.answer())] == [1]
     finally:
@@ -524,6 +534,7 @@ def test_gone_from_asgi(server: Running, is_before: bool) -> None:
     try:
         loop.run(call())
         assert sent == []
+        assert not server.redis.keys("*takers*")
         put = make_scope("PUT", "/ns/q/a", [])
 
         async def enqueue() -> None:
@@ -571,6 +582,34 @@ def test_more_than_allowed(server: Running) -> None:
 
 
 @pytest.mark.slow
+def test_who_waits_at_two_services(server: Running, directory: Path) -> None:
+    """All of them are shown by each. Those of one that is killed are shown until their time is over."""
+    services = []
+    wires = []
+    try:
+        for number, wait_s in enumerate((WAIT_S, 2)):
+            (home := directory / str(number)).mkdir()
+            services.append(start_kvstore(home, REDIS_URL=server.url, WEB_CONCURRENCY="1"))
+            for taker in range(5):
+                wires.append(Wire(services[-1].at, limit_s=WAIT_S))
+                wires[-1].send(request_bytes("POST", f"/ns/q/?lease=60s&wait={wait_s}&as={5 * number + taker}"))
+        for service in services:
+            wait_until(lambda: sorted(waits(service.request("GET", "/ns/q/").content)) == list(range(10)), LIMIT_S)  # noqa: B023
+        services[1].kill()
+        assert sorted(waits(services[0].request("GET", "/ns/q/").content)) == list(range(10))
+        wait_until(lambda: sorted(waits(services[0].request("GET", "/ns/q/").content)) == list(range(5)), LIMIT_S)
+        services[0].stop()
+        key = "kv:{ns}!takers:q"
+        assert server.redis.zcount(key, 1000 * time.time(), "+inf") == 0
+        assert server.redis.pttl(key) <= 1000 * WAIT_S, "what is left of those that were killed goes with the key"
+    finally:
+        for wire in wires:
+            wire.close()
+        for service in services:
+            service.kill()
+
+
+@pytest.mark.slow
 def test_a_stop(server: Running, directory: Path) -> None:
     """SIGTERM of the command: all who wait are answered, with what there is, and long before their time; then it ends."""
     served = start_kvstore(directory, REDIS_URL=server.url)
@@ -606,8 +645,10 @@ def test_a_stop_in_process(server: Running) -> None:
         serving.send("GET", "/ns/b", prefer_wait(WAIT_S)) for _ in range(5)
     ]
     serving.wait_for(15)
+    wait_until(lambda: len(waits(serving.ask("GET", "/ns/q/").body)) == 10, LIMIT_S)
     serving.running.stop()
     assert [wire.answer().status for wire in wires] == [204] * 10 + [404] * 5
+    assert not server.redis.keys("*takers*")
     for wire in wires:
         wire.close()
 

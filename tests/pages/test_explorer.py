@@ -10,6 +10,7 @@ import tarfile
 from contextlib import suppress
 from pathlib import Path
 from statistics import median
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -521,7 +522,14 @@ def test_a_conflict(browser: Browser, other: Browser, served: Served) -> None:
 
 
 def test_the_queue(browser: Browser, served: Served) -> None:
-    """States, attempts, dead jobs with their reason; they are put back or deleted, and a job can be cancelled."""
+    """States, attempts, dead jobs with their reason; they are put back or deleted, and a job can be cancelled. Who waits."""
+    taker = Thread(target=write, args=(served, "/work/idle/?lease=30s&wait=25&as=%22%3Cimg%20onerror%3D1%3E%22", "", "POST"))
+    taker.start()
+    open_at(browser, served, "/work/idle/?queue", "Who waits: 1")
+    browser.wait_for('"<img onerror=1>"', "main")
+    write(served, "/work/idle/", 1, "POST")
+    browser.wait_for("Nobody waits", "main")
+    taker.join()
     for n in range(3):
         write(served, "/work/mail/", {"to": n}, "POST")
     write(served, "/work/mail/?delay=1h", {"to": "later"}, "POST")
@@ -761,7 +769,10 @@ def test_accessibility(browser: Browser, served: Served, axe: str, theme: str) -
     check()
     browser.click("button", "Discard")
     browser.wait_for("Redis key", "main")
+    taker = Thread(target=write, args=(served, f"/axe/{theme}/?lease=1&wait=25", "", "POST"))
+    taker.start()
     for path, text in (
+        (f"/axe/{theme}/?queue", "Who waits: 1"),
         ("/axe/", "ada"),
         ("/axe/jobs/?queue", "leased"),
         ("/axe/?presence", "Be here"),
@@ -773,6 +784,8 @@ def test_accessibility(browser: Browser, served: Served, axe: str, theme: str) -
         browser.run("location.hash = arguments[0]", path)
         browser.wait_for(text, "main")
         check()
+    write(served, f"/axe/{theme}/", 1, "POST")
+    taker.join()
     browser.click("#access")
     check()
     browser.click("dialog button", "Close")

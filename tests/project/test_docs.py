@@ -451,7 +451,7 @@ ADA = parse_path(b"/people/ada")
 
 @pytest.mark.parametrize(
     "key",
-    [*ADA.keys, *(own_key(ADA, name) for name in OWN_KEYS), *(own_key(ADA, each) for each in ("idempotency:…", "holds:…"))],
+    [*ADA.keys, *(own_key(ADA, name) for name in (*OWN_KEYS, "idempotency:…", "holds:…", "takers:…"))],
 )
 def test_every_redis_key_is_documented(key: str) -> None:
     """The data layout names every kind of key that we use."""

@@ -83,7 +83,7 @@ WORLD = {
     "pathlib": {"access.jwks", "stores.embedded", "runtime", "serving.gunicorn_config", "transfer.command"},
     "random": {"live.stream_session", "verbs"},
     "resource": {"serving.gunicorn_worker"},
-    "secrets": {"live.presence", "live.client_streams", "http.gate"},
+    "secrets": {"live.presence", "live.client_streams", "live.takers", "http.gate"},
     "signal": {"stores.embedded", "serving.gunicorn_config", "serving.gunicorn_worker", "tasks"},
     "socket": {"stores.embedded", "serving.server", "serving.sse", "serving.flask"},
     "ssl": {"stores", "serving.flask"},

@@ -1,6 +1,7 @@
 """The module /_/kvstore.js in Node, against a real server: its verbs, what it sends again, and what it follows."""
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -175,7 +176,8 @@ await store.batch(Array.from({length: 1000}, (_, n) => ({method: "PUT", path: `/
 await store.batch(Array.from({length: 500}, (_, n) => ({method: "PUT", path: `/many/a/${n}`, body: n})))
 const count = async listing => { let n = 0; for await (const _ of listing) n++; return n }
 for (const [path, options] of [["/many/"], ["/many/", {recursive: true}], ["/many/", {limit: 7}], ["/"]]) {
-  say(await count(store.list(path, options)))
+  const before = sent.length
+  say([await count(store.list(path, options)), sent.length - before])
 }
 const answers = await store.batch([{method: "GET", path: "/t/text"}, {method: "GET", path: "/x"}], {atomic: false})
 say(answers.map(each => each.status))
@@ -187,6 +189,11 @@ await job.renew("60s")
 await job.release()
 const [again] = await store.take("/jobs/", {lease: 5})
 say([again.attempts, await name(job.done()), await store.done(again), await again.done()])
+const waiting = store.take("/jobs/", {wait: 20, as: {name: "ada"}})
+let takers
+while (!takers) ({takers} = await (await network(url + "/jobs/")).json())
+await store.post("/jobs/", 2)
+say([takers.map(each => each.as), (await waiting).map(each => each.value)])
 """
 
 
@@ -205,11 +212,12 @@ def test_the_verbs(run: Callable[..., list[Any]]) -> None:
         ["InvalidTTL", "InvalidPath"],
         *["TypeError"] * 3,
         ["a", "c%3Fd%20%23%5Ce%20%20", "text"],
-        *(1001, 1500, 7, 2),
+        *([1001, 2], [1500, 2], [7, 1], [2, 1]),
         [200, 404],
         [1, 2],
         [True, {"task": 1}, 1, [], []],
         [2, "PreconditionFailed", True, False],
+        [[{"name": "ada"}], [2]],
     ]
 
 
@@ -548,6 +556,23 @@ def test_a_live_map_of_a_query(run: Callable[..., list[Any]]) -> None:
     ]
 
 
+def test_lines_of_unicode(run: Callable[..., list[Any]]) -> None:
+    """U+2028 and U+2029 end a line of JavaScript, and none of a stream."""
+    found = run(
+        """
+        const text = "one\\u2028two\\u2029three"
+        await store.put("/ns/a", text)
+        const events = store.follow("/ns/a")[Symbol.asyncIterator]()
+        const {value: snapshot} = await events.next()
+        await store.put("/ns/a", text + text)
+        const {value: put} = await events.next()
+        say([snapshot.value === text, put.value === text + text])
+        process.exit()
+        """
+    )
+    assert found == [[True, True]]
+
+
 def test_a_long_snapshot(run: Callable[..., list[Any]]) -> None:
     """It is one event, also if what is followed changes while it comes."""
     assert run(
@@ -684,7 +709,11 @@ window.fetch = (target, ...more) => {
   if (String(target).includes("/_/follow")) window.streams++
   return network(target, ...more)
 }
-window.room = store.map("/room/", {onChange: ({type, value}) => type === "put" && window.events.push(value)})
+window.kinds = []
+window.room = store.map("/room/", {onChange: ({type, value}) => {
+  if (type !== window.kinds.at(-1)) window.kinds.push(type)
+  if (type === "put") window.events.push(value)
+}})
 window.hold = store.hold("/people/" + who, who)
 await room.ready
 return [...room]
@@ -764,6 +793,60 @@ def test_six_tabs(directory: Path, store: Running) -> None:
     finally:
         driver.close()
         served.stop()
+
+
+# A tab that goes on writing until it is told to stop.
+WRITER = """
+const {connect} = await import("/_/kvstore.js")
+const store = connect(location.origin)
+window.written = 0
+window.writing = (async () => {
+  while (!window.isDone) await store.put("/room/n", window.written++)
+  await store.put("/room/n", "end")
+})()
+"""
+
+
+def test_tabs_through_a_kill(directory: Path, store: Running) -> None:
+    """Two tabs share a stream, a third one writes, while workers and the server are killed: every change once, in order."""
+    [port] = free_ports(1)
+    environ = {"REDIS_URL": store.url, "PORT": str(port), "KVSTORE_LOG_LENGTH": "100000"}
+    serving = start_kvstore(directory, **environ)
+    driver = Driver(directory)
+    try:
+        tabs = Tabs(driver.open(), f"http://127.0.0.1:{port}")
+        followers = [tabs.open(who) for who in ("ada", "bob")]
+        begun = [tabs.run(follower, "return streams") for follower in followers]
+        writer = tabs.show()
+        tabs.run(writer, WRITER)
+
+        def go_on() -> None:
+            written = tabs.run(writer, "return written")
+            for follower in followers:
+                tabs.wait(follower, "events.at(-1) > arguments[0] + 50", written)
+
+        go_on()
+        for pid in serving.processes():
+            if pid != serving.process.pid:  # gunicorn starts others
+                os.kill(pid, signal.SIGKILL)
+        go_on()
+        serving.kill()
+        serving = start_kvstore(directory, **environ)
+        go_on()
+        written = tabs.run(writer, "window.isDone = true; await writing; return written")
+        for follower in followers:
+            tabs.wait(follower, "events.at(-1) === 'end'")
+            *told, _ = tabs.run(follower, "return events")
+            assert list(dict.fromkeys(told)) == list(range(written))
+            assert told == sorted(told)
+            assert len(told) <= written + 2, "one that was sent again is told twice"
+            assert tabs.run(follower, "return kinds") == ["snapshot", "put"], "no other snapshot, no reset"
+        leader, other = [tabs.run(follower, "return streams") for follower in followers]
+        assert leader >= begun[0] + 2, "it came back twice"
+        assert (begun[1], other) == (0, 0)
+    finally:
+        driver.close()
+        serving.kill()
 
 
 # A tab that follows a path, with a token, or with the session's cookie that it asks for with a token.

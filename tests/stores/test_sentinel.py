@@ -20,7 +20,7 @@ from tests.support.inprocess import InProcess
 from tests.support.sentinels import LIMIT_S, Sentinels
 from tests.support.stores import connect, free_ports, wait_until
 
-ANSWER_S = 6.0  # the contract's limit for a 503
+ANSWER_S = 6.0  # until a 503 (docs/errors.md)
 READY_S = 1.0  # and for /_/ready
 
 

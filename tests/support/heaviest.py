@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import redis
 
 from kvstore.commands.changelog import ReadChanges
+from kvstore.commands.takers import MAX_NAME_BYTES, MAX_TAKERS, RegisterTaker
 from kvstore.core.paths import parse_path
 from kvstore.stores.blocking import open_blocking_store
 from tests.support.asking import batch_body, keys_of
@@ -136,6 +137,14 @@ def change_in_turns(bench: Bench, count: int, other: int = 1) -> None:
     for number in range(0, count, 20):
         pairs = [("PUT", "/ns/a", number), ("PUT", "/ns/b", members(other))] * min(20, count - number)
         bench.batch(pairs, atomic=False)
+
+
+def wait_all(bench: Bench, count: int) -> None:
+    """So many who wait for a job, and say who they are at length."""
+    store, name = open_blocking_store(bench.url), b'"%b"' % (b"x" * (MAX_NAME_BYTES - 2))
+    for number in range(count):
+        store.execute(RegisterTaker(parse_path(b"/ns/"), str(number), name, 0, 60_000))
+    store.close()
 
 
 RECORD = members(10) | {"text": "x" * 100, "tags": ["a", "b"]}
@@ -294,6 +303,7 @@ CASES: dict[str, Case] = {
     ),
     "question to large documents": Case(lambda bench, _: bench.ask("GET", f"/ns/?count&{LONG_QUESTION}"), 20, 100, put_several),
     "question to documents of 1 MiB": Case(lambda bench, _: bench.ask("GET", f"/ns/?count&{LONG_QUESTION}"), 4, 10, put_arrays),
+    "listing of those who wait": Case(lambda bench, _: bench.ask("GET", "/ns/"), 45, MAX_TAKERS, wait_all),
     "listing of containers": Case(
         lambda bench, size: bench.ask("GET", f"/ns/?limit={size}"),
         490,

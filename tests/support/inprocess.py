@@ -9,6 +9,7 @@ from collections.abc import Coroutine, Mapping
 from functools import partial
 from typing import Any
 
+from kvstore.commands.readiness import CheckReadiness
 from kvstore.core.settings import read_settings
 from kvstore.runtime import open_runtime
 from kvstore.serving.connection import ClientConnection
@@ -47,6 +48,15 @@ class InProcess:
     def run(self, task: Coroutine[Any, Any, Any]) -> Any:
         """What comes of a coroutine in the server's own event loop."""
         return self._loop.run(task)
+
+    def catch_up(self) -> None:
+        """Wait until it has read what was sent to it, and Redis has answered the scripts that it sent then."""
+        self._loop.run(self._catch_up())
+
+    async def _catch_up(self) -> None:
+        for _ in range(2):  # the sockets that have something are read in the first turn of the loop, or in the second
+            await asyncio.sleep(0)
+        await self._runtime.store.execute(CheckReadiness())
 
     def buffer_little(self) -> None:
         """Let the kernel take little of what is written to the connections that come now: a slow reader is felt at once."""

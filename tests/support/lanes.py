@@ -1,14 +1,18 @@
 """Which lanes a test runs on. A lane is an adapter over a store.
 
 `make test-all` runs every test on each of its lanes. `make test` runs each row of a test once (`selected`), on lanes that have
-each adapter and each store: the rows in turns on them, beginning with another lane for each test.
+each adapter and each store: the rows in turns on them, beginning with another lane for each test. A test of many rows that
+take long is marked `turns`: `make test-all` runs each of them once too. In `make faults` the lanes are others
+in each round, and with KVSTORE_LANES=all such a test runs on each of them.
 """
 
+import os
 from collections.abc import Sequence
 
 import pytest
 
 Lane = tuple[str, ...]
+ALL = os.environ.get("KVSTORE_LANES") == "all"
 
 # Every adapter over every kind of store that it reaches in a way of its own; a Redis in this process cannot be served by
 # another one. The first four have every adapter and every kind of store once.

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -295,13 +295,25 @@ def wait_until(holds: Callable[..., object], limit_s: float) -> float:
 
 def contents(client: redis.Redis) -> dict[bytes, tuple[Any, int]]:
     """All that a Redis holds, to compare before and after; a TTL as the ms at which it ends."""
-    read: dict[Any, Callable[[Any], Any]] = {
-        b"string": client.get,
-        b"hash": client.hgetall,
-        b"list": lambda key: client.lrange(key, 0, -1),
-        b"set": client.smembers,
-        b"zset": lambda key: client.zrange(key, 0, -1, withscores=True),
-        b"stream": client.xrange,
+    read: dict[bytes, Callable[[Any, bytes], Any]] = {
+        b"string": lambda asked, key: asked.get(key),
+        b"hash": lambda asked, key: asked.hgetall(key),
+        b"list": lambda asked, key: asked.lrange(key, 0, -1),
+        b"set": lambda asked, key: asked.smembers(key),
+        b"zset": lambda asked, key: asked.zrange(key, 0, -1, withscores=True),
+        b"stream": lambda asked, key: asked.xrange(key),
     }
-    typed = ((key, client.type(key)) for key in client.scan_iter(count=1000))  # a key may expire between the two
-    return {key: (read[kind](key), int(client.pexpiretime(key) or 0)) for key, kind in typed if kind in read}
+    keys = list(client.scan_iter(count=1000))
+    types = _ask_of_each(client, keys, lambda asked, key: asked.type(key))
+    typed = {key: kind for key, kind in zip(keys, types, strict=True) if kind in read}  # a key may have expired meanwhile
+    values = _ask_of_each(client, typed, lambda asked, key: read[typed[key]](asked, key))
+    ends = _ask_of_each(client, typed, lambda asked, key: asked.pexpiretime(key))
+    return {key: (value, int(end or 0)) for key, value, end in zip(typed, values, ends, strict=True)}
+
+
+def _ask_of_each(client: redis.Redis, keys: Iterable[bytes], ask: Callable[[Any, bytes], object]) -> list[Any]:
+    """What Redis answers about each of these keys, in one round trip."""
+    pipeline = client.pipeline(transaction=False)
+    for key in keys:
+        ask(pipeline, key)
+    return pipeline.execute()

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -126,7 +127,7 @@ def test_called_it_runs_here(redis_: redis.Redis) -> None:
 
 
 def test_a_job_is_a_document(http: Checked) -> None:
-    """As the contract spells it, in the queue's container; the result will be below that."""
+    """As docs/tasks.md has it, in the queue's container; the result will be below that."""
     result = worked.add.delay(1, b="é")
     name = result.key.removeprefix("/tasks/results/")
     assert http.get(f"/tasks/{name}").body == b'{"task":"add","args":[1],"kwargs":{"b":"\xc3\xa9"},"ttl":31536000}\n'
@@ -397,6 +398,25 @@ def test_sigterm_finishes_the_job_in_hand(redis_: redis.Redis, alone: Workers) -
     alone.process.wait(JOB_S)
     assert first.return_value == "first"
     assert (second.status, ran(redis_, "second")) == ("queued", [])
+
+
+@pytest.mark.slow
+def test_a_worker_that_waits(redis_: redis.Redis, http: Checked, alone: Workers) -> None:
+    """As long as it does, a listing of the queue has it, and says which process it is."""
+
+    def waits() -> list[Any]:
+        return [taker["as"] for taker in http.get("/own/").json.get("takers", ())]
+
+    waiting = {"host": socket.gethostname(), "process": alone.pids()[0]}
+    wait_until(lambda: waits() == [waiting], JOB_S)
+    running = own("note", "long", 1.0)
+    wait_until(lambda: ran(redis_, "long"), JOB_S)
+    assert waits() == []
+    assert running.wait(JOB_S) == "long"
+    wait_until(lambda: waits() == [waiting], JOB_S)
+    alone.process.terminate()
+    assert alone.process.wait(JOB_S) == 0
+    assert waits() == []
 
 
 def test_an_idle_worker_stops_at_once(alone: Workers) -> None:

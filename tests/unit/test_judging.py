@@ -442,6 +442,8 @@ INTERNAL = {
         "Charge",
         "ClaimStreams",
         "ReleaseStream",
+        "RegisterTaker",
+        "RemoveTaker",
         "CheckReadiness",
         "CountJobs",
         "ReadFound",

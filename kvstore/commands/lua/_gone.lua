@@ -141,7 +141,6 @@ local function sweep(prefix, now, most)
 end
 
 local has_swept = false -- a script that writes often does it once
-
 -- After a write: often enough that the indexes hold little that has expired, seldom enough to cost nothing.
 local function sweep_sometimes(prefix, now)
   if now % 16 == 0 and not has_swept then

@@ -1,11 +1,11 @@
 -- List what lies directly below a container, or all documents below it; in order of name, a page.
--- KEYS   1 log
+-- KEYS   1 log  2 document  3 who waits for a job there, by the ms until which they do (register_taker.lua)
 -- ARGV   1 what stands before a name in the documents' keys  2 the container's own name in names and log, '' or 'a/b/'
 --        3 the name after which the page starts, '' for the first  4 most items  5 'asc' or 'desc'  6 'values' or 'keys'
 --        7 'direct' or 'recursive'  8 most bytes of values  9 If-None-Match
 -- reply  {'again'} where so many documents have expired, or may have, that Redis does something else in between;
 --        {'same', tag} where that matches, or {'listing', tag, 'more' or nil, items, the time in ms where the
---        container is worked as a queue, else nil}; an item is {name, fields, expires_at_ms,
+--        container is worked as a queue, else nil, who waits there, each followed by its ms}; an item is {name, fields, expires_at_ms,
 --        ttl_ms} for a document (with 'keys' the fields are {'$kv', its value}, or none), {name} for a container; its name
 --        ends in a slash. The tag is the id of the namespace's last change.
 
@@ -52,5 +52,9 @@ local function list(_, at)
       end
     end
   end
-  return {'listing', tag, has_more, items, time_of_queue(container, now)}
+  local takers = {} -- the first page of what is directly below has them
+  if direct and after == '' then
+    takers = redis.call('ZRANGEBYSCORE', KEYS[3], string.format('(%.0f', now), '+inf', 'WITHSCORES')
+  end
+  return {'listing', tag, has_more, items, time_of_queue(container, now), takers}
 end

@@ -1,7 +1,7 @@
-// The client of kvstore for browsers and Node. kvstore.d.ts says what each part does, DESIGN 62 why it does so.
+// The client of kvstore for browsers and Node. kvstore.d.ts says what each part does, DESIGN 62 why.
 
-const TRIES = 8 // of a request: some 15 s, in which a server starts again
-const SILENCE_MS = 25_000 // on a stream: twice the time between heartbeats
+const TRIES = 8 // some 15 s, for a server to start
+const SILENCE_MS = 25_000 // on a stream: twice the time of a heartbeat
 const GATHER_MS = 50 // in which a page says what it follows
 
 export class Problem extends Error {
@@ -56,9 +56,9 @@ export function connect(url = new URL("..", import.meta.url), {token, onBehind =
 	function iterate(path, {limit: left = Infinity, count, signal}, first) {
 		if (count) return first().then(found => found.count)
 		return (async function* () {
-			for (let page = await first(Math.min(left, 1000)); left > 0; ) {
+			for (let page = await first(Math.min(left, 1000)); ; ) {
 				for (const item of page.items) if (left-- > 0) yield item
-				if (!page.next) return
+				if (!page.next || left < 1) return
 				page = await ask("GET", path, undefined, {query: page.next.split("?")[1], signal})
 			}
 		})()
@@ -91,7 +91,7 @@ export function connect(url = new URL("..", import.meta.url), {token, onBehind =
 		batch: async (requests, {atomic = true, ...options} = {}) =>
 			(await ask("POST", "/_/batch", {atomic, requests}, atomic ? options : {idempotencyKey: "", ...options})).responses,
 		async take(container, options) {
-			const taken = await ask("POST", container, undefined, {lease: "30s", ...options})
+			const taken = await ask("POST", container, undefined, {lease: "30s", ...options, as: JSON.stringify(options?.as)})
 			return (taken?.items ?? []).map(job => {
 				const ifMatch = `"${job.lease}"`
 				const change = (value, asked) => ask("PATCH", job.path, value, {...asked, ifMatch})
@@ -178,7 +178,7 @@ function goLive(send, group, onBehind) {
 	}
 }
 
-/** A stream of what was asked for last, which comes back by itself. */
+/** A stream of what was asked for last; it comes back by itself. */
 function openStream(send, id, tell) {
 	let query, last, timer
 
@@ -242,7 +242,7 @@ async function* blocksOf(body) {
 		if (done) return
 		const blocks = (text + value).split("\n\n")
 		text = blocks.pop()
-		for (const block of blocks) yield Object.fromEntries(block.split("\n").map(line => line.split(/: (.*)/, 2)))
+		for (const block of blocks) yield Object.fromEntries(block.split("\n").map(line => line.split(/: (.*)/s, 2)))
 	}
 }
 

@@ -156,14 +156,14 @@ export const isGone = event => event.type === "delete" || event.type === "expire
 
 /**
  * What lies directly below a container, as far as it was loaded: `items` in order of name, and `next`, the query of the next
- * page (null: there is none). An item is {name, path, isContainer, etag, ttl, expires, node, state, attempts, marked, gone}; `ttl` in s is that of
+ * page (null: there is none); `takers`, who waits for a job. An item is {name, path, isContainer, etag, ttl, expires, node, state, attempts, marked, gone}; `ttl` in s is that of
  * when it was seen last.
  */
 export class Listing {
   constructor(path, {keys = false, descending = false, changed = () => {}} = {}) {
     const words = [path === "/" && "list", keys && "keys", descending && "order=desc"].filter(Boolean)
     this.first = [...words, `limit=${keys ? PAGE : FIRST_PAGE}`].join("&")
-    Object.assign(this, {path, descending, changed, items: [], next: this.first, problem: null, pending: null})
+    Object.assign(this, {path, descending, changed, items: [], next: this.first, takers: [], problem: null, pending: null})
     this.asking = 0 // requests whose answers have not come
     this.meanwhile = [] // events since the first of them: an answer may be older
   }
@@ -200,6 +200,7 @@ export class Listing {
   async page(query) {
     const tree = await answer(await send("GET", this.path, {query, signal: this.signal}))
     const next = member(tree, "next")?.value
+    if (query === this.first) this.takers = member(tree, "takers")?.nodes ?? []
     return {items: member(tree, "items").nodes.map(node => read(node)), next: next ? next.slice(next.indexOf("?") + 1).replace(/\blimit=\d+/, `limit=${PAGE}`) : null}
   }
 
