@@ -68,7 +68,7 @@ class Failing(NamedTuple):
         """Whether all replicas have what was written just now: they follow, and are not in the middle of their first copy."""
         with connect(f"redis://127.0.0.1:{self.port}") as client:
             client.set(BALLAST, b"")
-            return client.wait(len(self.replicas), 100) == len(self.replicas)
+            return bool(client.wait(len(self.replicas), 100) == len(self.replicas))
 
     def is_replaced(self, replicas: int) -> bool:
         """Whether a successor is there, and has so many replicas that follow it."""
