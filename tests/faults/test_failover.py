@@ -146,16 +146,17 @@ class Crowd:
         self._failed: list[BaseException] = []
 
     def start(self, act: "Callable[[Client, random.Random], object]") -> None:
-        """Let somebody act, in turns with others."""
+        """Let somebody act."""
+        self._seed += 1
+        chance = drawn(self._seed)
 
         def run() -> None:
             try:
                 with closing(Client(self)) as client:
-                    act(client, drawn(self._seed))
+                    act(client, chance)
             except BaseException as error:
                 self._failed.append(error)
 
-        self._seed += 1
         self._threads.append(threading.Thread(target=run, daemon=True))
         self._threads[-1].start()
 
@@ -279,27 +280,24 @@ class Writing:
 class Follower:
     """Follows a container, and comes back with the last id whenever its connection ends: by itself, or after `life_s`."""
 
-    def __init__(self, client_life_s: float = LIMIT_S) -> None:
-        self.connections = 0
-        self._life_s = client_life_s
-        self._events: list[Event] = []
-        self._reader: Reader | None = None
+    def __init__(self, life_s: float = LIMIT_S) -> None:
+        self._life_s = life_s
+        self._told: tuple[list[Event], Reader | None] = [], None  # by former connections, and the present one
         self._has_left = threading.Event()
 
     def follow(self, target: str, client: Client, _: random.Random) -> None:
         """Follow until leave()."""
         while not self._has_left.is_set():
-            last = [event.id for event in self._events if event.id][-1:]
+            last = [event.id for event in self.events if event.id][-1:]
             reader = client.open(target, {"Last-Event-ID": last[0]} if last else {})
             assert reader.status in (200, 503), reader.body
             if reader.status == 200:
-                self._reader = reader
-                self.connections += 1
+                self._told = self.events, reader
                 end = time.monotonic() + self._life_s
                 while not (reader.has_ended or self._has_left.wait(0.02) or time.monotonic() > end):
                     pass
                 reader.close()
-                self._events, self._reader = self.events, None
+                self._told = self.events, None
             self._has_left.wait(0.1)
 
     def leave(self) -> None:
@@ -309,8 +307,8 @@ class Follower:
     @property
     def events(self) -> list[Event]:
         """All that came until now, over all connections."""
-        reader = self._reader
-        return self._events + (list(reader.events) if reader else [])
+        before, reader = self._told
+        return before + (list(reader.events) if reader else [])
 
     @property
     def resets(self) -> int:
@@ -509,7 +507,7 @@ class Load:
         self.streams = [Follower(), Follower(0.7)]
         self._queue_is_over = threading.Event()
         client.until(201, "PUT", "/notes/first", 0)
-        self.writing.notes["/notes/first"].maybe = {0}
+        self.writing.notes["/notes/first"] = Note({0}, client.began)
         for each in self.streams:
             crowd.start(partial(each.follow, "/notes/?recursive"))
         for name in ("a", "b", "c"):
