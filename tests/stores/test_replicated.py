@@ -27,7 +27,9 @@ from kvstore.core.codec import encode
 from kvstore.core.errors import UNKNOWN, Problem, TooFewReplicas
 from kvstore.core.paths import parse_path
 from kvstore.core.preconditions import NONE
-from kvstore.core.settings import InvalidSetting, read_settings
+from kvstore.core.settings import InvalidSetting, Settings, read_settings
+from kvstore.http.messages import Request
+from kvstore.http.protocol import parse
 from kvstore.stores import embedded, replicated
 from kvstore.stores.blocking import open_blocking_store
 from kvstore.stores.pooled import PooledStore, open_async_store
@@ -167,6 +169,8 @@ def test_a_replica_that_hangs(pair: Pair, kind: str) -> None:
         pending = [pool.submit(store.execute, put(f"n{number}")) for number in range(4)]
         for _ in range(20):
             store.execute(Get(parse_path(b"/first/a")))
+        for target in (b"/first/", b"/first/?n:ne=1"):
+            assert len(store.execute(parse(Request("GET", target, {}), Settings())).items) == 1
         assert time.monotonic() - begun < WAIT_MS / 1000, "reads wait for replicas"
         for each in pending:
             problem = each.exception()
@@ -305,7 +309,7 @@ def test_many_writes_share_a_wait(pair: Pair) -> None:
 
 # What no failover can break, although its outcome does not wait: reads, counts, and what a stream or a wait renews or ends.
 UNACKNOWLEDGED = (
-    "read exists get get_many list count_jobs inspect_namespaces log_position read_changes read_history"
+    "read exists get get_many list find read_found count_jobs inspect_namespaces log_position read_changes read_history"
     " read_container_changes charge claim_streams release_stream hold release_hold"
     " register_taker remove_taker"
 )
