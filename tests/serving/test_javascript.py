@@ -393,16 +393,18 @@ def test_a_callback_that_fails(run: Callable[..., list[Any]]) -> None:
     ) == [[[None, 1, 2], 4, 1]]
 
 
+# Updates by ten clients, so many by each.
+COUNT = """
+const clients = Array.from({length: 10}, () => connect(url))
+await Promise.all(clients.map(async client => {
+  for (let n = 0; n < times; n++) await client.update("/counter", value => value + 1, {default: 0})
+}))
+"""
+
+
 def test_updates_of_one_document_by_ten_clients(run: Callable[..., list[Any]], served: OwnServer) -> None:
     """1,000 of them: each counts once."""
-    run(
-        """
-        const clients = Array.from({length: 10}, () => connect(url))
-        await Promise.all(clients.map(async client => {
-          for (let n = 0; n < 100; n++) await client.update("/counter", value => value + 1, {default: 0})
-        }))
-        """
-    )
+    run("const times = 100\n" + COUNT)
     assert ask(served, "GET", "/counter") == 1000
 
 
@@ -793,6 +795,19 @@ def test_six_tabs(directory: Path, store: Running) -> None:
     finally:
         driver.close()
         served.stop()
+
+
+def test_updates_of_one_document_by_a_tab(directory: Path, served: OwnServer) -> None:
+    """They count in a browser as in Node: fewer of them, since it takes four times as long."""
+    driver = Driver(directory)
+    try:
+        tabs = Tabs(driver.open(), "http://{}:{}".format(*served.at))
+        tabs.run(
+            tabs.show(), 'const {connect} = await import("/_/kvstore.js"); const url = location.origin, times = 20\n' + COUNT
+        )
+    finally:
+        driver.close()
+    assert ask(served, "GET", "/counter") == 200
 
 
 # A tab that goes on writing until it is told to stop.

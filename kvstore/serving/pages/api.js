@@ -29,7 +29,9 @@ async function problem(response) {
   try {
     const tree = parse(text, ANY_DEPTH)
     const said = name => member(tree, name)?.value
-    const members = {title: said("title"), etag: said("etag"), current: member(tree, "current"), index: member(tree, "index")?.text}
+    const etag = said("etag"), current = member(tree, "current")
+    const isNothing = current?.kind === "null" && !etag // a document that is null has an entity-tag
+    const members = {title: said("title"), etag, current: isNothing ? null : current, index: member(tree, "index")?.text}
     const inner = member(tree, "problem")
     const detail = [said("detail"), inner && member(inner, "detail")?.value].filter(Boolean).join(": ")
     return new Problem(response.status, detail || response.statusText, members)
