@@ -8,6 +8,7 @@ import json
 import logging
 import threading
 from collections.abc import Iterator
+from http.client import HTTPException
 from pathlib import Path
 from time import monotonic
 from typing import Any, NamedTuple
@@ -127,7 +128,7 @@ class KeySource:
             self._tried_at = monotonic()
             try:
                 keys = parse_jwks(_download(self._place) if self.is_remote else Path(self._place).read_bytes())
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, HTTPException) as error:
                 log.warning("the keys of KVSTORE_JWKS cannot be read: %s", error)
             else:
                 self._fetched_at = monotonic()
@@ -146,7 +147,7 @@ class _NoRedirects(HTTPRedirectHandler):
 
 
 def _download(url: str) -> bytes:
-    """Return what is at a URL; raises OSError, or InvalidKeys if it is too large or too slow."""
+    """Return what is at a URL; raises OSError, HTTPException, or InvalidKeys if it is too large or too slow."""
     until = monotonic() + FETCH_S
     found = bytearray()
     with build_opener(_NoRedirects).open(url, timeout=FETCH_S) as response:

@@ -8,7 +8,7 @@ from tests.support.tokens import jwks
 
 
 class Provider:
-    """Answers with `keys` and `status`, when `gate` is open; `came` says that somebody has asked."""
+    """Answers with `keys` and `status`, 0 for what is no HTTP, when `gate` is open; `came` says that somebody has asked."""
 
     def __init__(self) -> None:
         self.keys = jwks("RS256")
@@ -23,6 +23,9 @@ class Provider:
                 provider.asked += 1
                 provider.came.set()
                 provider.gate.wait(4)
+                if not provider.status:
+                    self.wfile.write(b"220 mail.example ESMTP\r\n")
+                    return
                 self.send_response(200 if self.path == "/elsewhere" else provider.status)
                 if provider.status == 302:
                     self.send_header("Location", "/elsewhere")

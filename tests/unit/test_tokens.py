@@ -213,14 +213,14 @@ def test_keys_from_a_url(provider: Provider, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.few
-@pytest.mark.parametrize("trouble", ["error", "redirect", "no keys", "too large", "gone"])
+@pytest.mark.parametrize("trouble", ["error", "redirect", "no keys", "too large", "no HTTP", "gone"])
 def test_keys_that_cannot_be_fetched(provider: Provider, monkeypatch: pytest.MonkeyPatch, trouble: str) -> None:
     """Those that are there stay."""
     now = [1000.0]
     monkeypatch.setattr(jwks_module, "monotonic", lambda: now[0])
     keys = KeySource(provider.url)
     keys.fetch()
-    provider.status = {"error": 500, "redirect": 302}.get(trouble, 200)
+    provider.status = {"error": 500, "redirect": 302, "no HTTP": 0}.get(trouble, 200)
     provider.keys = {"no keys": "{}", "too large": jwks("ES256") + " " * jwks_module.MAX_BYTES}.get(trouble, jwks("ES256"))
     if trouble == "gone":
         provider.stop()
