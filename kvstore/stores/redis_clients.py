@@ -56,7 +56,7 @@ PIPELINED = TimeOuts(queue_s=1.5, connect_s=3.0, answer_s=3.5)
 # As for a single Redis, and half a second more in the queue: there it is as long as there are busy connections.
 POOLED = TimeOuts(queue_s=2.0, connect_s=1.5, answer_s=3.5)
 
-# A connection to a primary behind Sentinels that was not used for so long is opened anew: they may have replaced it meanwhile.
+# After so long without use, the Sentinels are asked whether a connection goes to the primary: another may be in its place.
 TRUSTED_S = 1.0
 
 # What may wait for Redis in one event loop. At 10,000 commands a second, 20,000 are the work of 2 s.
