@@ -487,6 +487,29 @@ def test_who_waits(client: Checked, store: Running) -> None:
         assert "takers" not in client.get("/ns/q/").json
 
 
+# What another client may put where those who wait are, and what a listing shows of it.
+NO_TAKERS: dict[str, tuple[Callable[[redis.Redis, str], object], list[Any]]] = {
+    "a string": (lambda raw, key: raw.set(key, "x"), []),
+    "one word": (lambda raw, key: raw.zadd(key, {"x": 9e12}), []),
+    "three words": (lambda raw, key: raw.zadd(key, {"x y z": 9e12, "1" * 5000 + " y z": 9e12}), []),
+    "no time": (lambda raw, key: raw.zadd(key, {"1 a 2": float("inf"), "1 b 2": 9e12 + 0.5}), []),
+    "no JSON": (lambda raw, key: raw.zadd(key, {b"1 a {": 9e12, b"2 b \xff": 9e12}), ["{", "\\xff"]),
+}
+
+
+@on_few
+def test_what_another_client_puts_there(client: Checked, raw: redis.Redis) -> None:
+    """It takes no listing down: what is no entry of ours is left out."""
+    client.put("/ns/q/a", "1")
+    key = takers_key(parse_path(b"/ns/q/"))
+    for case, (put, shown) in NO_TAKERS.items():
+        raw.delete(key)
+        put(raw, key)
+        listing = client.get("/ns/q/")
+        assert listing.status == 200, case
+        assert [taker["as"] for taker in listing.json.get("takers", [])] == shown, case
+
+
 @on_one
 def test_how_many_are_shown(client: Checked, raw: redis.Redis, store: Running) -> None:
     """So many of a container; who comes later waits as well. They leave nothing behind, also where their processes die."""

@@ -230,6 +230,16 @@ def test_keys_that_cannot_be_fetched(provider: Provider, monkeypatch: pytest.Mon
     assert not list(keys.find("ES256", "ES256"))
 
 
+@pytest.mark.parametrize("part", [b"HTTP/1.1 200 OK\r\nX-", b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{"])
+def test_keys_that_come_to_no_end(provider: Provider, monkeypatch: pytest.MonkeyPatch, part: bytes) -> None:
+    """Who needs them waits for so long in all, however often a byte of the header or the body comes."""
+    monkeypatch.setattr(jwks_module, "FETCH_S", 0.3)
+    provider.trickles = part
+    begun = time.monotonic()
+    KeySource(provider.url).fetch()
+    assert time.monotonic() - begun < 3
+
+
 def test_keys_are_fetched_once_for_all_who_wait(provider: Provider) -> None:
     """Whoever comes while they are fetched gets the same."""
     keys = KeySource(provider.url)
