@@ -9,7 +9,7 @@ import ssl
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -123,21 +123,27 @@ def _bounded(kind: Any) -> Any:
 
 
 class _Trusted:
-    """A connection to a primary behind Sentinels, for as long as it is used all the time.
+    """A connection to a primary behind Sentinels, for as long as it is used all the time; then they are asked again.
 
     A primary that hung, was replaced, and goes on, does not know that. Until a Sentinel tells it, it would take writes that are
-    lost. redis-py closes the connections that are idle when it learns of another primary, and no others.
+    lost. redis-py closes the connections that are idle when it learns of another primary, and no others. While no Sentinel
+    answers, a connection that is open stays.
     """
 
+    host: str
+    port: int
+    connection_pool: Any
     _taken_at = float("-inf")  # from the pool, which calls connect() each time
 
-    def _is_trusted(self) -> bool:
+    def _is_in_doubt(self, is_open: object) -> bool:
         before, self._taken_at = self._taken_at, time.monotonic()
-        return self._taken_at < before + TRUSTED_S
+        return bool(is_open) and self._taken_at >= before + TRUSTED_S
 
     def connect(self) -> Any:
-        if not self._is_trusted():
-            self.disconnect()  # type: ignore[attr-defined]  # of redis.Connection
+        if self._is_in_doubt(self._sock):  # type: ignore[attr-defined]  # of redis.Connection, as what else is ignored here
+            with suppress(redis.RedisError):
+                if self.connection_pool.get_master_address() != (self.host, self.port):
+                    self.disconnect()  # type: ignore[attr-defined]
         return super().connect()  # type: ignore[misc]
 
 
@@ -145,8 +151,10 @@ class _AsyncTrusted(_Trusted):
     """The same for an event loop."""
 
     async def connect(self) -> Any:
-        if not self._is_trusted():
-            await self.disconnect(nowait=True)  # type: ignore[attr-defined]  # of redis.asyncio.Connection
+        if self._is_in_doubt(self.is_connected):  # type: ignore[attr-defined]
+            with suppress(redis.RedisError):
+                if await self.connection_pool.get_master_address() != (self.host, self.port):
+                    await self.disconnect(nowait=True)  # type: ignore[attr-defined]
         return await super(_Trusted, self).connect()  # type: ignore[misc]
 
 
