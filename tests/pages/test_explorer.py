@@ -459,6 +459,7 @@ def test_what_others_change(browser: Browser, other: Browser, served: Served) ->
     open_at(browser, served, "/live/ada", "1814")
     write(served, "/live/ada", {"name": "Ada", "born": 1815})
     browser.wait("document.querySelector('.value .changed')?.innerText === '\"born\": 1815'")
+    assert "26 characters" in browser.text(".facts")  # of {"name":"Ada","born":1815}
     other.wait("document.querySelector('.grid .changed')?.innerText.includes('1815')")
     other.wait("document.querySelector('#tree .changed')")
     write(served, "/live/grace", {"name": "Grace"})

@@ -63,7 +63,7 @@ export async function ask(method, path, {query = "", headers = {}, body, signal 
 
 const at = (path, query) => BASE.href.replace(/\/$/, "") + path + (query && `?${query}`)
 
-/** Return what is stored at a document's path: {node, etag, expires, modified, bytes}, null if nothing is. */
+/** Return what is stored at a document's path: {node, etag, expires, modified}, null if nothing is. */
 export async function get(path) {
   try {
     return await stored(await send("GET", path))
@@ -81,7 +81,7 @@ export async function stored(response) {
   const text = await response.text()
   const node = withoutTTL(parse(text))
   const day = name => (response.headers.has(name) ? Date.parse(response.headers.get(name)) : null)
-  return {node, etag: response.headers.get("ETag"), expires: day("Sunset"), modified: day("Last-Modified"), bytes: text.length}
+  return {node, etag: response.headers.get("ETag"), expires: day("Sunset"), modified: day("Last-Modified")}
 }
 
 export function withoutTTL(node) {
@@ -209,7 +209,6 @@ function event(text) {
     ttl,
     expires: expiry(ttl),
     node: of("value"),
-    bytes: text.length,
   }
 }
 
