@@ -491,11 +491,15 @@ def test_tokens_of_an_identity_provider(
 
 
 @on([("flask", "valkey"), ("asgi", "redis"), ("served", "redis")])
-def test_an_identity_provider_that_is_away(store: Running, client_with: Callable[..., Checked], rules: str) -> None:
-    """Nobody can tell whether a token is good: 503, and others are served."""
-    with Provider() as gone:
-        url = gone.url
-    client = client_with(KVSTORE_JWKS=url, KVSTORE_RULES=rules, WEB_CONCURRENCY="1")
+@pytest.mark.parametrize("is_away", [True, False])
+def test_an_identity_provider_that_is_away(
+    store: Running, client_with: Callable[..., Checked], rules: str, provider: Provider, *, is_away: bool
+) -> None:
+    """Or answers with what is no HTTP. Nobody can tell whether a token is good: 503, and others are served."""
+    provider.status = 0
+    if is_away:
+        provider.stop()
+    client = client_with(KVSTORE_JWKS=provider.url, KVSTORE_RULES=rules, WEB_CONCURRENCY="1")
     token = signed(private_key("RS256"), "RS256", {"kid": "RS256"})
     assert [client.get("/own/ada/a", bearer(token)).status for _ in range(3)] == [503] * 3
     assert client.put("/public/a", "1").status == 201
@@ -519,12 +523,12 @@ def test_a_slow_identity_provider_holds_nobody_up(
     waiting.close()
 
 
-def test_keys_that_cannot_be_read_stop_the_start(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["keys.json", pytest.param("none.json", marks=pytest.mark.slow)])
+def test_keys_that_cannot_be_read_stop_the_start(tmp_path: Path, name: str) -> None:
     """With a line that names the setting."""
     from tests.support.serving import run_kvstore
 
     (tmp_path / "keys.json").write_text("{}")
-    for place in (tmp_path / "keys.json", tmp_path / "none.json"):
-        ended = run_kvstore(tmp_path, KVSTORE_JWKS=str(place), PORT="0")
-        assert ended.returncode == 1
-        assert "KVSTORE_JWKS" in ended.stderr
+    ended = run_kvstore(tmp_path, KVSTORE_JWKS=str(tmp_path / name), PORT="0")
+    assert ended.returncode == 1
+    assert "KVSTORE_JWKS" in ended.stderr

@@ -85,7 +85,7 @@ WORLD = {
     "resource": {"serving.gunicorn_worker"},
     "secrets": {"live.presence", "live.client_streams", "live.takers", "http.gate"},
     "signal": {"stores.embedded", "serving.gunicorn_config", "serving.gunicorn_worker", "tasks"},
-    "socket": {"stores.embedded", "serving.server", "serving.sse", "serving.flask"},
+    "socket": {"access.jwks", "stores.embedded", "serving.server", "serving.sse", "serving.flask"},
     "ssl": {"stores", "serving.flask"},
     "mmap": {"live.metrics_board", "tasks.supervisor"},
     "subprocess": {"stores.embedded"},
@@ -238,6 +238,7 @@ LOADED = [
 ]
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(("module", "unwanted"), LOADED)
 def test_nothing_is_loaded_that_is_not_needed(module: str, unwanted: set[str]) -> None:
     """In a fresh interpreter: production has no Flask, workers of tasks have no HTTP server, a bare import has nothing."""

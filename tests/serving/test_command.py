@@ -65,7 +65,7 @@ def test_the_banner(start: Callable[..., Served], directory: Path) -> None:
     assert f"kvstore {__version__} listens on http://{served.at[0]}:{served.at[1]}\n" in served.said
     assert "embedded Valkey" in served.said
     assert str(directory / "data") in served.said
-    assert "older than 1 s" in served.said
+    assert "a power failure about 1 s" in served.said
     line = re.search(r"^try: +(curl .*)$", served.said, re.MULTILINE)
     assert line
     if not shutil.which("curl"):
