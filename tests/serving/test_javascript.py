@@ -798,15 +798,15 @@ def test_six_tabs(directory: Path, store: Running) -> None:
 
 
 def test_updates_of_one_document_by_a_tab(directory: Path, served: OwnServer) -> None:
-    """They count in a browser as in Node: fewer of them, since it takes four times as long."""
+    """They count in a browser as in Node."""
     driver = Driver(directory)
     try:
         tabs = Tabs(driver.open(), "http://{}:{}".format(*served.at))
-        here = 'const {connect} = await import("/_/kvstore.js"), url = location.origin, times = 20\n'
+        here = 'const {connect} = await import("/_/kvstore.js"), url = location.origin, times = 100\n'
         tabs.run(tabs.show(), here + COUNT)
     finally:
         driver.close()
-    assert ask(served, "GET", "/counter") == 200
+    assert ask(served, "GET", "/counter") == 1000
 
 
 # A tab that goes on writing until it is told to stop.
