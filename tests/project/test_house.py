@@ -238,6 +238,7 @@ LOADED = [
 ]
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(("module", "unwanted"), LOADED)
 def test_nothing_is_loaded_that_is_not_needed(module: str, unwanted: set[str]) -> None:
     """In a fresh interpreter: production has no Flask, workers of tasks have no HTTP server, a bare import has nothing."""

@@ -154,6 +154,7 @@ BAD_STARTS = [
 ]
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(("environ", "text", "why"), BAD_STARTS)
 def test_bad_rules_stop_the_start(directory: Path, environ: dict[str, str], text: str | None, why: str) -> None:
     """With one line that says why, of the command and of a blueprint and an ASGI application."""
