@@ -10,7 +10,7 @@ export type Jsonable = unknown
 export type Duration = number | string
 
 export interface Document<Value = any> {
-  /** As the service spells it. */
+  /** As you wrote it; in a listing as the service spells it. */
   path: string
   /** `undefined` after a write of a document that you may not read. */
   value: Value

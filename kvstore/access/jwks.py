@@ -6,12 +6,15 @@ sections 3.3 and 3.4, RFC 8037 (EdDSA), RFC 8725 section 3.1: a key has one algo
 
 import json
 import logging
+import socket
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
+from http.client import HTTPException
 from pathlib import Path
 from time import monotonic
 from typing import Any, NamedTuple
-from urllib.request import HTTPRedirectHandler, build_opener
+from urllib.request import HTTPHandler, HTTPRedirectHandler, HTTPSHandler, build_opener
 
 import jwt
 from jwt.algorithms import has_crypto
@@ -127,7 +130,7 @@ class KeySource:
             self._tried_at = monotonic()
             try:
                 keys = parse_jwks(_download(self._place) if self.is_remote else Path(self._place).read_bytes())
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, HTTPException) as error:
                 log.warning("the keys of KVSTORE_JWKS cannot be read: %s", error)
             else:
                 self._fetched_at = monotonic()
@@ -145,13 +148,48 @@ class _NoRedirects(HTTPRedirectHandler):
         return None
 
 
+class _Connecting(HTTPSHandler, HTTPHandler):
+    """Knows the socket, which has a time-out for each read only: cut() ends a response that never comes to an end."""
+
+    _socket: socket.socket | None = None
+    is_cut = False
+
+    def do_open(self, http_class: Any, *arguments: Any, **options: Any) -> Any:
+        def prepare(*arguments: Any, **options: Any) -> Any:
+            connection = http_class(*arguments, **options)
+            connect = connection.connect
+
+            def connect_and_tell() -> None:
+                connect()
+                self._socket = connection.sock
+                if self.is_cut:
+                    raise TimeoutError("it was connected too late")
+
+            connection.connect = connect_and_tell
+            return connection
+
+        return super().do_open(prepare, *arguments, **options)
+
+    def cut(self) -> None:
+        self.is_cut = True
+        if self._socket:
+            with suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
+
+
 def _download(url: str) -> bytes:
-    """Return what is at a URL; raises OSError, or InvalidKeys if it is too large or too slow."""
-    until = monotonic() + FETCH_S
+    """Return what is at a URL; raises OSError, HTTPException, or InvalidKeys if it is too large or too slow."""
     found = bytearray()
-    with build_opener(_NoRedirects).open(url, timeout=FETCH_S) as response:
-        while part := response.read1(64 * 1024):
-            found += part
-            if len(found) > MAX_BYTES or monotonic() > until:
-                raise InvalidKeys("it is too large, or arrives too slowly")
+    connecting = _Connecting()
+    timer = threading.Timer(FETCH_S, connecting.cut)
+    timer.daemon = True
+    timer.start()
+    try:
+        with build_opener(_NoRedirects, connecting).open(url, timeout=FETCH_S) as response:
+            while len(found) <= MAX_BYTES and (part := response.read1(64 * 1024)):
+                found += part
+    finally:
+        timer.cancel()
+    if len(found) > MAX_BYTES or connecting.is_cut:
+        raise InvalidKeys("it is too large, or arrives too slowly")
     return bytes(found)

@@ -3,11 +3,13 @@
 Nothing here does I/O; `live/takers.py` and `tasks/worker.py` register those who wait.
 """
 
+import re
 from operator import attrgetter
 from typing import NamedTuple
 
 from kvstore.commands.base import Arguments, RedisReply
 from kvstore.commands.scripts import REGISTER_TAKER, REMOVE_TAKER, Script
+from kvstore.core.codec import value_text
 from kvstore.core.paths import Path, own_key
 
 MAX_TAKERS = 100  # of one container: a listing has all of them
@@ -75,10 +77,14 @@ def takers_key(container: Path) -> str:
     return own_key(container, "takers:" + container.name)
 
 
+_parts = re.compile(rb"(\d{1,16}) \S+ (.+)", re.DOTALL).fullmatch  # of an entry: since when, its id, its name
+
+
 def read_takers(reply: list[bytes]) -> tuple[Taker, ...]:
     """Return those who wait, from entries that are each followed by its score; who has waited longest comes first."""
     takers = []
     for entry, until_ms in zip(reply[::2], reply[1::2], strict=True):
-        since_ms, _, name = entry.split(b" ", 2)
-        takers.append(Taker(int(since_ms), int(until_ms), name))
+        if (found := _parts(entry)) and until_ms.isdigit():  # another client may have put anything there
+            since_ms, name = found.groups()
+            takers.append(Taker(int(since_ms), int(until_ms), value_text(name)))
     return tuple(sorted(takers, key=attrgetter("since_ms")))

@@ -7,6 +7,7 @@ id that they have, and get a `reset`. Source: https://html.spec.whatwg.org/multi
 """
 
 import asyncio
+import logging
 from itertools import cycle
 from time import perf_counter, time
 
@@ -26,6 +27,8 @@ from kvstore.live.presence import Holding
 from kvstore.live.stream_session import HEARTBEAT_S, begin, path_of
 from kvstore.live.subscribers import Audience, Changed, Namespace, Subscriber, order_of
 from kvstore.stores.pipelined import AsyncStore
+
+log = logging.getLogger("kvstore")
 
 BEATS = 480  # parts of a heartbeat's period, each for some of the subscribers: thousands at once would delay other requests
 LATE_S = 0.1  # of the loop's clock, at most: who comes back must not find the token valid for another moment
@@ -227,16 +230,24 @@ class Hub:
         for subscriber in tuple(self._beats[self._beating]):
             if subscriber.has_left:  # meanwhile: a stream that ends takes all of its paths along
                 continue
-            if subscriber.permit:
-                self._store.submit(subscriber.permit, self._judged, subscriber)
-            if subscriber.is_ready:  # one that is ahead of the log reader, or of what it was sent, keeps its position
-                space = self._namespaces[subscriber.path.namespace]
-                position = space.reading.position
-                is_ahead = subscriber.after > order_of(position) or space.has_unseen(subscriber)
-                subscriber.send(b":\n\n" if is_ahead else b"id: %b\n\n" % position.encode())
-            elif subscriber.awaits_page:  # it may be one of a query, which waits for others
-                subscriber.send(b":\n\n")
+            try:
+                self._send_beat(subscriber)
+            except Exception:  # it is no concern of the others
+                log.exception("a heartbeat was not sent by a bug of ours; the stream ends")
+                subscriber.end()
+                self.leave(subscriber)
         self._beating = (self._beating + 1) % BEATS
+
+    def _send_beat(self, subscriber: Subscriber) -> None:
+        if subscriber.permit:
+            self._store.submit(subscriber.permit, self._judged, subscriber)
+        if subscriber.is_ready:  # one that is ahead of the log reader, or of what it was sent, keeps its position
+            space = self._namespaces[subscriber.path.namespace]
+            position = space.reading.position
+            is_ahead = subscriber.after > order_of(position) or space.has_unseen(subscriber)
+            subscriber.send(b":\n\n" if is_ahead else b"id: %b\n\n" % position.encode())
+        elif subscriber.awaits_page:  # it may be one of a query, which waits for others
+            subscriber.send(b":\n\n")
 
     def _judged(self, subscriber: Subscriber, outcome: object) -> None:
         """End a stream that the rules no longer permit. While Redis is away they are not known, and nothing is sent either."""

@@ -23,6 +23,7 @@ from kvstore.live.log_reader import RETRY_S
 from kvstore.live.subscribers import Subscriber
 from kvstore.live.takers import Registration
 from kvstore.stores.pipelined import AsyncStore
+from kvstore.stores.query_queue import is_query
 
 
 def is_settled(command: Command[object], outcome: object) -> bool:
@@ -110,13 +111,15 @@ class LongPolls:
             await asyncio.sleep(0.01)
 
     async def _execute(self, command: Command[Outcome]) -> Outcome:
-        """Execute a command; if the client leaves meanwhile, release the jobs that were taken for it."""
+        """Execute a command; if the client leaves meanwhile, end a query, and release the jobs that were taken for it."""
         task = self._begin(command)
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
             inner = command.command if isinstance(command, Guarded) else command
-            if not isinstance(inner, Idempotent):  # a retry gets the kept reply
+            if is_query(command):
+                task.cancel()
+            elif not isinstance(inner, Idempotent):  # a retry gets the kept reply
                 task.add_done_callback(self._release)
             raise
 

@@ -9,7 +9,7 @@ import ssl
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -32,8 +32,8 @@ class TimeOuts:
     """How long one request may wait for Redis, in seconds.
 
     `answer_s` bounds all of its commands together, waiting in a queue included; only an answer extends it, by the time that
-    the answer took and by PROMPT_S at most. So a client hears within the 6 s of the contract that Redis is away, and a request
-    of many commands goes on for as long as Redis answers each of them promptly.
+    the answer took and by PROMPT_S at most. So a client hears within 6 s (docs/errors.md) that Redis is away, and a request of
+    many commands goes on for as long as Redis answers each of them promptly.
     """
 
     queue_s: float  # until a command is sent: for a free connection, or for any connection at all
@@ -56,7 +56,7 @@ PIPELINED = TimeOuts(queue_s=1.5, connect_s=3.0, answer_s=3.5)
 # As for a single Redis, and half a second more in the queue: there it is as long as there are busy connections.
 POOLED = TimeOuts(queue_s=2.0, connect_s=1.5, answer_s=3.5)
 
-# A connection to a primary behind Sentinels that was not used for so long is opened anew: they may have replaced it meanwhile.
+# After so long without use, the Sentinels are asked whether a connection goes to the primary: another may be in its place.
 TRUSTED_S = 1.0
 
 # What may wait for Redis in one event loop. At 10,000 commands a second, 20,000 are the work of 2 s.
@@ -123,21 +123,27 @@ def _bounded(kind: Any) -> Any:
 
 
 class _Trusted:
-    """A connection to a primary behind Sentinels, for as long as it is used all the time.
+    """A connection to a primary behind Sentinels, for as long as it is used all the time; then they are asked again.
 
     A primary that hung, was replaced, and goes on, does not know that. Until a Sentinel tells it, it would take writes that are
-    lost. redis-py closes the connections that are idle when it learns of another primary, and no others.
+    lost. redis-py closes the connections that are idle when it learns of another primary, and no others. While no Sentinel
+    answers, a connection that is open stays.
     """
 
+    host: str
+    port: int
+    connection_pool: Any
     _taken_at = float("-inf")  # from the pool, which calls connect() each time
 
-    def _is_trusted(self) -> bool:
+    def _is_in_doubt(self, is_open: object) -> bool:
         before, self._taken_at = self._taken_at, time.monotonic()
-        return self._taken_at < before + TRUSTED_S
+        return bool(is_open) and self._taken_at >= before + TRUSTED_S
 
     def connect(self) -> Any:
-        if not self._is_trusted():
-            self.disconnect()  # type: ignore[attr-defined]  # of redis.Connection
+        if self._is_in_doubt(self._sock):  # type: ignore[attr-defined]  # of redis.Connection, as what else is ignored here
+            with suppress(redis.RedisError):
+                if self.connection_pool.get_master_address() != (self.host, self.port):
+                    self.disconnect()  # type: ignore[attr-defined]
         return super().connect()  # type: ignore[misc]
 
 
@@ -145,8 +151,10 @@ class _AsyncTrusted(_Trusted):
     """The same for an event loop."""
 
     async def connect(self) -> Any:
-        if not self._is_trusted():
-            await self.disconnect(nowait=True)  # type: ignore[attr-defined]  # of redis.asyncio.Connection
+        if self._is_in_doubt(self.is_connected):  # type: ignore[attr-defined]
+            with suppress(redis.RedisError):
+                if await self.connection_pool.get_master_address() != (self.host, self.port):
+                    await self.disconnect(nowait=True)  # type: ignore[attr-defined]
         return await super(_Trusted, self).connect()  # type: ignore[misc]
 
 

@@ -18,6 +18,7 @@ from kvstore.commands.scripts import (
     CLAIM_STREAMS,
     COUNT_JOBS,
     EXISTS,
+    FIND,
     GET,
     GET_MANY,
     HOLD,
@@ -27,6 +28,7 @@ from kvstore.commands.scripts import (
     READ,
     READ_CHANGES,
     READ_CONTAINER_CHANGES,
+    READ_FOUND,
     READ_HISTORY,
     REGISTER_TAKER,
     RELEASE_HOLD,
@@ -46,7 +48,7 @@ WAIT_MS = 1000  # for the replicas. A write that is sent while another waits may
 _UNACKNOWLEDGED = frozenset(
     script.name
     for script in (
-        *(READ, EXISTS, GET, GET_MANY, LIST, COUNT_JOBS, INSPECT_NAMESPACES),
+        *(READ, EXISTS, GET, GET_MANY, LIST, FIND, READ_FOUND, COUNT_JOBS, INSPECT_NAMESPACES),
         *(LOG_POSITION, READ_CHANGES, READ_HISTORY, READ_CONTAINER_CHANGES),
         *(CHARGE, CLAIM_STREAMS, RELEASE_STREAM, HOLD, RELEASE_HOLD, REGISTER_TAKER, REMOVE_TAKER),
     )

@@ -190,7 +190,7 @@ def run_round(seed: int, faults: tuple[Fault, ...], processes: int) -> list[Seen
             "no:cacheprovider",
             f"--junit-xml={report}",
         ]
-        environ = os.environ | {"KVSTORE_FAULTS_SEED": str(seed), "KVSTORE_LANES": "all"}
+        environ = os.environ | {"KVSTORE_FAULTS_SEED": str(seed)}
         subprocess.run(
             [*command, f"--hypothesis-seed={seed}", *tests],
             cwd=ROOT,
@@ -277,7 +277,8 @@ def row(fault: Fault, seen: Seen) -> str:
     runs = [f"{seen.runs['passed'] + seen.runs['failed']:,} runs"]
     runs += [f"{number:,} {name}" for name, number in sorted(seen.counts.items())]
     runs += [f"{seen.runs['skipped']} skipped"] if seen.runs["skipped"] else []
-    held = f"broken {len(seen.broken)} times" if seen.broken else "held"
+    broken = len(seen.broken)
+    held = ("broken once" if broken == 1 else f"broken {broken} times") if broken else "held"
     return f"| {fault.done} | {fault.promised} | {len(seen.seeds)} | {', '.join(runs)} | {held} |\n"
 
 

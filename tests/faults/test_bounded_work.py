@@ -43,7 +43,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.alone]
 SETTINGS = read_settings({})
 MERGE, JSON_PATCH = ("Content-Type", "application/merge-patch+json"), ("Content-Type", "application/json-patch+json")
 
-TURN_S = 0.1  # of an event loop, at most (the contract's section 9)
+TURN_S = 0.1  # of an event loop, at most (docs/performance.md)
 
 Make = Callable[[int], Request]
 

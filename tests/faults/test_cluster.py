@@ -303,12 +303,13 @@ def test_a_primary_that_dies(cluster: Cluster, run: Callable[..., Any]) -> None:
     dies, others = spaces(cluster, 0, 1, "dies")[0], spaces(cluster, 2, 2, "stay")
     first, *_, replica = cluster.pids
     promoted = connect(f"redis://127.0.0.1:{replica}")
+    promoted.execute_command("READONLY")  # so that it says what it has
 
     async def use(store: AsyncStore, followed: Followed) -> tuple[float, Client, Client]:
         client, beside = Client(store), Client(store)
         assert (await client.ask("PUT", f"/{dies}/a", 1))[0] == 201
         await followed.follow(store, dies)
-        await asyncio.sleep(0.2)  # until the replica has it
+        await asyncio.to_thread(wait_until, lambda: promoted.exists(f"kv:{{{dies}}}/a"), 15)
         loading = asyncio.ensure_future(beside.load(others, 4 * NODE_TIMEOUT_MS / 1000))
         os.kill(cluster.pids[first], signal.SIGKILL)
 

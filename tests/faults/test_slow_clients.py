@@ -162,7 +162,7 @@ def impatient(started: Callable[[str], Running], monkeypatch: pytest.MonkeyPatch
     running.stop()
 
 
-def test_the_limits_are_the_contracts() -> None:
+def test_the_limits_are_the_documented_ones() -> None:
     """10 s for a head, 30 s for a body."""
     assert (bounds.HEAD_S, bounds.BODY_S) == (10, 30)
 

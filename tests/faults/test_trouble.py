@@ -30,7 +30,7 @@ from tests.support.serving import start_kvstore, wire
 from tests.support.stores import SERVERS, START_S, Running, contents, start_valkey, wait_until
 from tests.support.wires import Wire
 
-ANSWER_S = 6.0  # the contract's limit for a 503
+ANSWER_S = 6.0  # until a 503 (docs/errors.md)
 RETURN_S = 2.0  # and for serving again after Redis has returned
 
 
@@ -542,7 +542,7 @@ def test_the_redis_is_ours(started: Callable[[str], Running], name: str) -> None
 
 # --- What health checks are told ----------------------------------------------------------------------------------------
 
-READY_S = 1.0  # the contract's limit for /_/ready
+READY_S = 1.0  # until /_/ready answers (docs/operations.md)
 SLACK_S = 2.0  # of a busy machine; a GET is answered after 3.5 s at the earliest
 
 

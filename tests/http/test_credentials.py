@@ -491,11 +491,15 @@ def test_tokens_of_an_identity_provider(
 
 
 @on([("flask", "valkey"), ("asgi", "redis"), ("served", "redis")])
-def test_an_identity_provider_that_is_away(store: Running, client_with: Callable[..., Checked], rules: str) -> None:
-    """Nobody can tell whether a token is good: 503, and others are served."""
-    with Provider() as gone:
-        url = gone.url
-    client = client_with(KVSTORE_JWKS=url, KVSTORE_RULES=rules, WEB_CONCURRENCY="1")
+@pytest.mark.parametrize("is_away", [True, False])
+def test_an_identity_provider_that_is_away(
+    store: Running, client_with: Callable[..., Checked], rules: str, provider: Provider, *, is_away: bool
+) -> None:
+    """Or answers with what is no HTTP. Nobody can tell whether a token is good: 503, and others are served."""
+    provider.status = 0
+    if is_away:
+        provider.stop()
+    client = client_with(KVSTORE_JWKS=provider.url, KVSTORE_RULES=rules, WEB_CONCURRENCY="1")
     token = signed(private_key("RS256"), "RS256", {"kid": "RS256"})
     assert [client.get("/own/ada/a", bearer(token)).status for _ in range(3)] == [503] * 3
     assert client.put("/public/a", "1").status == 201

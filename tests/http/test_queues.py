@@ -102,7 +102,7 @@ PLACES = [
 @on_few
 @pytest.mark.parametrize(("target", "path"), PLACES)
 def test_a_job(client: Checked, raw: redis.Redis, target: str, path: str) -> None:
-    """200 with the job, as the contract has it; done by DELETE with its lease; then there is nothing, and nothing was left."""
+    """200 with the job, as in docs/queues.md; done by DELETE with its lease; then there is nothing, and nothing was left."""
     client.put(path + "?ttl=2h", '{"z":1.0,"a":[]}')
     answer = take(client, target)
     assert (answer.status, answer.headers["Content-Type"], answer.headers["Cache-Control"]) == (
@@ -485,6 +485,29 @@ def test_who_waits(client: Checked, store: Running) -> None:
         for entry in entries[:2]:
             opened.execute(RemoveTaker(queue, entry or b""))
         assert "takers" not in client.get("/ns/q/").json
+
+
+# What another client may put where those who wait are, and what a listing shows of it.
+NO_TAKERS: dict[str, tuple[Callable[[redis.Redis, str], object], list[Any]]] = {
+    "a string": (lambda raw, key: raw.set(key, "x"), []),
+    "one word": (lambda raw, key: raw.zadd(key, {"x": 9e12}), []),
+    "three words": (lambda raw, key: raw.zadd(key, {"x y z": 9e12, "1" * 5000 + " y z": 9e12}), []),
+    "no time": (lambda raw, key: raw.zadd(key, {"1 a 2": float("inf"), "1 b 2": 9e12 + 0.5}), []),
+    "no JSON": (lambda raw, key: raw.zadd(key, {b"1 a {": 9e12, b"2 b \xff": 9e12}), ["{", "\\xff"]),
+}
+
+
+@on_few
+def test_what_another_client_puts_there(client: Checked, raw: redis.Redis) -> None:
+    """It takes no listing down: what is no entry of ours is left out."""
+    client.put("/ns/q/a", "1")
+    key = takers_key(parse_path(b"/ns/q/"))
+    for case, (put, shown) in NO_TAKERS.items():
+        raw.delete(key)
+        put(raw, key)
+        listing = client.get("/ns/q/")
+        assert listing.status == 200, case
+        assert [taker["as"] for taker in listing.json.get("takers", [])] == shown, case
 
 
 @on_one

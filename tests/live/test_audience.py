@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from kvstore.core.paths import parse_path
+from kvstore.core.redis_url import parse_redis_url
+from kvstore.live.hub import Hub
 from kvstore.live.log_reader import Reading
 from kvstore.live.subscribers import MAX_AT_ONCE, MAX_JOINED_BYTES, MAX_WAITING_BYTES, Namespace, Subscriber
 
@@ -143,6 +145,31 @@ def test_a_bug_with_one_is_no_concern_of_the_others() -> None:
     play(scene())
     assert readers.pop(3).has_ended
     assert all(reader.numbers == [1, 2] for reader in readers)
+
+
+def test_a_bug_in_one_heartbeat_is_no_concern_of_the_others() -> None:
+    """Without heartbeats every stream of the process would be cut off by its client."""
+    readers: list[Reader] = []
+
+    def fail(_: bytes) -> None:
+        raise RuntimeError("a bug")
+
+    async def scene() -> None:
+        space = space_of()
+        nobody: Any = None
+        hub = Hub(nobody, parse_redis_url("fake://"), 10)
+        hub._namespaces["ns"] = space
+        readers.extend(Reader(space, is_ready=False) for _ in range(5))
+        for reader in readers:
+            reader.subscriber.awaits_page = True
+            reader.subscriber.beat = hub._beats[0]
+            hub._beats[0].add(reader.subscriber)
+        readers[3].subscriber.send = fail
+        hub._send_beats()
+
+    play(scene())
+    assert readers.pop(3).has_ended
+    assert all(reader.blocks == [b":\n\n"] for reader in readers)
 
 
 def test_what_waits_for_the_turn_of_a_subscriber_is_bounded() -> None:

@@ -118,12 +118,18 @@ def test_a_document(browser: Browser, served: Served) -> None:
     assert (answer.headers["ETag"] or "x") in facts
     assert "kv:{read}/ada" in facts
     assert re.search(r"01:59:\d\d|02:00:00", facts)
+    for field in ("Last-Modified", "Sunset"):
+        assert browser.run("return new Date(arguments[0]).toLocaleString()", answer.headers[field]) in facts
+    kinds = browser.run("return [...new Set([...document.querySelectorAll('.value span')].map(each => each.className))]")
+    assert {"number", "null", "boolean"} <= set(kinds)  # each has a colour
     first = browser.text(".facts .ttl")
     browser.wait("document.querySelector('.facts .ttl').textContent !== arguments[0]", first)
     browser.developer("Browser.grantPermissions", permissions=["clipboardReadWrite", "clipboardSanitizedWrite"])
     browser.click("button", "Copy the Redis key")
     browser.wait_for("copied", "#said")
     assert browser.run("return navigator.clipboard.readText()") == "kv:{read}/ada"
+    browser.click("button", "Copy the curl command")
+    browser.wait("navigator.clipboard.readText().then(text => text === document.getElementById('line').textContent)")
     browser.click(".fold")
     assert "6 members" in browser.text(".value")
     assert "ratio" not in browser.text(".value")
@@ -453,6 +459,7 @@ def test_what_others_change(browser: Browser, other: Browser, served: Served) ->
     open_at(browser, served, "/live/ada", "1814")
     write(served, "/live/ada", {"name": "Ada", "born": 1815})
     browser.wait("document.querySelector('.value .changed')?.innerText === '\"born\": 1815'")
+    assert "26 characters" in browser.text(".facts")  # of {"name":"Ada","born":1815}
     other.wait("document.querySelector('.grid .changed')?.innerText.includes('1815')")
     other.wait("document.querySelector('#tree .changed')")
     write(served, "/live/grace", {"name": "Grace"})
@@ -521,6 +528,49 @@ def test_a_conflict(browser: Browser, other: Browser, served: Served) -> None:
     assert read(served, "/clash/a") is None
 
 
+VERSIONS = "return [...document.querySelectorAll('dialog .versions .differs')].map(each => each.innerText.trim())"
+
+
+def test_conflicts_in_dialogs(browser: Browser, served: Served) -> None:
+    """Who patches, or changes the TTL, after somebody else sees both versions, and can do it again; or that it is gone."""
+    write(served, "/clash/b", {"n": 0})
+    open_at(browser, served, "/clash/b", '"n"')
+    for at, (action, css, text, apply) in enumerate(
+        (("Patch", "textarea", '{"mine": 1}', "Apply"), ("TTL", "input", "100", "Change")), start=1
+    ):
+        browser.click("main button", action)
+        browser.type(f"dialog {css}", text, action)
+        write(served, "/clash/b", {"n": at}, "PATCH")
+        browser.click("dialog button", apply)
+        browser.wait_for("Somebody else has changed this document", "dialog")
+        seen, stored = f'"n": {at - 1}', f'"n": {at}'
+        assert [line.rstrip(",") for line in browser.run(VERSIONS)] == [stored, seen]
+        assert ("mine" in read(served, "/clash/b"), read(served, "/clash/b")["ttl"] > 100) == (at == 2, True)
+        browser.click("dialog button", apply)
+        browser.wait("!document.querySelector('dialog')")
+    stored = read(served, "/clash/b")
+    assert (stored["mine"], stored["n"], stored["ttl"] <= 100) == (1, 2, True)
+    for action, apply in (("Patch", "Apply"), ("TTL", "Change")):
+        browser.click("main button", action)
+        if action == "Patch":
+            browser.type("dialog textarea", "{}")
+        served.request("DELETE", "/clash/b")
+        browser.click("dialog button", apply)
+        browser.wait_for("Somebody else has deleted this document", "dialog")
+        browser.click("dialog button", "Cancel")
+        write(served, "/clash/b", {"n": 0})
+        browser.wait_for('"n"', ".value")
+    browser.click("main button", "Edit")
+    browser.type("textarea", '{"n": 1}')
+    served.request("DELETE", "/clash/b")
+    browser.click("main button", "Save")
+    browser.wait_for("Somebody else has deleted this document. Nothing of yours was stored", "main")
+    browser.click("button", "Create it again")
+    browser.wait_for("kv:{clash}/b", "main")
+    assert read(served, "/clash/b")["n"] == 1
+    check_quiet(browser)
+
+
 def test_the_queue(browser: Browser, served: Served) -> None:
     """States, attempts, dead jobs with their reason; they are put back or deleted, and a job can be cancelled. Who waits."""
     taker = Thread(target=write, args=(served, "/work/idle/?lease=30s&wait=25&as=%22%3Cimg%20onerror%3D1%3E%22", "", "POST"))
@@ -542,6 +592,11 @@ def test_the_queue(browser: Browser, served: Served) -> None:
     assert browser.text(".tile.dead b") == "1"
     browser.click("button", "Put back")
     browser.wait("document.querySelector('.tile.dead b').innerText === '0'")
+    write(served, "/work/mail/dead/x", {"value": 1, "reason": "nobody knows", "attempts": 5, "died": 0})
+    browser.wait_for("nobody knows", "main")
+    browser.click("button", "Delete x")
+    browser.wait("document.querySelector('.tile.dead b').innerText === '0'")
+    assert read(served, "/work/mail/dead/x") is None
     values = [item["value"] for item in read(served, "/work/mail/")["items"] if "value" in item]
     assert sorted(map(str, values)) == ["{'to': 'later'}", "{'to': 0}", "{'to': 1}", "{'to': 2}"]
     browser.click("button", "Cancel ")
@@ -671,12 +726,21 @@ def test_what_a_long_session_keeps(browser: Browser, served: Served) -> None:
 # --- Files ------------------------------------------------------------------------------------------------------------------
 
 
+# What a dialog says of its progress.
+PROGRESS = """
+window.progress = []
+const hear = () => progress.push(document.querySelector("dialog [role=status]")?.textContent)
+new MutationObserver(hear).observe(document.body, {subtree: true, childList: true})
+"""
+
+
 def test_export_and_import(browser: Browser, served: Served, place: Path) -> None:
     """What was exported is imported unchanged, TTLs included; lines that cannot be stored are named."""
     documents = {f"/files/{i:04}": '{"n":%d,"x":1.0}' % i for i in range(1200)}
     for path, text in documents.items():
         served.request("PUT", f"{path}?ttl=1000", (), text.encode())
     open_at(browser, served, "/files/", "0000")
+    browser.run(PROGRESS)
     browser.click("button", "Export")
     browser.wait_for("1,200 documents exported", "dialog")
     wait_until((place / "files.ndjson").exists, LIMIT_S)
@@ -689,6 +753,9 @@ def test_export_and_import(browser: Browser, served: Served, place: Path) -> Non
     exported.write_text("\n".join([*lines, '{"path":"/files/x","value":{"ttl":"x"}}', "{", '{"a":1}']), "utf-8")
     browser.attach("main input[type=file]", exported)
     browser.wait_for("1,200 documents stored, 3 refused", "dialog")
+    said = browser.run("return progress")
+    assert any(text.startswith("1,000 documents, ") for text in said), "of the export"
+    assert [text in said for text in ("500 documents stored", "1,000 documents stored")] == [True, True]
     said = browser.text("dialog .errors")
     assert [f"Line 1,20{n}" in said for n in (1, 2, 3)] == [True] * 3
     assert re.fullmatch(rb'\{"n":7,"x":1\.0,"ttl":(9\d\d|1000)\}\n', served.request("GET", "/files/0007").content)

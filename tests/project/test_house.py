@@ -85,7 +85,7 @@ WORLD = {
     "resource": {"serving.gunicorn_worker"},
     "secrets": {"live.presence", "live.client_streams", "live.takers", "http.gate"},
     "signal": {"stores.embedded", "serving.gunicorn_config", "serving.gunicorn_worker", "tasks"},
-    "socket": {"stores.embedded", "serving.server", "serving.sse", "serving.flask"},
+    "socket": {"access.jwks", "stores.embedded", "serving.server", "serving.sse", "serving.flask"},
     "ssl": {"stores", "serving.flask"},
     "mmap": {"live.metrics_board", "tasks.supervisor"},
     "subprocess": {"stores.embedded"},

@@ -1,6 +1,7 @@
 """The module /_/kvstore.js in Node, against a real server: its verbs, what it sends again, and what it follows."""
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -392,16 +393,18 @@ def test_a_callback_that_fails(run: Callable[..., list[Any]]) -> None:
     ) == [[[None, 1, 2], 4, 1]]
 
 
+# Updates by ten clients, so many by each.
+COUNT = """
+const clients = Array.from({length: 10}, () => connect(url))
+await Promise.all(clients.map(async client => {
+  for (let n = 0; n < times; n++) await client.update("/counter", value => value + 1, {default: 0})
+}))
+"""
+
+
 def test_updates_of_one_document_by_ten_clients(run: Callable[..., list[Any]], served: OwnServer) -> None:
     """1,000 of them: each counts once."""
-    run(
-        """
-        const clients = Array.from({length: 10}, () => connect(url))
-        await Promise.all(clients.map(async client => {
-          for (let n = 0; n < 100; n++) await client.update("/counter", value => value + 1, {default: 0})
-        }))
-        """
-    )
+    run("const times = 100\n" + COUNT)
     assert ask(served, "GET", "/counter") == 1000
 
 
@@ -708,7 +711,11 @@ window.fetch = (target, ...more) => {
   if (String(target).includes("/_/follow")) window.streams++
   return network(target, ...more)
 }
-window.room = store.map("/room/", {onChange: ({type, value}) => type === "put" && window.events.push(value)})
+window.kinds = []
+window.room = store.map("/room/", {onChange: ({type, value}) => {
+  if (type !== window.kinds.at(-1)) window.kinds.push(type)
+  if (type === "put") window.events.push(value)
+}})
 window.hold = store.hold("/people/" + who, who)
 await room.ready
 return [...room]
@@ -788,6 +795,73 @@ def test_six_tabs(directory: Path, store: Running) -> None:
     finally:
         driver.close()
         served.stop()
+
+
+def test_updates_of_one_document_by_a_tab(directory: Path, served: OwnServer) -> None:
+    """They count in a browser as in Node: fewer of them, since it takes four times as long."""
+    driver = Driver(directory)
+    try:
+        tabs = Tabs(driver.open(), "http://{}:{}".format(*served.at))
+        tabs.run(
+            tabs.show(), 'const {connect} = await import("/_/kvstore.js"); const url = location.origin, times = 20\n' + COUNT
+        )
+    finally:
+        driver.close()
+    assert ask(served, "GET", "/counter") == 200
+
+
+# A tab that goes on writing until it is told to stop.
+WRITER = """
+const {connect} = await import("/_/kvstore.js")
+const store = connect(location.origin)
+window.written = 0
+window.writing = (async () => {
+  while (!window.isDone) await store.put("/room/n", window.written++)
+  await store.put("/room/n", "end")
+})()
+"""
+
+
+def test_tabs_through_a_kill(directory: Path, store: Running) -> None:
+    """Two tabs share a stream, a third one writes, while workers and the server are killed: every change once, in order."""
+    [port] = free_ports(1)
+    environ = {"REDIS_URL": store.url, "PORT": str(port), "KVSTORE_LOG_LENGTH": "100000"}
+    serving = start_kvstore(directory, **environ)
+    driver = Driver(directory)
+    try:
+        tabs = Tabs(driver.open(), f"http://127.0.0.1:{port}")
+        followers = [tabs.open(who) for who in ("ada", "bob")]
+        begun = [tabs.run(follower, "return streams") for follower in followers]
+        writer = tabs.show()
+        tabs.run(writer, WRITER)
+
+        def go_on() -> None:
+            written = tabs.run(writer, "return written")
+            for follower in followers:
+                tabs.wait(follower, "events.at(-1) > arguments[0] + 50", written)
+
+        go_on()
+        for pid in serving.processes():
+            if pid != serving.process.pid:  # gunicorn starts others
+                os.kill(pid, signal.SIGKILL)
+        go_on()
+        serving.kill()
+        serving = start_kvstore(directory, **environ)
+        go_on()
+        written = tabs.run(writer, "window.isDone = true; await writing; return written")
+        for follower in followers:
+            tabs.wait(follower, "events.at(-1) === 'end'")
+            *told, _ = tabs.run(follower, "return events")
+            assert list(dict.fromkeys(told)) == list(range(written))
+            assert told == sorted(told)
+            assert len(told) <= written + 2, "one that was sent again is told twice"
+            assert tabs.run(follower, "return kinds") == ["snapshot", "put"], "no other snapshot, no reset"
+        leader, other = [tabs.run(follower, "return streams") for follower in followers]
+        assert leader >= begun[0] + 2, "it came back twice"
+        assert (begun[1], other) == (0, 0)
+    finally:
+        driver.close()
+        serving.kill()
 
 
 # A tab that follows a path, with a token, or with the session's cookie that it asks for with a token.

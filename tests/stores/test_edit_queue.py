@@ -23,7 +23,7 @@ from tests.support.stores import Running, start_valkey, wait_until
 from tests.support.wires import Raw, Wire
 
 EDITS = 60
-TOLD_S = 6.0  # the contract's limit for a 503
+TOLD_S = 6.0  # until a 503 (docs/errors.md)
 
 
 @pytest.fixture

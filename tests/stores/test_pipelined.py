@@ -83,7 +83,7 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("limits", [redis_clients.BLOCKING, redis_clients.PIPELINED, redis_clients.POOLED])
 def test_the_limits_add_up(limits: redis_clients.TimeOuts) -> None:
-    """An edit that waited in its queue, took three commands and was noticed late is still under the 6 s of the contract."""
+    """An edit that waited in its queue, took three commands and was noticed late is still answered within 6 s."""
     late_s = max(pipelined.CHECK_S, 2 * redis_clients.PROMPT_S)  # the first command is checked, the others have timers
     assert edit_queue.QUEUED_S + limits.answer_s + late_s < TOLD_S or limits is redis_clients.BLOCKING
     assert limits.queue_s < limits.answer_s + late_s < TOLD_S

@@ -197,14 +197,17 @@ def test_threads_take_turns(server: Running, monkeypatch: pytest.MonkeyPatch) ->
     store.close()
 
 
-@pytest.mark.parametrize("goes", ["close", "abort", "half_close"])
-def test_who_has_gone_is_not_answered(server: Running, goes: str) -> None:
-    """The query ends before its next piece."""
+@pytest.mark.parametrize(
+    ("goes", "fields"),
+    [("close", b""), ("abort", b""), ("half_close", b""), ("close", b'Prefer: wait=9\r\nIf-None-Match: "1-1"\r\n')],
+)
+def test_who_has_gone_is_not_answered(server: Running, goes: str, fields: bytes) -> None:
+    """The query ends before its next piece, also if it would have waited for a change."""
     served = InProcess(server.url)
     server.redis.config_resetstat()
     try:
         wire = served.connect()
-        wire.send(b"GET /ns/?sort=a HTTP/1.1\r\nHost: x\r\n\r\n")
+        wire.send(b"GET /ns/?sort=a HTTP/1.1\r\nHost: x\r\n%b\r\n" % fields)
         wait_until(lambda: scripts_run(server.redis) > 2, LIMIT_S)
         getattr(wire, goes)()
         wait_until(lambda: served.server.runtime.store.queries == 0, LIMIT_S)

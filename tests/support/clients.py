@@ -1,7 +1,7 @@
 """One way to speak HTTP to the service, whatever carries it. ADAPTERS is the table of what can.
 
 A client takes a raw request target, as it would stand on the wire, and gives an Answer. `Checked` holds every answer
-against what the contract promises of all of them.
+against what docs/http.md promises of all of them.
 """
 
 import asyncio
@@ -289,7 +289,7 @@ CSP = "default-src 'none'; frame-ancestors 'none'; sandbox"
 
 
 def check_promises(method: str, answer: Answer, target: str | bytes = "") -> None:
-    """What the contract promises of every answer."""
+    """What docs/http.md promises of every answer."""
     status, headers, body = answer
     assert headers["X-Content-Type-Options"] == "nosniff"
     assert headers["Content-Security-Policy"] == CSP

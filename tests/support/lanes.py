@@ -2,8 +2,8 @@
 
 `make test-all` runs every test on each of its lanes. `make test` runs each row of a test once (`selected`), on lanes that have
 each adapter and each store: the rows in turns on them, beginning with another lane for each test. A test of many rows that
-take long is marked `turns`: `make test-all` runs each of them once too. With KVSTORE_LANES=all, and in `make faults`, such a
-test runs on each of its lanes.
+take long is marked `turns`: `make test-all` runs each of them once too. In `make faults` the lanes are others
+in each round, and with KVSTORE_LANES=all such a test runs on each of them.
 """
 
 import os

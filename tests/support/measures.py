@@ -59,7 +59,7 @@ def peak_bytes(action: Callable[[], object]) -> int:
 
 
 def may_leave_bytes(sent_bytes: int, requests: int = 1) -> int:
-    """The contract's bound (section 9) on what requests leave behind."""
+    """The bound on what requests leave behind: 16 times the bytes that they sent, and 16 KiB each."""
     return SENT_FACTOR * sent_bytes + requests * REQUEST_BYTES
 
 

@@ -2,18 +2,24 @@
 
 import http.server
 import threading
+import time
+from contextlib import suppress
 from typing import Any
 
 from tests.support.tokens import jwks
 
 
 class Provider:
-    """Answers with `keys` and `status`, when `gate` is open; `came` says that somebody has asked."""
+    """Answers with `keys` and `status`, 0 for what is no HTTP, when `gate` is open; `came` says that somebody has asked.
+
+    After `trickles`, a part of a response, one byte of it comes every 0.1 s.
+    """
 
     def __init__(self) -> None:
         self.keys = jwks("RS256")
         self.asked = 0
         self.status = 200
+        self.trickles = b""
         self.came, self.gate = threading.Event(), threading.Event()
         self.gate.set()
         provider = self
@@ -23,6 +29,16 @@ class Provider:
                 provider.asked += 1
                 provider.came.set()
                 provider.gate.wait(4)
+                if provider.trickles:
+                    with suppress(OSError):
+                        self.wfile.write(provider.trickles)
+                        for _ in range(60):
+                            time.sleep(0.1)
+                            self.wfile.write(b"a")
+                    return
+                if not provider.status:
+                    self.wfile.write(b"220 mail.example ESMTP\r\n")
+                    return
                 self.send_response(200 if self.path == "/elsewhere" else provider.status)
                 if provider.status == 302:
                     self.send_header("Location", "/elsewhere")

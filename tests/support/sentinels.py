@@ -38,12 +38,12 @@ class Sentinels:
             self.processes[port] = start(directory / str(port), port, *OPTIONS, *of)
             stack.callback(end, self.processes[port])
         self._sentinels = []
-        self._watching: list[subprocess.Popen[bytes]] = []
+        self.watching: list[subprocess.Popen[bytes]] = []
         for port in watching:
             watched = f"sentinel monitor main 127.0.0.1 {first} 2"
             quick = ("sentinel down-after-milliseconds main 500", "sentinel failover-timeout main 3000")
-            self._watching.append(start(directory / str(port), port, watched, *quick))
-            stack.callback(end, self._watching[-1])
+            self.watching.append(start(directory / str(port), port, watched, *quick))
+            stack.callback(end, self.watching[-1])
             self._sentinels.append(connect(f"redis://127.0.0.1:{port}"))
             stack.callback(self._sentinels[-1].close)
         wait_until(lambda: self._all_know_all(replicas), LIMIT_S)
@@ -60,7 +60,7 @@ class Sentinels:
 
     def all_processes(self) -> "list[subprocess.Popen[bytes]]":
         """Those of the primary, the replicas and the Sentinels."""
-        return [*self.processes.values(), *self._watching]
+        return [*self.processes.values(), *self.watching]
 
     def _all_know_all(self, replicas: int) -> bool:
         masters: list[Any] = [sentinel.sentinel_masters() for sentinel in self._sentinels]

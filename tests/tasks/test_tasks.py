@@ -127,7 +127,7 @@ def test_called_it_runs_here(redis_: redis.Redis) -> None:
 
 
 def test_a_job_is_a_document(http: Checked) -> None:
-    """As the contract spells it, in the queue's container; the result will be below that."""
+    """As docs/tasks.md has it, in the queue's container; the result will be below that."""
     result = worked.add.delay(1, b="é")
     name = result.key.removeprefix("/tasks/results/")
     assert http.get(f"/tasks/{name}").body == b'{"task":"add","args":[1],"kwargs":{"b":"\xc3\xa9"},"ttl":31536000}\n'

@@ -259,7 +259,7 @@ def test_bad_files(text: str, why: str) -> None:
 
 
 def test_a_file() -> None:
-    """The table of the contract."""
+    """A table as docs/access.md has them."""
     text = """
         rules = [
           # path                      read       append      write

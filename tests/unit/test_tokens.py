@@ -213,14 +213,14 @@ def test_keys_from_a_url(provider: Provider, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.few
-@pytest.mark.parametrize("trouble", ["error", "redirect", "no keys", "too large", "gone"])
+@pytest.mark.parametrize("trouble", ["error", "redirect", "no keys", "too large", "no HTTP", "gone"])
 def test_keys_that_cannot_be_fetched(provider: Provider, monkeypatch: pytest.MonkeyPatch, trouble: str) -> None:
     """Those that are there stay."""
     now = [1000.0]
     monkeypatch.setattr(jwks_module, "monotonic", lambda: now[0])
     keys = KeySource(provider.url)
     keys.fetch()
-    provider.status = {"error": 500, "redirect": 302}.get(trouble, 200)
+    provider.status = {"error": 500, "redirect": 302, "no HTTP": 0}.get(trouble, 200)
     provider.keys = {"no keys": "{}", "too large": jwks("ES256") + " " * jwks_module.MAX_BYTES}.get(trouble, jwks("ES256"))
     if trouble == "gone":
         provider.stop()
@@ -228,6 +228,16 @@ def test_keys_that_cannot_be_fetched(provider: Provider, monkeypatch: pytest.Mon
     keys.fetch()
     assert list(keys.find("RS256", "RS256"))
     assert not list(keys.find("ES256", "ES256"))
+
+
+@pytest.mark.parametrize("part", [b"HTTP/1.1 200 OK\r\nX-", b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{"])
+def test_keys_that_come_to_no_end(provider: Provider, monkeypatch: pytest.MonkeyPatch, part: bytes) -> None:
+    """Who needs them waits for so long in all, however often a byte of the header or the body comes."""
+    monkeypatch.setattr(jwks_module, "FETCH_S", 0.3)
+    provider.trickles = part
+    begun = time.monotonic()
+    KeySource(provider.url).fetch()
+    assert time.monotonic() - begun < 3
 
 
 def test_keys_are_fetched_once_for_all_who_wait(provider: Provider) -> None:

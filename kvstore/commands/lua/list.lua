@@ -54,7 +54,8 @@ local function list(_, at)
   end
   local takers = {} -- the first page of what is directly below has them
   if direct and after == '' then
-    takers = redis.call('ZRANGEBYSCORE', KEYS[3], string.format('(%.0f', now), '+inf', 'WITHSCORES')
+    takers = redis.pcall('ZRANGEBYSCORE', KEYS[3], string.format('(%.0f', now), '+inf', 'WITHSCORES')
+    takers = takers.err and {} or takers -- another client's key of another type
   end
   return {'listing', tag, has_more, items, time_of_queue(container, now), takers}
 end

@@ -29,7 +29,9 @@ async function problem(response) {
   try {
     const tree = parse(text, ANY_DEPTH)
     const said = name => member(tree, name)?.value
-    const members = {title: said("title"), etag: said("etag"), current: member(tree, "current"), index: member(tree, "index")?.text}
+    const etag = said("etag"), current = member(tree, "current")
+    const isNothing = current?.kind === "null" && !etag // a document that is null has an entity-tag
+    const members = {title: said("title"), etag, current: isNothing ? null : current, index: member(tree, "index")?.text}
     const inner = member(tree, "problem")
     const detail = [said("detail"), inner && member(inner, "detail")?.value].filter(Boolean).join(": ")
     return new Problem(response.status, detail || response.statusText, members)
@@ -61,7 +63,7 @@ export async function ask(method, path, {query = "", headers = {}, body, signal 
 
 const at = (path, query) => BASE.href.replace(/\/$/, "") + path + (query && `?${query}`)
 
-/** Return what is stored at a document's path: {node, etag, expires, modified, bytes}, null if nothing is. */
+/** Return what is stored at a document's path: {node, etag, expires, modified}, null if nothing is. */
 export async function get(path) {
   try {
     return await stored(await send("GET", path))
@@ -79,7 +81,7 @@ export async function stored(response) {
   const text = await response.text()
   const node = withoutTTL(parse(text))
   const day = name => (response.headers.has(name) ? Date.parse(response.headers.get(name)) : null)
-  return {node, etag: response.headers.get("ETag"), expires: day("Sunset"), modified: day("Last-Modified"), bytes: text.length}
+  return {node, etag: response.headers.get("ETag"), expires: day("Sunset"), modified: day("Last-Modified")}
 }
 
 export function withoutTTL(node) {
@@ -207,7 +209,6 @@ function event(text) {
     ttl,
     expires: expiry(ttl),
     node: of("value"),
-    bytes: text.length,
   }
 }
 

@@ -83,7 +83,7 @@ export class DocumentView {
       row("Changed", changed ? date(changed) : "by another Redis client"),
       row("Entity-tag", found.etag ? [h("code", null, found.etag), copier(() => found.etag, "Copy the entity-tag")] : "none"),
       row("Redis key", h("code", null, key), copier(() => key, "Copy the Redis key")),
-      row("Size", `${number(found.bytes)} characters`))
+      row("Size", `${number(write(found.node).length)} characters`))
     return at ? mark(list, at) : list
   }
 
@@ -113,8 +113,8 @@ export class DocumentView {
     if (this.editor) return this.editor.changed(event)
     if (isGone(event) && !this.found) return undefined
     say(`${this.path}: ${event.type}`)
-    const {node, etag, expires, bytes} = event
-    return this.show(isGone(event) ? null : {node, etag, expires, bytes, modified: null}, Date.now())
+    const {node, etag, expires} = event
+    return this.show(isGone(event) ? null : {node, etag, expires, modified: null}, Date.now())
   }
 
   async reload() {

@@ -179,6 +179,21 @@ function shortened(text) {
   }
 }
 
+/**
+ * Show in `about` that somebody else was faster than a dialog about `found`, with both versions. Returns what the dialog is about
+ * from now on: what is stored now.
+ */
+function overtaken({etag, current}, found, about, said) {
+  const note = text => h("p", {role: "alert"}, text)
+  if (!current) {
+    about.replaceChildren(note("Somebody else has deleted this document."))
+    return found
+  }
+  const now = {etag, node: withoutTTL(current)}
+  about.replaceChildren(note(`Somebody else has changed this document. ${said}`), sideBySide(["Stored now", write(now.node, "")], ["What you saw", write(found.node, "")]))
+  return now
+}
+
 /** Ask for a patch of a document, in a dialog; done() is called when it was applied. */
 export function openPatch(path, found, setCurl, done) {
   const KINDS = [
@@ -186,6 +201,7 @@ export function openPatch(path, found, setCurl, done) {
     ["application/json-patch+json", "JSON Patch", '[\n  {"op": "replace", "path": "/name", "value": 1}\n]', "Operations, all or none: add, remove, replace, move, copy, test."],
   ]
   const field = new JSONField("", {label: "Patch", rows: 8, oninput: () => show()})
+  const about = h("div")
   const hint = h("p", {class: "muted"})
   let kind = KINDS[0]
   const choose = chosen => {
@@ -204,9 +220,7 @@ export function openPatch(path, found, setCurl, done) {
       dialog.close()
     } catch (problem) {
       if (problem.status !== 412) return field.refuse(problem)
-      found = problem.current ? {etag: problem.etag, node: withoutTTL(problem.current)} : null
-      toast(found ? "Somebody else was faster: look at it, and apply your patch again" : "The document is gone", true)
-      if (found) done(found)
+      found = overtaken(problem, found, about, "It was not patched.")
       show()
     }
     return undefined
@@ -214,7 +228,7 @@ export function openPatch(path, found, setCurl, done) {
   const choice = h("fieldset", {class: "choice"}, h("legend", null, "Kind of patch"), KINDS.map((each, i) => h("label", null, h("input", {
     type: "radio", name: "kind", checked: i === 0, onchange: () => choose(each),
   }), ` ${each[1]}`)))
-  const dialog = openDialog("Patch", setCurl, choice, hint, field.element, h("div", {class: "buttons"}, button("Apply", apply, {class: "primary"}), button("Cancel", () => dialog.close())))
+  const dialog = openDialog("Patch", setCurl, about, choice, hint, field.element, h("div", {class: "buttons"}, button("Apply", apply, {class: "primary"}), button("Cancel", () => dialog.close())))
   choose(KINDS[0])
   field.area.focus()
 }
@@ -236,10 +250,14 @@ export function openTTL(path, found, setCurl, done) {
       toast("TTL changed")
       dialog.close()
     } catch (problem) {
-      error.textContent = problem.detail
+      if (problem.status !== 412) return (error.textContent = problem.detail)
+      found = overtaken(problem, found, about, "Its TTL was not changed.")
+      show()
     }
+    return undefined
   }
-  const dialog = openDialog("Change the TTL", setCurl,
+  const about = h("div")
+  const dialog = openDialog("Change the TTL", setCurl, about,
     h("p", {class: "muted"}, "The document expires after this time: seconds, or a number with s, m, h or d. Its value and entity-tag stay."),
     h("form", {onsubmit: apply}, input, h("span", {class: "presets"}, presets), error,
       h("div", {class: "buttons"}, h("button", {class: "primary"}, "Change"), button("Cancel", () => dialog.close()))))
@@ -258,11 +276,8 @@ export function openDelete(path, found, setCurl, done) {
       dialog.close()
       done()
     } catch (problem) {
-      if (problem.status !== 412 || !problem.current) return toast(problem.detail, true)
-      const before = write(found.node, "")
-      found = {etag: problem.etag, node: withoutTTL(problem.current)}
-      const note = h("p", {role: "alert"}, "Somebody else has changed this document. It was not deleted.")
-      about.replaceChildren(note, sideBySide(["Stored now", write(found.node, "")], ["What you saw", before]))
+      if (problem.status !== 412) return toast(problem.detail, true)
+      found = overtaken(problem, found, about, "It was not deleted.")
       deleting.textContent = "Delete it all the same"
       show()
     }
