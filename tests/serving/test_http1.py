@@ -763,6 +763,7 @@ def test_any_split_is_read_alike(sent: bytes) -> None:
         assert other == whole
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     "sent", argvalues=[row[1] for row in LIMITS if len(row[1]) < 50_000], ids=[row[0] for row in LIMITS if len(row[1]) < 50_000]
 )
