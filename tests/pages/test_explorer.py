@@ -729,7 +729,7 @@ def test_what_a_long_session_keeps(browser: Browser, served: Served) -> None:
 # What a dialog says of its progress.
 PROGRESS = """
 window.progress = []
-const hear = () => progress.push(document.querySelector("dialog [role=status]")?.textContent)
+const hear = () => progress.push(document.querySelector("dialog [role=status]")?.textContent ?? "")
 new MutationObserver(hear).observe(document.body, {subtree: true, childList: true})
 """
 
