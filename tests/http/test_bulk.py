@@ -119,6 +119,8 @@ def all_told(running: Running, reply: Response) -> str:
     for key, value in sorted(documents_and_indexes(running.redis).items()):
         if key.endswith(b"!expiry") and not isinstance(value, bytes):
             held.append((key, sorted(value)))
+        elif key.endswith(b"!unread") and isinstance(value, list):  # its ids are times of their own
+            held.append((key, [fields for _, fields in value]))
         elif b"}/" in key and isinstance(value[0], dict):
             held.append((key, sorted(value[0].items()), value[1]))
         else:
