@@ -36,6 +36,7 @@ from kvstore.http.messages import (
     Response,
     http_date,
     parameter,
+    parse_query,
     tag_header,
     ttl_s,
     with_ttl,
@@ -183,7 +184,7 @@ def _failed(request: Request, current: Found | None) -> PreconditionFailed:
 def _why_failed(request: Request, current: Found) -> str:
     """Return what to do after a precondition that a stored document does not meet. A lease has a dot, and no entity-tag has."""
     match, none_match, *_ = parse_preconditions(request.headers)
-    if "." in match or b"lease=" in request.target:
+    if "." in match or "lease" in parse_query(split_target(request.target)[1]):
         return "the lease has ended, or another taker has the job; leave the job to them, and take again"
     if f" {current.tag} " in match and not none_match:
         return "the document is a job that somebody has taken; send only its lease as If-Match, or wait until it has ended"

@@ -703,6 +703,15 @@ FENCED = {**WRITES, "extend": _status("PATCH", query="?lease=60s"), "give back":
 
 
 @on_one
+def test_a_name_that_looks_like_a_lease(client: Checked) -> None:
+    """What to do after a 412 depends on the query, not on how the path is spelled."""
+    client.put("/ns/lease=60s", "1")
+    answer = client.request("PUT", "/ns/lease=60s", [("If-Match", '"1-1"')], b"2")
+    assert answer.status == 412
+    assert "its entity-tag" in answer.json["detail"]
+
+
+@on_one
 @pytest.mark.parametrize(
     ("method", "query", "match", "said"),
     [
