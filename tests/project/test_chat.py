@@ -405,7 +405,7 @@ def test_two_browsers_and_two_instances(chat: Chat, both: tuple[Served, Served],
     mary.press(ENTER)
     joe.wait("[...document.querySelectorAll('#scroll li > p')].at(-1).textContent === '<script>alert(1)</script><b>&amp;'")
     joe.wait("!document.querySelector('#typing').textContent")
-    count = len(shown(mary))
+    count = len(shown(joe))
     say(mary, "   ")
     say(mary, "twice")
     say(mary, "twice")
