@@ -128,11 +128,13 @@ def test_a_position_is_not_told_before_the_changes_up_to_it() -> None:
     play(scene())
 
 
+def fail(_: bytes) -> None:
+    """In the place of a subscriber's send()."""
+    raise RuntimeError("a bug")
+
+
 def test_a_bug_with_one_is_no_concern_of_the_others() -> None:
     readers: list[Reader] = []
-
-    def fail(_: bytes) -> None:
-        raise RuntimeError("a bug")
 
     async def scene() -> None:
         space = space_of()
@@ -150,9 +152,6 @@ def test_a_bug_with_one_is_no_concern_of_the_others() -> None:
 def test_a_bug_in_one_heartbeat_is_no_concern_of_the_others() -> None:
     """Without heartbeats every stream of the process would be cut off by its client."""
     readers: list[Reader] = []
-
-    def fail(_: bytes) -> None:
-        raise RuntimeError("a bug")
 
     async def scene() -> None:
         space = space_of()
