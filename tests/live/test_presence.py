@@ -21,7 +21,7 @@ from tests.support.asking import entries
 from tests.support.clients import Checked
 from tests.support.lanes import on_few, on_served
 from tests.support.serving import Served, start_kvstore
-from tests.support.stores import Running, start_valkey, wait_until
+from tests.support.stores import Running, start_valkey, wait_for_disk, wait_until
 from tests.support.streams import (
     FOLLOWED,
     LIMIT_S,
@@ -355,8 +355,7 @@ def test_redis_is_away_when_it_is_released(directory: Path, kind: type[Followed]
     try:
         reader = followed.open(named("Alice"), {})
         reader.wait_for(1)
-        assert store.redis.set("begun", 1)
-        assert store.redis.execute_command("WAITAOF", 1, 0, 9000) == [1, 0]  # it is on the disk
+        wait_for_disk(store.redis)
         store.signal(signal.SIGKILL)
         store.stop()
         reader.close()

@@ -297,6 +297,13 @@ def wait_until(holds: Callable[..., object], limit_s: float) -> float:
     return time.monotonic() - begun
 
 
+def wait_for_disk(client: redis.Redis) -> None:
+    """Wait until what a Valkey has stored is on its disk, and outlives a kill -9 (WAITAOF)."""
+    client.set("on the disk", 1)  # it waits for what its connection has written, and for all before that
+    assert client.execute_command("WAITAOF", 1, 0, 9000) == [1, 0]
+    client.delete("on the disk")
+
+
 def contents(client: redis.Redis) -> dict[bytes, tuple[Any, int]]:
     """All that a Redis holds, to compare before and after; a TTL as the ms at which it ends."""
     read: dict[bytes, Callable[[Any, bytes], Any]] = {
