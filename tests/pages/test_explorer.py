@@ -201,11 +201,15 @@ def test_the_tree(browser: Browser, served: Served) -> None:
         "true",
         "2",
     ]
+    browser.run(HOLD_BACK, "/tree/")
     browser.press(DOWN, ENTER)
     browser.wait("location.hash === '#/tree/inner/leaf'")
-    browser.wait_for("kv:{tree}/inner/leaf", "main")
     browser.press(LEFT, LEFT)
     browser.wait("!document.querySelector('#tree').innerText.includes('leaf')")
+    browser.run("release()")
+    browser.wait_for("kv:{tree}/inner/leaf", "main")
+    assert browser.run("return asked") == 1, "the document: what is open is not loaded again, nor opened again by that"
+    assert "leaf" not in browser.text("#tree")
     check_quiet(browser)
 
 
