@@ -316,6 +316,12 @@ def test_a_hundred_thousand_documents(browser: Browser, served: Served) -> None:
     browser.wait_for("found so far", ".toolbar")
     browser.run(SCROLL, ".grid", 1200 * 36)
     write(served, "/many/0", {"n": 1})  # what would be asked for again is much
+    browser.find(".toolbar button", "ask again")
+    browser.run("window.button = document.querySelector('.toolbar button')")
+    browser.hear(".toolbar [role=status]")
+    write(served, "/many/0", {"n": 1})
+    browser.wait("heard.length")
+    assert browser.run("return button.isConnected"), "whoever points at it does not lose it"
     browser.click(".toolbar button", "ask again")
     browser.run("document.querySelector('.grid').scrollTop = 0")
     browser.wait(f"{ROWS}.startsWith('0 097000')")
