@@ -198,10 +198,11 @@ def test_a_name_is_taken_once(chat: Chat, both: tuple[Served, Served]) -> None:
     with ThreadPoolExecutor(50) as pool:
         statuses = list(pool.map(register, range(200)))
     assert (statuses.count(201), set(statuses)) == (1, {201, 401, 429})
-    assert 20 <= statuses.count(401) < 100, "20 in a minute, and those that were looked at when the last of these was wrong"
+    assert 20 <= statuses.count(401) < 100, "20, and those that were looked at when the last of these was wrong"
     assert len([key for key in chat.redis.keys("kv:{accounts}/*") if b"stras" in key]) == 1
     waits = log_in(both[0], "Mary")
     assert (waits.status, waits.headers["Retry-After"]) == (429, "60"), "the right password as well, or one could try them all"
+    assert chat.redis.keys("kv:{wrong}/*") == [b"kv:{wrong}/127.0.0.1"], "one count, also where the next minute begins"
     chat.redis.delete(*chat.redis.keys("kv:{wrong}*"))
     assert log_in(both[0], "Mary").status == 200
 
