@@ -107,13 +107,14 @@ def test_what_is_not_there_yet(client: Checked) -> None:
 def test_a_container_that_changes(client: Checked) -> None:
     """By what is put, appended, or expires below it; HEAD waits as well, and so does a query, for any change."""
     client.put("/ns/q/a", "1")
-    for change in (
+    changes: list[Callable[[], object]] = [
         lambda: client.put("/ns/q/b", "2"),
         lambda: touch(client, "/ns/q/b?ttl=1"),
         lambda: post(client, "/ns/q/", 3),
         lambda: client.put("/ns/q/deep/er", "4"),
         lambda: client.delete("/ns/q/?recursive"),
-    ):
+    ]
+    for change in changes:
         tag = client.get("/ns/q/").tag
         waiting = [
             later(lambda tag=tag, method=method, target=target: client.request(method, target, prefer_wait(WAIT_S, tag)))
