@@ -18,6 +18,7 @@ from kvstore.commands.base import Again, Command, settled
 from kvstore.commands.jobs import Take, Taken
 from kvstore.commands.scripts import TAKE
 from kvstore.commands.takers import MAX_NAME_BYTES, MAX_TAKERS, RegisterTaker, RemoveTaker, takers_key
+from kvstore.core.errors import StoreFull
 from kvstore.core.paths import own_key, parse_path
 from kvstore.http.messages import Request
 from kvstore.http.protocol import render
@@ -1377,7 +1378,7 @@ def test_the_dead_are_buried_once(client: Checked, raw: redis.Redis) -> None:
 
 
 @pytest.mark.parametrize("lane", [("flask", "valkey"), ("served", "redis")], ids="-".join, indirect=True)
-def test_redis_is_full(client: Checked, raw: redis.Redis) -> None:
+def test_redis_is_full(client: Checked, raw: redis.Redis, store: Running) -> None:
     """507 for what would write, and nothing changed; who has a job may keep it, give it back, and be done."""
     for name in "abc":
         client.put(f"/ns/q/{name}", "1")
@@ -1390,6 +1391,8 @@ def test_redis_is_full(client: Checked, raw: redis.Redis) -> None:
         assert take(client).status == 507
         assert take(client, "/ns/q/?lease=1&max_attempts=1").status == 507
         assert post(client, "/ns/q/?delay=1h", "1").status == 507
+        with closing(store.open()) as opened, pytest.raises(StoreFull):
+            opened.execute(RegisterTaker(parse_path(b"/ns/q/"), "id", b"null", 0, 9000))
         assert contents(raw) == before
         assert lease_for(client, first, "2h").status == 200
         assert lease_for(client, second, "0").status == 200
