@@ -495,6 +495,7 @@ NO_TAKERS: dict[str, tuple[Callable[[redis.Redis, str], object], list[Any]]] = {
     "three words": (lambda raw, key: raw.zadd(key, {"x y z": 9e12, "1" * 5000 + " y z": 9e12}), []),
     "no time": (lambda raw, key: raw.zadd(key, {"1 a 2": float("inf"), "1 b 2": 9e12 + 0.5}), []),
     "no JSON": (lambda raw, key: raw.zadd(key, {b"1 a {": 9e12, b"2 b \xff": 9e12}), ["{", "\\xff"]),
+    "too many": (lambda raw, key: raw.zadd(key, {f"{n} a {n}": 9e12 + n for n in range(200)}), list(range(MAX_TAKERS))),
 }
 
 
