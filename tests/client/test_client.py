@@ -660,7 +660,7 @@ def test_a_process_that_was_forked(store: Running) -> None:
         env=os.environ | {"REDIS_URL": store.url},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
         check=False,
     )
     assert (ended.stdout, ended.stderr, ended.returncode) == ("both\n", "", 0)
@@ -702,7 +702,7 @@ def test_the_embedded_server(directory: Any) -> None:
         env=environ,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
         check=False,
     )
     assert (ended.stdout, ended.stderr, ended.returncode) == ("1\n", "", 0)
