@@ -87,6 +87,7 @@ class Started:
                 stdout=said,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                umask=0o002,  # which many systems give their users
                 preexec_fn=die_with_parent,  # noqa: PLW1509  # one system call, no lock
             )
 

@@ -16,8 +16,8 @@ import kvstore
 from tests.support.stores import die_with_parent, wait_until
 
 COMMAND = Path(sys.executable).with_name("kvstore")
-START_S = 60  # a command, beside others that start
-STOP_S = 15
+START_S = 60
+STOP_S = 30
 READ_S = 30
 
 Lines = Iterable[tuple[str, str | bytes]]
