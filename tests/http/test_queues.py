@@ -24,7 +24,9 @@ from kvstore.http.messages import Request
 from kvstore.http.protocol import render
 from tests.support.asking import (
     JSON,
+    LATE_S,
     MERGE,
+    Left,
     as_body,
     at_once,
     batch,
@@ -93,7 +95,7 @@ PLACES = [
     ("/ns/q/?lease=60s", "/ns/q/a"),
     ("/ns/q?lease=60s", "/ns/q/a"),
     ("/ns/?lease=60s", "/ns/a"),
-    ("/ns?lease=1", "/ns/a"),
+    ("/ns?lease=60", "/ns/a"),
     ("/n%2Fs/%C3%A9/?lease=60s", "/n%2Fs/%C3%A9/%7B%25%7D"),
     ("/n%2fs/é?lease=60s", "/n%2Fs/%C3%A9/a%20b"),
     ("/ns/%71/?lease=12h&x=1", "/ns/q/a"),
@@ -113,7 +115,7 @@ def test_a_job(client: Checked, raw: redis.Redis, target: str, path: str) -> Non
     )
     [job] = answer.json["items"]
     assert list(job) == ["path", "value", "attempts", "lease", "ttl"]
-    assert (job["path"], job["attempts"], job["ttl"]) == (path, 1, 7200)
+    assert (job["path"], job["attempts"], job["ttl"]) == (path, 1, Left(7200))
     assert b'"value":{"z":1.0,"a":[]}' in answer.body
     assert re.fullmatch("[!#-~]+", job["lease"]), "it goes between the quotes of an entity-tag"
     again = take(client, target)
@@ -330,7 +332,7 @@ def test_times_are_kept(client: Checked) -> None:
         while not jobs:
             asked = time.monotonic()
             jobs = taken(client, f"/ns/{container}/?lease=60s")
-            assert asked - begun < 10
+            assert asked - begun < 60
         assert jobs[0]["attempts"] == attempts
         assert time.monotonic() - begun > 0.9
 
@@ -459,8 +461,8 @@ def test_a_queue_that_is_empty(client: Checked) -> None:
 
 
 # Those who wait: who they say that they are, the ms for which they have waited, and for which they wait at most.
-WAITING = [(b'{"host":"b"}', 1000, 9000), (b"null", 5000, 5000), (b"[]", 0, 1)]
-WAITS = [(None, 10_000), ({"host": "b"}, 10_000)]
+WAITING = [(b'{"host":"b"}', 1000, 24_000), (b"null", 5000, 20_000), (b"[]", 0, 1)]
+WAITS = [(None, 25_000), ({"host": "b"}, 25_000)]
 
 
 @on_few
@@ -525,7 +527,7 @@ def test_how_many_are_shown(client: Checked, raw: redis.Redis, store: Running) -
         assert all(entries)
         assert register(MAX_TAKERS) is None
         assert register(0, 20_000, entries[0]) == entries[0]
-        assert 19_000 < raw.pttl(takers_key(queue)) <= 20_000
+        assert (20 - LATE_S) * 1000 < raw.pttl(takers_key(queue)) <= 20_000
         takers = client.get("/ns/q/").json["takers"]
         assert sorted(taker["as"] for taker in takers) == list(range(MAX_TAKERS))
         assert [taker["as"] for taker in takers if taker["until"] - taker["since"] > 10_000] == [0]
@@ -569,7 +571,7 @@ def test_extending(client: Checked, raw: redis.Redis) -> None:
         answer = lease_for(client, job, lease)
         assert answer.status == 200
         assert list(answer.json) == ["path", "lease", "ttl"]
-        assert answer.json == {"path": job["path"], "lease": job["lease"], "ttl": 7200}
+        assert answer.json == {"path": job["path"], "lease": job["lease"], "ttl": Left(7200)}
         left_ms = (raw.zscore(keys_of("ns").ready_at, "q/a") or 0) - time.time() * 1000
         assert (lease_s - 30) * 1000 < left_ms <= (lease_s + 1) * 1000
     assert taken(client) == []
@@ -1219,7 +1221,7 @@ def test_an_index_that_is_lost(client: Checked, raw: redis.Redis) -> None:
 @on_few
 def test_indexes_live_as_long_as_what_they_say(client: Checked, raw: redis.Redis) -> None:
     """A namespace that began with short-lived jobs, and goes on with long-lived ones."""
-    post(client, "/ns/q/?delay=1&ttl=60", "1")
+    post(client, "/ns/q/?delay=30&ttl=60", "1")
     client.put("/ns/q/a?ttl=60", "1")
     lease_for(client, taken(client)[0], "0")
     client.put("/ns/q/b?ttl=30d", "1")
