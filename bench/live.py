@@ -141,6 +141,9 @@ def nchan(directory: Path) -> Iterator[Server]:
         yield Server("nchan", port, "/follow/", "POST", "/publish/", family(process.pid, WORKERS), ())
 
 
+Seen = dict[tuple[Case, str], list[dict[str, float]]]  # figures, by case and server, one for each round
+
+
 class Readers:
     """The program readers.c with its readers connected, on paths that nobody has written: a snapshot holds no event."""
 
@@ -222,9 +225,9 @@ def pace(program: Path, server: Server, case: Case, seconds: float, events_s: fl
         return {"p50_ms": seen["p50_ms"], "p99_ms": seen["p99_ms"], "paced_cpu_us": used_s / seen["deliveries"] * 1e6}
 
 
-def in_turns(program: Path, servers: list[Server], rounds: int, seconds: float) -> list[dict[str, Any]]:
-    """A row of figures for each case and server: medians over the rounds."""
-    seen: dict[tuple[Case, str], list[dict[str, float]]] = {}
+def in_turns(program: Path, servers: list[Server], rounds: int, seconds: float) -> Seen:
+    """The figures of each case and server, one for each round."""
+    seen: Seen = {}
     for number in range(rounds):
         order = servers[number % len(servers) :] + servers[: number % len(servers)]
         for case in CASES:
@@ -235,11 +238,30 @@ def in_turns(program: Path, servers: list[Server], rounds: int, seconds: float) 
                 of_round[server.name] |= pace(program, server, case, seconds, events_s) | {"paced_events_s": events_s}
                 seen.setdefault((case, server.name), []).append(of_round[server.name])
     print(file=sys.stderr)
+    return seen
+
+
+def medians(seen: Seen) -> list[dict[str, Any]]:
+    """A row of figures for each case and server."""
     return [
         {"case": case.name, "server": name}
         | {figure: round(median(one[figure] for one in of_rounds), 2) for figure in of_rounds[0]}
         for (case, name), of_rounds in seen.items()
     ]
+
+
+def ratios(seen: Seen) -> list[dict[str, Any]]:
+    """Of each case, our deliveries and p99 to nchan's in the same round: the median, the least and the largest."""
+    found = []
+    for case in CASES if (CASES[0], "nchan") in seen else ():
+        row: dict[str, Any] = {"case": case.name}
+        for figure in ("deliveries_s", "p99_ms"):
+            of_rounds = [
+                mine[figure] / its[figure] for mine, its in zip(seen[case, "kvstore"], seen[case, "nchan"], strict=True)
+            ]
+            row[figure] = [round(each, 2) for each in (median(of_rounds), min(of_rounds), max(of_rounds))]
+        found.append(row)
+    return found
 
 
 def beside_idle_streams(program: Path, server: Server, rounds: int, seconds: int) -> dict[str, Any]:
@@ -302,7 +324,8 @@ def run(rounds: int, seconds: int) -> dict[str, Any]:
                 flood(program, server, Case("", 50, 1, "warm/up"), 0.5)
             results["memory"] = [stream_kib(program, server, CASES[1]) for server in servers]
             client.config_resetstat()
-            results["rows"] = in_turns(program, servers, rounds, seconds)
+            seen = in_turns(program, servers, rounds, seconds)
+            results |= {"rows": medians(seen), "to nchan": ratios(seen)}
         with kvstore(directory, redis_at, redis_pid, workers=1) as server:
             results["beside"] = beside_idle_streams(program, server, rounds, seconds)
         if failed := measure.failed_commands(client):
@@ -328,6 +351,12 @@ def print_results(results: dict[str, Any]) -> None:
     ]
     head = ("", "server", "deliveries/s", "µs each", "client's", "at events/s", "p50 ms", "p99 ms", "µs each")
     measure.print_table(head, lines, left=2)
+    print("\nTo nchan's in the same round")
+    lines = [
+        [row["case"], *("{:.2f} ({:.2f} to {:.2f})".format(*row[of]) for of in ("deliveries_s", "p99_ms"))]
+        for row in results["to nchan"]
+    ]
+    measure.print_table(("", "deliveries/s", "p99 ms"), lines)
     print("\nMemory of a stream, and when it has had events")
     measure.print_table(("server", "KiB", "used KiB"), [[str(cell) for cell in row.values()] for row in results["memory"]])
     beside = results["beside"]
@@ -350,8 +379,8 @@ def main() -> None:
         print_results,
         "live.json",
         needs=["wrk", "cc"],
-        rounds=measure.Option(3, 1, "turns of every server"),
-        seconds=measure.Option(5, 1, "of every load"),
+        rounds=measure.Option(5, 1, "turns of every server"),
+        seconds=measure.Option(3, 1, "of every load"),
     )
 
 

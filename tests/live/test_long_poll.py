@@ -107,7 +107,7 @@ def test_what_is_not_there_yet(client: Checked) -> None:
 def test_a_container_that_changes(client: Checked) -> None:
     """By what is put, appended, or expires below it; HEAD waits as well, and so does a query, for any change."""
     client.put("/ns/q/a", "1")
-    changes: list[Callable[[], Any]] = [
+    changes: list[Callable[[], object]] = [
         lambda: client.put("/ns/q/b", "2"),
         lambda: touch(client, "/ns/q/b?ttl=1"),
         lambda: post(client, "/ns/q/", 3),

@@ -55,9 +55,9 @@ def wait_for(served: InProcess, wires: list[Wire]) -> None:
     """Wait until the server has begun with the requests on these connections; it may have refused some."""
 
     def has_begun() -> bool:
-        connections: list[Any] = list(served.server.connections)
         answered, _, _ = select.select([wire.socket for wire in wires], [], [], 0)
-        return sum(each._busy for each in connections) + len(answered) == len(wires)
+        connections: list[Any] = list(served.server.connections)
+        return bool(sum(each._busy for each in connections) + len(answered) == len(wires))
 
     wait_until(has_begun, TOLD_S + LATE_S)
 

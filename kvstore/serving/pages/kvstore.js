@@ -1,8 +1,8 @@
-// The client of kvstore for browsers and Node. kvstore.d.ts says what each part does, DESIGN 62 why.
+// The client of kvstore for browsers and Node; kvstore.d.ts describes it.
 
-const TRIES = 8 // some 15 s, for a server to start
-const SILENCE_MS = 25_000 // on a stream: twice the time of a heartbeat
-const GATHER_MS = 50 // in which a page says what it follows
+const TRIES = 8 // some 15 s
+const SILENCE_MS = 25_000 // two heartbeats
+const GATHER_MS = 50
 
 export class Problem extends Error {
 	constructor(members) {
@@ -12,45 +12,45 @@ export class Problem extends Error {
 	}
 }
 
-export function connect(url = new URL("..", import.meta.url), {token, onBehind = () => {}} = {}) {
+export function connect(url = new URL("..", import.meta.url), {token, onBehind} = {}) {
 	const base = `${url}`.replace(/\/+$/, "")
 
 	/** Send a request until there is a response, so that a write is applied once. */
-	async function send(method, path, body, {ifMatch, ifNoneMatch, idempotencyKey, lastEventId, signal, ...parameters} = {}) {
+	async function send(method, path, options = {}, body, read = whole) {
+		let {idempotencyKey: key, ifMatch, ifNoneMatch, lastEventId, signal, ...parameters} = options
 		const isSafe = isIdempotent({method, path, body})
-		idempotencyKey ??= isSafe ? "" : randomName()
+		key ??= isSafe ? "" : randomName()
 		const contentType = `application/${method === "PATCH" && Array.isArray(body) ? "json-patch+" : ""}json`
 		const prefer = method === "POST" && "return=representation"
-		const fields = {contentType, prefer, ifMatch, ifNoneMatch, idempotencyKey, lastEventId}
-		const target = base + targetOf(path, parameters)
+		const fields = {contentType, prefer, idempotencyKey: key, ifMatch, ifNoneMatch, lastEventId}
 		for (let tries = 1, isUnsure; ; tries++) {
 			const current = await (token?.call ? token() : token)
 			const headers = given({...fields, authorization: current && `Bearer ${current}`}, "-")
-			const answer = await fetch(target, {method, headers, body: JSON.stringify(body), signal}).catch(lost)
+			const asked = fetch(base + targetOf(path, parameters), {method, headers, body: JSON.stringify(body), signal})
+			const answer = await asked.then(read).catch(lost)
 			const {ok, status} = answer
 			if (ok || (status === 404 && /GET|DELETE/.test(method))) return answer
 			signal?.throwIfAborted()
-			const problem = status ? await problemIn(answer) : answer
-			if (isUnsure && status === 412 && !idempotencyKey) throw lost(problem) // an earlier attempt may be the cause
+			const problem = status ? await problemIn(answer, status) : answer
+			if (isUnsure && status === 412 && !key) throw lost(problem) // an earlier attempt may be why
 			isUnsure ||= status !== 429
-			const mayRepeat = status === 429 || ([0, 502, 503, 504].includes(status) && (isSafe || idempotencyKey))
+			const mayRepeat = /^0|50[234]/.test(status) ? isSafe || key : status === 429
 			const waitMs = 1000 * (answer.headers?.get("retry-after") ?? 0) + jittered(tries)
 			if (!mayRepeat || tries === TRIES || waitMs > 60_000) throw problem
 			await sleep(waitMs)
 		}
 	}
 
-	const ask = async (...asked) => valueIn(await send(...asked))
+	const ask = (...asked) => send(...asked).then(({said}) => said)
 
 	const writing = method => async (path, value, options) => {
-		const answer = await send(method, path, value, options)
-		if (!answer.ok) return null
-		const field = name => answer.headers.get(name)
+		const {ok, headers, said} = await send(method, path, options, value)
+		if (!ok) return null
+		const field = name => headers.get(name)
 		if (method === "POST") path = path.replace(/\/?$/, "/") + field("location").split("/").pop()
-		const found = await valueIn(answer)
-		const ttl = found?.ttl ?? ((Date.parse(field("sunset")) - Date.parse(field("date"))) / 1000 || null)
-		delete found?.ttl
-		return {path, value: found, etag: field("etag"), ttl}
+		const ttl = said?.ttl ?? ((Date.parse(field("sunset")) - Date.parse(field("date"))) / 1000 || null)
+		delete said?.ttl
+		return {path, value: said, etag: field("etag"), ttl}
 	}
 
 	function iterate(path, {limit: left = Infinity, count, signal}, first) {
@@ -59,7 +59,7 @@ export function connect(url = new URL("..", import.meta.url), {token, onBehind =
 			for (let page = await first(Math.min(left, 1000)); ; ) {
 				for (const item of page.items) if (left-- > 0) yield item
 				if (!page.next || left < 1) return
-				page = await ask("GET", path, undefined, {query: page.next.split("?")[1], signal})
+				page = await ask("GET", path, {query: page.next.split("?")[1], signal})
 			}
 		})()
 	}
@@ -70,34 +70,37 @@ export function connect(url = new URL("..", import.meta.url), {token, onBehind =
 		post: writing("POST"),
 		get: (path, options) => writing("GET")(path, undefined, options),
 		async delete(path, options) {
-			const answer = await send("DELETE", path, undefined, options)
-			return (await valueIn(answer))?.deleted ?? answer.ok
+			const {said, ok} = await send("DELETE", path, options)
+			return said?.deleted ?? ok
 		},
 		list: (path, options = {}) =>
-			iterate(path, options, limit => ask("GET", path, undefined, {list: path === "/", ...options, limit})),
+			iterate(path, options, limit => ask("GET", path, {list: path === "/", ...options, limit})),
 		query: (path, {signal, ...asked} = {}) =>
-			iterate(path, {signal, ...asked}, limit => ask("QUERY", path, {...asked, limit}, {list: path === "/", signal})),
+			iterate(path, {signal, ...asked}, limit => ask("QUERY", path, {list: path === "/", signal}, {...asked, limit})),
 		async update(path, change, {default: initial, ...options} = {}) {
 			for (let tries = 1; ; tries++) {
-				let found = await store.get(path)
+				let found = await store.get(path, {signal: options.signal})
 				if (found && !found.etag) found = await store.patch(path, {}, {ifMatch: "*"}).catch(unlessLate) // without a tag
 				const value = await change(found ? found.value : initial)
-				const condition = found ? {ifMatch: found.etag} : {ifNoneMatch: "*"}
-				const written = await store.put(path, value, {...options, ...condition}).catch(unlessLate)
+				const conditions = {ifMatch: found?.etag, ifNoneMatch: !found && "*"}
+				const written = await store.put(path, value, {...options, ...conditions}).catch(unlessLate)
 				if (written) return written
 				await sleep(10 * tries * Math.random())
 			}
 		},
 		batch: async (requests, {atomic = true, ...options} = {}) =>
-			(await ask("POST", "/_/batch", {atomic, requests}, atomic ? options : {idempotencyKey: "", ...options})).responses,
+			(await ask("POST", "/_/batch", atomic ? options : {idempotencyKey: "", ...options}, {atomic, requests})).responses,
 		async take(container, options) {
-			const taken = await ask("POST", container, undefined, {lease: "30s", ...options, as: JSON.stringify(options?.as)})
+			const taken = await ask("POST", container, {lease: "30s", ...options, as: JSON.stringify(options?.as)})
 			return (taken?.items ?? []).map(job => {
 				const ifMatch = `"${job.lease}"`
-				const change = (value, asked) => ask("PATCH", job.path, value, {...asked, ifMatch})
-				const renew = lease => change(undefined, {lease})
-				const release = (delay, reason) => change(reason && {reason}, {lease: 0, delay})
-				return {...job, done: () => store.delete(job.path, {ifMatch}), renew, release}
+				const change = (asked, value) => ask("PATCH", job.path, {...asked, ifMatch}, value)
+				return {
+					...job,
+					done: () => store.delete(job.path, {ifMatch}),
+					renew: lease => change({lease}),
+					release: (delay, reason) => change({lease: 0, delay}, reason && {reason}),
+				}
 			})
 		},
 		done: job => job.done(),
@@ -112,7 +115,7 @@ function liveMap(store, path, {onChange, ...asked} = {}) {
 	const map = new Map()
 	map[Symbol.iterator] = () => [...map.entries()].sort(([a], [b]) => (a < b ? -1 : 1)).values()
 	map.ready = new Promise((resolve, reject) => {
-		let start // of a name in the path of a member
+		let start // of a member's name
 		function onEvent(event) {
 			const {type, path = "", value} = event
 			const name = path.slice(start)
@@ -128,11 +131,11 @@ function liveMap(store, path, {onChange, ...asked} = {}) {
 		}
 		map.close = store.follow(path, {...asked, onEvent}).close
 	})
-	map.ready.catch(() => {}) // reported to who waits for it
+	map.ready.catch(() => {})
 	return map
 }
 
-/** Return follow(): all goes over one stream, of this client or, by tabs.js, of all tabs of a group. */
+/** Return follow(), over one stream of this client or, by tabs.js, of all tabs of a group. */
 function goLive(send, group, onBehind) {
 	const mine = new Map() // what is followed, by target
 	let stream, id, isBehind
@@ -142,19 +145,19 @@ function goLive(send, group, onBehind) {
 	async function begin() {
 		stream = {ask() {}}
 		const open = tell => openStream(send, id, tell)
-		const tabs = globalThis.document && (await import("./tabs.js").catch(() => null))
+		const tabs = globalThis.document && (await import("./tabs.js").catch(() => {}))
 		stream = tabs ? tabs.join(group, hear, open) : open(hear)
 		ask()
 	}
 
 	function hear({id: last = id, isBehind: now = isBehind, followed, event}) {
 		id = last
-		if (isBehind !== (isBehind = now)) queueMicrotask(() => onBehind(now))
+		if (isBehind !== (isBehind = now)) queueMicrotask(() => onBehind?.(now))
 		mine.get(followed)?.feed(event)
 	}
 
 	return function follow(path, {recursive, query = "", as, onEvent} = {}) {
-		const target = targetOf(path, {recursive, _: randomName()}) + `&${query}` // like no other, so that each gets a snapshot
+		const target = targetOf(path, {recursive, _: randomName()}) + `&${query}` // so that each gets a snapshot
 		const asked = new URLSearchParams(as ? {path: target, hold: path, as} : {path: target})
 		let queue
 		const reader = new ReadableStream({start: controller => (queue = controller)}).getReader()
@@ -178,7 +181,7 @@ function goLive(send, group, onBehind) {
 	}
 }
 
-/** A stream of what was asked for last; it comes back by itself. */
+/** A stream of what was asked for last, which comes back. */
 function openStream(send, id, tell) {
 	let query, last, timer
 
@@ -188,7 +191,7 @@ function openStream(send, id, tell) {
 		while (current === last) {
 			try {
 				if (!query) return
-				const answer = await send("GET", "/_/follow", undefined, {query, lastEventId: id, signal: current.signal})
+				const answer = await send("GET", "/_/follow", {query, lastEventId: id, signal: current.signal}, undefined, null)
 				before?.abort() // not earlier: what it holds would go
 				const parts = {} // of long snapshots
 				for await (const block of blocksOf(answer.body)) {
@@ -249,19 +252,16 @@ async function* blocksOf(body) {
 /** Whether a request may be applied twice. */
 function isIdempotent({method, path, body}) {
 	if (path === "/_/batch") return body.requests.every(isIdempotent)
-	if (method === "POST") return body === undefined // a take: what it leased is free again in time
+	if (method === "POST") return body === undefined // a take, whose leases end
 	return !(method === "PATCH" && Array.isArray(body)) && !Object.values(Object(body)).some(member => member?.[".sv"])
 }
 
-async function valueIn(answer) {
-	const text = await answer.text()
-	if (text) return JSON.parse(text)
-}
+/** A response with what its body says, all of it. */
+const whole = async answer => Object.assign(answer, {said: answer.ok && JSON.parse((await answer.text()) || null)})
 
-async function problemIn(answer) {
-	const {status} = answer
-	const members = {...(await answer.json().catch(() => null))}
-	delete members.current?.ttl
+async function problemIn(answer, status) {
+	const members = await answer.json().catch(() => {})
+	delete members?.current?.ttl
 	return new Problem({type: "HttpError", detail: `the status is ${status}`, ...members, status})
 }
 
@@ -272,8 +272,8 @@ function unlessLate(problem) {
 const lost = cause => new Problem({type: "ResponseLost", status: 0, detail: "a write may be applied or not", cause})
 
 function targetOf(path, {query, ...parameters}) {
-	const isDots = segment => /^\.\.?$/.test(decodeURIComponent(segment)) // which a URL does not keep
-	if (path[0] !== "/" || path.split("/").some(isDots)) throw new TypeError(`no path: ${path}`)
+	const isNone = /^(?!\/)|\/(\.|%2e){1,2}(\/|$)/i.test(path) // a URL does not keep such dots
+	if (isNone || !decodeURIComponent(path)) throw new TypeError(`no path: ${path}`)
 	query ??= new URLSearchParams(given(parameters, "_"))
 	return path.replace(/[\0-\x20\x7f?#\\]/g, encodeURIComponent) + `?${query}`.replace(/\?$/, "")
 }
