@@ -32,7 +32,7 @@ class Provider:
                 if provider.trickles:
                     with suppress(OSError):
                         self.wfile.write(provider.trickles)
-                        for _ in range(60):
+                        for _ in range(200):
                             time.sleep(0.1)
                             self.wfile.write(b"a")
                     return

@@ -8,7 +8,7 @@ from importlib import import_module
 from itertools import combinations
 from pathlib import Path
 from pkgutil import iter_modules
-from time import perf_counter, time
+from time import thread_time, time
 from typing import Any, NamedTuple
 
 import pytest
@@ -278,8 +278,9 @@ def test_a_wait_ends_with_its_token() -> None:
     """A long poll is answered when the token expires, not later."""
     rules, request = Rules(parse_rows([["/**", "user", "user", "user"]])), Request("GET", b"/a/b", {"prefer": "wait=20"})
     waits = [decide(request, Settings(), rules, Principal({}, at)) for at in (None, time() + 5, time() - 5, time() + 90)]
-    assert all(isinstance(wait, LongPoll) for wait in waits)
-    assert [round(wait.wait_s) for wait in waits if isinstance(wait, LongPoll)] == [20, 5, 0, 20]
+    whole, short, over, whole_too = (wait.wait_s for wait in waits if isinstance(wait, LongPoll))
+    assert (whole, over, whole_too) == (20, 0, 20)
+    assert 0 < short <= 5
 
 
 places = st.lists(st.sampled_from([*NAMES, "new"]), max_size=3)
@@ -425,9 +426,9 @@ def test_a_batch_needs_so_many_lookups(*, is_atomic: bool) -> None:
 def test_a_container_needs_so_many_lookups() -> None:
     """Where more would decide on everything below it, it is refused, and soon."""
     rows = [["/r/{teams}/{teams}/**", *["in:/of/{teams}/"] * 3], ["/**", "user", "user", "user"]]
-    began = perf_counter()
+    began = thread_time()
     assert status_of(judged(rows, {"sub": "ada", "teams": TEAMS}, Request("GET", b"/r/", {}))) == 403
-    assert perf_counter() - began < 3  # some 100 ms
+    assert thread_time() - began < 3  # some 100 ms
 
 
 # Commands that no request asks for: others lead to them, or they are a worker's.
