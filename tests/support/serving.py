@@ -18,7 +18,7 @@ from tests.support.stores import die_with_parent, wait_until
 COMMAND = Path(sys.executable).with_name("kvstore")
 START_S = 60
 STOP_S = 30
-READ_S = 30
+READ_S = 60
 
 Lines = Iterable[tuple[str, str | bytes]]
 
