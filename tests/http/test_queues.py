@@ -707,12 +707,14 @@ FENCED = {**WRITES, "extend": _status("PATCH", query="?lease=60s"), "give back":
 
 
 @on_one
-def test_a_name_that_looks_like_a_lease(client: Checked) -> None:
-    """What to do after a 412 depends on the query, not on how the path is spelled."""
+def test_what_looks_like_a_lease(client: Checked, raw: redis.Redis) -> None:
+    """A name, a parameter that means nothing, an entity-tag of somebody else: what to do after a 412 is about no lease."""
     client.put("/ns/lease=60s", "1")
-    answer = client.request("PUT", "/ns/lease=60s", [("If-Match", '"1-1"')], b"2")
-    assert answer.status == 412
-    assert "its entity-tag" in answer.json["detail"]
+    raw.hset("kv:{ns}/theirs", "a", "1")
+    for target, match in (("lease=60s", "1-1"), ("lease=60s?lease=60s", "1-1"), ("lease=60s", "v1.2"), ("theirs", "None")):
+        answer = client.request("PUT", "/ns/" + target, [("If-Match", f'"{match}"')], b"2")
+        assert answer.status == 412
+        assert "its entity-tag" in answer.json["detail"]
 
 
 @on_one

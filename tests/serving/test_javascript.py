@@ -35,7 +35,7 @@ const [url, token] = process.argv.slice(2)
 const store = connect(url, {token})
 const sent = []  // requests, as [method, target, header fields, status]
 const network = globalThis.fetch
-let fails = () => ""  // "before" the request reaches the service, or "after" it, or "" for a network that works
+let fails = () => ""  // "before" the request reaches the service, "after" it, "within" the response, or "" for never
 globalThis.fetch = async (target, init = {}) => {
   const how = fails(init.method ?? "GET", String(target))
   const entry = [init.method ?? "GET", String(target).slice(url.length), Object.fromEntries(init.headers ?? []), 0]
@@ -46,6 +46,11 @@ globalThis.fetch = async (target, init = {}) => {
   if (how === "after") {
     await answer.arrayBuffer()
     throw new TypeError("cut after")
+  }
+  if (how === "within") {
+    const begun = new Uint8Array(await answer.arrayBuffer(), 0, 2)
+    const cut = new ReadableStream({start: body => (body.enqueue(begun), setTimeout(() => body.error(new TypeError("cut"))))})
+    return new Response(cut, {status: answer.status, headers: answer.headers})
   }
   return answer
 }
@@ -255,12 +260,15 @@ def test_a_question(run: Callable[..., list[Any]]) -> None:
 # What is sent, how the network fails, how often it is sent, whether with an Idempotency-Key, and what comes of it.
 AGAIN: list[tuple[str, str, int, bool, Any]] = [
     ("store.get('/a/n')", "before", 2, False, {"n": 1}),
+    ("store.get('/a/n')", "within", 2, False, {"n": 1}),
+    ("store.query('/a/', {where: {n: {eq: 1}}}).next().then(({value}) => value)", "within", 2, False, {"n": 1}),
     ("store.put('/a/n', {n: 2})", "after", 2, False, {"n": 2}),
     ("store.put('/a/n', {n: {'.sv': {increment: 1}}})", "after", 2, True, {"n": 2}),
     ("store.patch('/a/n', {n: 5})", "after", 2, False, {"n": 5}),
     ("store.patch('/a/n', {n: {'.sv': {increment: 1}}})", "after", 2, True, {"n": 2}),
     ("store.patch('/a/n', [{op: 'add', path: '/m', value: 1}])", "after", 2, True, {"n": 1, "m": 1}),
     ("store.post('/a/', {n: 7})", "after", 2, True, {"n": 7}),
+    ("store.post('/b/', {n: 7})", "within", 2, True, {"n": 7}),
     ("store.put('/a/n', {n: 2}, {ifMatch: tag})", "before", 2, False, {"n": 2}),
     ("store.put('/a/n', {n: 2}, {ifMatch: tag})", "after", 2, False, "ResponseLost"),
     ("store.put('/a/n', {n: 2}, {ifMatch: '\"1-0\"'})", "", 1, False, "PreconditionFailed"),

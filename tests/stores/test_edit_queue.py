@@ -57,7 +57,7 @@ def wait_for(served: InProcess, wires: list[Wire]) -> None:
     def has_begun() -> bool:
         answered, _, _ = select.select([wire.socket for wire in wires], [], [], 0)
         connections: list[Any] = list(served.server.connections)
-        return sum(each._busy for each in connections) + len(answered) == len(wires)
+        return bool(sum(each._busy for each in connections) + len(answered) == len(wires))
 
     wait_until(has_begun, TOLD_S + LATE_S)
 
