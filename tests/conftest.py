@@ -16,9 +16,9 @@ import pytest
 import redis
 from hypothesis import HealthCheck, settings
 
-from kvstore.stores import edit_queue, query_queue, redis_clients
 from tests.support import wires
 from tests.support.clients import ADAPTERS, Checked
+from tests.support.faulty import be_patient
 from tests.support.lanes import ALL, LANES, Lane, selected
 from tests.support.rounds import SEED
 from tests.support.stores import STORES, Running, die_with_parent, make_directory
@@ -98,17 +98,28 @@ def pytest_runtest_teardown() -> None:
     wires.close_all()
 
 
+PATIENT = (
+    "faults",
+    "http",
+    "live",
+    "serving",
+    "stores",
+)  # rooms whose tests are about something else than how long Redis may take
+
+
+@pytest.fixture
+def real_limits() -> None:
+    """For tests of how long Redis may take, and of what becomes of those who wait for it."""
+
+
 @pytest.fixture(autouse=True)
 def patience(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In tests of HTTP the adapters in this process wait for Redis for longer than they should.
+    """In most tests what runs in this process waits for Redis for longer than it should.
 
     A machine that runs other things too may leave twenty threads waiting for a second, which is a right reason for a 503.
     """
-    if request.path.parent.name == "http":
-        for name in ("BLOCKING", "PIPELINED", "POOLED"):
-            monkeypatch.setattr(redis_clients, name, redis_clients.TimeOuts(queue_s=15.0, connect_s=15.0, answer_s=20.0))
-        monkeypatch.setattr(edit_queue, "QUEUED_S", 15.0)
-        monkeypatch.setattr(query_queue, "QUEUED_S", 15.0)
+    if request.path.parent.name in PATIENT and "real_limits" not in request.fixturenames:
+        be_patient(monkeypatch)
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ from kvstore.core.errors import OriginNotAllowed
 from kvstore.core.settings import InvalidSetting, Settings, read_settings
 from kvstore.http.cors import check_hold_origin, check_origin, shown_to
 from kvstore.http.messages import Request
+from tests.support.asking import entries
 from tests.support.clients import Answer, Checked, Headers
 from tests.support.lanes import on_few, on_two
 from tests.support.serving import start_kvstore
@@ -338,20 +339,14 @@ def test_pages_in_a_browser(directory: Path, started: Callable[[str], Running], 
     store = started("redis")
     store.redis.flushall()
     served = start_kvstore(directory, REDIS_URL=store.url, KVSTORE_HOSTS="box.test")
-    holders: set[str] = set()  # also those that have gone
-
-    def is_done(page: http.server.ThreadingHTTPServer) -> bool:
-        holders.update(name.decode() for name in store.redis.zrange("kv:{people}!names", 0, -1))
-        return "/done" in page.asked  # type: ignore[attr-defined]
-
     try:
         for name, is_same_origin in (("foreign", False), ("own", True)):
             with page_on(served.at, name, is_same_origin=is_same_origin) as page:
                 host = "box.test" if is_same_origin else "foreign.test"
                 browse(f"http://{host}:{page.server_port}/", "--host-resolver-rules=MAP *.test 127.0.0.1")
-                wait_until(lambda page=page: is_done(page), 30)
+                wait_until(lambda page=page: "/done" in page.asked, 60)
                 time.sleep(0.5)
-                is_done(page)
+        holders = {entry.name for entry in entries(store.redis, "people")}  # also those that have gone
         assert holders == {"unsafe-url-own", "cors-own", "source-own"}
     finally:
         served.kill()

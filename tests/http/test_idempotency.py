@@ -268,9 +268,9 @@ def test_kept_for_a_day(client: Checked, raw: redis.Redis) -> None:
     assert len(kept) == 2
     for name in kept:
         assert DAY_MS - 60_000 < raw.pttl(name) <= DAY_MS
-        raw.pexpire(name, 1000)
+        raw.pexpire(name, 20_000)
     client.put("/ns/b", "1", [key("two")])
-    assert max(map(raw.pttl, kept)) <= 1000
+    assert max(map(raw.pttl, kept)) <= 20_000
     raw.delete(*kept)
     answer = client.put("/ns/b", "2", [key("two")])
     assert (answer.status, "Idempotency-Replayed" in answer.headers) == (200, False)
@@ -434,7 +434,7 @@ def test_a_503_is_not_remembered(client: Checked, store: Running) -> None:
     finally:
         store.signal(signal.SIGCONT)
     assert statuses == {503}
-    wait_until(lambda: client.get("/ns/a").status == 200, 15)
+    wait_until(lambda: client.get("/ns/a").status == 200, 30)
     for n in range(6):
         assert patch(client, "/ns/a", INCREMENT, [key(str(n))]).status == 200
         assert patch(client, "/ns/a", INCREMENT, [key(str(n))]).headers["Idempotency-Replayed"] == "true"

@@ -18,12 +18,15 @@ from kvstore.commands.base import Again, Command, settled
 from kvstore.commands.jobs import Take, Taken
 from kvstore.commands.scripts import TAKE
 from kvstore.commands.takers import MAX_NAME_BYTES, MAX_TAKERS, RegisterTaker, RemoveTaker, takers_key
+from kvstore.core.errors import StoreFull
 from kvstore.core.paths import own_key, parse_path
 from kvstore.http.messages import Request
 from kvstore.http.protocol import render
 from tests.support.asking import (
     JSON,
+    LATE_S,
     MERGE,
+    Left,
     as_body,
     at_once,
     batch,
@@ -92,7 +95,7 @@ PLACES = [
     ("/ns/q/?lease=60s", "/ns/q/a"),
     ("/ns/q?lease=60s", "/ns/q/a"),
     ("/ns/?lease=60s", "/ns/a"),
-    ("/ns?lease=1", "/ns/a"),
+    ("/ns?lease=60", "/ns/a"),
     ("/n%2Fs/%C3%A9/?lease=60s", "/n%2Fs/%C3%A9/%7B%25%7D"),
     ("/n%2fs/é?lease=60s", "/n%2Fs/%C3%A9/a%20b"),
     ("/ns/%71/?lease=12h&x=1", "/ns/q/a"),
@@ -112,7 +115,7 @@ def test_a_job(client: Checked, raw: redis.Redis, target: str, path: str) -> Non
     )
     [job] = answer.json["items"]
     assert list(job) == ["path", "value", "attempts", "lease", "ttl"]
-    assert (job["path"], job["attempts"], job["ttl"]) == (path, 1, 7200)
+    assert (job["path"], job["attempts"], job["ttl"]) == (path, 1, Left(7200))
     assert b'"value":{"z":1.0,"a":[]}' in answer.body
     assert re.fullmatch("[!#-~]+", job["lease"]), "it goes between the quotes of an entity-tag"
     again = take(client, target)
@@ -329,7 +332,7 @@ def test_times_are_kept(client: Checked) -> None:
         while not jobs:
             asked = time.monotonic()
             jobs = taken(client, f"/ns/{container}/?lease=60s")
-            assert asked - begun < 10
+            assert asked - begun < 60
         assert jobs[0]["attempts"] == attempts
         assert time.monotonic() - begun > 0.9
 
@@ -458,8 +461,8 @@ def test_a_queue_that_is_empty(client: Checked) -> None:
 
 
 # Those who wait: who they say that they are, the ms for which they have waited, and for which they wait at most.
-WAITING = [(b'{"host":"b"}', 1000, 9000), (b"null", 5000, 5000), (b"[]", 0, 1)]
-WAITS = [(None, 10_000), ({"host": "b"}, 10_000)]
+WAITING = [(b'{"host":"b"}', 1000, 24_000), (b"null", 5000, 20_000), (b"[]", 0, 1)]
+WAITS = [(None, 25_000), ({"host": "b"}, 25_000)]
 
 
 @on_few
@@ -494,6 +497,7 @@ NO_TAKERS: dict[str, tuple[Callable[[redis.Redis, str], object], list[Any]]] = {
     "three words": (lambda raw, key: raw.zadd(key, {"x y z": 9e12, "1" * 5000 + " y z": 9e12}), []),
     "no time": (lambda raw, key: raw.zadd(key, {"1 a 2": float("inf"), "1 b 2": 9e12 + 0.5}), []),
     "no JSON": (lambda raw, key: raw.zadd(key, {b"1 a {": 9e12, b"2 b \xff": 9e12}), ["{", "\\xff"]),
+    "too many": (lambda raw, key: raw.zadd(key, {f"{n} a {n}": 9e12 + n for n in range(200)}), list(range(MAX_TAKERS))),
 }
 
 
@@ -523,7 +527,7 @@ def test_how_many_are_shown(client: Checked, raw: redis.Redis, store: Running) -
         assert all(entries)
         assert register(MAX_TAKERS) is None
         assert register(0, 20_000, entries[0]) == entries[0]
-        assert 19_000 < raw.pttl(takers_key(queue)) <= 20_000
+        assert (20 - LATE_S) * 1000 < raw.pttl(takers_key(queue)) <= 20_000
         takers = client.get("/ns/q/").json["takers"]
         assert sorted(taker["as"] for taker in takers) == list(range(MAX_TAKERS))
         assert [taker["as"] for taker in takers if taker["until"] - taker["since"] > 10_000] == [0]
@@ -567,7 +571,7 @@ def test_extending(client: Checked, raw: redis.Redis) -> None:
         answer = lease_for(client, job, lease)
         assert answer.status == 200
         assert list(answer.json) == ["path", "lease", "ttl"]
-        assert answer.json == {"path": job["path"], "lease": job["lease"], "ttl": 7200}
+        assert answer.json == {"path": job["path"], "lease": job["lease"], "ttl": Left(7200)}
         left_ms = (raw.zscore(keys_of("ns").ready_at, "q/a") or 0) - time.time() * 1000
         assert (lease_s - 30) * 1000 < left_ms <= (lease_s + 1) * 1000
     assert taken(client) == []
@@ -703,12 +707,14 @@ FENCED = {**WRITES, "extend": _status("PATCH", query="?lease=60s"), "give back":
 
 
 @on_one
-def test_a_name_that_looks_like_a_lease(client: Checked) -> None:
-    """What to do after a 412 depends on the query, not on how the path is spelled."""
+def test_what_looks_like_a_lease(client: Checked, raw: redis.Redis) -> None:
+    """A name, a parameter that means nothing, an entity-tag of somebody else: what to do after a 412 is about no lease."""
     client.put("/ns/lease=60s", "1")
-    answer = client.request("PUT", "/ns/lease=60s", [("If-Match", '"1-1"')], b"2")
-    assert answer.status == 412
-    assert "its entity-tag" in answer.json["detail"]
+    raw.hset("kv:{ns}/theirs", "a", "1")
+    for target, match in (("lease=60s", "1-1"), ("lease=60s?lease=60s", "1-1"), ("lease=60s", "v1.2"), ("theirs", "None")):
+        answer = client.request("PUT", "/ns/" + target, [("If-Match", f'"{match}"')], b"2")
+        assert answer.status == 412
+        assert "its entity-tag" in answer.json["detail"]
 
 
 @on_one
@@ -1215,7 +1221,7 @@ def test_an_index_that_is_lost(client: Checked, raw: redis.Redis) -> None:
 @on_few
 def test_indexes_live_as_long_as_what_they_say(client: Checked, raw: redis.Redis) -> None:
     """A namespace that began with short-lived jobs, and goes on with long-lived ones."""
-    post(client, "/ns/q/?delay=1&ttl=60", "1")
+    post(client, "/ns/q/?delay=30&ttl=60", "1")
     client.put("/ns/q/a?ttl=60", "1")
     lease_for(client, taken(client)[0], "0")
     client.put("/ns/q/b?ttl=30d", "1")
@@ -1377,7 +1383,7 @@ def test_the_dead_are_buried_once(client: Checked, raw: redis.Redis) -> None:
 
 
 @pytest.mark.parametrize("lane", [("flask", "valkey"), ("served", "redis")], ids="-".join, indirect=True)
-def test_redis_is_full(client: Checked, raw: redis.Redis) -> None:
+def test_redis_is_full(client: Checked, raw: redis.Redis, store: Running) -> None:
     """507 for what would write, and nothing changed; who has a job may keep it, give it back, and be done."""
     for name in "abc":
         client.put(f"/ns/q/{name}", "1")
@@ -1390,6 +1396,8 @@ def test_redis_is_full(client: Checked, raw: redis.Redis) -> None:
         assert take(client).status == 507
         assert take(client, "/ns/q/?lease=1&max_attempts=1").status == 507
         assert post(client, "/ns/q/?delay=1h", "1").status == 507
+        with closing(store.open()) as opened, pytest.raises(StoreFull):
+            opened.execute(RegisterTaker(parse_path(b"/ns/q/"), "id", b"null", 0, 9000))
         assert contents(raw) == before
         assert lease_for(client, first, "2h").status == 200
         assert lease_for(client, second, "0").status == 200

@@ -115,14 +115,14 @@ def test_a_stream_of_several_paths(open_stream: Open, change: Callable[..., None
 
 def test_several_paths_end_with_the_token(open_stream: Open) -> None:
     """As one path does."""
-    reader = open_stream(ADA | {"exp": int(time.time()) + 2}, "/_/follow?path=/own/ada/a&path=/half/open/")
+    reader = open_stream(ADA | {"exp": int(time.time()) + 3}, "/_/follow?path=/own/ada/a&path=/half/open/")
     reader.wait_for_end()
     assert reader.blocks[-1].startswith(b": the token has expired")
 
 
 def test_a_stream_ends_with_its_token(open_stream: Open, change: Callable[..., None]) -> None:
     """Its last block says why, and whoever comes back with the same token gets a 401."""
-    token: dict[str, Any] = ADA | {"exp": int(time.time()) + 2}
+    token: dict[str, Any] = ADA | {"exp": int(time.time()) + 3}
     reader = open_stream(token, "/own/ada/a")
     reader.wait_for(1)
     change("PUT", "/own/ada/a", 1)

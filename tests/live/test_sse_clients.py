@@ -15,9 +15,9 @@ from tests.support.serving import start_kvstore
 from tests.support.stores import Running, free_ports, wait_until
 from tests.support.streams import OwnServer, ask
 
-START_S = 30  # a browser on a busy machine
-BACK_S = 20  # it waits up to 5 s before it comes back, as our `retry:` says
-GONE_S = 5
+START_S = 60  # a browser on a busy machine
+BACK_S = 60  # it waits up to 5 s before it comes back, as our `retry:` says
+GONE_S = 20  # sooner than it would expire
 HOLD = "hold=/people/ada&as=%7B%22name%22%3A%22Ada%22%7D"
 
 
@@ -41,7 +41,7 @@ def served(store: Running) -> Iterator[OwnServer]:
 def test_a_python_client(served: OwnServer) -> None:
     """launchdarkly-eventsource: it comes back by itself, with the last id that it has."""
     url = "http://{}:{}/room/?{}".format(*served.at, HOLD)
-    connect = ConnectStrategy.http(url, urllib3_request_options={"timeout": urllib3.Timeout(10)})
+    connect = ConnectStrategy.http(url, urllib3_request_options={"timeout": urllib3.Timeout(30)})
     with SSEClient(connect, error_strategy=ErrorStrategy.always_continue()) as client:
         events = iter(client.events)
         assert next(events).event == "snapshot"

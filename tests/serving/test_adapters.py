@@ -25,7 +25,7 @@ from tests.support.clients import Answer, AsgiClient, Client, FlaskClient, Heade
 from tests.support.inprocess import InProcess
 from tests.support.loops import Loop
 from tests.support.serving import wire as request_bytes
-from tests.support.stores import Running, connect, wait_until
+from tests.support.stores import Running, connect, wait_for_disk, wait_until
 from tests.support.wires import Wire
 
 ADAPTERS = ("flask", "asgi", "served")
@@ -292,7 +292,7 @@ def test_a_stream_that_the_server_cancels(empty: Running) -> None:
 
         scope = make_scope("GET", "/ns/a", [("accept", "text/event-stream")])
         stream = asyncio.create_task(application(scope, receive, send))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await begun.wait()
             stream.cancel()
             await stream
@@ -361,8 +361,9 @@ def test_an_embedded_server_that_is_killed(directory: Path) -> None:
     try:
         assert status("PUT", part(b"1")) == 201
         with connect(app.open().settings.redis_url) as client:
+            wait_for_disk(client)
             os.kill(client.info("server")["process_id"], signal.SIGKILL)
-        wait_until(lambda: status("GET") == 200, 10)
+        wait_until(lambda: status("GET") == 200, 30)
     finally:
         loop.run(app.open().close())
         loop.close()

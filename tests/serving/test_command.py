@@ -25,11 +25,10 @@ from kvstore import __version__
 from kvstore.core.settings import SETTINGS, InvalidSetting, read_settings
 from kvstore.stores import embedded
 from tests.support.serving import COMMAND, READ_S, Served, bare_environ, read, run_kvstore, start_kvstore, wire
-from tests.support.stores import Running, wait_until
+from tests.support.stores import Running, wait_for_disk, wait_until
 from tests.support.tokens import OLD_SECRET, SECRET
 
-FSYNC_S = 1.0  # what a killed server may have not written yet
-END_S = 5.0  # for the processes that a killed one leaves behind to notice
+END_S = 30.0  # for the processes that a killed one leaves behind to notice
 
 
 @pytest.fixture
@@ -289,8 +288,9 @@ def test_documents_survive(start: Callable[..., Served]) -> None:
     assert get(second, "/ns/a").startswith(b'{"a":1.0,"ttl":')
     assert second.request("GET", "/ns/a").getheader("ETag") == tag
     assert put(second, "/ns/b", b'"after SIGTERM"') == 201
-    time.sleep(FSYNC_S)
-    assert len(second.processes()) >= 4, "a master, two workers, a Valkey"
+    with redis.Redis(unix_socket_path=str(second.directory / "data" / "valkey.sock"), protocol=2) as client:
+        wait_for_disk(client)
+    wait_until(lambda: len(second.processes()) >= 4, END_S)  # a master, two workers, a Valkey
     second.kill()
     third = start()
     assert get(third, "/ns/a").startswith(b'{"a":1.0,"ttl":')
@@ -319,7 +319,7 @@ def test_a_killed_worker_is_replaced(start: Callable[..., Served]) -> None:
 
     def serves_again() -> bool:
         try:
-            return get(served, "/a") == b"1\n"
+            return served.request("GET", "/a").content == b"1\n"
         except OSError:
             return False
 
@@ -470,12 +470,12 @@ def test_who_joined_an_embedded_server_takes_over(directory: Path) -> None:
         flask = [sys.executable, "-m", "flask", "--app", "kvstore", "run", "-p", "0"]
         apps.append(Served(directory / name, flask, {"KVSTORE_DATA": str(directory / "data")}))
     try:
-        assert put(apps[0], "/a", b"1") == 201
-        assert get(apps[1], "/a") == b"1\n"
+        wait_until(lambda: put(apps[0], "/a", b"1") in (200, 201), END_S)
+        wait_until(lambda: apps[1].request("GET", "/a").content == b"1\n", END_S)
         apps[0].process.terminate()
         apps[0].process.wait()
         wait_until(lambda: put(apps[1], "/b", b"1") in (200, 201), END_S)
-        assert get(apps[1], "/a") == b"1\n"
+        wait_until(lambda: apps[1].request("GET", "/a").content == b"1\n", END_S)
     finally:
         for app in apps:
             app.kill()
@@ -630,12 +630,13 @@ def test_large_bodies(served: Served, size: int, status: tuple[int, ...], coding
 def test_a_stop_while_a_worker_starts(directory: Path) -> None:
     """SIGTERM is heard by a worker that is still loading the application."""
     (directory / "slow.py").write_text(
-        "import time\ntime.sleep(1)\nfrom kvstore.serving.gunicorn_worker import open_in_environment as app\n"
+        "import time\nopen('begun', 'w').close()\ntime.sleep(1)\n"
+        "from kvstore.serving.gunicorn_worker import open_in_environment as app\n"
     )
     arguments = [sys.executable, "-m", "gunicorn", "-c", "python:kvstore.serving.gunicorn_config", "slow:app"]
     served = Served(directory, arguments, {"PORT": "0", "WEB_CONCURRENCY": "1", "KVSTORE_DATA": str(directory / "data")})
     try:
-        time.sleep(0.5)  # the worker sleeps in slow.py
+        wait_until((directory / "begun").exists, END_S)  # the worker sleeps in slow.py
         served.process.terminate()
         assert served.process.wait(END_S) == 0
     finally:
@@ -648,9 +649,10 @@ def test_a_stop_answers_what_has_begun(directory: Path, started: Callable[[str],
     try:
         served.request("GET", "/wire/last")  # the address is printed before the workers are there
         with served.connect() as connection:
-            request = wire("PUT", "/wire/last", (), b'"a body in two parts"')
-            connection.sendall(request[:-5])
-            time.sleep(0.3)
+            request = wire("PUT", "/wire/last", [("Expect", "100-continue")], b'"a body in two parts"')
+            connection.sendall(request[:-21])
+            assert b" 100 " in connection.recv(1000)  # it has the head
+            connection.sendall(request[-21:-5])
             served.process.terminate()
             time.sleep(0.3)
             connection.sendall(request[-5:])

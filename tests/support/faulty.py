@@ -19,7 +19,8 @@ from kvstore.core.errors import Problem
 from kvstore.core.settings import read_settings
 from kvstore.http import protocol
 from kvstore.http.messages import Request, Response, refuse
-from kvstore.stores import pipelined, redis_clients
+from kvstore.live import readiness
+from kvstore.stores import edit_queue, pipelined, query_queue, redis_clients
 from kvstore.stores.blocking import open_blocking_store
 from kvstore.stores.pooled import open_async_store
 from tests.support.stores import (
@@ -261,6 +262,15 @@ STORES: dict[str, tuple[str, Callable[[str, Request], Response]]] = {
     "cluster": ("cluster", looped),
     "blocking, cluster": ("cluster", blocking),
 }
+
+
+def be_patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give requests of this process all the time that a busy machine may need."""
+    for name in ("BLOCKING", "PIPELINED", "POOLED"):
+        monkeypatch.setattr(redis_clients, name, redis_clients.TimeOuts(queue_s=15.0, connect_s=15.0, answer_s=20.0))
+    for module in (edit_queue, query_queue):
+        monkeypatch.setattr(module, "QUEUED_S", 15.0)
+    monkeypatch.setattr(readiness, "READY_S", 15.0)
 
 
 def hasten(monkeypatch: pytest.MonkeyPatch, limit_s: float) -> None:

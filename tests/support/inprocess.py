@@ -35,7 +35,7 @@ class InProcess:
         at: Address = self._listener.sockets[0].getsockname()
         return at
 
-    def connect(self, *, limit_s: float = 15) -> Wire:
+    def connect(self, *, limit_s: float = 30) -> Wire:
         """A new connection to it."""
         return Wire(self.at, limit_s=limit_s)
 

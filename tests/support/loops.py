@@ -24,7 +24,7 @@ class Loop:
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
 
-    def run(self, coroutine: Coroutine[Any, Any, Any], limit_s: float = 30) -> Any:
+    def run(self, coroutine: Coroutine[Any, Any, Any], limit_s: float = 60) -> Any:
         """What a coroutine returns on this loop."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(limit_s)
 

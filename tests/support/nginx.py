@@ -13,7 +13,7 @@ import pytest
 from tests.support.stores import die_with_parent, free_ports, wait_until
 
 CONFIGURATION = Path(__file__).parents[2] / "deploy" / "nginx.conf"
-START_S = 20
+START_S = 60
 
 needs_nginx = pytest.mark.skipif(not shutil.which("nginx"), reason="no nginx on the PATH")
 

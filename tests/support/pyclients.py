@@ -11,7 +11,7 @@ from kvstore import aio, client
 from tests.support.loops import Loop
 from tests.support.stores import wait_until
 
-LIMIT_S = 20
+LIMIT_S = 30
 
 
 class Awaited:

@@ -16,8 +16,8 @@ import kvstore
 from tests.support.stores import die_with_parent, wait_until
 
 COMMAND = Path(sys.executable).with_name("kvstore")
-START_S = 20
-STOP_S = 15
+START_S = 60
+STOP_S = 30
 READ_S = 30
 
 Lines = Iterable[tuple[str, str | bytes]]
@@ -92,7 +92,7 @@ class Served:
             return read(connection, method)
 
     def _address(self) -> tuple[str, int] | None:
-        found = re.search(r"http://([0-9.]+):(\d+)", self.said)
+        found = re.search(r"http://([0-9.]+):(\d+)\D", self.said)  # what is said may be read in parts
         return (found[1], int(found[2])) if found else None
 
 

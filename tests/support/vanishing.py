@@ -19,7 +19,7 @@ from tests.support.streams import OwnServer
 SIOCSIFFLAGS = 0x8914
 IFF_UP = 1
 HEARTBEAT_S = 0.5
-LIMIT_S = 20
+LIMIT_S = 40
 
 
 def set_loopback(flags: int) -> None:

@@ -38,7 +38,7 @@ def close_all() -> None:
 class Wire:
     """A connection to a server, closed with the test. `interim` are the statuses 1xx that came before answers."""
 
-    def __init__(self, address: Address, *, limit_s: float = 15) -> None:
+    def __init__(self, address: Address, *, limit_s: float = 30) -> None:
         self.socket = socket.create_connection(address, limit_s)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.interim: list[int] = []

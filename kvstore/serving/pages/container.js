@@ -90,13 +90,15 @@ export class ContainerView {
     const filter = h("input", {type: "search", size: 40, placeholder: "Search, or born:lt=1850", "aria-label": "Filter the documents", list: "conditions",
       autocomplete: "off", value: this.filter, oninput: later, onchange: ask})
     this.conditions = h("datalist", {id: "conditions"})
-    this.count = h("span", {class: "muted", role: "status"})
+    this.found = h("span")
+    this.again = button("Something has changed: ask again", () => this.listing.again(), {class: "link", hidden: true})
+    const count = h("span", {class: "muted", role: "status"}, this.found, " ", this.again)
     this.refused = h("p", {class: "error", role: "alert", hidden: true})
     this.head = h("div", {class: "head", role: "row"})
     this.table = new VirtualList({class: "grid", role: "rowgroup"}, ROW, index => this.row(index), () => this.listing.more())
     const table = h("div", {class: "table card", role: "table", "aria-label": this.path}, h("div", {role: "rowgroup"}, this.head), this.table.box)
     // The root has namespaces, which no question finds.
-    this.body.replaceChildren(h("div", {class: "toolbar"}, this.path === "/" ? [] : [filter, this.conditions], this.count), this.refused, table)
+    this.body.replaceChildren(h("div", {class: "toolbar"}, this.path === "/" ? [] : [filter, this.conditions], count), this.refused, table)
     this.show = () => this.showTable()
     this.list()
   }
@@ -110,7 +112,7 @@ export class ContainerView {
     this.listing?.close?.()
     this.listing = questions.length ? new Matches(this.path, words, this.draw) : new Listing(this.path, {descending: isDown, changed: this.draw})
     this.table.box.scrollTop = 0
-    this.count.textContent = "Asking…"
+    this.found.textContent = "Asking…"
     this.listing.more()
   }
 
@@ -134,8 +136,8 @@ export class ContainerView {
     }
     this.showHead()
     const state = isQuestion ? (next === null ? " found" : " found so far") : next === null ? "" : " loaded"
-    this.count.replaceChildren(isKept ? "" : `${number(items.length)}${state}${isQuestion && pending ? "…" : ""}`)
-    if (isOld) this.count.append(" ", button("Something has changed: ask again", () => this.listing.again(), {class: "link"}))
+    this.found.textContent = isKept ? "" : `${number(items.length)}${state}${isQuestion && pending ? "…" : ""}`
+    this.again.hidden = !isOld // the same one all the time: whoever points at a button shall not lose it
     this.rows = items.slice() // what is drawn between a change and the next picture
     this.table.update(items.length)
     return undefined

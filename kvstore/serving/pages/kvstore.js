@@ -1,8 +1,8 @@
-// The client of kvstore for browsers and Node. kvstore.d.ts says what each part does.
+// The client of kvstore for browsers and Node; kvstore.d.ts describes it.
 
-const TRIES = 8 // some 15 s, for a server to start
+const TRIES = 8 // some 15 s
 const SILENCE_MS = 25_000 // two heartbeats
-const GATHER_MS = 50 // to gather what a page follows
+const GATHER_MS = 50
 
 export class Problem extends Error {
 	constructor(members) {
@@ -16,7 +16,7 @@ export function connect(url = new URL("..", import.meta.url), {token, onBehind} 
 	const base = `${url}`.replace(/\/+$/, "")
 
 	/** Send a request until there is a response, so that a write is applied once. */
-	async function send(method, path, options = {}, body) {
+	async function send(method, path, options = {}, body, read = whole) {
 		let {idempotencyKey: key, ifMatch, ifNoneMatch, lastEventId, signal, ...parameters} = options
 		const isSafe = isIdempotent({method, path, body})
 		key ??= isSafe ? "" : randomName()
@@ -26,7 +26,8 @@ export function connect(url = new URL("..", import.meta.url), {token, onBehind} 
 		for (let tries = 1, isUnsure; ; tries++) {
 			const current = await (token?.call ? token() : token)
 			const headers = given({...fields, authorization: current && `Bearer ${current}`}, "-")
-			const answer = await fetch(base + targetOf(path, parameters), {method, headers, body: JSON.stringify(body), signal}).catch(lost)
+			const asked = fetch(base + targetOf(path, parameters), {method, headers, body: JSON.stringify(body), signal})
+			const answer = await asked.then(read).catch(lost)
 			const {ok, status} = answer
 			if (ok || (status === 404 && /GET|DELETE/.test(method))) return answer
 			signal?.throwIfAborted()
@@ -40,17 +41,16 @@ export function connect(url = new URL("..", import.meta.url), {token, onBehind} 
 		}
 	}
 
-	const ask = async (...asked) => valueIn(await send(...asked))
+	const ask = (...asked) => send(...asked).then(({said}) => said)
 
 	const writing = method => async (path, value, options) => {
-		const answer = await send(method, path, options, value)
-		if (!answer.ok) return null
-		const field = name => answer.headers.get(name)
+		const {ok, headers, said} = await send(method, path, options, value)
+		if (!ok) return null
+		const field = name => headers.get(name)
 		if (method === "POST") path = path.replace(/\/?$/, "/") + field("location").split("/").pop()
-		const found = await valueIn(answer)
-		const ttl = found?.ttl ?? ((Date.parse(field("sunset")) - Date.parse(field("date"))) / 1000 || null)
-		delete found?.ttl
-		return {path, value: found, etag: field("etag"), ttl}
+		const ttl = said?.ttl ?? ((Date.parse(field("sunset")) - Date.parse(field("date"))) / 1000 || null)
+		delete said?.ttl
+		return {path, value: said, etag: field("etag"), ttl}
 	}
 
 	function iterate(path, {limit: left = Infinity, count, signal}, first) {
@@ -70,8 +70,8 @@ export function connect(url = new URL("..", import.meta.url), {token, onBehind} 
 		post: writing("POST"),
 		get: (path, options) => writing("GET")(path, undefined, options),
 		async delete(path, options) {
-			const answer = await send("DELETE", path, options)
-			return (await valueIn(answer))?.deleted ?? answer.ok
+			const {said, ok} = await send("DELETE", path, options)
+			return said?.deleted ?? ok
 		},
 		list: (path, options = {}) =>
 			iterate(path, options, limit => ask("GET", path, {list: path === "/", ...options, limit})),
@@ -131,7 +131,7 @@ function liveMap(store, path, {onChange, ...asked} = {}) {
 		}
 		map.close = store.follow(path, {...asked, onEvent}).close
 	})
-	map.ready.catch(() => {}) // it is told to who waits
+	map.ready.catch(() => {})
 	return map
 }
 
@@ -191,7 +191,7 @@ function openStream(send, id, tell) {
 		while (current === last) {
 			try {
 				if (!query) return
-				const answer = await send("GET", "/_/follow", {query, lastEventId: id, signal: current.signal})
+				const answer = await send("GET", "/_/follow", {query, lastEventId: id, signal: current.signal}, undefined, null)
 				before?.abort() // not earlier: what it holds would go
 				const parts = {} // of long snapshots
 				for await (const block of blocksOf(answer.body)) {
@@ -256,7 +256,8 @@ function isIdempotent({method, path, body}) {
 	return !(method === "PATCH" && Array.isArray(body)) && !Object.values(Object(body)).some(member => member?.[".sv"])
 }
 
-const valueIn = async answer => JSON.parse((await answer.text()) || null)
+/** A response with what its body says, all of it. */
+const whole = async answer => Object.assign(answer, {said: answer.ok && JSON.parse((await answer.text()) || null)})
 
 async function problemIn(answer, status) {
 	const members = await answer.json().catch(() => {})

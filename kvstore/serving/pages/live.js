@@ -101,11 +101,13 @@ async function takeSlot(signal, stolen) {
   await take(others[Math.floor(Math.random() * others.length)], {steal: true})
 }
 
+/** Return the position from which to follow: null for the end of a log that is not there, "" where nothing else is there either. */
 async function positionOf(place) {
   if (isDocument(place)) return (await send("HEAD", place).catch(error => absent(error)))?.headers.get("ETag")?.replaceAll('"', "")
   const response = await send("GET", place, {query: "keys&limit=1"})
   const tag = response.headers.get("ETag")?.replaceAll('"', "")
-  return tag === "0-0" ? null : tag // the namespace has no log yet
+  if (tag !== "0-0") return tag
+  return member(await answer(response), "items").nodes.length ? null : ""
 }
 
 function absent(error) {
@@ -116,8 +118,10 @@ function absent(error) {
 function run(place, {controller}, position) {
   const on = {
     event(event) {
-      if (event.type !== "snapshot") emit(event)
-      else if (isDocument(event.path) && event.etag) emit({...event, type: "put"}) // it was made before the stream began
+      if (event.type !== "snapshot") return emit(event)
+      const found = isDocument(event.path) ? [event] : position === "" ? member(event.node, "items").nodes.map(node => read(node)) : []
+      for (const each of found) if (each.etag) emit({id: each.etag, ...each, type: "put"}) // it was made before the stream began
+      return undefined
     },
     reset() {
       // The snapshot that would follow may be long: list what is on the screen instead, and follow from there.
@@ -130,7 +134,7 @@ function run(place, {controller}, position) {
       moved()
     },
   }
-  follow(place, position, controller.signal, on).then(problem => problem && close(place))
+  follow(place, position, controller.signal, on, position === "" ? "recursive" : "").then(problem => problem && close(place))
 }
 
 function close(place) {

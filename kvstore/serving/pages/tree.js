@@ -66,7 +66,8 @@ export class Tree {
       const found = isLast ? item.listing.find(name) : item.listing.pin(name)
       if (!found) break
       item = found
-      if (!isLast && !(i === parts.length - 2 && !parts[i + 1] && item.listing)) await this.open(item)
+      // What is open is up to date. Whoever closes it while the rest is loaded has it closed.
+      if (!isLast && !item.isOpen && !(i === parts.length - 2 && !parts[i + 1] && item.listing)) await this.open(item)
     }
     if (this.selected !== path) return // somebody has gone on meanwhile
     this.flatten()
