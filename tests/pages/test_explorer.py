@@ -824,6 +824,37 @@ def axe(place: Path) -> str:
     if not shutil.which("npm"):
         pytest.skip("no npm on the PATH")
 
+LONG = '"' + "x" * 1_048_570 + '"'  # a document of nearly 1 MiB: in a batch it would be too large
+
+# A file, what the import says of it, and the documents that are below /in/ then.
+IMPORTS: list[tuple[str, str, list[str]]] = [
+    ('{"path":"/in/1","value":1\n{"path":"/in/2","value":2}\n', "1 document stored, 1 refused:\nLine 1: a comma or }", ["2"]),
+    ('{"path":"/in/1"}\n{"path":"/in/2","value":2,"ttl":null}\n', "1 document stored, 1 refused:\nLine 1: it is not", ["2"]),
+    (f'{{"path":"/in/1","value":{LONG}}}\n{{"path":"/in/2","value":2}}\n', "2 documents stored.", ["1", "2"]),
+    (f'{{"path":"/in/1","value":[{LONG},100]}}\n{{"path":"/in/2","value":2}}\n', "1 refused:\nLine 1: the body has", ["2"]),
+    (f'{{"path":"/in/1","value":"{"字" * 300_000}"}}\n{{"path":"/in/2","value":"{"字" * 120_000}"}}\n', "2 docu", ["1", "2"]),
+    (
+        '[{"id":{}},{"id":null},{"id":7},{"id":"7"}]',
+        "3 documents stored, 1 refused:\nLine 4: the name 7",
+        ["000000", "000001", "7"],
+    ),
+    ('{\n  "a": 1,\n}', "The import stopped after 0 documents: line 3, column 1: a name in double quotes", []),
+]
+
+
+def test_imports_of_bad_and_large_files(browser: Browser, served: Served, place: Path) -> None:
+    """Whatever is in a file, what can be stored is stored, and the rest is named."""
+    for at, (text, said, names) in enumerate(IMPORTS):
+        served.request("DELETE", "/in/?recursive")
+        open_at(browser, served, "/in/", "Nothing is stored here")
+        (place / f"import{at}").write_text(text, "utf-8")
+        browser.attach("main input[type=file]", place / f"import{at}")
+        browser.wait_for("Close", "dialog")
+        assert said in browser.text("dialog").replace("\n\n", "\n"), at
+        assert [item["name"] for item in read(served, "/in/?keys")["items"]] == names
+        browser.click("dialog button", "Close")
+
+
     def npm(*words: str) -> str:
         """What it prints, "" where it fails."""
         command = ["npm", *words, "--silent", "--fetch-retries=0", "--fetch-timeout=20000"]
