@@ -977,7 +977,8 @@ def test_tokens(browser: Browser, place: Path) -> None:
     home = place / "ruled"
     home.mkdir()
     (home / "rules.toml").write_text(
-        'rules = [["/users/{sub}/**", "user", "user", "user"], ["/board/**", "anyone", "user", "nobody"]]'
+        'rules = [["/users/{sub}/**", "user", "user", "user"], ["/board/**", "anyone", "user", "nobody"],'
+        '["/drop/**", "nobody", "nobody", "user"]]'
     )
     served = start_kvstore(home, KVSTORE_SECRET=SECRET, KVSTORE_RULES=str(home / "rules.toml"))
     try:
@@ -1002,10 +1003,13 @@ def test_tokens(browser: Browser, place: Path) -> None:
         browser.type("#path", "/users/ada/notes/1")
         browser.press(ENTER)
         browser.wait_for("by ada", ".value")
+            ("/users/ada/b", "read: yes append: yes write: yes"),
+            ("/drop/it", "read: no append: no write: yes"),
         write(served, "/users/ada/notes/1", {"said": "once more"}, authorization=f"Bearer {ada}")
         browser.wait_for("once more", ".value")
         assert ada not in browser.text()
         assert "$TOKEN" in browser.text("#line")
     finally:
+        assert b"by ada" in served.request("GET", "/users/ada/b", [("Authorization", f"Bearer {ada}")]).content
         served.kill()
         browser.logged()
