@@ -397,6 +397,8 @@ def test_patch_ttl_and_delete(browser: Browser, served: Served) -> None:
     browser.wait("/^00:0[45]/.test(document.querySelector('.facts .ttl')?.textContent)")
     wait_until_closed(browser)
     assert read(served, "/write/b")["ttl"] <= 300
+    write(served, "/write/b?ttl=2h", "", "PATCH")  # by somebody else, of which no event tells
+    browser.wait("/^0[12]:/.test(document.querySelector('.facts .ttl')?.textContent)")
     browser.click("button", "Delete")
     browser.click("dialog button", "Delete")
     browser.wait_for("has just been deleted", "main")
