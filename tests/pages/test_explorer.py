@@ -630,9 +630,16 @@ def test_the_queue(browser: Browser, served: Served) -> None:
     assert read(served, "/work/mail/dead/x") is None
     values = [item["value"] for item in read(served, "/work/mail/")["items"] if "value" in item]
     assert sorted(map(str, values)) == ["{'to': 'later'}", "{'to': 0}", "{'to': 1}", "{'to': 2}"]
+    browser.run("location.hash = '/work/mail/?constructor'")  # no view has this name: the first one is shown
+    browser.wait("document.querySelector('.table')")
+    open_at(browser, served, "/work/mail/?queue", "delayed")
     browser.click("button", "Cancel ")
     assert "-X DELETE" in browser.text("#line")
     wait_until(lambda: len(read(served, "/work/mail/")["items"]) == 3, LIMIT_S)
+    requests = [{"method": "POST", "path": "/work/long/", "body": n} for n in range(201)]
+    write(served, "/_/batch", {"requests": requests}, "POST")
+    open_at(browser, served, "/work/long/?queue", "Jobs of the first 200")
+    assert browser.run(f"return {TILES}") == "200+ 0+ 0+ 0"
     check_quiet(browser)
 
 
@@ -817,15 +824,6 @@ def test_export_and_import(browser: Browser, served: Served, place: Path) -> Non
     check_quiet(browser)
 
 
-# --- For everybody ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def axe(place: Path) -> str:
-    """axe-core, from npm; skips the test where there is no npm, or its registry cannot be reached."""
-    if not shutil.which("npm"):
-        pytest.skip("no npm on the PATH")
-
 LONG = '"' + "x" * 1_048_570 + '"'  # a document of nearly 1 MiB: in a batch it would be too large
 
 # A file, what the import says of it, and the documents that are below /in/ then.
@@ -856,6 +854,15 @@ def test_imports_of_bad_and_large_files(browser: Browser, served: Served, place:
         assert [item["name"] for item in read(served, "/in/?keys")["items"]] == names
         browser.click("dialog button", "Close")
 
+
+# --- For everybody ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def axe(place: Path) -> str:
+    """axe-core, from npm; skips the test where there is no npm, or its registry cannot be reached."""
+    if not shutil.which("npm"):
+        pytest.skip("no npm on the PATH")
 
     def npm(*words: str) -> str:
         """What it prints, "" where it fails."""
@@ -996,22 +1003,22 @@ def test_tokens(browser: Browser, place: Path) -> None:
         for place_, rights in (
             ("/board/", "read: yes append: yes write: no"),
             ("/users/bob/", "read: no append: no write: no"),
+            ("/users/ada/b", "read: yes append: yes write: yes"),
+            ("/drop/it", "read: no append: no write: yes"),
         ):
             browser.type("dialog input", place_)
             browser.click("dialog button", "Ask")
             browser.wait("document.querySelector('.rights').innerText.split(/\\s+/).join(' ') === arguments[0]", rights)
         assert json.loads(served.request("GET", "/board/").content) == {"items": []}
+        assert b"by ada" in served.request("GET", "/users/ada/b", [("Authorization", f"Bearer {ada}")]).content
         browser.click("dialog button", "Close")
         browser.type("#path", "/users/ada/notes/1")
         browser.press(ENTER)
         browser.wait_for("by ada", ".value")
-            ("/users/ada/b", "read: yes append: yes write: yes"),
-            ("/drop/it", "read: no append: no write: yes"),
         write(served, "/users/ada/notes/1", {"said": "once more"}, authorization=f"Bearer {ada}")
         browser.wait_for("once more", ".value")
         assert ada not in browser.text()
         assert "$TOKEN" in browser.text("#line")
     finally:
-        assert b"by ada" in served.request("GET", "/users/ada/b", [("Authorization", f"Bearer {ada}")]).content
         served.kill()
         browser.logged()
