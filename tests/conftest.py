@@ -98,7 +98,13 @@ def pytest_runtest_teardown() -> None:
     wires.close_all()
 
 
-PATIENT = ("http", "live", "serving", "stores")  # rooms whose tests are about something else than how long Redis may take
+PATIENT = (
+    "faults",
+    "http",
+    "live",
+    "serving",
+    "stores",
+)  # rooms whose tests are about something else than how long Redis may take
 
 
 @pytest.fixture

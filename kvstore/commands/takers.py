@@ -8,11 +8,11 @@ from operator import attrgetter
 from typing import NamedTuple
 
 from kvstore.commands.base import Arguments, RedisReply
-from kvstore.commands.scripts import REGISTER_TAKER, REMOVE_TAKER, Script
+from kvstore.commands.scripts import REGISTER_TAKER, REMOVE_TAKER, Script, number_in
 from kvstore.core.codec import value_text
 from kvstore.core.paths import Path, own_key
 
-MAX_TAKERS = 100  # of one container: a listing has all of them
+MAX_TAKERS = number_in("list", "MOST_TAKERS")  # of one container: a listing has all of them
 MAX_NAME_BYTES = 1024  # what a taker says that it is
 REGISTER_AFTER_S = 0.1  # a wait that ends sooner costs nothing, and nobody could have read of it
 

@@ -181,12 +181,15 @@ def _failed(request: Request, current: Found | None) -> PreconditionFailed:
     return failed
 
 
+_has_lease = re.compile(r" \d+-\d+\.\d+ ").search  # no entity-tag of ours has a dot
+
+
 def _why_failed(request: Request, current: Found) -> str:
-    """Return what to do after a precondition that a stored document does not meet. A lease has a dot, and no entity-tag has."""
+    """Return what to do after a precondition that a stored document does not meet."""
     match, none_match, *_ = parse_preconditions(request.headers)
-    if "." in match or "lease" in parse_query(split_target(request.target)[1]):
+    if _has_lease(match) or (request.method == "PATCH" and "lease" in parse_query(split_target(request.target)[1])):
         return "the lease has ended, or another taker has the job; leave the job to them, and take again"
-    if f" {current.tag} " in match and not none_match:
+    if current.tag and f" {current.tag} " in match and not none_match:
         return "the document is a job that somebody has taken; send only its lease as If-Match, or wait until it has ended"
     return "the stored document does not meet the precondition; look at `current`, decide, and retry with its entity-tag"
 

@@ -47,7 +47,7 @@ KEPT: dict[str, tuple[str, str, list[tuple[str, str]], bytes]] = {
     "JSON Patch": ("PATCH", "/ns/large", [("Content-Type", "application/json-patch+json")], b"[]"),
     "lease": ("PATCH", "/ns/job?lease=90", [("If-Match", "LEASE")], b""),
     "lease that fails": ("PATCH", "/ns/job?lease=90", [("If-Match", '"1-1.1"')], b""),
-    "take": ("POST", "/jobs/?lease=1", [], b""),
+    "take": ("POST", "/jobs/?lease=90", [], b""),
     "batch": ("POST", "/_/batch", [], batch_body([("PUT", "/ns/x", 1), *[("GET", "/ns/large")] * 10])),
     "batch that fails": (
         *("POST", "/_/batch", []),
@@ -298,7 +298,7 @@ KINDS: dict[str, Asked] = {
 }  # fmt: skip
 NUMBERS = range(10, 26)
 WARM = range(10)
-DONE_S = 5  # until a worker has let go of a response that its client has
+DONE_S = 30  # until a worker has let go of a response that its client has
 
 
 @pytest.fixture

@@ -22,9 +22,6 @@ from tests.support.loops import Loop
 from tests.support.proxies import Proxy
 from tests.support.stores import Running, answers, connect, start_redis_on_tcp, wait_for_redis
 
-TOLD_S = 6.0  # after which a client is told at the latest
-
-
 # --- Every store, in less time ------------------------------------------------------------------------------------------
 
 PUTS: list[tuple[Any, ...]] = [("PUT", f"/{name}/b", 1) for name in "pqrst"]
@@ -83,18 +80,19 @@ def test_prompt_answers_do_not(asked: tuple[Backing, Callable[..., Response]], m
     """A recursive DELETE takes longer than an answer may, and none of its pieces does."""
     backing, ask = asked
     monkeypatch.setattr(containers, "MAX_DELETED_AT_ONCE", 1)
-    count = 30
+    count = 40
     assert ask("POST", "/_/batch", {"requests": [{"method": "POST", "path": "/ns/", "body": 1}] * count}).status == 200
-    hasten(monkeypatch, 1.0)
-    monkeypatch.setattr(redis_clients, "PROMPT_S", 0.5)  # on a busy machine too
-    backing.proxy.reply_after_s = 0.05
+    hasten(monkeypatch, 3.0)
+    monkeypatch.setattr(redis_clients, "PROMPT_S", 2.5)  # on a busy machine too
+    backing.proxy.reply_after_s = 0.1
     response = ask("DELETE", "/ns/?recursive")
     assert (response.status, json.loads(response.body)) == (200, {"deleted": count})
 
 
 # --- Every adapter, in its own time -------------------------------------------------------------------------------------
 
-LATE_S = 2.2  # after which Redis answers each command, well within what one may take
+LATE_S = 3.2  # after which Redis answers each command, within what one may take
+TOLD_S = 9.0  # on a busy machine; three answers would take longer
 
 
 @pytest.fixture
@@ -114,6 +112,7 @@ def late(directory: Path) -> Iterator[tuple[str, Proxy]]:
 
 @pytest.mark.slow
 @pytest.mark.turns
+@pytest.mark.usefixtures("real_limits")
 @pytest.mark.parametrize("adapter", ["flask", "asgi", "served"])
 @pytest.mark.parametrize("name", LONG)
 def test_a_request_of_many_commands_has_its_answer_in_time(late: tuple[str, Proxy], adapter: str, name: str) -> None:

@@ -20,7 +20,7 @@ from tests.support.streams import FOLLOWED, Followed, ask, following
 SECRET = "the-secret-that-was-stored-here"
 DOCUMENT = json.dumps({"a": SECRET})
 MANY = json.dumps({f"m{at}": SECRET for at in range(4000)})  # packed, in the log
-GONE_S = 5  # within which an expiry is noticed, on a busy machine
+GONE_S = 30  # within which an expiry is noticed, on a busy machine
 
 
 def holds(raw: redis.Redis) -> list[bytes]:
@@ -133,7 +133,8 @@ def test_what_has_expired_is_erased(client: Checked, raw: redis.Redis, notice: C
     assert "expire" in {entry.op for entry in entries(raw)}
 
 
-# What makes a document with the secret expire after a second: its expiry is not always known when it is written.
+# What makes a document with the secret expire, after 4 s where it is changed before that. Its expiry is not always known when
+# it is written.
 EXPIRING: dict[str, Callable[[Checked], object]] = {
     "PUT": lambda client: client.put("/ns/a?ttl=1", DOCUMENT),
     "PUT again": lambda client: (client.put("/ns/a", DOCUMENT), client.put("/ns/a?ttl=1", "1")),
@@ -145,18 +146,18 @@ EXPIRING: dict[str, Callable[[Checked], object]] = {
     "PUTs with the member": lambda client: batch(client, [("PUT", "/ns/a", {"a": SECRET, "ttl": 1}), ("PUT", "/ns/b", 1)]),
     "touch": lambda client: (client.put("/ns/a", DOCUMENT), touch(client, "/ns/a?ttl=1")),
     "touch of what was to stay": lambda client: (
-        client.put("/ns/a?ttl=1", DOCUMENT), touch(client, "/ns/a?ttl=3000000"), touch(client, "/ns/a?ttl=1"),
+        client.put("/ns/a?ttl=4", DOCUMENT), touch(client, "/ns/a?ttl=3000000"), touch(client, "/ns/a?ttl=1"),
     ),
-    "flat PATCH": lambda client: (client.put("/ns/a?ttl=1", "1"), patch(client, "/ns/a", {"a": SECRET})),
+    "flat PATCH": lambda client: (client.put("/ns/a?ttl=4", "1"), patch(client, "/ns/a", {"a": SECRET})),
     "flat PATCH that says so": lambda client: (client.put("/ns/a", "1"), patch(client, "/ns/a?ttl=1", {"a": SECRET})),
-    "nested PATCH": lambda client: (client.put("/ns/a?ttl=1", "1"), patch(client, "/ns/a", {"a": {"b": SECRET}})),
+    "nested PATCH": lambda client: (client.put("/ns/a?ttl=4", "1"), patch(client, "/ns/a", {"a": {"b": SECRET}})),
     "nested PATCH that says so": lambda client: (client.put("/ns/a", "1"), patch(client, "/ns/a?ttl=1", {"a": {"b": SECRET}})),
     "POST": lambda client: post(client, "/ns/?ttl=1", DOCUMENT),
     "undone": lambda client: (
-        client.put("/ns/a?ttl=1", DOCUMENT), batch(client, [("PUT", "/ns/a", 1), ("DELETE", "/ns/none")]),
+        client.put("/ns/a?ttl=4", DOCUMENT), batch(client, [("PUT", "/ns/a", 1), ("DELETE", "/ns/none")]),
     ),
     "DELETE that is undone": lambda client: (
-        client.put("/ns/a?ttl=1", DOCUMENT), batch(client, [("DELETE", "/ns/a"), ("PUT", "/ns/a", 1), ("DELETE", "/ns/none")]),
+        client.put("/ns/a?ttl=4", DOCUMENT), batch(client, [("DELETE", "/ns/a"), ("PUT", "/ns/a", 1), ("DELETE", "/ns/none")]),
     ),
 }  # fmt: skip
 
@@ -189,10 +190,13 @@ def test_a_batch_that_is_undone_erases_nothing(client: Checked, raw: redis.Redis
 @on_few
 def test_who_follows_has_a_moment_to_read_it(client: Checked, raw: redis.Redis) -> None:
     """What was erased at once is kept for those who follow, for 2 s; Redis then forgets it by itself."""
-    for _ in range(20):
+
+    def is_kept() -> bool:
         client.put("/ns/a", DOCUMENT)
         client.delete("/ns/a")
-    assert 0 < raw.pttl("kv:{ns}!unread") <= 2000
+        return 0 < raw.pttl("kv:{ns}!unread") <= 2000
+
+    wait_until(is_kept, GONE_S)
     wait_until(lambda: not any(SECRET in repr(held) for held in everything(raw).values()), GONE_S)
 
 
@@ -258,8 +262,8 @@ def test_a_replayed_stream_has_no_value_of_what_has_expired(followed: Followed) 
     """As the table has it: PUT /n/secret?ttl=1, wait, follow /n/ from an older id."""
     ask(followed, "PUT", "/n/other", 1)
     place = position(followed, "/n/")
-    ask(followed, "PUT", "/n/secret?ttl=1", SECRET)
     ask(followed, "PUT", "/n/other", 2)
+    ask(followed, "PUT", "/n/secret?ttl=1", SECRET)
     time.sleep(1.1)
     assert told_since(followed, "/n/", place, 2) == [("put", "/n/other", 2), ("expire", "/n/secret", None)]
 
@@ -343,7 +347,7 @@ def test_what_was_held_is_erased(followed: Followed, started: Callable[[str], Ru
     with following(followed, f'/n/?hold=/n/a&as="{SECRET}"') as reader:
         reader.wait_for(1)
         wait_until(lambda: holds(raw), GONE_S)
-    wait_until(lambda: followed.request("GET", "/n/a").status == 404, 10)
+    wait_until(lambda: followed.request("GET", "/n/a").status == 404, 20)
     assert holds(raw) == []
 
 

@@ -325,13 +325,13 @@ def test_while_redis_is_away(client: Checked, store: Running, record_property: C
     recorder.run(4, recorder.wants(40), 2)
     before = len(recorder.history)
     store.signal(signal.SIGSTOP)
-    begun = time.monotonic()
+    each_once = iter(range(8))
     try:
-        recorder.run(8, lambda: time.monotonic() - begun < 0.5, 3)
+        recorder.run(8, lambda: next(each_once, None) is not None, 3)
     finally:
         store.signal(signal.SIGCONT)
     assert sum(op.status == 0 for op in recorder.history[before:]) > 3
-    wait_until(lambda: client.get("/ns/a").status != 503, 15)
+    wait_until(lambda: client.get("/ns/a").status != 503, 30)
     recorder.run(4, recorder.wants(60), 4)
     recorder.check()
     record_property("operations", len(recorder.history))

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 
 from kvstore.core.settings import YEAR_S
-from tests.support.asking import JSON, MERGE, as_body, batch, entries, expire, listed, same, stream, without_ttl
+from tests.support.asking import JSON, LATE_S, MERGE, as_body, batch, entries, expire, listed, same, stream, without_ttl
 from tests.support.clients import Answer, Checked
 
 SECONDS = float(os.environ.get("KVSTORE_MODEL_SECONDS", "0"))
@@ -59,7 +59,7 @@ class Stored:
     def has_ttl(self, ttl_s: int) -> bool:
         """Whether that is what is left of its TTL."""
         passed = time.monotonic() - self.since
-        return self.ttl_s - passed - 1.5 <= ttl_s <= self.ttl_s
+        return self.ttl_s - passed - LATE_S <= ttl_s <= self.ttl_s
 
 
 # --- What the RFCs say --------------------------------------------------------------------------------------------------

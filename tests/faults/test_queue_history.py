@@ -28,8 +28,9 @@ LEASE_S = 1
 MOST_TAKES = 3
 ENQUEUERS, TAKERS = 2, 6
 EACH = 1_000_000  # values of one of them
+LEAST = 30  # jobs of one of them, on a busy machine
 CLOCK_S = 0.01  # that Redis's clock, which counts ms, may differ from ours in so short a time
-QUIET_S = 30  # in which jobs that nobody has must become done or dead
+QUIET_S = 60  # in which jobs that nobody has must become done or dead
 
 
 class Told(NamedTuple):
@@ -106,7 +107,7 @@ class History:
         chance = drawn(number)
         until = time.monotonic() + SECONDS
         count = 0
-        while time.monotonic() < until:
+        while time.monotonic() < until or count < LEAST:
             count += 1
             value = number * EACH + count
             target = chance.choice(["/ns/q/"] * 9 + ["/ns/q/?delay=1"])

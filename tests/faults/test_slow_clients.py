@@ -4,6 +4,7 @@ Against the real command where the time is what counts; with limits of a fractio
 """
 
 import contextlib
+import itertools
 import subprocess
 import threading
 import time
@@ -16,14 +17,14 @@ from kvstore.serving import bounds
 from kvstore.serving import connection as server
 from kvstore.serving import server as shared
 from tests.support.inprocess import InProcess
-from tests.support.measures import workers
+from tests.support.measures import longest_turn_s, workers
 from tests.support.serving import Served, start_kvstore
 from tests.support.serving import wire as request_bytes
 from tests.support.stores import Running, make_directory, wait_until
 from tests.support.wires import Wire, unread
 
 HEAD_S = 10  # as docs/http.md promises
-LATE_S = 2.5  # that a server may be late in noticing, on a machine that is busy with other tests
+LATE_S = 10.0  # that a server may be late in noticing, on a machine that is busy with other tests
 SLOW = 200
 REQUESTS = 300
 FACTOR, FLOOR_S = 5, 0.02  # generous, since machines are noisy; make bench measures the real one
@@ -97,9 +98,11 @@ HELD = [
 ]
 
 
+@pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.parametrize(("first", "pause_s"), [row[1:] for row in HELD], ids=[row[0] for row in HELD])
 def test_slow_clients_do_not_slow_others(serving: Served, first: bytes, pause_s: float | None) -> None:
-    """200 of them, and the others' p99 stays about what it was, in one of three rounds: other tests run at the same time."""
+    """200 of them, and the others' p99 stays about what it was, in one of three rounds."""
     limit_s = FACTOR * p99_s(serving) + FLOOR_S
     slow = opened(serving, SLOW, first)
     trickle = Trickle(slow, pause_s) if pause_s else None
@@ -117,15 +120,23 @@ def test_slow_clients_do_not_slow_others(serving: Served, first: bytes, pause_s:
 def test_a_head_has_ten_seconds(serving: Served) -> None:
     """However it comes: nothing at all, half a line, a byte at a time. And who was quick is kept."""
     heads = [b"", b"\r\n", b"GET", b"GET /ns/a HTTP/1.1\r\n", b"GET /ns/a HTTP/1.1\r\nX: "]
-    still = [opened(serving, 1, head)[0] for head in heads]
-    trickling = [opened(serving, 1, head)[0] for head in heads[2:]]
+    begun: dict[Wire, float] = {}
+
+    def begin(head: bytes) -> Wire:
+        began = time.monotonic()
+        [wire] = opened(serving, 1, head)
+        begun[wire] = began
+        return wire
+
+    still = [begin(head) for head in heads]
+    trickling = [begin(head) for head in heads[2:]]
     second = opened(serving, 2, GET)
     for wire in second:
         assert wire.answer().status == 200
+        begun[wire] = time.monotonic()
         wire.send(b"GET /ns/a HT")
     quick = opened(serving, 1, GET)[0]
     assert quick.answer().status == 200
-    begun = time.monotonic()
     trickle = Trickle([*trickling, second[1]], 0.5)
     trickle.start()
     ended_s: dict[Wire, float] = {}
@@ -133,14 +144,14 @@ def test_a_head_has_ten_seconds(serving: Served) -> None:
     def all_ended() -> bool:
         for wire in [*still, *trickling, *second]:
             if wire not in ended_s and wire.has_ended():
-                ended_s[wire] = time.monotonic() - begun
+                ended_s[wire] = time.monotonic() - begun[wire]
         return len(ended_s) == len(still) + len(trickling) + len(second)
 
     try:
         wait_until(all_ended, HEAD_S + LATE_S + 1)
     finally:
         trickle.stop()
-    assert min(ended_s.values()) > HEAD_S - 1
+    assert min(ended_s.values()) > HEAD_S - 0.1
     assert max(ended_s.values()) < HEAD_S + LATE_S
     quick.send(GET)
     assert quick.answer().status == 200
@@ -151,8 +162,8 @@ def test_a_head_has_ten_seconds(serving: Served) -> None:
 
 @pytest.fixture
 def impatient(started: Callable[[str], Running], monkeypatch: pytest.MonkeyPatch) -> Iterator[InProcess]:
-    """The production server with limits of half a second."""
-    for name, limit_s in (("HEAD_S", 0.5), ("BODY_S", 0.5), ("WRITE_S", 0.5), ("LINGER_S", 0.2)):
+    """The production server with limits of a second."""
+    for name, limit_s in (("HEAD_S", 1.0), ("BODY_S", 1.0), ("WRITE_S", 1.0), ("LINGER_S", 0.2)):
         monkeypatch.setattr(server, name, limit_s)
     monkeypatch.setattr(shared, "CHECK_S", 0.05)
     store = started("valkey")
@@ -196,32 +207,31 @@ def test_what_takes_too_long_is_closed(impatient: InProcess, started: Callable[.
     took_s = time.monotonic() - started_at
     assert statuses[-1] == 408
     assert wire.rest() == b""
-    assert 0.4 < took_s < 5
+    assert 0.7 < took_s < LATE_S
     assert started("valkey").redis.dbsize() == 0
 
 
 def test_an_empty_line_in_pieces(impatient: InProcess) -> None:
     """CR and LF in turns are no head that begins anew each time."""
-    wire = impatient.connect()
-    begun = time.monotonic()
-    for number in range(50):
-        if wire.has_ended():
-            break
-        wire.send_what_is_read(b"\n" if number % 2 else b"\r")
-        time.sleep(0.1)
-    assert time.monotonic() - begun < 5
+    wire, pieces = impatient.connect(), itertools.cycle([b"\r", b"\n"])
+
+    def has_ended() -> bool:
+        wire.send_what_is_read(next(pieces))
+        return wire.has_ended()
+
+    wait_until(has_ended, LATE_S)
     wire.close()
 
 
 def test_an_empty_line_again_and_again_is_no_head(impatient: InProcess) -> None:
     """The empty lines that may come before a request do not keep a connection open for ever."""
     wire = impatient.connect()
-    begun = time.monotonic()
-    with contextlib.suppress(OSError):
-        while time.monotonic() - begun < 10 and not wire.has_ended():
-            wire.send(b"\r\n")
-            time.sleep(0.05)
-    assert time.monotonic() - begun < 8
+
+    def has_ended() -> bool:
+        wire.send_what_is_read(b"\r\n")
+        return wire.has_ended()
+
+    wait_until(has_ended, LATE_S)
 
 
 MEBIBYTE = 1024 * 1024
@@ -234,16 +244,17 @@ def test_a_client_that_never_reads_is_dropped(impatient: InProcess, requests: in
     wire.send(request_bytes("PUT", "/ns/big", body=b'"' + b"x" * (MEBIBYTE - 2) + b'"'))
     assert wire.answer().status == 201
     wire.close()
-    wait_until(lambda: not impatient.server.connections, 15)
+    wait_until(lambda: not impatient.server.connections, 30)
     impatient.buffer_little()
     with unread(impatient.at) as connection:
         connection.sendall(request_bytes("GET", "/ns/big") * requests)
-        wait_until(lambda: impatient.server.connections, 15)
-        wait_until(lambda: not impatient.server.connections, 15)
+        wait_until(lambda: impatient.server.connections, 30)
+        wait_until(lambda: not impatient.server.connections, 30)
 
 
-def test_a_client_that_reads_slowly_is_served(impatient: InProcess) -> None:
+def test_a_client_that_reads_slowly_is_served(impatient: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who reads on, however slowly, and within the time, gets all of it."""
+    monkeypatch.setattr(server, "WRITE_S", 10)
     wire = impatient.connect()
     wire.send(request_bytes("PUT", "/ns/big", body=b'"' + b"x" * (MEBIBYTE - 2) + b'"'))
     assert wire.answer().status == 201
@@ -251,7 +262,7 @@ def test_a_client_that_reads_slowly_is_served(impatient: InProcess) -> None:
     received = 0
     with unread(impatient.at) as connection:
         connection.sendall(request_bytes("GET", "/ns/big"))
-        connection.settimeout(5)
+        connection.settimeout(30)
         while received < MEBIBYTE:
             piece = connection.recv(200_000)
             assert piece, f"closed after {received} bytes"
@@ -265,7 +276,7 @@ def test_a_long_listing_is_read_to_its_end(
     impatient: InProcess, monkeypatch: pytest.MonkeyPatch, fields: list[tuple[str, str]]
 ) -> None:
     """A client that takes a second over a reply gets all of it, also where the connection ends with it."""
-    monkeypatch.setattr(server, "WRITE_S", 5)
+    monkeypatch.setattr(server, "WRITE_S", 10)
     wire = impatient.connect()
     for number in range(12):
         wire.send(request_bytes("PUT", f"/many/{number}", body=b'"' + b"x" * (MEBIBYTE - 2) + b'"'))
@@ -275,7 +286,7 @@ def test_a_long_listing_is_read_to_its_end(
     impatient.buffer_little()
     with unread(impatient.at, 65_536) as connection:
         connection.sendall(request_bytes("GET", "/many/", [("Accept", "application/x-ndjson"), *fields]))
-        connection.settimeout(5)
+        connection.settimeout(30)
         while not received.endswith(b"\r\n0\r\n\r\n"):
             piece = connection.recv(200_000)
             assert piece, f"closed after {len(received)} bytes"
@@ -289,11 +300,10 @@ def test_a_long_listing_is_read_to_its_end(
 def test_a_packet_of_rubbish_costs_little(impatient: InProcess, piece: bytes) -> None:
     """What is no request is passed over or refused in a time that nobody else notices."""
     rubbish, other = impatient.connect(), impatient.connect()
-    rubbish.send_what_is_read(piece * (4 * MEBIBYTE // len(piece)))
-    begun = time.monotonic()
+    longest_s = longest_turn_s(impatient, lambda: rubbish.send_what_is_read(piece * (4 * MEBIBYTE // len(piece))))
     other.send(GET)
     assert other.answer().status == 404
-    assert time.monotonic() - begun < 3
+    assert longest_s < 1
     rubbish.close()
     other.close()
 
@@ -330,7 +340,7 @@ def test_many_connections_that_come_and_go(serving: Served) -> None:
         assert serving.request("GET", "/ns/a").status == 200
         return resident_mib(workers(serving))
 
-    wait_until(lambda: len(workers(serving)) == 2, 15)  # the second may not be there yet, and is no growth
+    wait_until(lambda: len(workers(serving)) == 2, 30)  # the second may not be there yet, and is no growth
     first_mib = come_and_go()
     assert come_and_go() - first_mib < 10
     assert "Traceback" not in serving.said

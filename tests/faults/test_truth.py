@@ -45,7 +45,7 @@ def several(atomic: bool, *requests: tuple[Any, ...]) -> tuple[Any, ...]:
 NEW = {"n": {".sv": {"increment": 1}}}  # it shows how often it was applied
 THERE = ("PUT", "/ns/a", {"n": 1, "o": {"p": 1}})
 JOBS = [("PUT", f"/ns/q/{number}", number) for number in range(5)]
-DEAD = [*JOBS[:2], ("POST", "/ns/q/?lease=1s&limit=2&max_attempts=1", ""), ("PATCH", "/ns/q/0?lease=0", "", {"if-match": "*"})]
+DEAD = [*JOBS[:2], ("POST", "/ns/q/?lease=60s&limit=2&max_attempts=1", ""), ("PATCH", "/ns/q/0?lease=0", "", {"if-match": "*"})]
 JSON_PATCH = {"content-type": "application/json-patch+json"}
 
 ROWS: dict[str, Row] = {

@@ -18,6 +18,7 @@ from kvstore.commands.base import Again, Command, settled
 from kvstore.commands.jobs import Take, Taken
 from kvstore.commands.scripts import TAKE
 from kvstore.commands.takers import MAX_NAME_BYTES, MAX_TAKERS, RegisterTaker, RemoveTaker, takers_key
+from kvstore.core.errors import StoreFull
 from kvstore.core.paths import own_key, parse_path
 from kvstore.http.messages import Request
 from kvstore.http.protocol import render
@@ -496,6 +497,7 @@ NO_TAKERS: dict[str, tuple[Callable[[redis.Redis, str], object], list[Any]]] = {
     "three words": (lambda raw, key: raw.zadd(key, {"x y z": 9e12, "1" * 5000 + " y z": 9e12}), []),
     "no time": (lambda raw, key: raw.zadd(key, {"1 a 2": float("inf"), "1 b 2": 9e12 + 0.5}), []),
     "no JSON": (lambda raw, key: raw.zadd(key, {b"1 a {": 9e12, b"2 b \xff": 9e12}), ["{", "\\xff"]),
+    "too many": (lambda raw, key: raw.zadd(key, {f"{n} a {n}": 9e12 + n for n in range(200)}), list(range(MAX_TAKERS))),
 }
 
 
@@ -705,12 +707,14 @@ FENCED = {**WRITES, "extend": _status("PATCH", query="?lease=60s"), "give back":
 
 
 @on_one
-def test_a_name_that_looks_like_a_lease(client: Checked) -> None:
-    """What to do after a 412 depends on the query, not on how the path is spelled."""
+def test_what_looks_like_a_lease(client: Checked, raw: redis.Redis) -> None:
+    """A name, a parameter that means nothing, an entity-tag of somebody else: what to do after a 412 is about no lease."""
     client.put("/ns/lease=60s", "1")
-    answer = client.request("PUT", "/ns/lease=60s", [("If-Match", '"1-1"')], b"2")
-    assert answer.status == 412
-    assert "its entity-tag" in answer.json["detail"]
+    raw.hset("kv:{ns}/theirs", "a", "1")
+    for target, match in (("lease=60s", "1-1"), ("lease=60s?lease=60s", "1-1"), ("lease=60s", "v1.2"), ("theirs", "None")):
+        answer = client.request("PUT", "/ns/" + target, [("If-Match", f'"{match}"')], b"2")
+        assert answer.status == 412
+        assert "its entity-tag" in answer.json["detail"]
 
 
 @on_one
@@ -1379,7 +1383,7 @@ def test_the_dead_are_buried_once(client: Checked, raw: redis.Redis) -> None:
 
 
 @pytest.mark.parametrize("lane", [("flask", "valkey"), ("served", "redis")], ids="-".join, indirect=True)
-def test_redis_is_full(client: Checked, raw: redis.Redis) -> None:
+def test_redis_is_full(client: Checked, raw: redis.Redis, store: Running) -> None:
     """507 for what would write, and nothing changed; who has a job may keep it, give it back, and be done."""
     for name in "abc":
         client.put(f"/ns/q/{name}", "1")
@@ -1392,6 +1396,8 @@ def test_redis_is_full(client: Checked, raw: redis.Redis) -> None:
         assert take(client).status == 507
         assert take(client, "/ns/q/?lease=1&max_attempts=1").status == 507
         assert post(client, "/ns/q/?delay=1h", "1").status == 507
+        with closing(store.open()) as opened, pytest.raises(StoreFull):
+            opened.execute(RegisterTaker(parse_path(b"/ns/q/"), "id", b"null", 0, 9000))
         assert contents(raw) == before
         assert lease_for(client, first, "2h").status == 200
         assert lease_for(client, second, "0").status == 200

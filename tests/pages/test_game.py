@@ -210,7 +210,7 @@ def test_redis_away(first: Game, second: Game, redis: Running, browser: Browser)
     browser.wait_for("Ada's turn", "#state")
     assert second.move(name, 0, ada).status == 204
     browser.wait_for("X", "#board")
-    assert "live" in browser.text("#connection")
+    browser.wait_for("live", "#connection")
 
 
 @pytest.mark.slow
@@ -247,6 +247,7 @@ def test_two_play(first: Game, second: Game, browser: Browser, other: Browser) -
     other.click("#join button")
     for each in (browser, other):
         each.wait_for("<script>alert(1)", "#players")
+    other.wait_for("you", "#players")  # it has its cookie, which may come later than the change
     alan = first.player(name, "Alan")
     browser.wait_for("watches", "#players")
     browser.wait_for("Your turn", "#state")
@@ -272,6 +273,8 @@ def test_two_play(first: Game, second: Game, browser: Browser, other: Browser) -
     for who, cell in ((browser, 2), (other, 4), (browser, 8)):
         who.wait("document.querySelector('#board button[aria-disabled=false]')")
         who.click(f"#board button:nth-child({cell})")
+        for each in (browser, other):
+            each.wait("document.querySelector(arguments[0]).textContent", f"#board button:nth-child({cell})")
     # X has 2, 5 and 8: the middle column.
     browser.wait_for("You won.", "#state")
     other.wait_for("Ada won.", "#state")

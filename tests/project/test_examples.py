@@ -58,7 +58,8 @@ document.body.prepend(label("/add?a=1&b=2"))
 const frame = Object.assign(document.createElement("iframe"), {src: "/add-result", width: "600", height: "70"})
 document.body.append(label("/add-result"), frame)
 """
-RESULT = "document.querySelector('iframe').contentDocument.body.innerText"
+FRAME = "document.querySelector('iframe').contentWindow"
+RESULT = f"{FRAME}.document.body.innerText"
 
 
 @pytest.mark.slow
@@ -75,8 +76,9 @@ def test_the_picture_of_the_adder(directory: Path) -> None:
         browser.go("http://{}:{}/add?a=1&b=2".format(*served.at))
         browser.wait_for("Waiting for result...")
         browser.run(BOTH)
-        again = "document.querySelector('iframe').contentWindow.location.reload()"
-        browser.wait(f"{RESULT}.includes('true') || ({RESULT}.includes('false') && {again})")
+        # One reload for each page that was loaded: the next one would drop an answer that is shown once.
+        again = f"({FRAME}.isLeft ??= {FRAME}.location.reload() ?? true)"
+        browser.wait(f"{RESULT}.includes('true') || ({RESULT}.includes('false') && !{again})")
         assert json.loads(browser.run(f"return {RESULT}.match(/{{.*}}/)[0]")) == {"ready": True, "result": 3}
         drawn = directory / "adder.png"
         browser.screenshot(drawn)

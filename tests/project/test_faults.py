@@ -1,6 +1,7 @@
 """The report of faults names tests that there are, and counts what they did."""
 
 import ast
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -94,3 +95,15 @@ def test_a_fault_that_there_is_not(make: Make) -> None:
 def test_the_page_says_what_was_seen() -> None:
     """docs/faults.md is made of what the last rounds recorded."""
     assert PAGE.read_text("utf-8").partition("cores. ")[2] == page(recorded()).partition("cores. ")[2]
+
+
+def test_operations_agrees_with_the_report() -> None:
+    """docs/operations.md says how long a response took at most in a failover, and how many writes were lost."""
+    text = (PAGE.parent / "operations.md").read_text("utf-8")
+    at_most_s = float(re.findall(r"within 6 s, ([\d.]+) at most in the tests", text)[0])
+    lost, of = (int(each.replace(",", "")) for each in re.findall(r"some (\d+) of ([\d,]+), sent while", text)[0])
+    seen = [recorded()[fault.done] for fault in FAULTS if any("test_failover.py" in test for test in fault.tests)]
+    slowest_ms = max(each.counts["ms at most until a response"] for each in seen)
+    assert slowest_ms / 1000 <= at_most_s
+    share = seen[0].counts["lost writes"] / seen[0].counts["acknowledged writes"]
+    assert lost / of == pytest.approx(share, rel=0.25)

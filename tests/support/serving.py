@@ -92,7 +92,7 @@ class Served:
             return read(connection, method)
 
     def _address(self) -> tuple[str, int] | None:
-        found = re.search(r"http://([0-9.]+):(\d+)", self.said)
+        found = re.search(r"http://([0-9.]+):(\d+)\D", self.said)  # what is said may be read in parts
         return (found[1], int(found[2])) if found else None
 
 

@@ -64,6 +64,25 @@ def note(name: str, pause_s: float = 0) -> str:
 
 
 @queuefunc
+def hold(name: str) -> str:
+    """Note that it ran, and each SIGTERM as `{name} told`; end when the list `go:{name}` has an entry."""
+    handler: Any = signal.getsignal(signal.SIGTERM)
+
+    def told(*signal_and_frame: Any) -> None:
+        _note(f"{name} told")
+        handler(*signal_and_frame)
+
+    signal.signal(signal.SIGTERM, told)
+    try:
+        _note(name)
+        with redis.Redis.from_url(os.environ["REDIS_URL"], protocol=2, socket_timeout=None) as client:
+            client.blpop([f"go:{name}"], 60)
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    return name
+
+
+@queuefunc
 def fail(name: str) -> None:
     """Note that it ran, and fail."""
     _note(name)
@@ -132,7 +151,7 @@ def terminate() -> Any:
     forked = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
     forked.start()
     forked.terminate()
-    forked.join(5)
+    forked.join(20)
     return forked.exitcode
 
 

@@ -9,6 +9,8 @@
 --        expires_at_ms, ttl_ms} for a document (with 'keys' the fields are {'$kv', its value}, or none), {name} for a container; its name
 --        ends in a slash. The tag is the id of the namespace's last change.
 
+local MOST_TAKERS = 100 -- that are shown
+
 local function list(_, at)
   local prefix, container, after = ARGV[at], ARGV[at + 1], ARGV[at + 2]
   local most, most_bytes = tonumber(ARGV[at + 3]), tonumber(ARGV[at + 7])
@@ -54,7 +56,7 @@ local function list(_, at)
   end
   local takers = {} -- the first page of what is directly below has them
   if direct and after == '' then
-    takers = redis.pcall('ZRANGEBYSCORE', KEYS[3], string.format('(%.0f', now), '+inf', 'WITHSCORES')
+    takers = redis.pcall('ZRANGEBYSCORE', KEYS[3], string.format('(%.0f', now), '+inf', 'WITHSCORES', 'LIMIT', 0, MOST_TAKERS)
     takers = takers.err and {} or takers -- another client's key of another type
   end
   return {'listing', tag, has_more, items, time_of_queue(container, now), takers}
