@@ -94,7 +94,9 @@ _UNCHANGED = Answer("it has not changed", {}, ("ETag",))
 _NOTHING = Answer("done; there is no body", {}, (*_OF_DOCUMENT, *_REPLAY))
 _DOCUMENT = Answer("the document", {JSON: "Document"}, _OF_DOCUMENT)
 _STREAM = {EVENT_STREAM: "Stream"}
-_CONDITIONS = ("If-Match", "If-None-Match")
+_TAGS = ("If-Match", "If-None-Match")
+_CONDITIONS = (*_TAGS, "If-Unmodified-Since")
+_FOLLOWING = ("Prefer", "Accept", "Last-Event-ID")
 _CHANGES = ("Idempotency-Key", "Prefer")
 _FOLLOWS = ("last_event_id", "hold", "as", "access_token")
 
@@ -103,9 +105,9 @@ _GET = Operation(
     {200: _DOCUMENT._replace(content={JSON: "Document"} | _STREAM), 304: _UNCHANGED},
     READ,
     ("changes", "limit", "at", *_FOLLOWS),
-    (*_CONDITIONS, "Prefer", "Accept", "Last-Event-ID"),
+    (*_CONDITIONS, "If-Modified-Since", *_FOLLOWING),
 )
-_HEAD = _GET._replace(summary="Read the header fields of a GET, or wait", parameters=())
+_HEAD = _GET._replace(summary="Read the header fields of a GET, or wait", parameters=("changes", "limit", "at"))
 _WRITTEN = {
     200: Answer("it was written; this is what is stored", {JSON: "Document"}, (*_OF_DOCUMENT, *_REPLAY)),
     201: Answer("it was created", {JSON: "Document"}, ("Location", *_OF_DOCUMENT, *_REPLAY)),
@@ -153,14 +155,14 @@ _LIST = Operation(
     },
     READ,
     (*_LISTED, "recursive", "changes", *_FOLLOWS),
-    _GET.fields,
+    (*_TAGS, *_FOLLOWING),
 )
 _QUERY = Operation(
     "Ask for documents in a container: the question of a GET with conditions, in the body",
     {**_LIST.answers, 200: _LIST.answers[200]._replace(content=_PAGE)},
     (*READ, UnsupportedMediaType),
     (),
-    (*_CONDITIONS, "Prefer", "Accept"),
+    (*_TAGS, "Prefer", "Accept"),
     dict.fromkeys(JSON_TYPES, "Question"),
 )
 _ACCEPTS = ("Allow", "Accept-Patch", "Accept-Query")
@@ -191,6 +193,8 @@ OPERATIONS: dict[str, dict[str, Operation]] = {
         **{"DELETE": _DELETE._replace(summary="Delete all documents below a container, with `recursive`"), "OPTIONS": _OPTIONS},
     },
     "/": {
+        "HEAD": _HEAD._replace(parameters=("list", *_LISTED, "changes", "at")),
+        "QUERY": _QUERY._replace(parameters=("list",)),
         "GET": _GET._replace(
             summary="Read the root document; or list the root container, with `list`",
             answers={
@@ -200,7 +204,7 @@ OPERATIONS: dict[str, dict[str, Operation]] = {
             },
             parameters=("list", *_LISTED, "changes", "at", *_FOLLOWS),
         ),
-        **{"HEAD": _HEAD, "QUERY": _QUERY, "PUT": _PUT, "PATCH": _PATCH, "POST": _POST, "DELETE": _DELETE, "OPTIONS": _OPTIONS},
+        **{"PUT": _PUT, "PATCH": _PATCH, "POST": _POST, "DELETE": _DELETE, "OPTIONS": _OPTIONS},
     },
     BATCH_PATH: {
         "POST": Operation(

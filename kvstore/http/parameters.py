@@ -74,6 +74,8 @@ def parameters(settings: Settings) -> dict[str, Parameter]:
 FIELDS = {
     "If-Match": "entity-tags of which the document must have one, or `*`; the lease of a job",
     "If-None-Match": "entity-tags of which the document must have none, or `*`",
+    "If-Modified-Since": "a date, if there is no If-None-Match: not what has not changed since",
+    "If-Unmodified-Since": "a date, if there is no If-Match: the document must not have changed since",
     "Idempotency-Key": "a key of yours, so that the request is executed once however often it is sent",
     "Prefer": "`return=minimal`, `return=representation`, or `wait=` seconds",
     "Accept": "`text/event-stream` follows; `application/x-ndjson` lists everything",

@@ -16,7 +16,9 @@ from openapi_spec_validator import validate
 import kvstore
 from kvstore.core.errors import PROBLEMS
 from kvstore.core.settings import Settings, read_settings
+from kvstore.http.cors import preflight
 from kvstore.http.credentials import PARAMETER
+from kvstore.http.messages import Request
 from kvstore.http.openapi import describe
 from kvstore.http.operations import OPERATIONS
 from kvstore.http.parameters import FIELDS, parameters
@@ -73,6 +75,22 @@ def test_it_has_all_parameters() -> None:
     assert used == table.keys()
     fields = {name for methods in OPERATIONS.values() for operation in methods.values() for name in operation.fields}
     assert fields == FIELDS.keys()
+    of_openapi = {"Authorization", "Content-Type"}  # which says them elsewhere
+    assert sent_by_pages() - fields == of_openapi | {"Cache-Control"}  # which browsers send by themselves
+
+
+def sent_by_pages() -> set[str]:
+    """The header fields that a page of another origin may send."""
+    asked = Request("OPTIONS", b"/a", {"access-control-request-method": "PUT"}, b"")
+    return set(dict(preflight(asked, "PUT"))["Access-Control-Allow-Headers"].split(", "))
+
+
+def test_what_the_root_takes() -> None:
+    """Its container is asked for with `list`, whichever method reads it, and a HEAD takes what a GET of one response takes."""
+    assert all("list" in OPERATIONS["/"][method].parameters for method in ("GET", "HEAD", "QUERY"))
+    for path in ("/{document}", "/"):
+        streams = {"last_event_id", "hold", "as", PARAMETER}
+        assert set(OPERATIONS[path]["HEAD"].parameters) == set(OPERATIONS[path]["GET"].parameters) - streams
 
 
 # What the HTTP server answers to what is no request, or to methods that no path has.

@@ -397,6 +397,8 @@ def test_patch_ttl_and_delete(browser: Browser, served: Served) -> None:
     browser.wait("/^00:0[45]/.test(document.querySelector('.facts .ttl')?.textContent)")
     wait_until_closed(browser)
     assert read(served, "/write/b")["ttl"] <= 300
+    write(served, "/write/b?ttl=2h", "", "PATCH")  # by somebody else, of which no event tells
+    browser.wait("/^0[12]:/.test(document.querySelector('.facts .ttl')?.textContent)")
     browser.click("button", "Delete")
     browser.click("dialog button", "Delete")
     browser.wait_for("has just been deleted", "main")
@@ -628,9 +630,16 @@ def test_the_queue(browser: Browser, served: Served) -> None:
     assert read(served, "/work/mail/dead/x") is None
     values = [item["value"] for item in read(served, "/work/mail/")["items"] if "value" in item]
     assert sorted(map(str, values)) == ["{'to': 'later'}", "{'to': 0}", "{'to': 1}", "{'to': 2}"]
+    browser.run("location.hash = '/work/mail/?constructor'")  # no view has this name: the first one is shown
+    browser.wait("document.querySelector('.table')")
+    open_at(browser, served, "/work/mail/?queue", "delayed")
     browser.click("button", "Cancel ")
     assert "-X DELETE" in browser.text("#line")
     wait_until(lambda: len(read(served, "/work/mail/")["items"]) == 3, LIMIT_S)
+    requests = [{"method": "POST", "path": "/work/long/", "body": n} for n in range(201)]
+    write(served, "/_/batch", {"requests": requests}, "POST")
+    open_at(browser, served, "/work/long/?queue", "Jobs of the first 200")
+    assert browser.run(f"return {TILES}") == "200+ 0+ 0+ 0"
     check_quiet(browser)
 
 
@@ -815,6 +824,37 @@ def test_export_and_import(browser: Browser, served: Served, place: Path) -> Non
     check_quiet(browser)
 
 
+LONG = '"' + "x" * 1_048_570 + '"'  # a document of nearly 1 MiB: in a batch it would be too large
+
+# A file, what the import says of it, and the documents that are below /in/ then.
+IMPORTS: list[tuple[str, str, list[str]]] = [
+    ('{"path":"/in/1","value":1\n{"path":"/in/2","value":2}\n', "1 document stored, 1 refused:\nLine 1: a comma or }", ["2"]),
+    ('{"path":"/in/1"}\n{"path":"/in/2","value":2,"ttl":null}\n', "1 document stored, 1 refused:\nLine 1: it is not", ["2"]),
+    (f'{{"path":"/in/1","value":{LONG}}}\n{{"path":"/in/2","value":2}}\n', "2 documents stored.", ["1", "2"]),
+    (f'{{"path":"/in/1","value":[{LONG},100]}}\n{{"path":"/in/2","value":2}}\n', "1 refused:\nLine 1: the body has", ["2"]),
+    (f'{{"path":"/in/1","value":"{"字" * 300_000}"}}\n{{"path":"/in/2","value":"{"字" * 120_000}"}}\n', "2 docu", ["1", "2"]),
+    (
+        '[{"id":{}},{"id":null},{"id":7},{"id":"7"}]',
+        "3 documents stored, 1 refused:\nLine 4: the name 7",
+        ["000000", "000001", "7"],
+    ),
+    ('{\n  "a": 1,\n}', "The import stopped after 0 documents: line 3, column 1: a name in double quotes", []),
+]
+
+
+def test_imports_of_bad_and_large_files(browser: Browser, served: Served, place: Path) -> None:
+    """Whatever is in a file, what can be stored is stored, and the rest is named."""
+    for at, (text, said, names) in enumerate(IMPORTS):
+        served.request("DELETE", "/in/?recursive")
+        open_at(browser, served, "/in/", "Nothing is stored here")
+        (place / f"import{at}").write_text(text, "utf-8")
+        browser.attach("main input[type=file]", place / f"import{at}")
+        browser.wait_for("Close", "dialog")
+        assert said in browser.text("dialog").replace("\n\n", "\n"), at
+        assert [item["name"] for item in read(served, "/in/?keys")["items"]] == names
+        browser.click("dialog button", "Close")
+
+
 # --- For everybody ----------------------------------------------------------------------------------------------------------
 
 
@@ -946,7 +986,8 @@ def test_tokens(browser: Browser, place: Path) -> None:
     home = place / "ruled"
     home.mkdir()
     (home / "rules.toml").write_text(
-        'rules = [["/users/{sub}/**", "user", "user", "user"], ["/board/**", "anyone", "user", "nobody"]]'
+        'rules = [["/users/{sub}/**", "user", "user", "user"], ["/board/**", "anyone", "user", "nobody"],'
+        '["/drop/**", "nobody", "nobody", "user"]]'
     )
     served = start_kvstore(home, KVSTORE_SECRET=SECRET, KVSTORE_RULES=str(home / "rules.toml"))
     try:
@@ -962,11 +1003,14 @@ def test_tokens(browser: Browser, place: Path) -> None:
         for place_, rights in (
             ("/board/", "read: yes append: yes write: no"),
             ("/users/bob/", "read: no append: no write: no"),
+            ("/users/ada/b", "read: yes append: yes write: yes"),
+            ("/drop/it", "read: no append: no write: yes"),
         ):
             browser.type("dialog input", place_)
             browser.click("dialog button", "Ask")
             browser.wait("document.querySelector('.rights').innerText.split(/\\s+/).join(' ') === arguments[0]", rights)
         assert json.loads(served.request("GET", "/board/").content) == {"items": []}
+        assert b"by ada" in served.request("GET", "/users/ada/b", [("Authorization", f"Bearer {ada}")]).content
         browser.click("dialog button", "Close")
         browser.type("#path", "/users/ada/notes/1")
         browser.press(ENTER)

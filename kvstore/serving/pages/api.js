@@ -34,7 +34,7 @@ async function problem(response) {
     const members = {title: said("title"), etag, current: isNothing ? null : current, index: member(tree, "index")?.text}
     const inner = member(tree, "problem")
     const detail = [said("detail"), inner && member(inner, "detail")?.value].filter(Boolean).join(": ")
-    return new Problem(response.status, detail || response.statusText, members)
+    return new Problem(response.status, detail || response.statusText, {...members, inner: Number(inner && member(inner, "status")?.text)})
   } catch {
     return new Problem(response.status, `the server answered ${response.status} ${response.statusText}`)
   }

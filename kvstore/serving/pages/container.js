@@ -30,7 +30,7 @@ const TABS = {documents: "Documents", queue: "Queue", presence: "Presence", chan
 
 export class ContainerView {
   constructor(path, tab, page) {
-    Object.assign(this, {path, page, tab: tab in TABS ? tab : "documents", filter: "", sort: {member: null, isDown: false}, columns: [], ending: new AbortController()})
+    Object.assign(this, {path, page, tab: Object.hasOwn(TABS, tab) ? tab : "documents", filter: "", sort: {member: null, isDown: false}, columns: [], ending: new AbortController()})
     this.element = h("article", {class: "container"})
     this.draw = soon(() => this.show?.())
   }
@@ -249,8 +249,9 @@ export class ContainerView {
     this.drawn = key
     const items = jobs.items.filter(item => !item.isContainer)
     const states = ["ready", "leased", "delayed"]
-    const tile = (label, count, kind = label) => h("div", {class: `tile ${kind}`}, h("b", null, number(count)), label)
-    const counts = states.map(state => tile(state, items.filter(item => (item.state ?? "ready") === state).length))
+    // Of a long queue the first page is counted.
+    const tile = (label, count, {next}) => h("div", {class: `tile ${label}`}, h("b", null, number(count), next === null ? "" : "+"), label)
+    const counts = states.map(state => tile(state, items.filter(item => (item.state ?? "ready") === state).length, jobs))
     const act = (label, [method, path, options], props) => {
       const show = () => this.page.setCurl(curl(method, path, options))
       const call = () => send(method, path, options).catch(problem => toast(problem.detail, true)).then(() => this.listing.refresh())
@@ -277,7 +278,7 @@ export class ContainerView {
       : h("p", {class: "muted"}, none)]
     const buried = dead.items.filter(item => !item.isContainer)
     const more = jobs.next === null ? "" : ` of the first ${number(jobs.items.length)}`
-    redraw(this.body, h("div", {class: "tiles"}, counts, tile("dead", buried.length)),
+    redraw(this.body, h("div", {class: "tiles"}, counts, tile("dead", buried.length, dead)),
       ...table(`Jobs${more}`, ["Job", "State", "Attempts", "Value", "Actions"], items.slice(0, 100).map(job), "No job waits."),
       ...table(`Who waits${jobs.takers.length ? `: ${jobs.takers.length}` : ""}`, ["Taker", "Since"], jobs.takers.map(taker), "Nobody waits for a job."),
       ...table("Dead jobs", ["Job", "Died", "Attempts", "Reason and value", "Actions"], buried.slice(0, 100).map(corpse), "No job has died."))

@@ -1,6 +1,6 @@
 // One document: its value, what is known about it, and what can be done with it.
 
-import {curl, get, redisKey, shown} from "./api.js"
+import {curl, get, redisKey, send, shown} from "./api.js"
 import {button, copier, countdown, date, h, mark, number, redraw, say} from "./dom.js"
 import {editorView, openDelete, openPatch, openTTL} from "./editor.js"
 import {write} from "./json.js"
@@ -8,6 +8,7 @@ import {POLL_MS, isAfter, isGone, isWatched, watch} from "./live.js"
 import {valueView} from "./value.js"
 
 const LATE_MS = 3000 // after which an expiry was seen; else somebody has changed the TTL, which sends no event
+const SECONDS_MS = 2000 // a date has whole seconds
 const MAX_TIMER_MS = 2 ** 31 - 1
 
 /** The view of a document. `page` has setCurl(line), title(path, …actions) and go(path). */
@@ -32,7 +33,15 @@ export class DocumentView {
     }
     if (this.isClosed) return
     this.element.removeAttribute("aria-busy")
-    this.polling ??= setInterval(() => document.hidden || isWatched(this.path) || this.reload(), POLL_MS)
+    this.polling ??= setInterval(() => document.hidden || (isWatched(this.path) ? this.look() : this.reload()), POLL_MS)
+  }
+
+  /** Look whether somebody has changed the TTL, which sends no event. */
+  async look() {
+    const {found, applied} = this
+    const head = found && !this.editor && (await send("HEAD", this.path).catch(() => null))
+    const expires = Date.parse(head?.headers.get("Sunset"))
+    if (applied === this.applied && found === this.found && Math.abs(expires - found?.expires) > SECONDS_MS) this.reload()
   }
 
   /** Return what is stored; undefined if an event has told more meanwhile, or the view was left. */
@@ -121,7 +130,7 @@ export class DocumentView {
     const found = await this.read().catch(() => undefined)
     if (found === undefined) return
     const isSame = found?.etag === this.found?.etag
-    const isLater = Math.abs((found?.expires ?? 0) - (this.found?.expires ?? 0)) > 2000 // a date has whole seconds
+    const isLater = Math.abs((found?.expires ?? 0) - (this.found?.expires ?? 0)) > SECONDS_MS
     if (!this.editor && (isLater || !isSame)) this.show(found, isSame ? 0 : Date.now())
     else if (this.editor && !isSame) this.editor.changed(found ?? {type: "delete"})
   }

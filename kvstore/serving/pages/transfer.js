@@ -2,12 +2,13 @@
 
 import {answer, canonical, curl, encodeSegment, lines, send} from "./api.js"
 import {button, h, number, openDialog} from "./dom.js"
-import {ANY_DEPTH, member, parse, write} from "./json.js"
+import {ANY_DEPTH, JSONError, member, parse, write} from "./json.js"
 import {Listing} from "./live.js"
 
-const BATCH_BYTES = 500_000 // a body has at most 1 MiB
+const BATCH_BYTES = 500_000 // a body has at most 1 MiB; a document that is larger is put by itself
 const BATCH_REQUESTS = 500
 const MOST_ERRORS = 100 // that are shown
+const NAMES = ["string", "number"] // kinds of an `id` that names an item
 
 const documents = n => `${number(n)} ${n === 1 ? "document" : "documents"}`
 
@@ -75,6 +76,15 @@ export async function exportTo(path, setCurl) {
   progress.end(`${documents(count)} exported.`)
 }
 
+/** The tree of a JSON text, or the JSONError that says what is wrong with it. */
+function attempt(text) {
+  try {
+    return parse(text, ANY_DEPTH)
+  } catch (problem) {
+    return problem
+  }
+}
+
 /** A button that imports a file; `dropped(files)` of the page does the same. */
 export function importButton(path, setCurl) {
   const input = h("input", {type: "file", accept: ".json,.ndjson,.jsonl", hidden: true, onchange: () => input.files[0] && importFile(path, input.files[0], setCurl)})
@@ -110,47 +120,64 @@ export async function importFile(container, file, setCurl) {
     ;[requests, numbers, bytes] = [[], [], 0]
     progress.say(`${documents(stored)} stored`, read, file.size)
   }
+  const putAlone = async (line, path, query, body) => {
+    try {
+      await send("PUT", path, {query, headers: {Prefer: "return=minimal"}, body, signal: progress.signal})
+      stored += 1
+    } catch (problem) {
+      if (!(problem.status >= 400 && problem.status < 500)) throw problem
+      refuse(line, problem.detail)
+    }
+  }
   const put = async (line, path, value, ttl) => {
-    const target = JSON.stringify(path + (ttl ? `?ttl=${ttl}` : ""))
-    const request = `{"method":"PUT","path":${target},"headers":{"Prefer":"return=minimal"},"body":${write(value)}}`
-    if (bytes + request.length > BATCH_BYTES || requests.length === BATCH_REQUESTS) await flush()
+    const body = write(value), query = ttl ? `ttl=${ttl}` : ""
+    const target = JSON.stringify(path + (query && `?${query}`))
+    const request = `{"method":"PUT","path":${target},"headers":{"Prefer":"return=minimal"},"body":${body}}`
+    const size = new Blob([request]).size
+    if (bytes + size > BATCH_BYTES || requests.length === BATCH_REQUESTS) await flush()
+    if (size > BATCH_BYTES) return putAlone(line, path, query, body)
     requests.push(request)
     numbers.push(line)
-    bytes += request.length
+    bytes += size
+    return undefined
   }
-  const whole = async text => {
-    const root = parse(text, ANY_DEPTH)
+  const whole = async root => {
     if (!root.nodes) throw new Error("the file has one value; an object, an array or NDJSON is expected")
+    const names = new Set()
     for (const [i, node] of root.nodes.entries()) {
       const id = member(node, "id")
-      const name = root.names?.[i] ?? (id ? (id.value ?? id.text) : String(i).padStart(6, "0"))
-      await put(i + 1, container + encodeSegment(name), node)
+      const name = root.names?.[i] ?? (NAMES.includes(id?.kind) ? (id.value ?? id.text) : String(i).padStart(6, "0"))
+      if (names.has(name)) refuse(i + 1, `the name ${name} occurs twice; only the first one is stored`)
+      else await put(i + 1, container + encodeSegment(name), node)
+      names.add(name)
     }
   }
   try {
     let line = 0
-    let first
+    let isBegun, isOfLines, broken // what the file as a whole has wrong with it
     for await (const text of lines(file.stream())) {
       line += 1
       read += text.length + 1
       if (!text.trim()) continue
-      let node
-      try {
-        node = parse(text, ANY_DEPTH)
-      } catch (problem) {
-        if (first) {
-          refuse(line, problem.message)
-          continue
+      const found = attempt(text)
+      const [path, value, ttl] = ["path", "value", "ttl"].map(name => member(found, name))
+      const isLine = path?.kind === "string" && value
+      if (!isBegun && !isLine) {
+        const root = attempt(await file.text())
+        if (!(root instanceof JSONError)) {
+          await whole(root)
+          break
         }
+        broken = root
       }
-      const isLine = node && member(node, "path")?.kind === "string" && member(node, "value")
-      if (!first && !isLine) {
-        await whole(await file.text())
-        break
-      }
-      first = true
-      if (isLine) await put(line, canonical(member(node, "path").value), member(node, "value"), member(node, "ttl")?.text)
-      else refuse(line, 'it is not {"path":…,"value":…}')
+      isBegun = true
+      isOfLines ||= isLine
+      if (isLine) await put(line, canonical(path.value), value, ttl?.kind === "null" ? "" : ttl?.text)
+      else refuse(line, found instanceof JSONError ? found.message : 'it is not {"path":…,"value":…}')
+    }
+    if (broken && !isOfLines) {
+      list.replaceChildren()
+      throw new Error(`line ${number(broken.line)}, column ${number(broken.column)}: ${broken.message}`)
     }
     await flush()
     progress.end(`${documents(stored)} stored${bad ? `, ${number(bad)} refused:` : "."}`)
