@@ -594,6 +594,24 @@ def test_conflicts_in_dialogs(browser: Browser, served: Served) -> None:
     check_quiet(browser)
 
 
+def test_a_job_that_somebody_has_taken(browser: Browser, served: Served) -> None:
+    """Who changes it is told so: nobody has changed what they saw, and there are no two versions."""
+    write(served, "/taken/a", {"n": 0})
+    served.request("POST", "/taken/?lease=60s")
+    open_at(browser, served, "/taken/a", '"n"')
+    for action, apply in (("TTL", "Change"), ("Delete", "Delete")):
+        browser.click("main button", action)
+        browser.click("dialog button", apply)
+        browser.wait_for("a job that somebody has taken", "dialog")
+        assert browser.run(VERSIONS) == []
+        browser.click("dialog button", "Cancel")
+        wait_until_closed(browser)
+    browser.click("main button", "Edit")
+    browser.click("main button", "Save")
+    browser.wait_for("a job that somebody has taken", "main")
+    check_quiet(browser)
+
+
 TILES = "[...document.querySelectorAll('.tile b')].map(each => each.innerText).join(' ')"  # ready, leased, delayed, dead
 
 
