@@ -618,10 +618,13 @@ TILES = "[...document.querySelectorAll('.tile b')].map(each => each.innerText).j
 def test_the_queue(browser: Browser, served: Served) -> None:
     """States, attempts, dead jobs with their reason; they are put back or deleted, and a job can be cancelled. Who waits."""
     taker = Thread(target=write, args=(served, "/work/idle/?lease=30s&wait=25&as=%22%3Cimg%20onerror%3D1%3E%22", "", "POST"))
+    write(served, "/work/idle/?delay=1h", 0, "POST")
     open_at(browser, served, "/work/idle/?queue", "Nobody waits")
+    browser.wait("(window.kept = document.querySelector('main td button'))")
     taker.start()
     browser.wait_for("Who waits: 1", "main")
     browser.wait_for('"<img onerror=1>"', "main")
+    assert browser.run("return kept.isConnected"), "the button that somebody may be about to click"
     write(served, "/work/idle/", 1, "POST")
     browser.wait_for("Nobody waits", "main")
     taker.join()
