@@ -55,8 +55,8 @@ test-all: $(VENV)/ready-dev ## run all tests, the slow ones included
 	@$(BIN)/$(PYTEST) -m "not alone" $(ARGS)
 	@$(BIN)/pytest -m alone $(ARGS) || test $$? = 5 # no test of ARGS is
 
-draws: $(VENV)/ready-dev ## hold 100,000 random queries against a second reading of them, in about ten minutes
-	@KVSTORE_DRAWS=100000 $(BIN)/$(PYTEST) tests/http/test_query_draws.py $(ARGS)
+draws: $(VENV)/ready-dev ## hold 100,000 random queries against a second reading, and 100,000 requests against the express lane
+	@KVSTORE_DRAWS=100000 $(BIN)/$(PYTEST) tests/http/test_query_draws.py tests/serving/test_express.py $(ARGS)
 
 test-lowest: $(VENV)/ready-dev ## run the tests with the lowest versions that pyproject.toml allows
 	@$(PIP) '$(UV)'

@@ -295,7 +295,10 @@ _REPLIES: dict[str, tuple[type[Problem], str]] = {
         StoreUnavailable,
         "the Redis cluster is moving this namespace to another node; send the request again. Nothing was changed",
     ),
-    "NOREPLICAS": (StoreUnavailable, "Redis has too few replicas to accept writes; send the request again"),
+    "NOREPLICAS": (
+        StoreUnavailable,
+        "Redis has too few replicas to accept writes; send the request again. Nothing was changed",
+    ),
     "NOAUTH": (StoreUnavailable, "Redis requires a password; add it to REDIS_URL"),
     "WRONGPASS": (StoreUnavailable, "Redis rejected the user name or password; correct REDIS_URL"),
     "NOPERM": (StoreUnavailable, "the Redis user may not run commands that kvstore needs; see Access in docs/data-layout.md"),

@@ -21,6 +21,7 @@ from kvstore.commands.base import Found, Missing, RedisReply, Stored
 from kvstore.commands.bulk import CREATED, MAX_COALESCED, MAX_COALESCED_BYTES, PlainGets, PlainPuts, lag_ms
 from kvstore.commands.documents import Get, Put
 from kvstore.core.codec import decode, encode_plain
+from kvstore.core.errors import unavailable
 from kvstore.core.metrics import COUNTERS, Numbers
 from kvstore.core.paths import Path, plain_path
 from kvstore.core.preconditions import NONE, tag_time_ms
@@ -32,6 +33,7 @@ from kvstore.serving.heads import STATUS_LINES, field_lines
 log = logging.getLogger("kvstore")
 
 MAX_BLOCKS = 1024  # of header fields that are known to be plain, each of 2 KiB at most
+LATE_S = 1.5  # of a reply, for a request that is then executed the general way: both must end within 6 s (docs/errors.md)
 
 # Fields that change the response and not the command, and one that announces a body without its length.
 _SPECIAL = frozenset({"origin", "prefer", "transfer-encoding"})
@@ -72,10 +74,11 @@ class _Block(NamedTuple):
 
 
 class _Batch(NamedTuple, Generic[_Command]):
-    """Requests of one turn: their command, and for each of them its client, and its bytes."""
+    """Requests of one turn: their command, for each of them its client and its bytes, and the loop's time."""
 
     command: _Command
     requests: list[tuple[Client, bytes]]
+    began: float
 
 
 class ExpressLane:
@@ -171,7 +174,7 @@ class ExpressLane:
         if not self._is_scheduled:
             self._is_scheduled = True
             self._loop.call_soon(self._send)
-        return _Batch(command, [])
+        return _Batch(command, [], self._loop.time())
 
     def _send(self) -> None:
         """Send what was taken in this turn."""
@@ -195,7 +198,7 @@ class ExpressLane:
                 if fields is None:
                     client.answer(data, Missing())
                 elif type(fields) is not list:  # it was not read
-                    client.start_over(data)
+                    self._start_over(batch.began, client, data)
                 else:
                     expires_at_ms = at_ms if at_ms >= 0 else None
                     ttl_ms = None if expires_at_ms is None else at_ms - time_ms
@@ -213,7 +216,7 @@ class ExpressLane:
             _each(batch.requests, lambda client, data: client.answer(data, reply))
             return
         if reply is None:  # one of them would be refused: nothing was changed
-            _each(batch.requests, lambda client, data: client.start_over(data))
+            _each(batch.requests, lambda client, data: self._start_over(batch.began, client, data))
             return
         path, documents, ttl_ms, *_ = batch.command
         behind_ms = lag_ms(reply)
@@ -239,6 +242,13 @@ class ExpressLane:
                     client.write(_response(head, tag, dates, body), numbers)
             except Exception:
                 _drop(client)
+
+    def _start_over(self, began: float, client: Client, data: bytes) -> None:
+        """Have a request that was not executed go the general way, unless Redis has taken too long for that."""
+        if self._loop.time() - began < LATE_S:
+            client.start_over(data)
+        else:
+            client.answer(data, unavailable("Redis answers too slowly; send the request again. Nothing was changed"))
 
     def _head(self, status: int) -> bytes:
         line, fields = _HEADS[status]

@@ -11,7 +11,7 @@ from typing import Any
 
 import hiredis
 
-from kvstore.commands.base import Command, Outcome
+from kvstore.commands.base import Command, Outcome, RedisReply
 from kvstore.commands.guarded import WRAPPERS, unwrapped
 from kvstore.commands.scripts import (
     CHARGE,
@@ -73,6 +73,11 @@ def shortage(reply: Any, replicas: int) -> Problem | None:
     return None if reply >= replicas else too_few_replicas(reply, replicas)
 
 
+def has_written(reply: RedisReply) -> bool:
+    """Return whether a script with this reply may have written: no error says so, nor does what put_many.lua refuses."""
+    return not isinstance(reply, hiredis.ReplyError) and reply != [b"refused"]
+
+
 class ReplicatedConnection(RedisConnection):
     """A connection that takes in its replies when `replicas` replicas have what was written before."""
 
@@ -93,7 +98,7 @@ class ReplicatedConnection(RedisConnection):
 
     def _take(self, pending: PendingCommand, reply: Any) -> None:
         if pending is not self._wait:
-            if isinstance(pending.command, Plain):  # no request of a client
+            if isinstance(pending.command, Plain) or not has_written(reply):  # nothing that replicas should have
                 super()._take(pending, reply)
             else:
                 self._held.append((pending, reply))
@@ -102,7 +107,7 @@ class ReplicatedConnection(RedisConnection):
         held, self._held = self._held, []
         problem = shortage(reply, self._replicas)
         for each, answer in held:
-            if problem is None or isinstance(answer, hiredis.ReplyError):  # which has written nothing
+            if problem is None:
                 super()._take(each, answer)
             else:
                 each.tell(each.ended(problem))

@@ -62,11 +62,11 @@ _redirection = re.compile(r"(MOVED|ASK) (\d+) (.*):(\d+)").match
 
 
 def parse_redirection(error: str, answering: Place) -> Redirection | None:
-    """Return the redirection that an error reply of a node is, None for any other error. An empty host is the node's own."""
+    """Return the redirection that an error of a node is, None for any other error. One without a host is to the same host."""
     if not (found := _redirection(error)):
         return None
     kind, slot, host, port = found.groups()
-    return Redirection(kind, int(slot) % SLOTS, (host or answering[0], int(port)))
+    return Redirection(kind, int(slot) % SLOTS, (host.replace("?", "") or answering[0], int(port)))
 
 
 def parse_slots(reply: RedisReply, answering: Place) -> tuple[SlotRange, ...]:

@@ -23,12 +23,14 @@ from tests.support.stores import Running
 Drawn = TypeVar("Drawn")
 
 WRITERS, WRITES_S = 3, 2.0
+ALL_S = 20.0  # within which each kind of event has come, on a busy machine
+KINDS = {"snapshot", "put", "patch", "delete", "expire", "leave", "reset", "resumed"}
 PAUSE_S = 0.003  # between the writes of one writer
 LOG_LENGTH = 50  # of which Redis keeps up to a hundred more: less than is written while a reader is away for long
-AWAY_S = (0.0, 0.1, 0.9)
+AWAY_S = (0.0, 0.1, 0.9, 2.0)
 TTL_S = 1
 QUIET_S = TTL_S + 2.5  # until all that was to expire is told to have
-HEARD_S = 20.0
+HEARD_S = 40.0
 NAMES = ["a", "b", "c", "%C3%A9", "a/b", "a/c", "a/b/c"]
 LAST = "/ns/last"
 
@@ -86,9 +88,9 @@ class Follower:
             self.last_tag = event["etag"]
 
 
-async def write(at: tuple[str, int], documents: list[str], until: float) -> None:
+async def write(at: tuple[str, int], documents: list[str], goes_on: Callable[[], bool]) -> None:
     """Put, patch, append, delete, and let expire; what came of a write is not asked."""
-    while time.monotonic() < until:
+    while goes_on():
         path = f"/ns/{random.choice(NAMES)}"
         requests = [("PUT", path), ("PATCH", path), ("PATCH", path), ("PUT", f"{path}?ttl={TTL_S}"), ("DELETE", path)]
         requests += [("POST", "/ns/"), ("POST", f"/ns/a/?ttl={TTL_S}"), ("DELETE", "/ns/a/?recursive")]
@@ -103,10 +105,17 @@ async def write(at: tuple[str, int], documents: list[str], until: float) -> None
 async def play(serving: Served, raw: redis.Redis, kind: str, documents: list[str], targets: list[str]) -> list[Follower]:
     """Readers that were told everything, in the end."""
     followers = [Follower(serving.at, target) for target in targets]
-    until = time.monotonic() + WRITES_S
-    following = [asyncio.create_task(each.follow(lambda: time.monotonic() < until)) for each in followers]
+    began = time.monotonic()
+
+    def goes_on() -> bool:
+        since_s = time.monotonic() - began
+        return since_s < WRITES_S or (
+            since_s < ALL_S and not set().union(*(each.kinds for each in followers)) >= KINDS - {"expire"}
+        )
+
+    following = [asyncio.create_task(each.follow(goes_on)) for each in followers]
     trouble = asyncio.ensure_future(TROUBLE[kind][0](serving, raw))
-    await asyncio.gather(*(write(serving.at, documents, until) for _ in range(WRITERS)))
+    await asyncio.gather(*(write(serving.at, documents, goes_on) for _ in range(WRITERS)))
     trouble.cancel()
     await ask(serving.at, "PUT", f"/ns/soon?ttl={TTL_S}", b"1")
     await asyncio.sleep(QUIET_S)
@@ -115,13 +124,19 @@ async def play(serving: Served, raw: redis.Redis, kind: str, documents: list[str
         await ask(serving.at, "PUT", LAST, b"%d" % number)
         await asyncio.sleep(0.3)
         tag = serving.request("GET", LAST).headers["ETag"]
-        if all(each.last_tag == tag for each in followers):
+        if all(each.last_tag == tag and each.documents == found_by(serving, each.target) for each in followers):
             break
         assert time.monotonic() < given_up_at, [each.target for each in followers if each.last_tag != tag]
     for task in following:
         task.cancel()
     await asyncio.gather(*following, return_exceptions=True)
     return followers
+
+
+def found_by(serving: Served, target: str) -> dict[str, Any]:
+    """The documents that a query finds, by path."""
+    found = spelled(serving.request("GET", f"{target}&limit=1000").content)["items"]
+    return {item["path"]: item["value"] for item in found}
 
 
 def target_of(question: Question, *, recursive: bool) -> str:
@@ -154,10 +169,9 @@ def test_a_stream_is_what_its_query_finds(kind: str, directory: Path, started: C
     kinds: Counter[str] = Counter()
     try:
         for follower in asyncio.run(play(serving, store.redis, kind, documents, targets)):
-            found = spelled(serving.request("GET", f"{follower.target}&limit=1000").content)["items"]
-            assert follower.documents == {item["path"]: item["value"] for item in found}, follower.target
+            assert follower.documents == found_by(serving, follower.target), follower.target
             kinds.update(follower.kinds)
     finally:
         serving.kill()
     print(kind, dict(kinds))
-    assert kinds.keys() >= {"snapshot", "put", "patch", "delete", "expire", "leave", "reset", "resumed"}
+    assert kinds.keys() >= KINDS

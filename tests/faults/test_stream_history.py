@@ -30,8 +30,6 @@ STREAMS = int(os.environ.get("KVSTORE_LIVE_STREAMS", "20"))  # for each kind of 
 AT_ONCE = 40 if STREAMS > 40 else 10
 WRITES_PER_S = 200
 WRITERS = 4
-EXPIRED_S = 3.5  # after the last write until the last of what was written for 2 s is told to have expired
-TOLD_S = 1.0
 TARGETS = ["/busy/", "/busy/", "/busy/sub/", "/busy/d1", "/busy/sub/d3"]
 NAMES = ["d0", "d1", "d2", "sub/d3", "sub/d4"]
 LIFE_S = (0.3, 1.5)
@@ -165,6 +163,19 @@ TROUBLE: dict[str, tuple[Callable[[Served, redis.Redis], Awaitable[None]], Calla
 }
 
 
+async def expiring(at: tuple[str, int]) -> list[str]:
+    """The documents that were written for 2 s at most. Who lists them finds those that have expired, and has the log say so."""
+    listed = json.loads((await ask(at, "GET", "/busy/?recursive&limit=1000")).body)
+    return [item["path"] for item in listed["items"] if item["ttl"] <= 2]
+
+
+def has_heard_last(subscriber: Subscriber) -> bool:
+    """Whether a subscriber was told the last change of those that concern it."""
+    paths = [f"/busy/{name}" for name in NAMES if concerns(subscriber.target, f"/busy/{name}")]
+    last = subscriber.events[-1].data if subscriber.events else {}
+    return (last.get("path"), last.get("value")) == (paths[-1], "last")
+
+
 async def run(
     serving: Served, raw: redis.Redis, make_trouble: Any, cut_s: Callable[[], float]
 ) -> tuple[list[Subscriber], list[Subscriber], Counter[int]]:
@@ -192,10 +203,14 @@ async def run(
         stopped.set()
         await asyncio.gather(*writers)
         print(f"{counts.total() / (time.monotonic() - begun):.0f} writes a second;", end=" ")
-        await asyncio.sleep(EXPIRED_S)
+        async with asyncio.timeout(HEARD_S):
+            while await expiring(serving.at):
+                await asyncio.sleep(0.2)
         for name in NAMES:
             await ask(serving.at, "PUT", f"/busy/{name}", b'"last"')
-        await asyncio.sleep(TOLD_S)
+        async with asyncio.timeout(HEARD_S):
+            while not all(map(has_heard_last, staying)):
+                await asyncio.sleep(0.05)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -412,8 +412,10 @@ def test_two_browsers_and_two_instances(chat: Chat, both: tuple[Served, Served],
 
     # What is said in General is seen by everybody, as text; a blank is not said.
     joe.hear("#typing")
+    joe.run("window.button = document.querySelector('#rooms button')")
     mary.type("#write input", "<script>alert(1)</script><b>&amp;")
     joe.wait_for_heard("Mary is typing…")
+    assert joe.run("return button.isConnected"), "a click on it that has begun is not lost"
     mary.press(ENTER)
     joe.wait("[...document.querySelectorAll('#scroll li > p')].at(-1).textContent === '<script>alert(1)</script><b>&amp;'")
     joe.wait("!document.querySelector('#typing').textContent")

@@ -372,9 +372,11 @@ def test_the_javascript_page_works_in_a_browser(directory: Path, browse: Callabl
     (directory / "pages").mkdir()
     acting = """<script>
     window.prompt = () => "Ada"
+    let isSent = false
     setTimeout(function act() {
       const seen = document.querySelector("#people").innerText + " " + document.querySelector("#messages").innerText
-      if (seen === "Ada ") {
+      if (seen === "Ada " && !isSent) {
+        isSent = true
         document.querySelector("input").value = "hello"
         document.querySelector("button").click()
       }

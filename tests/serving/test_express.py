@@ -1,6 +1,6 @@
 """The express lane gives the responses of the general way, byte by byte, and takes nothing that the rules do not permit.
 
-KVSTORE_TEST_DRAWS says how many requests are drawn, where they should be more.
+`make draws` draws 100,000 requests. KVSTORE_DRAWS says how many; with another number they are other ones.
 """
 
 import os
@@ -22,12 +22,13 @@ from kvstore.core.paths import parse_path
 from kvstore.core.preconditions import NONE
 from kvstore.core.settings import Settings
 from kvstore.serving import express
-from kvstore.serving.express import ExpressLane
+from kvstore.serving.express import LATE_S, ExpressLane
+from kvstore.stores.redis_errors import UNCHANGED
 from tests.support.inprocess import InProcess
 from tests.support.stores import Running, connect
 from tests.support.tokens import SECRET, in_s, signed
 
-DRAWS = int(os.environ.get("KVSTORE_TEST_DRAWS", "3000"))
+DRAWS = int(os.environ.get("KVSTORE_DRAWS", "3000"))
 CLIENTS = 12  # that send at once
 
 OBJECT = b'{"a":1,"b":"x"}'
@@ -322,7 +323,8 @@ class Alone:
     def __init__(self) -> None:
         self.store = Store()
         self.turn: list[Callable[[], None]] = []
-        loop = SimpleNamespace(call_soon=self.turn.append)
+        self.now = 0.0
+        loop = SimpleNamespace(call_soon=self.turn.append, time=lambda: self.now)
         runtime = SimpleNamespace(store=self.store, rules=None, settings=Settings())
         self.lane = ExpressLane(runtime, loop)  # type: ignore[arg-type]
         self.lane.learn(GET_BLOCK, {"host": "x"}, Get(parse_path(b"/a/b")), None)
@@ -419,6 +421,27 @@ def test_a_bug_in_one_answer_is_no_concern_of_the_others(monkeypatch: pytest.Mon
     done(batch, [1, [fields, [b"odd"], fields], [-1, -1, -1]])
     assert clients[1].done == ["cut"]
     assert all(client.done[0].endswith(b'{"a":1}\n') for client in (clients[0], clients[2]))
+
+
+NOT_READ = [1, [1], [-1]]
+
+
+@pytest.mark.parametrize(("send", "reply"), [(Alone.get, NOT_READ), (Alone.put, None)], ids=["GET", "PUT"])
+def test_what_is_late_is_not_executed_again(send: Callable[[Alone, str, Client], bool], reply: Any) -> None:
+    """Two commands that Redis answers slowly would take longer than a client has to wait."""
+    for took_s in (LATE_S / 2, LATE_S):
+        alone, client = Alone(), Client()
+        send(alone, "a", client)
+        alone.end_turn()
+        ((_, done, batch),) = alone.store.submitted
+        alone.now = took_s
+        done(batch, reply)
+        (said,) = client.done
+        if took_s < LATE_S:
+            assert said.startswith((b"GET ", b"PUT "))
+        else:
+            assert said[1].status == 503
+            assert said[1].detail.endswith(UNCHANGED)
 
 
 @pytest.mark.parametrize("reply", [unavailable("x"), None], ids=["a problem", "refused"])

@@ -1,6 +1,7 @@
 """KVSTORE_REPLICAS: what is acknowledged survives the primary; without the replicas, writes are unknown and reads go on."""
 
 import asyncio
+import functools
 import inspect
 import itertools
 import signal
@@ -34,6 +35,7 @@ from kvstore.stores import embedded, replicated
 from kvstore.stores.blocking import open_blocking_store
 from kvstore.stores.pooled import PooledStore, open_async_store
 from kvstore.stores.redis_clients import BLOCKING, PIPELINED, POOLED
+from kvstore.stores.redis_errors import UNCHANGED
 from kvstore.stores.replicated import WAIT_MS, is_acknowledged
 from tests.support import worked
 from tests.support.inprocess import InProcess
@@ -224,6 +226,30 @@ def test_a_replay_waits_too(pair: Pair) -> None:
         pair.go_on()
         for each in serving:
             each.stop()
+
+
+@pytest.mark.slow
+def test_a_primary_that_refuses_writes_without_its_replica(pair: Pair) -> None:
+    """Whoever asks for a write is told that nothing was changed; and at once, unless others wait for the replica."""
+    serving = InProcess(pair.url, {"KVSTORE_REPLICAS": "1"})
+    object_, took_s = b'{"n":1}', []
+    try:
+        for method, target in (("POST", "/a/"), ("PUT", "/a/b"), ("PUT", "/a/b")):  # the next PUT takes the express lane
+            ask = functools.partial(serving.request, method, target, body=object_)
+            wait_until(lambda ask=ask: ask().status < 300, LIMIT_S)
+        pair.redis.config_set("min-replicas-to-write", 1)
+        pair.replica.kill()
+        wait_until(lambda: pair.redis.info("replication")["connected_slaves"] == 0, LIMIT_S)
+        for method, target in (("POST", "/a/"), ("PUT", "/a/b"), ("DELETE", "/a/b")):
+            begun = time.monotonic()
+            answer = serving.request(method, target, body=object_)
+            took_s.append(time.monotonic() - begun)
+            assert (answer.status, UNCHANGED.encode() in answer.content) == (503, True), answer.content
+        assert took_s[0] < WAIT_MS / 1000
+        assert max(took_s) < ANSWER_S
+        assert serving.request("GET", "/a/b").status == 200
+    finally:
+        serving.stop()
 
 
 @pytest.mark.slow

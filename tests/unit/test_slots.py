@@ -30,6 +30,7 @@ REDIRECTIONS = [
     ("MOVED 0 ::1:6381", ("MOVED", 0, ("::1", 6381))),
     ("MOVED 16383 node-1.example:6381", ("MOVED", 16383, ("node-1.example", 6381))),
     ("MOVED 3999 :6381", ("MOVED", 3999, ("10.0.0.1", 6381))),  # where this node is
+    ("ASK 3999 ?:6381", ("ASK", 3999, ("10.0.0.1", 6381))),  # cluster-preferred-endpoint-type hostname, and it has none
     ("TRYAGAIN Multiple keys request during rehashing of slot", None),
     ("CLUSTERDOWN Hash slot not served", None),
     ("MOVED", None),

@@ -231,8 +231,9 @@ function showChat() {
     return button
   }
 
-  /** Replace what a list shows, and leave the focus where it is. */
+  /** Replace what a list shows where that is something else: whoever points at a button keeps it, as does the focus. */
   function fill(list, children) {
+    if (children.length === list.children.length && children.every((each, i) => each.isEqualNode(list.children[i]))) return
     const focused = list.contains(document.activeElement) && document.activeElement.dataset.id
     list.replaceChildren(...children)
     if (focused) list.querySelector(`[data-id="${CSS.escape(focused)}"]`)?.focus()
