@@ -625,6 +625,10 @@ def test_the_queue(browser: Browser, served: Served) -> None:
     browser.wait_for("Who waits: 1", "main")
     browser.wait_for('"<img onerror=1>"', "main")
     assert browser.run("return kept.isConnected"), "the button that somebody may be about to click"
+    browser.run("window.real = fetch; window.fetch = async () => new Response('{}', {status: 429})")
+    browser.wait_for("That did not work", "main")
+    browser.run("window.fetch = real")
+    browser.wait_for("Who waits: 1", "main")
     write(served, "/work/idle/", 1, "POST")
     browser.wait_for("Nobody waits", "main")
     taker.join()

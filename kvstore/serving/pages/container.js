@@ -243,7 +243,10 @@ export class ContainerView {
   }
 
   showQueue(jobs, dead) {
-    if (jobs.problem) return this.body.replaceChildren(this.page.refusal(jobs.problem))
+    if (jobs.problem) {
+      this.drawn = null
+      return this.body.replaceChildren(this.page.refusal(jobs.problem))
+    }
     const table = (title, columns, rows, none) => [h("h2", null, title), rows.length
       ? h("div", {class: "card scroll", tabindex: 0, role: "group", "aria-label": title}, h("table", null, h("thead", null, h("tr", null, columns.map(each => h("th", {scope: "col"}, each)))), h("tbody", null, rows)))
       : h("p", {class: "muted"}, none)]
