@@ -596,16 +596,41 @@ def test_conflicts_in_dialogs(browser: Browser, served: Served) -> None:
     check_quiet(browser)
 
 
+def test_a_job_that_somebody_has_taken(browser: Browser, served: Served) -> None:
+    """Who changes it is told so: nobody has changed what they saw, and there are no two versions."""
+    write(served, "/taken/a", {"n": 0})
+    served.request("POST", "/taken/?lease=60s")
+    open_at(browser, served, "/taken/a", '"n"')
+    for action, apply in (("TTL", "Change"), ("Delete", "Delete")):
+        browser.click("main button", action)
+        browser.click("dialog button", apply)
+        browser.wait_for("a job that somebody has taken", "dialog")
+        assert browser.run(VERSIONS) == []
+        browser.click("dialog button", "Cancel")
+        wait_until_closed(browser)
+    browser.click("main button", "Edit")
+    browser.click("main button", "Save")
+    browser.wait_for("a job that somebody has taken", "main")
+    check_quiet(browser)
+
+
 TILES = "[...document.querySelectorAll('.tile b')].map(each => each.innerText).join(' ')"  # ready, leased, delayed, dead
 
 
 def test_the_queue(browser: Browser, served: Served) -> None:
     """States, attempts, dead jobs with their reason; they are put back or deleted, and a job can be cancelled. Who waits."""
     taker = Thread(target=write, args=(served, "/work/idle/?lease=30s&wait=25&as=%22%3Cimg%20onerror%3D1%3E%22", "", "POST"))
+    write(served, "/work/idle/?delay=1h", 0, "POST")
     open_at(browser, served, "/work/idle/?queue", "Nobody waits")
+    browser.wait("(window.kept = document.querySelector('main td button'))")
     taker.start()
     browser.wait_for("Who waits: 1", "main")
     browser.wait_for('"<img onerror=1>"', "main")
+    assert browser.run("return kept.isConnected"), "the button that somebody may be about to click"
+    browser.run("window.real = fetch; window.fetch = async () => new Response('{}', {status: 429})")
+    browser.wait_for("That did not work", "main")
+    browser.run("window.fetch = real")
+    browser.wait_for("Who waits: 1", "main")
     write(served, "/work/idle/", 1, "POST")
     browser.wait_for("Nobody waits", "main")
     taker.join()

@@ -243,8 +243,15 @@ export class ContainerView {
   }
 
   showQueue(jobs, dead) {
-    if (jobs.problem) return this.body.replaceChildren(this.page.refusal(jobs.problem))
-    const key = [jobs, dead].map(each => each.items.map(item => [item.name, item.etag, item.state, item.attempts])).join() + jobs.takers.map(each => write(each))
+    if (jobs.problem) {
+      this.drawn = null
+      return this.body.replaceChildren(this.page.refusal(jobs.problem))
+    }
+    const table = (title, columns, rows, none) => [h("h2", null, title), rows.length
+      ? h("div", {class: "card scroll", tabindex: 0, role: "group", "aria-label": title}, h("table", null, h("thead", null, h("tr", null, columns.map(each => h("th", {scope: "col"}, each)))), h("tbody", null, rows)))
+      : h("p", {class: "muted"}, none)]
+    this.showTakers(jobs.takers, table)
+    const key = [jobs, dead].map(each => each.items.map(item => [item.name, item.etag, item.state, item.attempts])).join()
     if (key === this.drawn) return undefined // whoever points at a button shall not lose it
     this.drawn = key
     const items = jobs.items.filter(item => !item.isContainer)
@@ -271,18 +278,23 @@ export class ContainerView {
       h("td", null, said(item, "died") ? new Date(Number(said(item, "died").text)).toLocaleString() : ""), h("td", null, said(item, "attempts")?.text),
       h("td", {class: "wide"}, h("p", null, said(item, "reason")?.value ?? ""), preview(said(item, "value") ?? item.node, 100)),
       h("td", null, act("Put back", back(item), {"aria-label": `Put back ${item.name}`}), act("Delete", remove(item), {class: "danger", "aria-label": `Delete ${item.name}`})))
-    const named = name => (name.kind === "null" ? h("span", {class: "muted"}, "not named") : preview(name, 100))
-    const taker = each => h("tr", null, h("td", {class: "wide"}, named(member(each, "as"))), h("td", null, clock(Number(member(each, "since").text))))
-    const table = (title, columns, rows, none) => [h("h2", null, title), rows.length
-      ? h("div", {class: "card scroll", tabindex: 0, role: "group", "aria-label": title}, h("table", null, h("thead", null, h("tr", null, columns.map(each => h("th", {scope: "col"}, each)))), h("tbody", null, rows)))
-      : h("p", {class: "muted"}, none)]
     const buried = dead.items.filter(item => !item.isContainer)
     const more = jobs.next === null ? "" : ` of the first ${number(jobs.items.length)}`
     redraw(this.body, h("div", {class: "tiles"}, counts, tile("dead", buried.length, dead)),
       ...table(`Jobs${more}`, ["Job", "State", "Attempts", "Value", "Actions"], items.slice(0, 100).map(job), "No job waits."),
-      ...table(`Who waits${jobs.takers.length ? `: ${jobs.takers.length}` : ""}`, ["Taker", "Since"], jobs.takers.map(taker), "Nobody waits for a job."),
+      this.takers,
       ...table("Dead jobs", ["Job", "Died", "Attempts", "Reason and value", "Actions"], buried.slice(0, 100).map(corpse), "No job has died."))
     return undefined
+  }
+
+  /** Show who waits, apart from the jobs: takers come and go. */
+  showTakers(takers, table) {
+    const key = takers.map(each => write(each)).join()
+    if (key === this.shownTakers) return
+    this.shownTakers = key
+    const named = name => (name.kind === "null" ? h("span", {class: "muted"}, "not named") : preview(name, 100))
+    const row = each => h("tr", null, h("td", {class: "wide"}, named(member(each, "as"))), h("td", null, clock(Number(member(each, "since").text))))
+    redraw((this.takers ??= h("div")), ...table(`Who waits${takers.length ? `: ${takers.length}` : ""}`, ["Taker", "Since"], takers.map(row), "Nobody waits for a job."))
   }
 
   // --- Presence ---

@@ -119,7 +119,7 @@ export function editorView({path, found, top, setCurl, done}) {
       toast("Saved")
       done(await stored(response))
     } catch (problem) {
-      if (problem.status === 412) conflict(problem)
+      if (problem.status === 412 && !isUnchanged(problem, base)) conflict(problem)
       else field.refuse(problem)
     }
     saving.disabled = false
@@ -179,14 +179,18 @@ function shortened(text) {
   }
 }
 
+/** Whether a 412 is about what was seen all the same: it is a job that somebody has taken. */
+const isUnchanged = ({etag, current}, found) => Boolean(current && etag && etag === found?.etag)
+
 /**
  * Show in `about` that somebody else was faster than a dialog about `found`, with both versions. Returns what the dialog is about
  * from now on: what is stored now.
  */
-function overtaken({etag, current}, found, about, said) {
+function overtaken(problem, found, about, said) {
+  const {etag, current, detail} = problem
   const note = text => h("p", {role: "alert"}, text)
-  if (!current) {
-    about.replaceChildren(note("Somebody else has deleted this document."))
+  if (!current || isUnchanged(problem, found)) {
+    about.replaceChildren(note(current ? detail : "Somebody else has deleted this document."))
     return found
   }
   const now = {etag, node: withoutTTL(current)}
@@ -277,8 +281,9 @@ export function openDelete(path, found, setCurl, done) {
       done()
     } catch (problem) {
       if (problem.status !== 412) return toast(problem.detail, true)
+      const seen = found
       found = overtaken(problem, found, about, "It was not deleted.")
-      deleting.textContent = "Delete it all the same"
+      if (found !== seen) deleting.textContent = "Delete it all the same"
       show()
     }
     return undefined
