@@ -6,8 +6,8 @@
 -- reply  {'again'} where so many documents have expired, or may have, that Redis does something else in between;
 --        {'same', tag} where that matches, or {'listing', tag, 'more' or nil, items, the time in ms where the
 --        container is worked as a queue, else nil, who waits there, each followed by its ms}; an item is {name, fields,
---        expires_at_ms, ttl_ms} for a document (with 'keys' the fields are {'$kv', its value}, or none), {name} for a container; its name
---        ends in a slash. The tag is the id of the namespace's last change.
+--        expires_at_ms, ttl_ms} for a document (with 'keys' the fields are {'$kv', its value}, or none), {name} for a
+--        container; its name ends in a slash. The tag is the id of the namespace's last change.
 
 local MOST_TAKERS = 100 -- that are shown
 
