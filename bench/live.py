@@ -30,6 +30,7 @@ MANY_WINDOW = 512  # the same where each has one reader
 PACE = 0.5  # of what a server delivers at most: the rate at which latency is measured, the same for all
 LOG_LENGTH = 10_000  # events that a server keeps for readers that are behind
 SETTLE_S = 1.0
+COMPARED = ("deliveries_s", "p99_ms")  # with nchan's, round by round
 
 STREAMS = 5000  # that are idle, each on a namespace of its own, while others PUT and GET
 DOCUMENTS = 2000
@@ -255,7 +256,7 @@ def ratios(seen: Seen) -> list[dict[str, Any]]:
     found = []
     for case in CASES if (CASES[0], "nchan") in seen else ():
         row: dict[str, Any] = {"case": case.name}
-        for figure in ("deliveries_s", "p99_ms"):
+        for figure in COMPARED:
             of_rounds = [
                 mine[figure] / its[figure] for mine, its in zip(seen[case, "kvstore"], seen[case, "nchan"], strict=True)
             ]
@@ -351,12 +352,10 @@ def print_results(results: dict[str, Any]) -> None:
     ]
     head = ("", "server", "deliveries/s", "µs each", "client's", "at events/s", "p50 ms", "p99 ms", "µs each")
     measure.print_table(head, lines, left=2)
-    print("\nTo nchan's in the same round")
-    lines = [
-        [row["case"], *("{:.2f} ({:.2f} to {:.2f})".format(*row[of]) for of in ("deliveries_s", "p99_ms"))]
-        for row in results["to nchan"]
-    ]
-    measure.print_table(("", "deliveries/s", "p99 ms"), lines)
+    lines = [[row["case"], *("{:.2f} ({:.2f} to {:.2f})".format(*row[of]) for of in COMPARED)] for row in results["to nchan"]]
+    if lines:
+        print("\nTo nchan's in the same round")
+        measure.print_table(("", "deliveries/s", "p99 ms"), lines)
     print("\nMemory of a stream, and when it has had events")
     measure.print_table(("server", "KiB", "used KiB"), [[str(cell) for cell in row.values()] for row in results["memory"]])
     beside = results["beside"]
