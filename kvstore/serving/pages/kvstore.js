@@ -131,7 +131,7 @@ function liveMap(store, path, {onChange, ...asked} = {}) {
 		}
 		map.close = store.follow(path, {...asked, onEvent}).close
 	})
-	map.ready.catch(() => {})
+	map.ready.catch(() => {}) // who waits is told
 	return map
 }
 
@@ -272,8 +272,8 @@ function unlessLate(problem) {
 const lost = cause => new Problem({type: "ResponseLost", status: 0, detail: "a write may be applied or not", cause})
 
 function targetOf(path, {query, ...parameters}) {
-	const isNone = /^(?!\/)|\/(\.|%2e){1,2}(\/|$)/i.test(path) // a URL does not keep such dots
-	if (isNone || !decodeURIComponent(path)) throw new TypeError(`no path: ${path}`)
+	// A URL keeps no `.` and `..`.
+	if (/^(?!\/)|\/(\.|%2e){1,2}(\/|$)/i.test(path) || !decodeURIComponent(path)) throw new TypeError(`no path: ${path}`)
 	query ??= new URLSearchParams(given(parameters, "_"))
 	return path.replace(/[\0-\x20\x7f?#\\]/g, encodeURIComponent) + `?${query}`.replace(/\?$/, "")
 }
