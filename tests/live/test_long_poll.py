@@ -691,7 +691,7 @@ def test_what_is_lost_again_and_again(serving: Serving, server: Running, monkeyp
     wires = [serving.send("GET", "/ns/b", prefer_wait(1)), serving.send("POST", "/ns/q/?lease=60s&wait=1")]
     assert [wire.answer().status for wire in wires] == [404, 204]
     commands = server.redis.info("stats")["total_commands_processed"] - before  # those of scripts are counted as well
-    assert commands < 200 * (time.monotonic() - began), "a second"
+    assert commands < 2000 * (time.monotonic() - began), "a second: 190 to 260 are seen, and 100,000 without a pause"
 
 
 @pytest.mark.slow
